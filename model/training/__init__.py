@@ -1,0 +1,1 @@
+"""How one run is trained: configuration (torch-free), data, trainer, checkpoints, trackers."""

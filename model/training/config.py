@@ -1,0 +1,271 @@
+"""How one run is trained: frozen values, no torch.
+
+Everything here is scientific (it changes the numbers) unless its docstring says otherwise; the run
+id and the protocol fingerprint are made from the scientific fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from model.config import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW as Ling 2.0 uses it (report, section 3.2.1: betas 0.9/0.95, decay 0.1, clip 1.0)."""
+
+    peak_lr: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    """Largest global gradient norm; larger ones are scaled down to it."""
+
+    def __post_init__(self) -> None:
+        require_positive(peak_lr=self.peak_lr, eps=self.eps, clip_norm=self.clip_norm)
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
+        require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over a run, in fractions of its tokens: warm-up, then stable or cosine, decay.
+
+    ``wsd``: linear warm-up, constant, then decay over the last ``decay_frac``;
+    ``cosine``: linear warm-up, then a cosine to ``final_frac``; ``constant``: warm-up only.
+    """
+
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup_frac: float = 0.05
+    decay_frac: float = 0.2
+    """Share of the run spent decaying (wsd only)."""
+    decay_shape: Literal["linear", "1-sqrt", "cosine"] = "1-sqrt"
+    """How a wsd decay goes from the peak to final_frac of it (Hägele et al., arXiv:2405.18392)."""
+    final_frac: float = 0.0
+    """Last learning rate as a fraction of the peak."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_frac", "decay_frac", "final_frac"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
+        require(
+            self.kind != "wsd" or self.warmup_frac + self.decay_frac <= 1,
+            f"warmup_frac ({self.warmup_frac}) and decay_frac ({self.decay_frac}) "
+            "overlap: their sum must be <= 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """How the load of the experts is kept even."""
+
+    rule: Literal["zero_mean_sign", "sign", "none"] = "zero_mean_sign"
+    """b += u·(sign e - mean sign e) (Ling 2.0), b += u·sign e (DeepSeek), or a frozen bias."""
+    update_rate: float = 1e-3
+    """u. 1e-3 in pre-training, 1e-4 after context extension (Ling 2.0 report, section 3.2.1)."""
+    aux_loss_weight: float = 0.0
+    """Weight of the Switch balance loss over the global batch (a variant; Ling uses none)."""
+    z_loss_weight: float = 0.0
+    """Weight of the router z-loss (3.5e-6 in Ling's open scripts, not in the report)."""
+
+    def __post_init__(self) -> None:
+        for name in ("update_rate", "aux_loss_weight", "z_loss_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be >= 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The held-out measurement: the same first ``heldout_tokens`` of each domain, in every run."""
+
+    heldout_tokens: int = 65_536
+    """Tokens evaluated per domain at the end (fewer only where the domain holds fewer)."""
+    num_intermediate: int = 4
+    """Evaluations on the way, evenly spaced in tokens, on an eighth of the held-out tokens."""
+
+    def __post_init__(self) -> None:
+        require_positive(heldout_tokens=self.heldout_tokens)
+        require(
+            self.num_intermediate >= 0,
+            f"num_intermediate must be >= 0, got {self.num_intermediate}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is saved. Not scientific: a resumed run has the same bits as an unbroken one."""
+
+    every_s: float = 20.0
+    """Seconds of training between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        require(self.every_s >= 0, f"every_s must be >= 0, got {self.every_s}")
+        require(self.keep >= 1, f"keep must be >= 1, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run from random weights to its last token."""
+
+    tokens: int
+    """Training tokens; a whole number of batches."""
+    batch_tokens: int
+    """Tokens in one optimizer step; a whole number of sequences."""
+    sequence_length: int
+    seed: int
+    """Seeds the initial weights. The token stream does not depend on it."""
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    balance: BalanceConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    """Not scientific."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    mtp_loss_weight: float = 0.1
+    """Weight of the multi-token-prediction loss, where the model has that block (Ling: 0.1)."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            tokens=self.tokens,
+            batch_tokens=self.batch_tokens,
+            sequence_length=self.sequence_length,
+        )
+        require(
+            self.batch_tokens % self.sequence_length == 0,
+            f"batch_tokens ({self.batch_tokens}) must be a multiple of "
+            f"sequence_length ({self.sequence_length})",
+        )
+        require(
+            self.tokens % self.batch_tokens == 0,
+            f"tokens ({self.tokens}) must be a multiple of batch_tokens ({self.batch_tokens})",
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in the run."""
+        return self.tokens // self.batch_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class BytesTokenizer:
+    """One token a byte, and one for the end of a document: vocabulary 257."""
+
+    kind: Literal["bytes"] = "bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BpeTokenizer:
+    """Byte-level BPE trained on the training split with the ``tokenizers`` library."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: int = 4096
+    """Entries, the end-of-document token included; at least 257."""
+
+    def __post_init__(self) -> None:
+        require(self.vocab_size >= 257, f"vocab_size must be >= 257, got {self.vocab_size}")
+
+
+Tokenizer = BytesTokenizer | BpeTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What every corpus has. ``weights`` null means in proportion to the training tokens."""
+
+    tokenizer: Tokenizer = BytesTokenizer()
+    weights: dict[str, float] | None = None
+    """Share of each domain in the token stream; must name every domain and sum to 1."""
+    heldout_frac: float = 0.05
+    """Share of the documents, chosen by the hash of their content, that is never trained on."""
+    order_seed: int = 0
+    """Orders the documents. Part of the protocol: equal in every run of a sweep."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.heldout_frac < 1, f"heldout_frac must be in (0, 1): {self.heldout_frac}")
+        if self.weights is not None:
+            total = sum(self.weights.values())
+            require(abs(total - 1) < 1e-6, f"weights must sum to 1, they sum to {total:.6g}")
+            for name, weight in self.weights.items():
+                require(weight >= 0, f"weights.{name} must be >= 0, got {weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StdlibCorpus(Corpus):
+    """The running interpreter's standard library: domains ``code`` and ``prose``.
+
+    ``prose`` is the docstrings and comments, ``code`` the source without them.
+    """
+
+    kind: Literal["stdlib"] = "stdlib"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCorpus(Corpus):
+    """The user's own files; each file is a document, long ones cut at blank lines."""
+
+    kind: Literal["text"] = "text"
+    paths: tuple[str, ...]
+    """Files, folders or globs. The domain of a file is its suffix without the dot, unless
+    ``domains`` says otherwise."""
+    domains: dict[str, tuple[str, ...]] | None = None
+    """Domain name to globs, in place of ``paths``' suffix rule."""
+    document_bytes: int = 16_384
+    """Longest document; longer files are cut at the last blank line or line end before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticCorpus(Corpus):
+    """A generated language whose entropy rate is known exactly, so that E can be checked."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    tokens: int = 4_000_000
+    """Length of the generated text, in tokens."""
+    num_symbols: int = 64
+    """Alphabet."""
+    order: int = 2
+    """Symbols of context that decide the next one."""
+    seed: int = 0
+
+
+CorpusConfig = StdlibCorpus | TextCorpus | SyntheticCorpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbTracker:
+    """Mirror the JSONL to W&B. Not scientific; a W&B that fails never stops a run."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "windtunnel"
+    mode: Literal["offline", "online"] = "offline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlTracker:
+    """Only ``metrics.jsonl``, which every run writes anyway."""
+
+    kind: Literal["jsonl"] = "jsonl"
+
+
+TrackerConfig = JsonlTracker | WandbTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where and with what a run computes. Not scientific, but kept in the record."""
+
+    threads: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_dir: Path = Path("tunnel/data")
+    """Where prepared corpora are kept."""
+    tracker: TrackerConfig = JsonlTracker()
+
+    def __post_init__(self) -> None:
+        require_positive(threads=self.threads)
