@@ -1,0 +1,114 @@
+"""The strict builder: what goes in comes back, and everything else is named by its path."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from model.errors import ConfigError
+from model.typed import build, build_union, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    kind: Literal["circle"] = "circle"
+    radius: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    kind: Literal["square"] = "square"
+    side: int
+
+    def __post_init__(self) -> None:
+        if self.side <= 0:
+            raise ConfigError(f"side must be positive, got {self.side}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    name: str
+    shape: Circle | Square
+    layers: tuple[Square, ...] = ()
+    pair: tuple[int, str] = (1, "a")
+    share: dict[str, float] | None = None
+    mode: Literal["fast", "slow"] = "fast"
+    visible: bool = True
+    folder: Path = Path("here")
+
+
+FULL = {
+    "name": "plan",
+    "shape": {"kind": "square", "side": 3},
+    "layers": [{"side": 1}, {"side": 2}],
+    "pair": [7, "b"],
+    "share": {"left": 0.25, "right": 1},
+    "mode": "slow",
+    "visible": False,
+    "folder": "there",
+}
+
+
+def test_round_trip_through_json() -> None:
+    drawing = build(Drawing, FULL)
+    assert drawing.shape == Square(side=3)
+    assert drawing.layers == (Square(side=1), Square(side=2))
+    assert drawing.share == {"left": 0.25, "right": 1.0}
+    assert drawing.folder == Path("there")
+    assert build(Drawing, json.loads(json.dumps(to_plain(drawing)))) == drawing
+
+
+def test_defaults_fill_what_is_left_out() -> None:
+    drawing = build(Drawing, {"name": "x", "shape": {"kind": "circle", "radius": 2}})
+    assert drawing.shape == Circle(radius=2.0)
+    assert drawing.mode == "fast"
+    assert drawing.share is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nam": "x"}, r"^nam: unknown field; did you mean name\? Allowed: folder, layers, mode"),
+        ({"shape": {"kind": "square", "sid": 1}}, r"^shape\.sid: unknown field; did you mean side"),
+        ({"shape": {"kind": "oval"}}, r"^shape\.kind: 'oval' is not one of: circle, square"),
+        ({"shape": 3}, r"^shape\.kind: None is not one of: circle, square"),
+        ({"shape": {"kind": "square", "side": -1}}, r"^shape: side must be positive, got -1"),
+        ({"shape": {"kind": "square", "side": 1.5}}, r"^shape\.side: expected a whole number"),
+        ({"shape": {"kind": "square", "side": True}}, r"^shape\.side: expected a whole number"),
+        ({"shape": {"kind": "circle", "radius": float("nan")}}, r"^shape\.radius: .*finite"),
+        ({"shape": {"kind": "circle", "radius": "2"}}, r"^shape\.radius: expected a number"),
+        ({"layers": [{"side": 1}, {}]}, r"^layers\[1\]\.side: missing"),
+        ({"layers": "abc"}, r"^layers: expected a list, got 'abc'"),
+        ({"pair": [1]}, r"^pair: expected 2 values, got 1"),
+        ({"share": {"left": "much"}}, r"^share\.left: expected a number, got 'much'"),
+        ({"share": 3}, r"^share: expected a mapping, got 3"),
+        ({"mode": "swift"}, r"^mode: 'swift' is not one of: fast, slow"),
+        ({"visible": 1}, r"^visible: expected true or false, got 1"),
+        ({"name": None}, r"^name: expected text, got None"),
+    ],
+)
+def test_refusals_name_the_path(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(Drawing, {**FULL, **change})
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^name: missing; give it a value \(text\)"):
+        build(Drawing, {"shape": {"kind": "square", "side": 3}})
+
+
+def test_whole_floats_count_as_whole_numbers() -> None:
+    square = build(Square, {"side": 1e9})
+    assert square.side == 1_000_000_000
+    assert isinstance(square.side, int)
+
+
+def test_union_at_the_top() -> None:
+    assert build_union(Circle | Square, {"kind": "circle", "radius": 1}) == Circle(radius=1.0)
+
+
+def test_not_a_mapping() -> None:
+    with pytest.raises(ConfigError, match="config: expected a mapping, got 3"):
+        build(Drawing, 3)  # type: ignore[arg-type]
