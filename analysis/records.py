@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from analysis.results import Exclusion
 
 SCHEMA_VERSION = 1
 
@@ -89,3 +93,16 @@ class RunRecord:
     wall_s: float
     tokens_per_s: float
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordSet:
+    """Records fit to be analysed, and those that are not, with their reasons."""
+
+    records: tuple[RunRecord, ...]
+    excluded: tuple[Exclusion, ...]
+
+
+def load_records(dirs: Iterable[Path]) -> RecordSet:
+    """The records of run directories (each holding ``record.json``)."""
+    raise NotImplementedError

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
+
+from numpy.typing import ArrayLike
+
+from analysis.laws import Array, Law
 
 
 class FitError(RuntimeError):
@@ -63,3 +68,77 @@ class Exclusion:
     label: str
     """Run id, or ``row 17`` of a table."""
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitWarning:
+    """One soft trouble and its sentence."""
+
+    status: str
+    """Name of a :class:`FitStatus`."""
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What was made small: sum of rho(log measured - log law) over the points."""
+
+    loss: Literal["huber", "lad", "squares"]
+    delta: float | None
+    """Where Huber turns from squares to absolute values, in log-loss; None for the others."""
+    delta_rule: str
+    """How delta was chosen, in words."""
+    value: float
+    starts: int
+    """Exponent pairs whose coefficients were solved."""
+    basins: int
+    """Distinct optima the starts ended in."""
+    spread: float
+    """Second-best optimum's objective over the best one's, minus 1; 0 for one basin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A law plus its evidence."""
+
+    name: str
+    """What is predicted, e.g. ``loss``."""
+    law: Law
+    coefficients: dict[str, Interval]
+    """Each parameter with its bootstrap interval."""
+    replicates: tuple[tuple[float, ...], ...]
+    """Parameters of every bootstrap replicate, in the law's order."""
+    bootstrap: str
+    """How the replicates were drawn, in words."""
+    noise_sd: float
+    """Spread of one new run about the law, in log-loss."""
+    noise_df: float
+    """Degrees of freedom noise_sd rests on."""
+    objective: Objective
+    num_points: int
+    largest_compute: float
+    """The largest compute (or whatever extrapolation is measured in) among the points."""
+    ranges: dict[str, tuple[float, float]]
+    """Smallest and largest value of each variable among the points."""
+    condition_number: float
+    warnings: tuple[FitWarning, ...] = ()
+
+    def predict(self, *x: float, level: float = 0.9) -> Prediction:
+        """A newly measured value at ``x`` (in the law's order of variables), with its interval."""
+        value, low, high = self.predict_many(*x, level=level)
+        ratio = float(self.law.compute(*x)) / self.largest_compute
+        return Prediction(
+            value=float(value),
+            low=float(low),
+            high=float(high),
+            level=level,
+            extrapolation_ratio=ratio,
+        )
+
+    def predict_many(self, *x: ArrayLike, level: float = 0.9) -> tuple[Array, Array, Array]:
+        """Value, low and high at arrays of ``x``: a figure's curve and its band."""
+        raise NotImplementedError
+
+    def statuses(self) -> tuple[FitStatus, ...]:
+        """The soft troubles of this fit."""
+        return tuple(FitStatus[warning.status] for warning in self.warnings)

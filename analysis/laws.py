@@ -1,0 +1,187 @@
+"""The laws: frozen callables with their inverses and optima. A law knows nothing of data.
+
+Symbols: C training FLOPs, M training FLOPs per token, N a size (M or a parameter count, the
+caller says which), D tokens, L loss in nats per token, E irreducible loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from model.errors import ConfigError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """A compute budget spent at its optimum."""
+
+    flops: float
+    size: float
+    tokens: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerLaw:
+    """y = a · x^b."""
+
+    PARAMETERS: ClassVar[tuple[str, ...]] = ("a", "b")
+    VARIABLES: ClassVar[tuple[str, ...]] = ("x",)
+
+    kind: Literal["power_law"] = "power_law"
+    a: float
+    b: float
+
+    @staticmethod
+    def formula(parameters: ArrayLike, x: ArrayLike) -> Array:
+        """Values at ``x`` for parameters [..., 2]; the two broadcast."""
+        a, b = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
+        return np.asarray(a * np.asarray(x, dtype=float) ** b)
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([self.a, self.b])
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """y at ``x``."""
+        return self.formula(self.parameters, x)
+
+    def inverse(self, y: float) -> float:
+        """The x at which the law gives ``y``."""
+        if self.b == 0:
+            raise ConfigError("a power law with exponent 0 has no inverse")
+        return float((y / self.a) ** (1 / self.b))
+
+    def compute(self, x: ArrayLike) -> Array:
+        """What extrapolation is measured in: x itself."""
+        return np.asarray(x, dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaturatingPowerLaw:
+    """L(C) = E + a · C^-b (Henighan et al., arXiv:2010.14701)."""
+
+    PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "a", "b")
+    VARIABLES: ClassVar[tuple[str, ...]] = ("flops",)
+
+    kind: Literal["saturating_power_law"] = "saturating_power_law"
+    E: float
+    a: float
+    b: float
+
+    @staticmethod
+    def formula(parameters: ArrayLike, flops: ArrayLike) -> Array:
+        """Losses at ``flops`` for parameters [..., 3]; the two broadcast."""
+        E, a, b = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
+        return np.asarray(E + a * np.asarray(flops, dtype=float) ** -b)
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([self.E, self.a, self.b])
+
+    def __call__(self, flops: ArrayLike) -> Array:
+        """Loss at ``flops``."""
+        return self.formula(self.parameters, flops)
+
+    def inverse(self, loss: float) -> float:
+        """Training FLOPs at which the law reaches ``loss``."""
+        if loss <= self.E:
+            raise ConfigError(
+                f"loss {loss:g} is never reached: the irreducible loss is {self.E:g} nats"
+            )
+        return float(((loss - self.E) / self.a) ** (-1 / self.b))
+
+    def compute(self, flops: ArrayLike) -> Array:
+        """What extrapolation is measured in: training FLOPs."""
+        return np.asarray(flops, dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSurface:
+    """L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al., arXiv:2203.15556, eq. 2)."""
+
+    PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta")
+    VARIABLES: ClassVar[tuple[str, ...]] = ("size", "tokens")
+
+    kind: Literal["loss_surface"] = "loss_surface"
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    flops_per_size_token: float = 1.0
+    """C = flops_per_size_token · N · D: 1 where N is M (flops_per_token), 6 for parameters."""
+
+    @staticmethod
+    def formula(parameters: ArrayLike, size: ArrayLike, tokens: ArrayLike) -> Array:
+        """Losses at (size, tokens) for parameters [..., 5]; all broadcast."""
+        E, A, B, alpha, beta = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
+        size, tokens = np.asarray(size, dtype=float), np.asarray(tokens, dtype=float)
+        return np.asarray(E + A * size**-alpha + B * tokens**-beta)
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([self.E, self.A, self.B, self.alpha, self.beta])
+
+    def __call__(self, size: ArrayLike, tokens: ArrayLike) -> Array:
+        """Loss at ``size`` and ``tokens``."""
+        return self.formula(self.parameters, size, tokens)
+
+    def compute(self, size: ArrayLike, tokens: ArrayLike) -> Array:
+        """Training FLOPs of ``size`` and ``tokens``."""
+        product = np.asarray(size, dtype=float) * np.asarray(tokens, dtype=float)
+        return np.asarray(self.flops_per_size_token * product)
+
+    def optimum(self, flops: float) -> Allocation:
+        """The size and tokens of least loss at ``flops``.
+
+        With C = k·N·D fixed, dL/dN = 0 gives alpha·A·N^-alpha = beta·B·D^-beta, so
+        N = G·(C/k)^(beta/(alpha+beta)) with G = (alpha·A / (beta·B))^(1/(alpha+beta)), D = C/(k·N).
+        """
+        total = self.alpha + self.beta
+        ratio = flops / self.flops_per_size_token
+        balance = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
+        size = balance * ratio ** (self.beta / total)
+        tokens = ratio / size
+        return Allocation(flops=flops, size=size, tokens=tokens, loss=float(self(size, tokens)))
+
+    def frontier(self) -> SaturatingPowerLaw:
+        """Loss along the optimum: E + a·C^-b with b = alpha·beta/(alpha+beta), in closed form."""
+        b = self.alpha * self.beta / (self.alpha + self.beta)
+        at_one = self.optimum(1.0)
+        return SaturatingPowerLaw(E=self.E, a=at_one.loss - self.E, b=b)
+
+    def optimal_size(self) -> PowerLaw:
+        """N*(C), the size of least loss against training FLOPs."""
+        return PowerLaw(a=self.optimum(1.0).size, b=self.beta / (self.alpha + self.beta))
+
+    def optimal_tokens(self) -> PowerLaw:
+        """D*(C), the tokens of least loss against training FLOPs."""
+        return PowerLaw(a=self.optimum(1.0).tokens, b=self.alpha / (self.alpha + self.beta))
+
+    def inverse(self, loss: float) -> float:
+        """The least training FLOPs at which ``loss`` is reached."""
+        return self.frontier().inverse(loss)
+
+    def tokens_for(self, loss: float, size: float) -> float:
+        """Tokens at which a model of ``size`` reaches ``loss``."""
+        left = loss - self.E - self.A * size**-self.alpha
+        if left <= 0:
+            floor = self.E + self.A * size**-self.alpha
+            raise ConfigError(
+                f"loss {loss:g} is never reached at size {size:g}: its limit is {floor:g} nats"
+            )
+        return math.exp(-math.log(left / self.B) / self.beta)
+
+
+Law = PowerLaw | SaturatingPowerLaw | LossSurface
