@@ -1,0 +1,42 @@
+"""Grouped-query attention with QK-norm before a partial rotary embedding."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import AttentionConfig
+from model.layers import RMSNorm, Rotary, rotate
+
+# Shapes: B sequences, T positions, D model width, N heads (query + key + value), H head width.
+
+
+class Attention(nn.Module):
+    """Causal attention; one matrix makes all queries, then all keys, then all values."""
+
+    def __init__(self, config: AttentionConfig, width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.config = config
+        num_heads = config.num_heads + 2 * config.num_kv_heads
+        self.qkv = nn.Linear(width, num_heads * config.head_dim, bias=False)
+        self.out = nn.Linear(config.num_heads * config.head_dim, width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else None
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
+        """Mix positions: each attends to itself and those before it."""
+        c = self.config
+        qkv_BTNH = self.qkv(x_BTD).unflatten(-1, (-1, c.head_dim))
+        q, k, v = qkv_BTNH.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = rotary.tables(x_BTD.shape[1], x_BTD.device, q.dtype)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed_BNTH = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2).to(q.dtype),
+            is_causal=True,
+            enable_gqa=c.num_heads != c.num_kv_heads,
+        )
+        return self.out(mixed_BNTH.transpose(1, 2).flatten(2))

@@ -1,0 +1,40 @@
+"""One transformer block: attention, then a dense or mixture feed-forward, each on a residual."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.balance import RoutingRequest, RoutingStats
+from model.config import ModelConfig
+from model.layers import RMSNorm, Rotary, SwiGLU
+from model.moe import MoE
+
+# Shapes: B sequences, T positions, D model width.
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int, kernel: str | None = None) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.attention_norm = RMSNorm(width, config.norm_eps)
+        self.attention = Attention(config.attention, width, config.norm_eps)
+        self.feed_forward_norm = RMSNorm(width, config.norm_eps)
+        self.feed_forward: SwiGLU | MoE
+        if config.moe is not None and config.is_moe_layer(layer):
+            self.feed_forward = MoE(config.moe, width, kernel)
+        else:
+            self.feed_forward = SwiGLU(width, config.dense_width)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, request: RoutingRequest
+    ) -> tuple[Tensor, RoutingStats | None]:
+        """The block's output and, from a mixture, what its router did."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
+        normed_BTD = self.feed_forward_norm(x_BTD)
+        if isinstance(self.feed_forward, MoE):
+            y_BTD, stats = self.feed_forward(normed_BTD, request)
+            return x_BTD + y_BTD, stats
+        return x_BTD + self.feed_forward(normed_BTD), None

@@ -1,0 +1,60 @@
+"""The routed experts: their weights, and the one door to whatever computes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.config import MoEConfig
+from model.kernels.select import KERNELS, select
+from model.router import Routing
+
+# Shapes: T tokens, D model width, E experts, K experts per token, W expert width.
+
+
+def routed_experts(
+    x_TD: Tensor,
+    expert_TK: Tensor,
+    gate_TK: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    *,
+    kernel: str | None = None,
+) -> Tensor:
+    """Sum over a token's experts of gate · down(silu(gate_proj(x)) · up_proj(x)).
+
+    Args:
+        x_TD: tokens.
+        expert_TK: chosen experts, int64; the K of a token are distinct.
+        gate_TK: weights of their answers, float32 (float64 with float64 tokens).
+        w_gate_up: [E, 2·W, D], gate rows first, then up.
+        w_down: [E, W, D]: the transposed down projection, so that D is innermost in both.
+        kernel: a name from ``model.kernels.select.KERNELS``; None chooses.
+
+    Returns:
+        [T, D] in the type of ``x_TD``; the sum over K is taken in float32.
+    """
+    choice = select(x_TD.dtype, x_TD.shape[1], w_down.shape[1], kernel)
+    return KERNELS[choice.name](x_TD, expert_TK, gate_TK, w_gate_up, w_down)
+
+
+class RoutedExperts(nn.Module):
+    """All routed experts of a layer in two parameters."""
+
+    def __init__(self, config: MoEConfig, width: int, kernel: str | None = None) -> None:
+        super().__init__()
+        e, w = config.num_experts, config.expert_width
+        self.w_gate_up = nn.Parameter(torch.empty(e, 2 * w, width))
+        self.w_down = nn.Parameter(torch.empty(e, w, width))
+        self.kernel = kernel
+
+    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """The routed experts' answer [T, D]."""
+        return routed_experts(
+            x_TD,
+            routing.expert_TK,
+            routing.gate_TK,
+            self.w_gate_up.to(x_TD.dtype),
+            self.w_down.to(x_TD.dtype),
+            kernel=self.kernel,
+        )

@@ -1,0 +1,48 @@
+"""Every initial value of a model, in one table."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.experts import RoutedExperts
+from model.layers import RMSNorm
+from model.router import Router
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Fill every parameter and buffer of ``model`` in place.
+
+    Each parameter draws from its own generator, seeded by ``seed`` and the parameter's name: the
+    values depend neither on the global random state nor on the order in which modules were built,
+    and block 3 of a deeper model starts like block 3 of a shallower one. Drawn in float32 on the
+    CPU, so that every device and type starts from the same numbers.
+    """
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            parameter.copy_(initial_value(module, name, parameter.shape, config, seed))
+        for buffer in module.buffers(recurse=False):
+            buffer.zero_()  # the routers' selection biases
+
+
+def initial_value(
+    module: nn.Module, name: str, shape: torch.Size, config: ModelConfig, seed: int
+) -> Tensor:
+    """Norms 1; router U(±1/√d), PyTorch's default linear; everything else N(0, init_std²)."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    value = torch.empty(shape, dtype=torch.float32)
+    match module:
+        case RMSNorm():
+            return value.fill_(1)
+        case Router():
+            bound = 1 / math.sqrt(shape[-1])
+            return value.uniform_(-bound, bound, generator=generator)
+        case nn.Linear() | nn.Embedding() | RoutedExperts():
+            return value.normal_(0, config.init_std, generator=generator)
+    raise TypeError(f"no initial value for {name}: {type(module).__name__} is not in the table")

@@ -1,0 +1,1 @@
+"""Ways to compute the routed experts; ``select`` chooses one."""

@@ -1,0 +1,34 @@
+"""The mixture feed-forward: router, routed experts, shared expert."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from model.balance import RoutingRequest, RoutingStats, routing_stats
+from model.config import MoEConfig
+from model.experts import RoutedExperts
+from model.layers import SwiGLU
+from model.router import Router
+
+# Shapes: B sequences, T positions, D model width.
+
+
+class MoE(nn.Module):
+    """y = Σ gate·expert(x) + shared(x); the shared expert has neither gate nor scale."""
+
+    def __init__(self, config: MoEConfig, width: int, kernel: str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.router = Router(config, width)
+        self.experts = RoutedExperts(config, width, kernel)
+        shared_width = config.num_shared_experts * config.expert_width
+        self.shared = SwiGLU(width, shared_width) if shared_width else None
+
+    def forward(self, x_BTD: Tensor, request: RoutingRequest) -> tuple[Tensor, RoutingStats]:
+        """Route every position on its own; none is dropped."""
+        x_TD = x_BTD.flatten(0, 1)
+        routing = self.router(x_TD)
+        y_TD = self.experts(x_TD, routing)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
+        return y_TD.view_as(x_BTD), routing_stats(routing, self.config, request)
