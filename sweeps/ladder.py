@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+from model.config import require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +32,65 @@ class LadderConfig:
     """Rung of the noise cell, from 0."""
     noise_budget: int
     """Budget of the noise cell, from 0."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            sizes=self.sizes,
+            smallest_flops_per_token=self.smallest_flops_per_token,
+            budgets=self.budgets,
+            smallest_tokens=self.smallest_tokens,
+        )
+        for name in ("size_ratio", "budget_ratio"):
+            value = getattr(self, name)
+            require(value > 1, f"{name} must be above 1, got {value}")
+        for name, value, count in (
+            ("noise_size", self.noise_size, self.sizes),
+            ("noise_budget", self.noise_budget, self.budgets),
+        ):
+            require(
+                0 <= value < count, f"{name} ({value}) must be between 0 and {count - 1}, from 0"
+            )
+        require(
+            self.seed not in self.noise_seeds
+            and len(set(self.noise_seeds)) == len(self.noise_seeds),
+            f"noise_seeds {list(self.noise_seeds)} must differ from each other and from seed "
+            f"({self.seed}): equal seeds measure no noise",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One place of the ladder: a target size, a token budget and a seed."""
+
+    rung: str
+    role: Literal["grid", "noise"]
+    flops_per_token: float
+    """Target M; the recipe's shape comes as near as its widths allow."""
+    tokens: int
+    """Target D; the recipe rounds it to whole batches."""
+    seed: int
+
+
+def grid_cells(ladder: LadderConfig) -> Iterator[Cell]:
+    """Every size at every budget, smallest first."""
+    for size in range(ladder.sizes):
+        for budget in range(ladder.budgets):
+            yield _cell(ladder, size, budget, "grid", ladder.seed)
+
+
+def noise_cells(ladder: LadderConfig) -> Iterator[Cell]:
+    """The noise cell again with each further seed."""
+    for seed in ladder.noise_seeds:
+        yield _cell(ladder, ladder.noise_size, ladder.noise_budget, "noise", seed)
+
+
+def _cell(
+    ladder: LadderConfig, size: int, budget: int, role: Literal["grid", "noise"], seed: int
+) -> Cell:
+    return Cell(
+        rung=f"r{size}",
+        role=role,
+        flops_per_token=ladder.smallest_flops_per_token * ladder.size_ratio**size,
+        tokens=round(ladder.smallest_tokens * ladder.budget_ratio**budget),
+        seed=seed,
+    )

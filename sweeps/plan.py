@@ -1,11 +1,16 @@
-"""What a sweep will run, decided before anything runs."""
+"""What a sweep will run: specs and a cost table, made before anything runs.
+
+The plan alone is enough to run, rerun or check the sweep: ``plan.json`` holds every spec whole.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from model.config import require, require_positive
+from model.errors import ConfigError
 from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
@@ -14,8 +19,15 @@ from model.training.config import (
     RuntimeConfig,
     ScheduleConfig,
 )
-from sweeps.ladder import LadderConfig
-from sweeps.recipe import Recipe
+from model.training.data import PreparedCorpus
+from model.typed import build, to_plain
+from sweeps import grid
+from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
+from sweeps.files import read_json, write_json
+from sweeps.ladder import LadderConfig, grid_cells, noise_cells
+from sweeps.order import makespan_s, start_order
+from sweeps.recipe import Recipe, shape_for, train_for
+from sweeps.spec import SPEC_VERSION, RunSpec, run_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +55,182 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         require(
-            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name),
+            bool(self.name.strip("."))
+            and all(char.isalnum() or char in "-_." for char in self.name),
             f"name: {self.name!r} must be letters, digits, '-', '_' or '.', it names a folder",
         )
         require_positive(sequence_length=self.sequence_length)
         require(
             self.mtp_loss_weight >= 0, f"mtp_loss_weight must be >= 0, got {self.mtp_loss_weight}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One row of the plan."""
+
+    run_id: str
+    spec: RunSpec
+    cost: RunCost
+    variant: dict[str, Any] = field(default_factory=dict)
+    """What the axes set for this run: dotted path to value. Empty without axes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The runs of a sweep in the order they start, each once."""
+
+    name: str
+    runs: tuple[PlannedRun, ...]
+    num_duplicates: int = 0
+    """Cells that came out as a run already planned, and were dropped."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before starting it."""
+
+    @property
+    def train_flops(self) -> float:
+        """Sum over the runs."""
+        return sum(run.cost.train_flops for run in self.runs)
+
+    @property
+    def worker_s(self) -> float:
+        """Estimated seconds on one worker."""
+        return sum(run.cost.wall_s for run in self.runs)
+
+    def wall_s(self, slots: int) -> float:
+        """Estimated seconds on ``slots`` workers, in the plan's order."""
+        return makespan_s([run.cost.wall_s for run in self.runs], slots)
+
+
+def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel = SHIPPED) -> Plan:
+    """Every cell of the ladder in every variant; the noise cell's seeds in the first variant.
+
+    Raises:
+        ConfigError: an axis names no field, a size is out of reach, a recipe contradicts itself.
+    """
+    planned: dict[str, PlannedRun] = {}
+    num_cells = 0
+    for index, variant in enumerate(variants_of(config)):
+        varied = grid.replaced(config, variant)
+        cells = [*grid_cells(varied.ladder), *(noise_cells(varied.ladder) if index == 0 else ())]
+        num_cells += len(cells)
+        for cell in cells:
+            spec = spec_for(
+                varied,
+                corpus,
+                flops_per_token=cell.flops_per_token,
+                tokens=cell.tokens,
+                seed=cell.seed,
+                rung=cell.rung,
+                role=cell.role,
+            )
+            name = run_id(spec)
+            if name not in planned:
+                cost = cost_of(prices, spec.model, spec.train, len(corpus.domains))
+                planned[name] = PlannedRun(run_id=name, spec=spec, cost=cost, variant=variant)
+    runs = list(planned.values())
+    order = start_order(
+        [run.cost.wall_s for run in runs], [(run.spec.rung, str(run.variant)) for run in runs]
+    )
+    return Plan(
+        name=config.name,
+        runs=tuple(runs[index] for index in order),
+        num_duplicates=num_cells - len(runs),
+        notes=_notes(runs, num_cells, corpus),
+    )
+
+
+def spec_for(
+    config: SweepConfig,
+    corpus: PreparedCorpus,
+    *,
+    flops_per_token: float,
+    tokens: int,
+    seed: int,
+    rung: str,
+    role: Literal["grid", "noise", "promoted"],
+) -> RunSpec:
+    """One run of the sweep's recipe and protocol, at any size: a cell, or the promoted model."""
+    try:
+        model = shape_for(
+            config.recipe.shape, flops_per_token, config.sequence_length, corpus.vocab_size
+        )
+    except ConfigError as error:
+        raise ConfigError(f"recipe.shape: {error}") from None
+    train = train_for(
+        config.recipe.training,
+        model=model,
+        tokens=tokens,
+        sequence_length=config.sequence_length,
+        seed=seed,
+        schedule=config.schedule,
+        balance=config.balance,
+        evaluation=config.evaluation,
+        checkpoint=config.checkpoint,
+        precision=config.precision,
+        mtp_loss_weight=config.mtp_loss_weight,
+    )
+    return RunSpec(
+        rung=rung,
+        role=role,
+        model=model,
+        train=train,
+        corpus=config.corpus,
+        corpus_fingerprint=corpus.fingerprint,
+        runtime=config.runtime,
+    )
+
+
+def variants_of(config: SweepConfig) -> grid.Grid:
+    """Every combination of the axes with every step of the zipped lists; one empty one without."""
+    axes = [grid.axis(path, values) for path, values in config.axes.items()]
+    together = [grid.axis(path, values) for path, values in config.zipped.items()]
+    if together:
+        axes.append(grid.zipped(*together))
+    for fixed in ("name", "axes", "zipped", "corpus"):
+        for path in (*config.axes, *config.zipped):
+            if path == fixed or path.startswith(f"{fixed}."):
+                raise ConfigError(f"{path}: can't be varied within a sweep; plan a sweep for each")
+    return grid.chain(grid.product(*axes))
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write ``plan.json``; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"spec_version": SPEC_VERSION, **to_plain(plan)})
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a ``plan.json`` back, and check that every run id still follows from its spec."""
+    mapping = read_json(path)
+    version = mapping.pop("spec_version", None)
+    if version != SPEC_VERSION:
+        raise ConfigError(
+            f"{path}: spec version {version}, this program reads {SPEC_VERSION}; "
+            "plan the sweep again"
+        )
+    plan = build(Plan, mapping, where=str(path))
+    for run in plan.runs:
+        if run.run_id != run_id(run.spec):
+            raise ConfigError(
+                f"{path}: run {run.run_id} does not follow from its spec; it was edited or written "
+                "by another version; plan the sweep again"
+            )
+    return plan
+
+
+def _notes(runs: list[PlannedRun], num_cells: int, corpus: PreparedCorpus) -> tuple[str, ...]:
+    notes = []
+    if num_cells > len(runs):
+        notes.append(
+            f"{num_cells - len(runs)} of {num_cells} cells came out as a run already planned "
+            "(sizes nearer than the widths of the recipe, or values that change nothing)"
+        )
+    most = max(run.spec.train.tokens for run in runs)
+    available = sum(domain.train_tokens for domain in corpus.domains.values())
+    if most > available:
+        notes.append(
+            f"the largest budget reads the corpus {most / available:.2f} times "
+            f"({available:,} training tokens)"
+        )
+    return tuple(notes)

@@ -7,8 +7,22 @@ uses the same recipe as the rungs it was predicted from.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
+
+from model.accounting import flops_per_token
+from model.config import AttentionConfig, ModelConfig, MoEConfig, require, require_positive
+from model.errors import ConfigError
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +31,13 @@ class PowerLawRule:
 
     coefficient: float
     exponent: float
+
+    def __post_init__(self) -> None:
+        require_positive(coefficient=self.coefficient)
+
+    def __call__(self, train_flops: float) -> float:
+        """The rule's value at ``train_flops``."""
+        return self.coefficient * train_flops**self.exponent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +76,21 @@ class ShapeRecipe:
     dense: bool = False
     """A dense model of equal active width in place of experts (the baseline of leverage)."""
 
+    def __post_init__(self) -> None:
+        require_positive(
+            width_multiple=self.width_multiple,
+            head_dim=self.head_dim,
+            heads_per_kv_head=self.heads_per_kv_head,
+            width_per_layer=self.width_per_layer,
+            min_layers=self.min_layers,
+            dense_width_ratio=self.dense_width_ratio,
+            granularity=self.granularity,
+            expert_width_multiple=self.expert_width_multiple,
+        )
+        for name in ("rotary_frac", "dense_layer_frac"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
@@ -72,6 +108,13 @@ class TrainingRecipe:
     weight_decay: float
     clip_norm: float
 
+    def __post_init__(self) -> None:
+        require_positive(
+            peak_lr_factor=self.peak_lr_factor,
+            batch_factor=self.batch_factor,
+            min_steps=self.min_steps,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -80,3 +123,141 @@ class Recipe:
     name: str
     shape: ShapeRecipe
     training: TrainingRecipe
+
+
+@lru_cache(maxsize=4096)
+def shape_for(
+    recipe: ShapeRecipe, target_flops_per_token: float, sequence_length: int, vocab_size: int
+) -> ModelConfig:
+    """The shape whose M lies nearest to the target, in the logarithm.
+
+    Only the width is searched, in steps of ``width_multiple``; the recipe's ratios give the rest,
+    so rungs differ in size alone.
+
+    Raises:
+        ConfigError: the target is below half of the smallest shape's M, or the recipe contradicts
+            itself (for instance more experts a token than experts).
+    """
+    width = recipe.width_multiple
+    best = _shape_of_width(recipe, width, vocab_size)
+    flops = smallest = flops_per_token(best, sequence_length).house
+    best_distance = abs(math.log(flops / target_flops_per_token))
+    # M grows with the width but for a step down where one more leading layer turns dense, so the
+    # search goes on well past the target.
+    while flops < 4 * target_flops_per_token:
+        width += recipe.width_multiple
+        shape = _shape_of_width(recipe, width, vocab_size)
+        flops = flops_per_token(shape, sequence_length).house
+        distance = abs(math.log(flops / target_flops_per_token))
+        if distance < best_distance:
+            best, best_distance = shape, distance
+    if 2 * target_flops_per_token < smallest:
+        raise ConfigError(
+            f"flops_per_token {target_flops_per_token:.3g} is out of reach: the smallest model of "
+            f"this recipe (width {recipe.width_multiple}) needs {smallest:.3g} at sequence length "
+            f"{sequence_length}; raise ladder.smallest_flops_per_token or lower "
+            "recipe.shape.width_multiple"
+        )
+    return best
+
+
+def train_for(
+    recipe: TrainingRecipe,
+    *,
+    model: ModelConfig,
+    tokens: int,
+    sequence_length: int,
+    seed: int,
+    schedule: ScheduleConfig,
+    balance: BalanceConfig,
+    evaluation: EvaluationConfig,
+    checkpoint: CheckpointConfig,
+    precision: Literal["fp32", "bf16"],
+    mtp_loss_weight: float,
+) -> TrainConfig:
+    """How ``model`` is trained on about ``tokens`` tokens.
+
+    The batch law is read at the asked compute, the batch rounded to whole sequences and held below
+    ``tokens / min_steps``; the tokens are then rounded to whole batches and the learning-rate law
+    is read at the compute the run really takes.
+    """
+    size = flops_per_token(model, sequence_length).house
+    wanted = recipe.batch_factor * recipe.batch_tokens(size * tokens)
+    most = max(1, tokens // (recipe.min_steps * sequence_length))
+    batch_tokens = min(most, max(1, _nearest(wanted / sequence_length))) * sequence_length
+    whole_tokens = max(1, _nearest(tokens / batch_tokens)) * batch_tokens
+    return TrainConfig(
+        tokens=whole_tokens,
+        batch_tokens=batch_tokens,
+        sequence_length=sequence_length,
+        seed=seed,
+        optimizer=OptimizerConfig(
+            peak_lr=recipe.peak_lr_factor * recipe.peak_lr(size * whole_tokens),
+            beta1=recipe.beta1,
+            beta2=recipe.beta2,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+        ),
+        schedule=schedule,
+        balance=balance,
+        evaluation=evaluation,
+        checkpoint=checkpoint,
+        precision=precision,
+        mtp_loss_weight=mtp_loss_weight,
+    )
+
+
+def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelConfig:
+    num_layers = max(recipe.min_layers, _nearest(width / recipe.width_per_layer))
+    num_heads = max(1, _nearest(width / recipe.head_dim))
+    expert_width = _multiple(2 * width / recipe.granularity, recipe.expert_width_multiple)
+    moe = MoEConfig(
+        num_experts=recipe.num_experts,
+        experts_per_token=recipe.experts_per_token,
+        num_shared_experts=recipe.num_shared_experts,
+        expert_width=expert_width,
+        num_groups=recipe.num_groups,
+        groups_per_token=recipe.groups_per_token,
+        score=recipe.score,
+        routed_scale=recipe.routed_scale,
+        selection_bias=recipe.selection_bias,
+    )
+    active_width = (recipe.experts_per_token + recipe.num_shared_experts) * expert_width
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_layers=num_layers,
+        dense_width=active_width
+        if recipe.dense
+        else _multiple(width * recipe.dense_width_ratio, recipe.expert_width_multiple),
+        attention=AttentionConfig(
+            num_heads=num_heads,
+            num_kv_heads=_kv_heads(num_heads, recipe.heads_per_kv_head),
+            head_dim=recipe.head_dim,
+            rotary_dim=2 * math.floor(recipe.head_dim * recipe.rotary_frac / 2),
+            rope_base=recipe.rope_base,
+            qk_norm=recipe.qk_norm,
+        ),
+        moe=None if recipe.dense else moe,
+        num_dense_layers=0 if recipe.dense else _nearest(num_layers * recipe.dense_layer_frac),
+        mtp_depth=recipe.mtp_depth,
+        init_std=recipe.init_std,
+    )
+
+
+def _kv_heads(num_heads: int, most_per_kv_head: int) -> int:
+    """The fewest key-value heads that divide the query heads and serve at most so many each."""
+    return next(
+        kv
+        for kv in range(1, num_heads + 1)
+        if num_heads % kv == 0 and num_heads // kv <= most_per_kv_head
+    )
+
+
+def _nearest(value: float) -> int:
+    """The nearest whole number, halves upward (Python's round goes to the even neighbour)."""
+    return math.floor(value + 0.5)
+
+
+def _multiple(value: float, step: int) -> int:
+    return max(1, _nearest(value / step)) * step

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from model.config import ModelConfig
+from model.errors import ConfigError
 from model.training.config import CorpusConfig, RuntimeConfig, TrainConfig
+from model.typed import build, to_plain
+from sweeps.files import content_hash, read_json
 
 SPEC_VERSION = 1
+"""Version of the fields below; adding, removing or renaming one raises it (a test pins them)."""
+
+NUMERICS_VERSION = 1
+"""Raised when a change of the model or the trainer changes the bits of a run of the same spec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +24,7 @@ class RunSpec:
     """What ``spec.json`` holds. ``runtime``, ``role`` and ``rung`` do not enter the run id."""
 
     spec_version: int = SPEC_VERSION
+    numerics: int = NUMERICS_VERSION
     rung: str
     role: Literal["grid", "noise", "promoted"] = "grid"
     model: ModelConfig
@@ -24,3 +33,54 @@ class RunSpec:
     corpus_fingerprint: str
     """Hash of the prepared corpus: documents, split, tokenizer, order, weights."""
     runtime: RuntimeConfig
+
+
+def science(spec: RunSpec) -> dict[str, Any]:
+    """The fields that decide the numbers, and nothing else.
+
+    Left out: role and rung (what the run is for), runtime (where it computes), the checkpoint
+    interval (a resumed run has the same bits), and the corpus's paths: its fingerprint says what is
+    in it, wherever it lies.
+    """
+    train = to_plain(spec.train)
+    del train["checkpoint"]
+    return {
+        "spec_version": spec.spec_version,
+        "numerics": spec.numerics,
+        "model": to_plain(spec.model),
+        "train": train,
+        "corpus_fingerprint": spec.corpus_fingerprint,
+    }
+
+
+def run_id(spec: RunSpec) -> str:
+    """A slug for people and 12 hex digits of the science: ``w64l3e32k4-d524k-s0-3fa91c07be52``.
+
+    The slug says width, layers, experts, experts a token, tokens and seed. Nobody parses it: facts
+    are in ``spec.json``. 48 bits make a collision among 100,000 runs a 1 in 50,000 event.
+    """
+    model, moe = spec.model, spec.model.moe
+    experts = f"e{moe.num_experts}k{moe.experts_per_token}" if moe else ""
+    slug = f"w{model.hidden_size}l{model.num_layers}{experts}"
+    length = f"d{short_count(spec.train.tokens)}-s{spec.train.seed}"
+    return f"{slug}-{length}-{content_hash(science(spec), digits=12)}"
+
+
+def short_count(count: float) -> str:
+    """Three significant digits and a suffix, for names and tables: 524288 -> ``524k``."""
+    for suffix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * unit:
+            return f"{count / unit:.3g}{suffix}"
+    return f"{count:.3g}"
+
+
+def read_spec(path: Path) -> RunSpec:
+    """Read a ``spec.json``; one of another version is refused, not guessed at."""
+    mapping = read_json(path)
+    version = mapping.get("spec_version") if isinstance(mapping, dict) else None
+    if version != SPEC_VERSION:
+        raise ConfigError(
+            f"{path}: spec version {version}, this program reads {SPEC_VERSION}; "
+            "plan the sweep again with this program"
+        )
+    return build(RunSpec, mapping, where=str(path))

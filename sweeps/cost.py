@@ -1,0 +1,127 @@
+"""How long a run will take: a price for starting, one for each step and layer, one for each FLOP.
+
+At ladder sizes a step is mostly overhead (Python, dispatch), so FLOPs over a rate would be wrong by
+several times. The prices shipped here were measured on one laptop-class core; where the store holds
+finished runs of this machine, :func:`calibrated` moves them to what those runs took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from model.accounting import count_params, flops_per_token
+from model.config import ModelConfig
+from model.training.config import TrainConfig
+
+# Weight of the shipped prices against one finished run, in relative errors. Low: five runs of
+# different shapes decide all four prices, one run still scales them together.
+PRIOR_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """What one run is made of and takes: a row of the plan's table."""
+
+    total_params: int
+    active_params: int
+    flops_per_token: float
+    """M of the shape that was found, not of the ladder's target."""
+    train_flops: float
+    wall_s: float
+    """Estimated seconds on one worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """Prices in seconds; a run's estimate is their sum over what it uses."""
+
+    start_s: float
+    """Once a run: start the worker, load the corpus, build the model."""
+    step_s: float
+    """Once an optimizer step."""
+    layer_step_s: float
+    """Once a step and layer."""
+    flop_s: float
+    """Once a FLOP of matrix products, training and evaluation."""
+    num_runs: int = 0
+    """Finished runs the prices were calibrated on."""
+
+
+# One core of an AMD EPYC with AVX-512, one thread, fp32; 2026-11-23.
+SHIPPED = CostModel(start_s=3.0, step_s=3e-3, layer_step_s=1.5e-3, flop_s=1 / 35e9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A finished run: what it used and how long it took."""
+
+    usage: tuple[float, float, float, float]
+    """Counts in the order of the prices; see :func:`usage_of`."""
+    wall_s: float
+
+
+def usage_of(
+    model: ModelConfig, train: TrainConfig, num_domains: int
+) -> tuple[float, float, float, float]:
+    """(starts, steps, layer steps, FLOPs) of one run, evaluation included.
+
+    A forward pass is a third of a training step's FLOPs; an evaluation on the way reads an eighth
+    of the held-out tokens (see EvaluationConfig).
+    """
+    flops = flops_per_token(model, train.sequence_length).others["all_matmuls"]
+    evaluation = train.evaluation
+    heldout_tokens = evaluation.heldout_tokens * num_domains
+    evaluated_tokens = heldout_tokens * (1 + evaluation.num_intermediate / 8)
+    layers = model.num_layers + model.mtp_depth
+    return (
+        1.0,
+        float(train.num_steps),
+        float(train.num_steps * layers),
+        flops * (train.tokens + evaluated_tokens / 3),
+    )
+
+
+def cost_of(prices: CostModel, model: ModelConfig, train: TrainConfig, num_domains: int) -> RunCost:
+    """The row of the plan's table for one run."""
+    params = count_params(model)
+    size = flops_per_token(model, train.sequence_length).house
+    usage = usage_of(model, train, num_domains)
+    return RunCost(
+        total_params=params.total,
+        active_params=params.active,
+        flops_per_token=size,
+        train_flops=size * train.tokens,
+        wall_s=float(np.dot(usage, _prices(prices))),
+    )
+
+
+def calibrated(prices: CostModel, samples: Sequence[Sample]) -> CostModel:
+    """Prices that reproduce what finished runs took, as far from ``prices`` as those runs demand.
+
+    Minimises the relative errors of the runs plus PRIOR_WEIGHT times the relative change of each
+    price, with no price below zero.
+    """
+    if not samples:
+        return prices
+    prior = np.asarray(_prices(prices))
+    wall_s = np.array([sample.wall_s for sample in samples])
+    runs = np.array([sample.usage for sample in samples]) * prior / wall_s[:, None]
+    matrix = np.vstack([runs, PRIOR_WEIGHT * np.eye(len(prior))])
+    target = np.concatenate([np.ones(len(samples)), PRIOR_WEIGHT * np.ones(len(prior))])
+    factors, _ = nnls(matrix, target)
+    start_s, step_s, layer_step_s, flop_s = (float(price) for price in factors * prior)
+    return CostModel(
+        start_s=start_s,
+        step_s=step_s,
+        layer_step_s=layer_step_s,
+        flop_s=flop_s,
+        num_runs=len(samples),
+    )
+
+
+def _prices(model: CostModel) -> tuple[float, ...]:
+    return astuple(model)[:4]

@@ -1,0 +1,75 @@
+"""Files that are either whole or absent, on any shared file system."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConfigError
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write ``data`` to ``path``: a reader, or the machine after a power cut, sees all or nothing.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder. ``durable=False`` leaves
+    out both fsyncs, for files that are replaced every second.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write plain values as readable JSON, atomically."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(), durable=durable)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; damage is an error that names the file."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); was it edited by hand?") from None
+
+
+def content_hash(value: Any, digits: int) -> str:
+    """Hex digits of the SHA-256 of plain values in canonical form.
+
+    Keys are sorted, and a whole number hashes alike whether it was written 1 or 1.0.
+    """
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value

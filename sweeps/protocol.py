@@ -1,0 +1,77 @@
+"""What is held equal in every run of a sweep, and how two protocols differ.
+
+Runs of different protocols measure different things; they are never fitted together unless told
+to. A size, a token budget, a learning rate, a batch, a seed and the experts' number and width are
+what a sweep studies and are not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.typed import to_plain
+from sweeps.files import content_hash
+from sweeps.spec import RunSpec
+
+
+def protocol_of(spec: RunSpec) -> dict[str, Any]:
+    """The protocol of one run, as plain values for its record."""
+    moe = spec.model.moe
+    return {
+        "numerics": spec.numerics,
+        "data": {
+            "kind": spec.corpus.kind,
+            "fingerprint": spec.corpus_fingerprint,
+            "tokenizer": to_plain(spec.corpus.tokenizer),
+            "vocab_size": spec.model.vocab_size,
+            "mixture": to_plain(spec.corpus.weights),
+            "heldout_frac": spec.corpus.heldout_frac,
+            "order_seed": spec.corpus.order_seed,
+        },
+        "sequence_length": spec.train.sequence_length,
+        # The family of the choice, not its sizes: a sweep may vary how many experts there are.
+        "routing": None
+        if moe is None
+        else {
+            "score": moe.score,
+            "normalize_gates": moe.normalize_gates,
+            "routed_scale": moe.routed_scale,
+            "selection_bias": moe.selection_bias,
+            "group_limited": moe.groups_per_token < moe.num_groups,
+        },
+        "balance": to_plain(spec.train.balance),
+        "schedule": to_plain(spec.train.schedule),
+        "mtp_loss_weight": spec.train.mtp_loss_weight if spec.model.mtp_depth else 0.0,
+        "precision": spec.train.precision,
+        "evaluation": to_plain(spec.train.evaluation),
+    }
+
+
+def fingerprint(protocol: Mapping[str, Any]) -> str:
+    """16 hex digits that are equal exactly when the protocols are."""
+    return content_hash(dict(protocol), digits=16)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Each differing field as ``balance.rule: 'zero_mean_sign' against 'sign'``, in order."""
+    left, right = _flat(one), _flat(other)
+    return tuple(
+        f"{path}: {left.get(path, 'absent')!r} against {right.get(path, 'absent')!r}"
+        for path in sorted(left.keys() | right.keys())
+        if left.get(path, _ABSENT) != right.get(path, _ABSENT)
+    )
+
+
+_ABSENT = object()
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{path}."))
+        else:
+            flat[path] = value
+    return flat
