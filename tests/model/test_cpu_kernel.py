@@ -1,0 +1,127 @@
+"""The fused CPU kernel agrees with the plain loop in float64: outputs and every gradient."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.kernels import compiled
+from model.kernels.cpu import routed_experts
+from model.kernels.reference import reference
+
+# Norm of the difference over norm of the truth. fp32 rounds at 6e-8; sums over up to 600 terms.
+RELATIVE_ERROR = 2e-6
+
+try:
+    compiled.load_library()
+except compiled.NoCompiledKernel as error:
+    pytest.skip(f"no compiled kernel here: {error}", allow_module_level=True)
+
+SHAPES = {
+    "tokens, width, experts, top-k, expert width": (64, 32, 8, 2, 16),
+    "one token": (1, 33, 5, 2, 7),
+    "widths of no multiple": (100, 50, 4, 3, 9),
+    "width below a vector": (40, 5, 3, 1, 3),
+    "most experts empty": (9, 64, 256, 8, 16),
+    "one expert takes all": (200, 16, 1, 1, 8),
+    "several tiles an expert": (257, 96, 6, 4, 24),
+    "wide": (70, 300, 4, 2, 130),
+}
+
+
+def make_inputs(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
+    num_tokens, width, num_experts, top_k, expert_width = shape
+    draw = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(num_tokens, width, generator=draw),
+        torch.randn(num_tokens, num_experts, generator=draw).topk(top_k).indices,
+        torch.rand(num_tokens, top_k, generator=draw),
+        torch.randn(num_experts, 2 * expert_width, width, generator=draw) / width**0.5,
+        torch.randn(num_experts, expert_width, width, generator=draw) / expert_width**0.5,
+    )
+
+
+def output_and_gradients(function, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    x, expert, *others = inputs
+    leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, *others)]
+    y = function(leaves[0], expert, *leaves[1:])
+    draw = torch.Generator().manual_seed(1)
+    y.backward(torch.randn(y.shape, generator=draw).to(dtype))
+    return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_agrees_with_the_plain_loop(shape: tuple[int, ...], threads: int) -> None:
+    inputs = make_inputs(shape)
+    got = output_and_gradients(routed_experts, inputs, torch.float32)
+    truth = output_and_gradients(reference, inputs, torch.float64)
+    for name, mine, exact in zip(
+        ("y", "dx", "dgate", "dw_gate_up", "dw_down"), got, truth, strict=True
+    ):
+        error = (mine.double() - exact).norm() / exact.norm()
+        assert error < RELATIVE_ERROR, (name, threads, float(error))
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_the_same_bits_on_every_repeat(threads: int) -> None:
+    inputs = make_inputs((500, 48, 16, 4, 12))
+    first = output_and_gradients(routed_experts, inputs, torch.float32)
+    for _ in range(5):
+        again = output_and_gradients(routed_experts, inputs, torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_extreme_activations_stay_finite() -> None:
+    x, expert, gate, w_in, w_out = make_inputs((64, 32, 8, 2, 16))
+    got = output_and_gradients(routed_experts, (1e4 * x, expert, gate, w_in, w_out), torch.float32)
+    assert all(torch.isfinite(t).all() for t in got)
+
+
+def test_without_gradients_nothing_is_saved() -> None:
+    inputs = make_inputs((64, 32, 8, 2, 16))
+    with torch.no_grad():
+        assert routed_experts(*inputs).grad_fn is None
+
+
+def test_refusals() -> None:
+    x, expert, gate, w_in, w_out = make_inputs((64, 32, 8, 2, 16))
+    with pytest.raises(IndexError, match="outside 0 to 7"):
+        routed_experts(x, expert + 1, gate, w_in, w_out)
+    with pytest.raises(ValueError, match=r"x_TD: expected torch\.float32 \(64, 32\) on the CPU"):
+        routed_experts(x.double(), expert, gate, w_in, w_out)
+    with pytest.raises(ValueError, match=r"w_gate_up: expected .* \(8, 32, 32\)"):
+        routed_experts(x, expert, gate, w_in[:, :-2], w_out)
+
+
+@pytest.mark.slow
+def test_no_read_or_write_out_of_bounds(tmp_path: Path) -> None:
+    """A build under the address and undefined-behaviour sanitizers, driven from plain C++."""
+    driver = Path(__file__).with_name("cpu_kernel_driver.cpp")
+    program = tmp_path / "driver"
+    flags = [f for f in compiled.FLAGS if f not in ("-shared", "-O3")]
+    sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    build = [compiled.find_compiler(), *flags, *sanitize, "-o", str(program), str(driver)]
+    built = subprocess.run(
+        [*build, f"-I{compiled.SOURCE.parent}"], capture_output=True, text=True, check=False
+    )
+    if "cannot find" in built.stderr:
+        pytest.skip("this compiler has no sanitizer runtime")
+    assert built.returncode == 0, built.stderr
+    # The OpenMP runtime keeps its thread pool until exit; that is no leak of ours.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "3"}
+    ran = subprocess.run([program], capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.strip() == "24 cases"
