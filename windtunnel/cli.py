@@ -1,0 +1,199 @@
+"""The command line: a verb, its YAML, overrides as Hydra users know them.
+
+``windtunnel VERB [group=option] [key=value] [--config-dir DIR] [--cfg] [--help]``
+
+Every verb is one module with ``Config`` (its composed YAML as a frozen dataclass),
+``run(config, console)`` and a docstring that is its ``--help``. This file only finds it, builds
+its config, and turns the errors a person can act on into one line and an exit code; anything else
+keeps its traceback.
+
+Exit codes: 0 done, 1 done in part (``status`` and ``sweep`` say what is left), 2 the caller can
+correct it, 3 no usable result, 4 a launch refused, 130 stopped by the keyboard.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from model.errors import ConfigError
+
+VERBS = {
+    verb: f"windtunnel.commands.{verb}"
+    for verb in (
+        "sweep",
+        "status",
+        "fit",
+        "report",
+        "promote",
+        "launch",
+        "ledger",
+        "train",
+        "model",
+        "convert",
+        "doctor",
+    )
+}
+"""Verb to module, in the order of the way from a sweep to a checked forecast."""
+
+# Error classes by name, so that an error's module (pandas, torch) is never imported to catch it.
+EXIT_CODES = {
+    ("model.errors", "ConfigError"): 2,
+    ("model.errors", "RunFailed"): 3,
+    ("analysis.results", "FitError"): 3,
+    ("windtunnel.promotion", "LaunchRefused"): 4,
+}
+EXIT_STOPPED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What followed the verb."""
+
+    overrides: tuple[str, ...]
+    config_dirs: tuple[Path, ...]
+    show_help: bool
+    show_config: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words[0] if words else "--help"
+    try:
+        if verb in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        if verb == "--version":
+            from importlib.metadata import version
+
+            print(f"windtunnel {version('windtunnel-moe')}")
+            return 0
+        return _run_verb(_known_verb(verb), _parse(words[1:]))
+    except KeyboardInterrupt:
+        _complain("stopped; what is finished is kept, the same command goes on from there")
+        return EXIT_STOPPED
+    except BrokenPipeError:  # `windtunnel ... | head`: nobody is left to read the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        code, message = _explain(error)
+        if code is None:
+            raise
+        _complain(message)
+        return code
+
+
+def _run_verb(verb: str, arguments: Arguments) -> int:
+    module = import_module(VERBS[verb])
+    from windtunnel import composition
+    from windtunnel.console import make_console
+
+    dirs = composition.config_dirs(arguments.config_dirs)
+    if arguments.show_help:
+        print(composition.verb_help(verb, module.__doc__ or "", dirs))
+        return 0
+    if arguments.show_config:
+        print(composition.composed_yaml(verb, arguments.overrides, dirs), end="")
+        return 0
+    config = composition.load(verb, module.Config, arguments.overrides, dirs)
+    return int(module.run(config, make_console()))
+
+
+def _known_verb(verb: str) -> str:
+    if verb in VERBS:
+        return verb
+    close = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    raise ConfigError(f"{verb}: no such command{hint} Commands: {', '.join(VERBS)}")
+
+
+def _parse(words: Sequence[str]) -> Arguments:
+    overrides, config_dirs, flags = [], [], set()
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = value if equals else next(rest, "")
+            if not folder:
+                raise ConfigError("--config-dir: name a folder, e.g. --config-dir my_conf")
+            config_dirs.append(Path(folder))
+        elif word in ("-h", "--help", "--cfg"):
+            flags.add(word)
+        elif word in ("-m", "--multirun"):
+            raise ConfigError(f"{word}: not needed; `windtunnel sweep` runs grids, see its axes")
+        elif word.startswith("-"):
+            raise ConfigError(f"{word}: no such flag. Flags: --help, --cfg, --config-dir DIR")
+        else:
+            overrides.append(word)
+    return Arguments(
+        overrides=tuple(overrides),
+        config_dirs=tuple(config_dirs),
+        show_help=bool(flags & {"-h", "--help"}),
+        show_config="--cfg" in flags,
+    )
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and one line for an error a person can act on; None for any other."""
+    for (module, name), code in EXIT_CODES.items():
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return code, str(error)
+    if isinstance(error, OSError):
+        where = error.filename or "the disk"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return 3, (
+                f"{where}: no space left. What is finished is kept; free some space and run the "
+                "same command again, or choose another folder with root=DIR"
+            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return 2, (f"{where}: {error.strerror}; choose a folder you may write to with root=DIR")
+    return None, ""
+
+
+def _complain(message: str) -> None:
+    print(f"windtunnel: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {_summary(module)}" for verb, module in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: windtunnel COMMAND [group=option] [key=value] [--config-dir DIR] [--cfg]",
+            "",
+            "Sweeps of small MoE language models, scaling laws with honest intervals, and the",
+            "larger run they recommend, held against its forecast.",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "Example:",
+            "  windtunnel sweep sweep=quickstart dry_run=true",
+            "",
+            "`windtunnel COMMAND --help` shows its groups and an example; --cfg prints the YAML it",
+            "would run with. YAML of your own goes into ./conf or --config-dir DIR.",
+        ]
+    )
+
+
+def _summary(module: str) -> str:
+    """First line of a module's docstring, read without importing what the module imports."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n", 1)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Check this machine: what will compute, how fast, and what to put right.
+
+Looks at Python, torch and its threads, the CPU's vector units, the speed of a float32 matmul,
+memory, free disk under the root, compilers, the kernel that would compute the experts, Slurm, W&B.
+A line marked `!` is worth putting right; it says how. The exit code is 2 when no run could work.
+
+Example:
+  windtunnel doctor
+  windtunnel doctor root=/scratch/tunnel
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+
+from model.config import require_positive
+from windtunnel.console import si, table
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
+PACKAGES = ("numpy", "scipy", "pandas", "hydra-core", "wandb", "tokenizers", "rich")
+ENOUGH_DISK_BYTES = 2 * 2**30
+ENOUGH_MEMORY_BYTES = 2 * 2**30
+# A core of a ten-year-old server does about 30 GFLOP/s; far below it something else is wrong.
+SLOW_CORE_FLOPS_PER_S = 15e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/doctor.yaml``."""
+
+    root: Path
+    """Where runs, sweeps and data would be kept."""
+    measure_s: float
+    """Seconds spent on measuring the matmul speed."""
+
+    def __post_init__(self) -> None:
+        require_positive(measure_s=self.measure_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the examination."""
+
+    name: str
+    found: str
+    advice: str = ""
+    """What to do; empty where all is well."""
+    fatal: bool = False
+
+
+def run(config: Config, console: Console) -> int:
+    """Print every finding; 2 if any would stop every run."""
+    findings = list(examine(config))
+    rows = [("!" if f.advice else "", f.name, f.found) for f in findings]
+    console.print(table(["", "what", "found"], rows, left=3))
+    for finding in findings:
+        if finding.advice:
+            console.print(f"! {finding.name}: {finding.advice}", markup=False)
+    fatal = [finding for finding in findings if finding.fatal]
+    if not fatal:
+        console.print("This machine can run a sweep: windtunnel sweep sweep=quickstart")
+    return 2 if fatal else 0
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Every finding, cheap ones first."""
+    yield python()
+    yield cpu()
+    yield memory()
+    yield disk(config.root)
+    yield from torch_and_speed(config.measure_s)
+    yield compilers()
+    yield expert_kernel()
+    yield slurm()
+    yield wandb_login()
+    yield Finding(name="packages", found=", ".join(_versions(PACKAGES)))
+
+
+def python() -> Finding:
+    """The interpreter."""
+    return Finding(name="Python", found=f"{platform.python_version()} at {sys.executable}")
+
+
+def cpu() -> Finding:
+    """Cores this process may use, and the vector units of the CPU."""
+    flags, name = _cpu_flags()
+    present = [feature for feature in CPU_FEATURES if feature in flags]
+    found = f"{name or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
+    found += f", {' '.join(present) or 'no vector unit known to us'}"
+    if flags and not {"avx2", "asimd"} & set(present):
+        advice = "no AVX2: runs work but are slow; estimates in plans will be too low"
+        return Finding(name="CPU", found=found, advice=advice)
+    return Finding(name="CPU", found=found)
+
+
+def usable_cores() -> int:
+    """Cores after the affinity mask and a container's quota."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0] != "max":
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def memory() -> Finding:
+    """Memory available now, after a container's limit."""
+    sizes = {
+        line.split(":")[0]: int(line.split()[1]) * 1024
+        for line in _read("/proc/meminfo").splitlines()
+        if line.startswith(("MemTotal", "MemAvailable"))
+    }
+    if not sizes:
+        return Finding(name="memory", found="unknown on this system")
+    total, available = sizes["MemTotal"], sizes["MemAvailable"]
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    if limit.isdigit():
+        used = int(_read("/sys/fs/cgroup/memory.current").strip() or 0)
+        total, available = min(total, int(limit)), min(available, int(limit) - used)
+    found = f"{available / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
+    if available < ENOUGH_MEMORY_BYTES:
+        advice = "below 2 GiB: run fewer workers, executor.slots=1"
+        return Finding(name="memory", found=found, advice=advice)
+    return Finding(name="memory", found=found)
+
+
+def disk(root: Path) -> Finding:
+    """Free space where runs are kept, and whether files can be made there."""
+    existing = next(
+        folder for folder in [root.absolute(), *root.absolute().parents] if folder.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    found = f"{si(free)}B free under {root}"
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        advice = f"can't write there ({error.strerror}); choose another folder with root=DIR"
+        return Finding(name="disk", found=found, advice=advice, fatal=True)
+    if free < ENOUGH_DISK_BYTES:
+        advice = "below 2 GiB: checkpoints may not fit; free some or choose another root=DIR"
+        return Finding(name="disk", found=found, advice=advice)
+    return Finding(name="disk", found=found)
+
+
+def torch_and_speed(measure_s: float) -> Iterator[Finding]:
+    """The torch build, its threads, and what a float32 matmul reaches on one thread."""
+    try:
+        import torch
+    except ImportError as error:
+        advice = f"can't be imported ({error}); install it: pip install torch"
+        yield Finding(name="torch", found="missing", advice=advice, fatal=True)
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU"
+    yield Finding(
+        name="torch",
+        found=f"{torch.__version__}, {build}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+    )
+    speed = matmul_flops_per_s(measure_s)
+    found = f"{speed / 1e9:.0f} GFLOP/s on one thread (float32, 512 x 512)"
+    if speed < SLOW_CORE_FLOPS_PER_S:
+        advice = "slow: is the machine busy, or is this an emulated CPU?"
+        yield Finding(name="matmul", found=found, advice=advice)
+    else:
+        yield Finding(name="matmul", found=found)
+
+
+def matmul_flops_per_s(measure_s: float) -> float:
+    """Best of many 512 x 512 float32 products on one thread."""
+    import torch
+
+    size, threads = 512, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        left, right = torch.rand(size, size), torch.rand(size, size)
+        best, ends = float("inf"), time.perf_counter() + measure_s
+        while time.perf_counter() < ends:
+            began = time.perf_counter()
+            left @ right
+            best = min(best, time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * size**3 / best
+
+
+def compilers() -> Finding:
+    """A C++ compiler, which the compiled expert kernel needs once."""
+    names = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
+    if not names:
+        advice = "without one the compiled expert kernel is left out (apt install g++)"
+        return Finding(name="C++ compiler", found="none", advice=advice)
+    return Finding(name="C++ compiler", found=", ".join(names))
+
+
+def expert_kernel() -> Finding:
+    """The kernel that would compute the experts of the laptop ladder's widths."""
+    import torch
+
+    from model.kernels.select import select
+
+    choice = select(torch.float32, 64, 16)
+    return Finding(name="expert kernel", found=f"{choice.name}: {choice.reason}")
+
+
+def slurm() -> Finding:
+    """Whether jobs could be submitted from here."""
+    return Finding(
+        name="Slurm", found=shutil.which("sbatch") or "not here; runs stay on this machine"
+    )
+
+
+def wandb_login() -> Finding:
+    """Whether W&B could be reached by name; runs are mirrored offline without it."""
+    logged_in = "WANDB_API_KEY" in os.environ
+    with suppress(OSError, netrc.NetrcParseError):
+        logged_in |= netrc.netrc().authenticators("api.wandb.ai") is not None
+    found = "logged in" if logged_in else "not logged in; tracker=wandb writes offline"
+    return Finding(name="W&B", found=found)
+
+
+def _versions(names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"{name} missing"
+
+
+def _cpu_flags() -> tuple[set[str], str]:
+    """Feature flags and the model name, as Linux lists them; empty elsewhere."""
+    flags, name = set[str](), ""
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+        elif key.strip() == "model name":
+            name = value.strip()
+    return flags, name
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,140 @@
+"""What every verb prints with: tables in 100 columns, numbers for people, progress with time left.
+
+On a terminal a progress bar moves; piped output is plain lines, one every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 100
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def make_console(file: IO[str] | None = None) -> Console:
+    """A console that is 100 columns wide wherever no terminal says otherwise."""
+    console = Console(file=file, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=WIDTH, color_system=None)
+    return console
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: int = 1
+) -> Table:
+    """A plain table: the first ``left`` columns are words, the rest numbers, right-aligned."""
+    made = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    for index, column in enumerate(columns):
+        made.add_column(Text(column), justify="left" if index < left else "right")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return made
+
+
+def si(value: float, digits: int = 3) -> str:
+    """A count with k, M, G...: 1234567 -> ``1.23M``. Above 1e15 as 1.23e+16."""
+    for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G"), (1e15, "T")):
+        if abs(value) < limit * (1 - 0.5 * 10.0**-digits):
+            scaled = value / (limit / 1e3)
+            decimals = max(0, digits - len(str(int(abs(scaled)))))
+            return f"{value:g}" if suffix == "" else f"{scaled:.{decimals}f}{suffix}"
+    return f"{value:.{digits - 1}e}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.4 s``, ``42 s``, ``3 min 20 s``, ``5 h 10 min``, ``3 d 4 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, lower, step in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // step} {lower}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+class Progress:
+    """How far some long work is, in any unit; the time left comes from the pace so far.
+
+    Use as a context manager; `advance_to` may be called as often as is convenient, `line` prints
+    something lasting above the bar.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        what: str,
+        total: float,
+        *,
+        start: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``start`` is what was done before: it counts as progress but not as pace."""
+        self._console = console
+        self._what = what
+        self._total = total
+        self._start = self._done = start
+        self._clock = clock
+        self._began = self._printed = clock()
+        self._bar: RichProgress | None = None
+        if console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(what, total=total, note="")
+            self._bar.update(self._task, completed=start)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance_to(self, done: float, note: str = "") -> None:
+        """Say how much is done by now, of ``total``."""
+        self._done = done
+        left = self.seconds_left()
+        text = ", ".join(filter(None, [note, f"{duration(left)} left" if left is not None else ""]))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=text)
+        elif self._clock() - self._printed >= PLAIN_LINE_EVERY_S:
+            self._printed = self._clock()
+            share = done / self._total if self._total else 1.0
+            self.line(f"{self._what}: {share:.0%}" + (f", {text}" if text else ""))
+
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None while nothing has moved yet."""
+        moved, elapsed = self._done - self._start, self._clock() - self._began
+        return (self._total - self._done) * elapsed / moved if moved > 0 else None
+
+    def line(self, text: Any) -> None:
+        """Print something that stays."""
+        self._console.print(Text(text) if isinstance(text, str) else text)
