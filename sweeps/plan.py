@@ -81,6 +81,8 @@ class Plan:
     """The runs of a sweep in the order they start, each once."""
 
     name: str
+    config: SweepConfig
+    """What the runs were made from; a promoted run is made from it too."""
     runs: tuple[PlannedRun, ...]
     num_duplicates: int = 0
     """Cells that came out as a run already planned, and were dropped."""
@@ -134,6 +136,7 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
     )
     return Plan(
         name=config.name,
+        config=config,
         runs=tuple(runs[index] for index in order),
         num_duplicates=num_cells - len(runs),
         notes=_notes(runs, num_cells, corpus),
