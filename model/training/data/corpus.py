@@ -1,0 +1,144 @@
+"""A prepared corpus: token arrays on disk, and the windows a run reads from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ConfigError
+from model.training.data.stream import Mixture, cut_windows
+from model.training.data.tokenizers import Codec
+
+
+@dataclass(frozen=True)
+class DomainSize:
+    """How much of a domain there is on each side of the split; tokens include the end tokens."""
+
+    train_tokens: int
+    train_bytes: int
+    train_documents: int
+    heldout_tokens: int
+    heldout_bytes: int
+    heldout_documents: int
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """What runs train on and are measured by. Equal fingerprints mean equal tokens."""
+
+    fingerprint: str
+    codec: Codec
+    domains: Mapping[str, DomainSize]
+    weights: Mapping[str, float]
+    """Share of each domain in the training stream, in the order of ``domains``."""
+    report: Mapping[str, int | list[str]]
+    """What was read and what was left out, for people."""
+    entropy_by_context: tuple[float, ...]
+    """Synthetic corpora of byte tokens: exact nats per token given 0, 1, ... tokens of context."""
+    train: Mapping[str, NDArray[np.integer]] = field(repr=False)
+    heldout_tokens: Mapping[str, NDArray[np.integer]] = field(repr=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer, the end of a document included."""
+        return self.codec.vocab_size
+
+    @property
+    def entropy_nats(self) -> float | None:
+        """The entropy rate of a synthetic source, nats per token; None where it is not known."""
+        return self.entropy_by_context[-1] if self.entropy_by_context else None
+
+    def entropy_floor(self, sequence_length: int) -> float | None:
+        """The lowest mean loss on windows of this length, whose first positions see little.
+
+        Position t of a window predicts from t + 1 tokens.
+        """
+        if not self.entropy_by_context:
+            return None
+        context = np.minimum(np.arange(1, sequence_length + 1), len(self.entropy_by_context) - 1)
+        return float(np.asarray(self.entropy_by_context)[context].mean())
+
+    def windows(self, first: int, count: int, sequence_length: int) -> NDArray[np.int64]:
+        """Windows ``first`` .. ``first + count - 1`` of the training stream.
+
+        Returns:
+            [count, sequence_length + 1]: inputs are ``[:, :-1]``, their targets ``[:, 1:]``.
+
+        Raises:
+            ConfigError: when a domain's training text is shorter than one window.
+        """
+        self._require_window(sequence_length)
+        domain, number = self._mixture.locate(np.arange(first, first + count))
+        out = np.empty((count, sequence_length + 1), dtype=np.int64)
+        for index, name in enumerate(self.domains):
+            rows = np.flatnonzero(domain == index)
+            if len(rows):
+                out[rows] = cut_windows(
+                    self.train[name], number[rows] * sequence_length, sequence_length
+                )
+        return out
+
+    def epochs(self, num_windows: int, sequence_length: int) -> dict[str, float]:
+        """How often the first ``num_windows`` windows go through each domain's training text."""
+        counts = self._mixture.counts(num_windows)
+        return {
+            name: float(count * sequence_length / self.domains[name].train_tokens)
+            for name, count in zip(self.domains, counts, strict=True)
+        }
+
+    def heldout(self, domain: str, sequence_length: int, tokens: int) -> NDArray[np.int64]:
+        """Windows that hold ``tokens`` targets of the domain (fewer where it has fewer).
+
+        They are spread evenly over the held-out text, so that a small measurement sees as many
+        documents as a large one.
+
+        Returns:
+            [windows, sequence_length + 1].
+
+        Raises:
+            ConfigError: when the held-out text is shorter than one window.
+        """
+        text = self.heldout_tokens[domain]
+        num_windows = min(max(tokens // sequence_length, 1), (len(text) - 1) // sequence_length)
+        if num_windows < 1:
+            raise ConfigError(
+                f"data: domain {domain!r} has {len(text)} held-out tokens, one window needs "
+                f"{sequence_length + 1}; give it more text, raise data.heldout_frac, or shorten "
+                "the sequence"
+            )
+        stride = (len(text) - 1) // num_windows
+        return cut_windows(text, np.arange(num_windows) * stride, sequence_length)
+
+    def count_bytes(self, targets: NDArray[np.int64]) -> int:
+        """Bytes of text that ``targets`` stand for: what bits per byte divides by."""
+        return int(self._bytes_by_token[targets].sum())
+
+    def require_length(self, sequence_length: int) -> None:
+        """Refuse a sequence length that a domain's text, trained on or held out, cannot fill.
+
+        Raises:
+            ConfigError: naming the domain.
+        """
+        self._require_window(sequence_length)
+        for name in self.domains:
+            self.heldout(name, sequence_length, 1)
+
+    @cached_property
+    def _mixture(self) -> Mixture:
+        return Mixture.of(self.weights)
+
+    @cached_property
+    def _bytes_by_token(self) -> NDArray[np.int64]:
+        return self.codec.bytes_by_token()
+
+    def _require_window(self, sequence_length: int) -> None:
+        for name, size in self.domains.items():
+            if self.weights[name] > 0 and size.train_tokens <= sequence_length:
+                raise ConfigError(
+                    f"data: domain {name!r} has {size.train_tokens} training tokens, one window "
+                    f"needs {sequence_length + 1}; give it more text or shorten the sequence"
+                )

@@ -1,0 +1,285 @@
+"""A corpus from text to windows: fingerprints, what is found again, what is refused."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.errors import ConfigError
+from model.training.config import BpeTokenizer, StdlibCorpus, SyntheticCorpus, TextCorpus
+from model.training.data import open_corpus, prepare_corpus
+from model.training.data import prepare as prepare_module
+
+PROJECT = Path(__file__).resolve().parents[4]
+SHARED_CORPORA = PROJECT.parent / "shared" / "data" / "corpora"
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A small corpus of two domains."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(f"Document number {i} speaks of {i * i}.\n" * 5)
+        (folder / f"{i}.md").write_text(f"# Title {i}\n\nWürde, Straße {i}.\n" * 4)
+    return TextCorpus(paths=(str(folder),), heldout_frac=0.2)
+
+
+@pytest.fixture
+def prepared(library, tmp_path):
+    return prepare_corpus(library, tmp_path / "data")
+
+
+def test_arrays_hold_the_documents_and_their_ends(prepared, library):
+    folder = Path(library.paths[0])
+    for domain in ("txt", "md"):
+        both = np.concatenate([prepared.train[domain], prepared.heldout_tokens[domain]])
+        texts = bytes(min(t, 255) if t < 256 else 0 for t in both.tolist()).split(b"\0")[:-1]
+        assert sorted(texts) == sorted(p.read_bytes() for p in folder.glob(f"*.{domain}"))
+        size = prepared.domains[domain]
+        assert size.train_documents + size.heldout_documents == 40
+        assert size.train_tokens == size.train_bytes + size.train_documents
+        assert size.train_bytes + size.heldout_bytes == sum(map(len, texts))
+
+
+def test_no_document_is_on_both_sides(prepared):
+    for domain in prepared.domains:
+        sides = [
+            set(prepared.codec.decode(tokens.tolist()).split("\n"))
+            for tokens in (prepared.train[domain], prepared.heldout_tokens[domain])
+        ]
+        assert sides[0] & sides[1] <= {""}
+
+
+def test_second_call_finds_what_the_first_prepared(library, tmp_path, monkeypatch):
+    first = prepare_corpus(library, tmp_path / "data")
+    monkeypatch.setattr(prepare_module, "_prepare", lambda *_: pytest.fail("prepared again"))
+
+    second = prepare_corpus(library, tmp_path / "data")
+
+    assert second.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(second.windows(0, 9, 32), first.windows(0, 9, 32))
+
+
+def test_fingerprint_covers_everything_a_run_can_see_and_nothing_else(library, tmp_path):
+    def fingerprint(corpus, data_dir="data"):
+        return prepare_corpus(corpus, tmp_path / data_dir).fingerprint
+
+    base = fingerprint(library)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in Path(library.paths[0]).iterdir():
+        (moved / f"renamed-{path.name}").write_bytes(path.read_bytes())
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for path in Path(library.paths[0]).iterdir():
+        (changed / path.name).write_bytes(path.read_bytes() + b"!" * (path.name == "7.md"))
+
+    assert fingerprint(library, "elsewhere") == base
+    assert fingerprint(replace(library, paths=(str(moved),))) == base
+    others = [
+        fingerprint(replace(library, paths=(str(changed),))),
+        fingerprint(replace(library, order_seed=1)),
+        fingerprint(replace(library, heldout_frac=0.3)),
+        fingerprint(replace(library, weights={"txt": 0.25, "md": 0.75})),
+        fingerprint(replace(library, tokenizer=BpeTokenizer(vocab_size=300))),
+    ]
+    assert len({base, *others}) == 6
+
+
+def test_the_stream_does_not_depend_on_the_batch(prepared):
+    whole = prepared.windows(0, 60, 32)
+    pieces = [prepared.windows(first, 7, 32) for first in range(0, 56, 7)]
+
+    np.testing.assert_array_equal(np.concatenate(pieces), whole[:56])
+    np.testing.assert_array_equal(prepared.windows(59, 1, 32), whole[59:])
+    np.testing.assert_array_equal(whole[:, 1:].shape, (60, 32))
+
+
+def test_windows_walk_through_each_domain(prepared):
+    length = 16
+    rows = prepared.windows(0, 700, length)
+    epochs = prepared.epochs(700, length)
+
+    assert sum(
+        epochs[name] * prepared.domains[name].train_tokens for name in prepared.domains
+    ) == pytest.approx(700 * length)
+    for name, tokens in prepared.train.items():
+        count = round(epochs[name] * len(tokens) / length)
+        endless = np.tile(tokens, int(epochs[name]) + 2)
+        expected = {tuple(endless[k * length : (k + 1) * length + 1]) for k in range(count)}
+        assert expected <= {tuple(row) for row in rows}
+    assert max(epochs.values()) > 1  # it wraps, and says so
+
+
+def test_weights_decide_the_shares(library, tmp_path):
+    corpus = replace(library, weights={"txt": 0.1, "md": 0.9})
+
+    prepared = prepare_corpus(corpus, tmp_path / "data")
+
+    seen = prepared.epochs(1000, 16)
+    tokens = {name: seen[name] * prepared.domains[name].train_tokens for name in seen}
+    assert tokens["txt"] / 16_000 == pytest.approx(0.1, abs=2e-3)
+    assert tokens["md"] / 16_000 == pytest.approx(0.9, abs=2e-3)
+
+
+def test_heldout_windows_are_spread_and_never_overlap(prepared):
+    text = prepared.heldout_tokens["txt"]
+    few = prepared.heldout("txt", 16, 64)
+    all_of_them = prepared.heldout("txt", 16, 10**9)
+
+    assert few.shape == (4, 17)
+    assert len(all_of_them) == (len(text) - 1) // 16
+    stream = text.tolist()
+    starts = [k * ((len(text) - 1) // 4) for k in range(4)]
+    assert few.tolist() == [stream[s : s + 17] for s in starts]
+
+
+def test_bits_per_byte_divide_by_the_bytes_of_the_text(library, tmp_path):
+    """For both tokenizers the targets of the whole split stand for its bytes, ends for none."""
+    for tokenizer in (library.tokenizer, BpeTokenizer(vocab_size=300)):
+        corpus = replace(library, tokenizer=tokenizer)
+        prepared = prepare_corpus(corpus, tmp_path / "data")
+        for domain, size in prepared.domains.items():
+            heldout = np.asarray(prepared.heldout_tokens[domain], dtype=np.int64)
+            assert prepared.count_bytes(heldout) == size.heldout_bytes
+
+
+def test_bpe_is_lossless_and_learns_from_the_training_side_only(library, tmp_path):
+    corpus = replace(library, tokenizer=BpeTokenizer(vocab_size=320))
+    prepared = prepare_corpus(corpus, tmp_path / "data")
+
+    assert prepared.vocab_size == 320
+    text = prepared.codec.decode(prepared.train["md"].tolist())
+    assert len(text.encode()) == prepared.domains["md"].train_bytes
+    assert prepared.domains["md"].train_tokens < 0.7 * prepared.domains["md"].train_bytes
+    # Other held-out text, same training text: the same tokenizer.
+    folder = Path(library.paths[0])
+    held_out = prepared.codec.decode(prepared.heldout_tokens["txt"].tolist())
+    victim = next(p for p in folder.glob("*.txt") if p.read_text() in held_out)
+    victim.unlink()
+    again = prepare_corpus(corpus, tmp_path / "data")
+    assert again.codec.to_json() == prepared.codec.to_json()
+    assert again.fingerprint != prepared.fingerprint
+
+
+def test_no_text_can_spell_the_end_token(tmp_path):
+    texts = [b"<|endoftext|> </s> <eos> \xc4\x80" * 3, b"plain words again and again" * 3]
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_bytes(texts[i % 2] + str(i).encode())
+    corpus = TextCorpus(paths=(f"{tmp_path}/*.txt",), tokenizer=BpeTokenizer(vocab_size=260))
+    prepared = prepare_corpus(corpus, tmp_path / "data")
+
+    ends = (prepared.train["txt"] == 259).sum() + (prepared.heldout_tokens["txt"] == 259).sum()
+    assert ends == 6
+
+
+def test_synthetic_corpus_knows_its_entropy(tmp_path):
+    corpus = SyntheticCorpus(tokens=60_000, num_symbols=8, order=2, seed=1)
+    prepared = prepare_corpus(corpus, tmp_path)
+    manifest = json.loads((tmp_path / prepared.fingerprint / "manifest.json").read_text())
+
+    none, one, two = prepared.entropy_by_context
+    assert none > one > two == prepared.entropy_nats == manifest["entropy_nats"]
+    assert prepared.entropy_floor(4) == pytest.approx((one + 3 * two) / 4)
+    bpe = prepare_corpus(replace(corpus, tokenizer=BpeTokenizer(vocab_size=300)), tmp_path)
+    assert bpe.entropy_nats is None
+    assert bpe.entropy_floor(4) is None
+
+
+def changed_byte(content):
+    where = content.find(b"vocab_size") + 14  # in the manifest, something that decides
+    where = where if where > 14 else len(content) * 2 // 3
+    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+
+
+HARMS = {
+    "change": lambda path: path.write_bytes(changed_byte(path.read_bytes())),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "remove": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "tokenizer.json", "heldout.npy", "train.npy"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_is_found_and_named(library, tmp_path, victim, harm):
+    fingerprint = prepare_corpus(library, tmp_path / "data").fingerprint
+    folder = tmp_path / "data" / fingerprint
+    HARMS[harm](next(path for path in folder.iterdir() if path.name.endswith(victim)))
+
+    with pytest.raises(ConfigError, match=r"is damaged|is not prepared") as caught:
+        open_corpus(tmp_path / "data", fingerprint)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param(
+            {"weights": {"txt": 0.5, "poems": 0.5}},
+            "data.weights: unknown domain 'poems'; this corpus has: md, txt",
+            id="unknown weight",
+        ),
+        pytest.param({"weights": {"txt": 1.0}}, "domain 'md' missing", id="missing weight"),
+        pytest.param(
+            {"tokenizer": BpeTokenizer(vocab_size=60_000)},
+            "vocab_size: 60000 entries cannot be made from this text, which gives",
+            id="vocabulary too large",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_text(library, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare_corpus(replace(library, **settings), tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*"))  # nothing half made is left
+
+
+def test_a_domain_shorter_than_a_window_is_refused(prepared):
+    with pytest.raises(ConfigError, match=r"domain 'md' has \d+ held-out tokens, .* needs 2001"):
+        prepared.heldout("md", 2000, 100)
+    with pytest.raises(ConfigError, match=r"domain 'md' has \d+ training tokens"):
+        prepared.windows(0, 1, 10_000)
+    with pytest.raises(ConfigError, match="shorten the sequence"):
+        prepared.require_length(2000)
+
+
+def test_the_data_package_needs_no_torch():
+    program = "import sys, model.training.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_stdlib_corpus_of_this_interpreter(tmp_path):
+    said = []
+    prepared = prepare_corpus(StdlibCorpus(), tmp_path, progress=lambda *step: said.append(step))
+
+    assert list(prepared.domains) == ["code", "prose"]
+    assert prepared.domains["code"].train_bytes > 4_000_000
+    assert prepared.domains["prose"].train_bytes > 1_500_000
+    assert prepared.report["unparsed"] == []
+    assert prepared.heldout("prose", 128, 65_536).shape == (512, 129)
+    assert "def " in prepared.codec.decode(prepared.heldout("code", 2048, 1)[0].tolist())
+    assert {what for what, _, _ in said} >= {"reading the standard library", "tokenising"}
+
+
+@pytest.mark.skipif(not SHARED_CORPORA.exists(), reason=f"{SHARED_CORPORA} is not there")
+def test_published_text_as_a_corpus(tmp_path):
+    corpus = TextCorpus(
+        paths=(),
+        domains={
+            "plays": (f"{SHARED_CORPORA}/tinyshakespeare.txt",),
+            "articles": (f"{SHARED_CORPORA}/wikitext2_*.txt",),
+        },
+        weights={"plays": 0.3, "articles": 0.7},
+    )
+    prepared = prepare_corpus(corpus, tmp_path)
+
+    assert prepared.domains["plays"].train_bytes > 900_000
+    assert prepared.domains["articles"].train_bytes > 2_000_000
+    total = sum(s.train_bytes + s.heldout_bytes for s in prepared.domains.values())
+    files = [SHARED_CORPORA / "tinyshakespeare.txt", *SHARED_CORPORA.glob("wikitext2_*.txt")]
+    assert total == sum(path.stat().st_size for path in files)

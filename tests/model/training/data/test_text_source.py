@@ -1,0 +1,102 @@
+"""The user's files: what is read, how it is cut, and one clear line for what is wrong."""
+
+import random
+
+import pytest
+
+from model.errors import ConfigError
+from model.training.config import TextCorpus
+from model.training.data.documents import no_progress
+from model.training.data.text import TextSource, cut
+
+
+def collect(**settings):
+    return TextSource(TextCorpus(**settings)).collect(no_progress)
+
+
+def test_domains_by_suffix_from_files_folders_and_globs(tmp_path):
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("alpha")
+    (tmp_path / "b.md").write_text("beta")
+    (tmp_path / "plain").write_text("gamma")
+
+    collection = collect(paths=(f"{tmp_path}/books", f"{tmp_path}/*.md", f"{tmp_path}/plain"))
+
+    assert {(d.domain, d.text) for d in collection.documents} == {
+        ("txt", b"alpha"),
+        ("md", b"beta"),
+        ("text", b"gamma"),
+    }
+
+
+def test_named_domains_come_before_the_suffix_rule(tmp_path):
+    (tmp_path / "a.txt").write_text("alpha")
+    (tmp_path / "b.txt").write_text("beta")
+
+    collection = collect(paths=(str(tmp_path),), domains={"first": (f"{tmp_path}/a*",)})
+
+    assert {(d.domain, d.text) for d in collection.documents} == {
+        ("first", b"alpha"),
+        ("txt", b"beta"),
+    }
+
+
+def test_equal_documents_are_taken_once_and_counted(tmp_path):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("same" if name < "c" else "other")
+
+    collection = collect(paths=(str(tmp_path),))
+
+    assert sorted(d.text for d in collection.documents) == [b"other", b"same"]
+    assert collection.report["duplicates"] == 1
+
+
+def test_cut_keeps_every_byte_and_prefers_blank_lines():
+    text = b"one\n\ntwo\nthree\n\nfour\nfive " + "ünfünfünf".encode()
+
+    pieces = cut(text, 12)
+
+    assert b"".join(pieces) == text
+    assert all(0 < len(piece) <= 12 for piece in pieces)
+    assert pieces[:2] == [b"one\n\n", b"two\nthree\n\n"]
+    assert all(piece.decode() for piece in pieces)
+
+
+def test_cut_of_random_text():
+    rng = random.Random(0)
+    for _ in range(200):
+        text = "".join(rng.choices("aé漢\n", k=rng.randrange(1, 80))).encode()
+        limit = rng.randrange(4, 30)
+        pieces = cut(text, limit)
+        assert b"".join(pieces) == text
+        assert all(len(piece) <= limit and piece.decode() for piece in pieces if piece)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"paths": ("nowhere/*.txt",)}, "no file matches 'nowhere", id="no match"),
+        pytest.param({"paths": ()}, "data.paths: empty; name the files", id="no paths"),
+        pytest.param({"paths": ("blank.txt",)}, "empty corpus; the 1 files", id="empty"),
+        pytest.param({"paths": ("zero.txt",)}, "zero byte at offset 3", id="binary"),
+        pytest.param({"paths": ("latin.txt",)}, "byte 0xe9, .* at offset 2", id="undecodable"),
+        pytest.param(
+            {"paths": (), "domains": {"a": ("blank.txt",), "b": ("bl*",)}},
+            "blank.txt is matched by both 'a' and 'b'",
+            id="claimed twice",
+        ),
+        pytest.param(
+            {"paths": (), "domains": {"a": ("gone*",)}}, "data.domains.a: no file", id="domain glob"
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "zero.txt").write_bytes(b"abc\0def")
+    (tmp_path / "latin.txt").write_bytes("abé".encode("latin-1"))
+
+    with pytest.raises(ConfigError, match=message) as caught:
+        collect(**settings)
+
+    assert "\n" not in str(caught.value)
