@@ -1,0 +1,31 @@
+"""Every figure of a sweep, in the order in which they are to be read."""
+
+from __future__ import annotations
+
+from analysis.plots_evidence import Evidence, Promoted
+from analysis.plots_experts import expert_balance, expert_load
+from analysis.plots_loss import loss_compute, loss_tokens
+from analysis.plots_recipe import recipe
+from analysis.plots_runs import residuals, training_curves
+from analysis.plots_style import Drawing, save, to_svg
+from analysis.plots_surface import contours, isoflop
+
+FIGURES = (
+    loss_compute,
+    isoflop,
+    contours,
+    loss_tokens,
+    residuals,
+    training_curves,
+    expert_load,
+    expert_balance,
+    recipe,
+)
+
+
+def draw_all(evidence: Evidence) -> tuple[Drawing, ...]:
+    """All figures; one that can't be drawn brings the sentence that says why."""
+    return tuple(draw(evidence) for draw in FIGURES)
+
+
+__all__ = ["FIGURES", "Drawing", "Evidence", "Promoted", "draw_all", "save", "to_svg"]

@@ -1,0 +1,105 @@
+"""What the figures of a sweep are drawn from, in one bundle, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.curves import Curve
+from analysis.laws import LossSurface
+from analysis.plots_style import si, size_colors
+from analysis.records import RunRecord
+from analysis.results import Prediction
+from analysis.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promoted:
+    """The run that a promotion forecast, and what it measured once it had run."""
+
+    label: str
+    flops: float
+    size: float
+    """In the fit's size variable."""
+    tokens: float
+    forecast: Prediction
+    measured: float | None
+    """Held-out loss in nats per token; None before the run has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A sweep as far as it has come. Only ``records`` is needed; the rest may be missing."""
+
+    records: tuple[RunRecord, ...]
+    study: Study | None = None
+    promoted: Promoted | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """Training curves by run id."""
+
+    @property
+    def done(self) -> tuple[RunRecord, ...]:
+        """Runs that ended with a loss, cheapest first."""
+        finished = (record for record in self.records if record.status == "done")
+        return tuple(sorted(finished, key=lambda r: (r.train_flops, r.run_id)))
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """Names of the sizes, small to large."""
+        size = {record.rung: record.flops_per_token for record in self.done}
+        return tuple(sorted(size, key=lambda rung: (size[rung], rung)))
+
+    @property
+    def colors(self) -> dict[str, str]:
+        """Rung to its colour, the same in every figure."""
+        rungs = self.rungs
+        return dict(zip(rungs, size_colors(len(rungs)), strict=True)) if rungs else {}
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Run id to the reason why the fit left it out."""
+        return {e.label: e.reason for e in self.study.exclusions} if self.study else {}
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        """Runs of the largest budget, which the hold-out forecast from the rest."""
+        holdouts = self.study.holdouts if self.study else ()
+        return frozenset(point.label for point in holdouts[0].points) if holdouts else frozenset()
+
+    def largest_run_by_rung(self) -> dict[str, RunRecord]:
+        """The longest run of each rung, small to large."""
+        largest: dict[str, RunRecord] = {}
+        for record in self.done:  # ascending in compute, so the last one stays
+            largest[record.rung] = record
+        return {rung: largest[rung] for rung in self.rungs}
+
+
+def surface_of(study: Study) -> LossSurface:
+    """The fitted L(N, D)."""
+    law = study.surface.law
+    assert isinstance(law, LossSurface)
+    return law
+
+
+def size_legend(figure: Figure, evidence: Evidence, most: int = 7) -> None:
+    """The colours of the sizes in a row above the panels; a long ladder shows some of its rungs."""
+    sizes = {record.rung: record.flops_per_token for record in evidence.done}
+    items = list(evidence.colors.items())
+    if len(items) > most:
+        items = [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    figure.legend(
+        handles=[
+            Line2D([], [], linestyle="", marker="o", color=color, label=si(sizes[rung]))
+            for rung, color in items
+        ],
+        title="Model size, training FLOPs per token",
+        title_fontsize=6.5,
+        alignment="left",
+        loc="outside upper left",
+        ncols=len(items),
+        handletextpad=0.1,
+        columnspacing=0.9,
+    )

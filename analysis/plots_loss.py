@@ -1,0 +1,281 @@
+"""Loss against compute and against tokens: every run, the law, what was held out, the forecast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.laws import Array
+from analysis.plots_evidence import Evidence, Promoted, size_legend, surface_of
+from analysis.plots_style import (
+    EXCLUDED,
+    FORECAST,
+    INK,
+    MUTED,
+    PAPER,
+    Drawing,
+    absent,
+    count_axis,
+    flops_axis,
+    light_grid,
+    loss_axis,
+    new_figure,
+    padded,
+    style,
+    tidy,
+)
+from analysis.records import RunRecord
+from analysis.study import Study
+
+NO_RUNS = "No run has finished yet, so there is nothing to draw."
+NO_FIT = "No law has been fitted to this sweep yet; `windtunnel fit` makes one."
+
+
+def loss_compute(evidence: Evidence) -> Drawing:
+    """Every run's loss against its compute, with the law along the optimum and its band."""
+    name, title = "loss_compute", "Loss against training compute"
+    if not evidence.done:
+        return absent(name, title, NO_RUNS)
+    rows = _run_rows(evidence)
+    with style():
+        figure, (axes,) = new_figure(2.75)
+        study, promoted = evidence.study, evidence.promoted
+        if study is not None:
+            rows += _draw_frontier(axes, study, _compute_range(evidence))
+            rows += _draw_rung_lines(axes, evidence, study, against="train_flops")
+            rows += _draw_holdout(axes, study, against="train_flops")
+        draw_runs(axes, evidence, "train_flops")
+        if promoted is not None:
+            rows += _draw_promoted(axes, promoted, promoted.flops)
+        data = pd.DataFrame(rows)
+        flops_axis(axes.xaxis, *padded(data["train_flops"].to_numpy(), 0.04))
+        loss_axis(axes.yaxis, *padded(_loss_extent(data), 0.05))
+        light_grid(axes)
+        _legends(figure, axes, evidence, marks_outside=False)
+    reach = (
+        "The curve is the loss of the best split of each compute budget between size and tokens, "
+        "by the fitted surface; solid where runs were measured, dashed beyond, with the 90% band "
+        "of one new run. "
+        if study is not None
+        else "No law is drawn, since none has been fitted. "
+    )
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="Each dot is one finished run, darker for larger models; thin lines follow one "
+        "size through its token budgets. " + reach + "Hollow dots were held out: their bars are "
+        "what the rest forecast for them. Runs lie above the curve because most of them are not "
+        "at the best split. Both axes are logarithmic.",
+        distrust="The band knows the spread between runs and of the coefficients. It doesn't know "
+        "whether the law's form still holds beyond the last dot, nor whether the recipe for "
+        "learning rate and batch is equally good at every size.",
+        data=data,
+        figure=figure,
+    )
+
+
+def loss_tokens(evidence: Evidence) -> Drawing:
+    """Loss against tokens, one line a size: what more data buys each of them."""
+    name, title = "loss_tokens", "Loss against training tokens, by size"
+    if not evidence.done:
+        return absent(name, title, NO_RUNS)
+    rows = _run_rows(evidence)
+    with style():
+        figure, (axes,) = new_figure(2.5)
+        if evidence.study is not None:
+            rows += _draw_rung_lines(axes, evidence, evidence.study, against="tokens")
+            rows += _draw_holdout(axes, evidence.study, against="tokens")
+        draw_runs(axes, evidence, "tokens")
+        if evidence.promoted is not None:
+            rows += _draw_promoted(axes, evidence.promoted, evidence.promoted.tokens)
+        data = pd.DataFrame(rows)
+        count_axis(axes.xaxis, *padded(data["tokens"].to_numpy()), "Training tokens")
+        loss_axis(axes.yaxis, *padded(_loss_extent(data), 0.05))
+        light_grid(axes)
+        _legends(figure, axes, evidence, marks_outside=True)
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="Dots are finished runs; the line through one colour is the fitted surface at "
+        "that size. Where a line flattens, more tokens buy that size little and a larger model is "
+        "the better use of compute.",
+        distrust="Every budget is a run of its own with its own learning-rate schedule, so these "
+        "are final losses, not snapshots along one run.",
+        data=data,
+        figure=figure,
+    )
+
+
+def draw_runs(axes: Axes, evidence: Evidence, x: str, y: str = "loss_nats") -> None:
+    """A dot a run: filled if fitted, hollow if held out, a cross if left out of the fit."""
+    colors, held_out, excluded = evidence.colors, evidence.held_out, evidence.excluded
+    for record in evidence.done:
+        color = colors[record.rung]
+        at = (getattr(record, x), getattr(record, y))
+        if record.run_id in excluded:
+            axes.plot(*at, "x", color=EXCLUDED, markersize=4, zorder=4)
+        else:
+            face = PAPER if record.run_id in held_out else color
+            axes.plot(*at, "o", color=color, markerfacecolor=face, markeredgewidth=0.9, zorder=4)
+
+
+def _run_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    return [
+        {
+            "series": "run",
+            "label": record.run_id,
+            "rung": record.rung,
+            "flops_per_token": record.flops_per_token,
+            "tokens": record.tokens,
+            "train_flops": record.train_flops,
+            "loss_nats": record.loss_nats,
+            "use": use_of(record, evidence),
+        }
+        for record in evidence.done
+    ]
+
+
+def use_of(record: RunRecord, evidence: Evidence) -> str:
+    """What the fit did with a run, in words."""
+    if record.run_id in evidence.excluded:
+        return f"left out: {evidence.excluded[record.run_id]}"
+    if evidence.study is None:
+        return "not fitted yet"
+    if record.run_id not in evidence.study.points.label:
+        return "finished after the fit"
+    return "fitted, and held out in the check" if record.run_id in evidence.held_out else "fitted"
+
+
+def _compute_range(evidence: Evidence) -> tuple[float, float, float]:
+    """Smallest and largest compute measured, and how far the law is drawn."""
+    flops = [record.train_flops for record in evidence.done]
+    far = evidence.promoted.flops if evidence.promoted else max(flops)
+    return min(flops), max(flops), max(far, max(flops)) * 1.15
+
+
+def _draw_frontier(
+    axes: Axes, study: Study, reach: tuple[float, float, float]
+) -> list[dict[str, Any]]:
+    law = surface_of(study)
+    low, measured, far = reach
+    flops = np.unique(np.append(np.geomspace(low, far, 97), measured))
+    best = [law.optimum(float(c)) for c in flops]
+    size, tokens = np.array([b.size for b in best]), np.array([b.tokens for b in best])
+    value, below, above = study.surface.predict_many(size, tokens)
+    axes.fill_between(flops, below, above, color=INK, alpha=0.1, linewidth=0, zorder=1)
+    inside = flops <= measured
+    axes.plot(flops[inside], value[inside], color=INK, zorder=3)
+    axes.plot(flops[~inside], value[~inside], color=INK, dashes=(4, 2), zorder=3)
+    columns = {"train_flops": flops, "size": size, "tokens": tokens, "loss_nats": value}
+    return tidy("law along the optimum", columns | {"low": below, "high": above})
+
+
+def _draw_rung_lines(
+    axes: Axes, evidence: Evidence, study: Study, *, against: str
+) -> list[dict[str, Any]]:
+    sizes = dict(zip(study.points.label, study.points.size, strict=True))
+    rows = []
+    for rung, color in evidence.colors.items():
+        runs = [r for r in evidence.done if r.rung == rung and r.run_id in sizes]
+        if len({r.tokens for r in runs}) < 2:
+            continue
+        tokens = np.geomspace(min(r.tokens for r in runs), max(r.tokens for r in runs), 25)
+        size = np.full_like(tokens, sizes[runs[0].run_id])
+        flops = tokens * runs[0].flops_per_token
+        loss = surface_of(study)(size, tokens)
+        axes.plot(
+            flops if against == "train_flops" else tokens,
+            loss,
+            color=color,
+            linewidth=0.7,
+            alpha=0.8,
+            zorder=2,
+        )
+        columns = {"train_flops": flops, "size": size, "tokens": tokens, "loss_nats": loss}
+        rows += tidy(f"law at rung {rung}", columns)
+    return rows
+
+
+def _draw_holdout(axes: Axes, study: Study, *, against: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for point in study.holdouts[0].points if study.holdouts else ():
+        x = point.flops if against == "train_flops" else point.tokens
+        axes.vlines(x, point.forecast.low, point.forecast.high, color=MUTED, linewidth=0.9)
+        rows.append(
+            {
+                "series": "held-out forecast",
+                "label": point.label,
+                "tokens": point.tokens,
+                "train_flops": point.flops,
+                "loss_nats": point.forecast.value,
+                "low": point.forecast.low,
+                "high": point.forecast.high,
+            }
+        )
+    return rows
+
+
+def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, Any]]:
+    forecast = promoted.forecast
+    axes.errorbar(
+        x,
+        forecast.value,
+        yerr=[[forecast.value - forecast.low], [forecast.high - forecast.value]],
+        color=FORECAST,
+        linewidth=1.6,
+        capsize=4,
+        marker="_",
+        markersize=5,
+        zorder=5,
+    )
+    where = {"label": promoted.label, "tokens": promoted.tokens, "train_flops": promoted.flops}
+    rows = [
+        {
+            **where,
+            "series": "forecast",
+            "loss_nats": forecast.value,
+            "low": forecast.low,
+            "high": forecast.high,
+        }
+    ]
+    if promoted.measured is not None:
+        axes.plot(x, promoted.measured, "D", color=INK, markersize=3.6, zorder=6)
+        rows.append({**where, "series": "measured", "loss_nats": promoted.measured})
+    return rows
+
+
+def _loss_extent(data: pd.DataFrame) -> Array:
+    columns = [c for c in ("loss_nats", "low", "high") if c in data]
+    values = data[columns].to_numpy(dtype=float).ravel()
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _legends(figure: Figure, axes: Axes, evidence: Evidence, *, marks_outside: bool) -> None:
+    """Sizes in a row above, where no curve can run into them; marks in a free corner or below."""
+    size_legend(figure, evidence)
+    marks: list[Line2D] = []
+    if evidence.study is not None and not marks_outside:
+        marks.append(Line2D([], [], color=INK, label="law along the optimum, 90% band"))
+    if evidence.held_out:
+        marks.append(_mark("o", MUTED, PAPER, "held out, with its forecast"))
+    if evidence.excluded:
+        marks.append(_mark("x", EXCLUDED, EXCLUDED, "left out of the fit"))
+    if evidence.promoted is not None:
+        marks.append(_mark("|", FORECAST, PAPER, "forecast, 90%"))
+        if evidence.promoted.measured is not None:
+            marks.append(_mark("D", INK, INK, "promoted run, measured"))
+    if marks_outside and marks:
+        figure.legend(handles=marks, loc="outside lower left", ncols=3, columnspacing=1)
+    elif marks:
+        axes.legend(handles=marks, loc="lower left")
+
+
+def _mark(marker: str, color: str, face: str, label: str) -> Line2D:
+    return Line2D(
+        [], [], linestyle="", marker=marker, color=color, markerfacecolor=face, label=label
+    )

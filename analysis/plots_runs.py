@@ -1,0 +1,147 @@
+"""The runs themselves: their training curves, and how far each lies from the law."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from analysis.plots_evidence import Evidence, size_legend, surface_of
+from analysis.plots_loss import NO_FIT, NO_RUNS
+from analysis.plots_style import (
+    INK,
+    MUTED,
+    PAPER,
+    Drawing,
+    absent,
+    count_axis,
+    flops_axis,
+    light_grid,
+    loss_axis,
+    new_figure,
+    padded,
+    style,
+)
+
+MOST_CURVES = 60
+"""More lines than this are a smear; then only the longest run of each size is drawn."""
+
+
+def training_curves(evidence: Evidence) -> Drawing:
+    """Training loss against tokens, each run to its own end, with its final held-out loss."""
+    name, title = "training_curves", "Training curves"
+    runs = [record for record in evidence.done if record.run_id in evidence.curves]
+    if not runs:
+        why = "No run has logged its training loss." if evidence.done else NO_RUNS
+        return absent(name, title, why)
+    thinned = len(runs) > MOST_CURVES
+    if thinned:
+        longest = {record.run_id for record in evidence.largest_run_by_rung().values()}
+        runs = [record for record in runs if record.run_id in longest]
+    rows: list[dict[str, Any]] = []
+    with style():
+        figure, (axes,) = new_figure(2.6)
+        for record in runs:
+            curve, color = evidence.curves[record.run_id], evidence.colors[record.rung]
+            axes.plot(curve.tokens, curve.loss, color=color, linewidth=0.6, alpha=0.85)
+            axes.plot(record.tokens, record.loss_nats, "o", color=color, markersize=2.8, zorder=4)
+            where = {"run_id": record.run_id, "rung": record.rung}
+            rows += [
+                {**where, "series": "training loss", "tokens": t, "loss_nats": loss}
+                for t, loss in zip(curve.tokens, curve.loss, strict=True)
+            ]
+            end = {"tokens": record.tokens, "loss_nats": record.loss_nats}
+            rows.append({**where, "series": "held-out loss", **end})
+        data = pd.DataFrame(rows)
+        count_axis(axes.xaxis, *padded(data["tokens"].to_numpy(), 0.03), "Training tokens")
+        loss_axis(axes.yaxis, *padded(data["loss_nats"].to_numpy(), 0.04))
+        light_grid(axes)
+        size_legend(figure, evidence)
+    which = (
+        f"Of {len(evidence.curves)} runs the longest of each size is drawn. "
+        if thinned
+        else "Every run is drawn. "
+    )
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read=which + "A line is the training loss, averaged over bins of equal width in log "
+        "tokens; the dot at its end is the loss on held-out text that the law is fitted to. The "
+        "drop at the end of each line is the decay of the learning rate.",
+        distrust="Training and held-out loss are measured on different text and need not meet. "
+        "A spike, a flat stretch or a line that rises is a reason to leave that run out.",
+        data=data,
+        figure=figure,
+    )
+
+
+def residuals(evidence: Evidence) -> Drawing:
+    """Measured over law minus one, in percent, against compute, with the noise floor."""
+    name, title = "residuals", "Residuals and the noise floor"
+    study = evidence.study
+    if not evidence.done or study is None:
+        return absent(name, title, NO_FIT if evidence.done else NO_RUNS)
+    points = study.points
+    values = surface_of(study)(points.array("size"), points.array("tokens"))
+    off = 100 * (points.array("loss") / values - 1)
+    rung = {record.run_id: record.rung for record in evidence.done}
+    noise = study.noise.sd if study.noise else study.surface.noise_sd
+    rows: list[dict[str, Any]] = []
+    with style():
+        figure, (axes,) = new_figure(2.5)
+        axes.axhspan(-164.5 * noise, 164.5 * noise, color=INK, alpha=0.08, linewidth=0)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        for label, flops, residual in zip(points.label, points.flops, off, strict=True):
+            color = evidence.colors.get(rung.get(label, ""), MUTED)
+            axes.plot(flops, residual, "o", color=color, zorder=4)
+            rows.append(_residual_row("fitted", label, flops, residual))
+        for point in study.holdouts[0].points if study.holdouts else ():
+            error = 100 * (point.measured / point.forecast.value - 1)
+            color = evidence.colors.get(rung.get(point.label, ""), MUTED)
+            axes.plot(point.flops, error, "o", color=color, markerfacecolor=PAPER, zorder=5)
+            rows.append(_residual_row("held out", point.label, point.flops, error))
+        flops_axis(axes.xaxis, *padded(points.flops, 0.05))
+        reach = 1.1 * max(164.5 * noise, *(abs(row["residual_percent"]) for row in rows))
+        axes.set_ylim(-reach, reach)
+        axes.set_ylabel("Measured over law, minus 1 (%)")
+        light_grid(axes)
+        size_legend(figure, evidence)
+        handles = [_dot(MUTED, "fitted")]
+        if study.holdouts:
+            handles.append(_dot(PAPER, "held out: against the forecast from the rest"))
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1)
+    band = (
+        f"The grey band holds 90% of the scatter of repeated seeds ({study.noise.sd:.2%} standard "
+        f"deviation, {study.noise.degrees_of_freedom} degrees of freedom). "
+        if study.noise
+        else "No cell was repeated with other seeds, so the grey band is the fit's own scatter "
+        f"({noise:.2%} standard deviation) and can't show that the law is too coarse. "
+    )
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="How far each run lies from the law, in percent of the loss. "
+        + band
+        + "Filled "
+        "dots helped to fit the law; hollow ones are the runs of the largest budget against what "
+        "the others forecast for them.",
+        distrust="A trend along compute, or a size that lies on one side, says that the law's form "
+        "is wrong there, however narrow its intervals are.",
+        data=pd.DataFrame(rows),
+        figure=figure,
+    )
+
+
+def _residual_row(series: str, label: str, flops: float, percent: float) -> dict[str, Any]:
+    return {
+        "series": series,
+        "run_id": label,
+        "train_flops": flops,
+        "residual_percent": float(np.float64(percent)),
+    }
+
+
+def _dot(face: str, label: str) -> Line2D:
+    return Line2D([], [], linestyle="", marker="o", color=MUTED, markerfacecolor=face, label=label)

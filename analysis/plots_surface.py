@@ -1,0 +1,292 @@
+"""The surface L(N, D) from above: IsoFLOP curves with their optima, contours with the best path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.laws import LossSurface
+from analysis.plots_evidence import Evidence, size_legend, surface_of
+from analysis.plots_loss import NO_FIT, NO_RUNS
+from analysis.plots_style import (
+    EXCLUDED,
+    FORECAST,
+    INK,
+    MUTED,
+    PAPER,
+    Drawing,
+    absent,
+    count_axis,
+    even_ticks,
+    light_grid,
+    loss_axis,
+    new_figure,
+    padded,
+    power_of_ten,
+    size_colors,
+    style,
+    tidy,
+)
+from analysis.study import Study
+
+SAME_COMPUTE = 0.15
+"""Runs whose compute lies within this share of an IsoFLOP curve's are drawn with it."""
+SIZE_NAMES = {
+    "flops_per_token": "Model size M (training FLOPs per token)",
+    "active_params": "Model size N (active parameters)",
+    "active_non_embedding_params": "Model size N (active, non-embedding parameters)",
+    "total_params": "Model size N (total parameters)",
+}
+
+
+def isoflop(evidence: Evidence) -> Drawing:
+    """Loss against size at fixed compute, each curve with its optimum and that one's interval."""
+    name, title = "isoflop", "IsoFLOP curves: loss against size at fixed compute"
+    study = evidence.study
+    if not evidence.done or study is None:
+        return absent(name, title, NO_FIT if evidence.done else NO_RUNS)
+    law = surface_of(study)
+    budgets = _budgets(study)
+    rows: list[dict[str, Any]] = []
+    sizes = study.points.array("size")
+    low, high = padded(sizes, 0.12)
+    with style():
+        figure, (axes,) = new_figure(2.6)
+        handles = []
+        for (flops, members), color in zip(budgets, size_colors(len(budgets)), strict=True):
+            size = np.geomspace(low, high, 61)
+            tokens = flops / (law.flops_per_size_token * size)
+            loss = law(size, tokens)
+            axes.plot(size, loss, color=color, linewidth=0.9)
+            columns = {"train_flops": flops, "size": size, "tokens": tokens, "loss_nats": loss}
+            rows += tidy("curve", columns)
+            picked = np.array(members, dtype=int)
+            points = {c: study.points.array(c)[picked] for c in ("size", "tokens", "loss")}
+            axes.plot(points["size"], points["loss"], "o", color=color)
+            rows += tidy(
+                "run",
+                {
+                    "label": [study.points.label[i] for i in members],
+                    "train_flops": study.points.array("flops")[picked],
+                    "size": points["size"],
+                    "tokens": points["tokens"],
+                    "loss_nats": points["loss"],
+                },
+            )
+            rows.append(_draw_optimum(axes, study, flops, color, (low, high)))
+            handles.append(
+                Line2D([], [], color=color, marker="o", label=power_of_ten(_round(flops)))
+            )
+        data = pd.DataFrame(rows)
+        shown = data[data["size"].between(low, high)]
+        count_axis(axes.xaxis, low, high, SIZE_NAMES.get(study.points.size_variable, "Model size"))
+        loss_axis(axes.yaxis, *padded(shown["loss_nats"].to_numpy(dtype=float), 0.05))
+        light_grid(axes)
+        figure.legend(
+            handles=handles,
+            title="Training compute, FLOPs",
+            title_fontsize=6.5,
+            alignment="left",
+            loc="outside upper left",
+            ncols=min(4, len(handles)),
+            columnspacing=1,
+        )
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="Along one curve the same compute is split in different ways: small models "
+        "on many tokens at the left, large ones on few at the right. The tick is the best size by "
+        "the fitted surface, the bar its 90% interval over bootstrap replicates. Dots are runs "
+        f"whose compute lies within {SAME_COMPUTE:.0%} of the curve's.",
+        distrust="The curves are cuts through one fitted surface, not parabolas through dots, so "
+        "an optimum can lie outside the sizes that were tried; an arrow at the edge marks that.",
+        data=data,
+        figure=figure,
+    )
+
+
+def contours(evidence: Evidence) -> Drawing:
+    """Lines of equal loss over size and tokens, with the compute-optimal path."""
+    name, title = "contours", "Loss over size and tokens, with the compute-optimal path"
+    study = evidence.study
+    if not evidence.done or study is None:
+        return absent(name, title, NO_FIT if evidence.done else NO_RUNS)
+    law, promoted = surface_of(study), evidence.promoted
+    size, tokens = study.points.array("size"), study.points.array("tokens")
+    marked_size = np.append(size, promoted.size) if promoted else size
+    marked_tokens = np.append(tokens, promoted.tokens) if promoted else tokens
+    (x0, x1), (y0, y1) = padded(marked_size, 0.1), padded(marked_tokens, 0.1)
+    rows = tidy(
+        "run",
+        {
+            "label": study.points.label,
+            "train_flops": study.points.flops,
+            "size": size,
+            "tokens": tokens,
+            "loss_nats": study.points.loss,
+        },
+    )
+    with style():
+        figure, (axes,) = new_figure(3.0)
+        _draw_contours(axes, law, (x0, x1), (y0, y1))
+        rows += _draw_path(axes, study, (x0, x1), (y0, y1))
+        sizes = dict(zip(study.points.label, zip(size, tokens, strict=True), strict=True))
+        for record in evidence.done:
+            if record.run_id in sizes:
+                color = evidence.colors[record.rung]
+                face = PAPER if record.run_id in evidence.held_out else color
+                axes.plot(*sizes[record.run_id], "o", color=color, markerfacecolor=face, zorder=4)
+        handles = [
+            Line2D([], [], color=INK, label="best split of compute, 90%"),
+            Line2D([], [], color=MUTED, linestyle=":", label="equal compute"),
+        ]
+        if promoted:
+            axes.plot(promoted.size, promoted.tokens, "D", color=FORECAST, markersize=5, zorder=5)
+            handles.append(
+                Line2D([], [], linestyle="", marker="D", color=FORECAST, label="promoted run")
+            )
+            rows.append(
+                {
+                    "series": "promoted",
+                    "label": promoted.label,
+                    "train_flops": promoted.flops,
+                    "size": promoted.size,
+                    "tokens": promoted.tokens,
+                    "loss_nats": promoted.forecast.value,
+                }
+            )
+        count_axis(axes.xaxis, x0, x1, SIZE_NAMES.get(study.points.size_variable, "Model size"))
+        count_axis(axes.yaxis, y0, y1, "Training tokens")
+        size_legend(figure, evidence)
+        figure.legend(handles=handles, loc="outside lower left", ncols=3, columnspacing=1)
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="A grey line joins the sizes and token counts that reach one loss, in nats "
+        "per token, by the fitted surface. The dark path is the cheapest way down, its band the "
+        "90% interval over bootstrap replicates; dotted diagonals are equal compute. Dots are the "
+        "runs, hollow where held out.",
+        distrust="Where the path leaves the cloud of dots, the split between size and tokens is "
+        "extrapolated; a wide band there says that another split would cost about the same.",
+        data=pd.DataFrame(rows),
+        figure=figure,
+    )
+
+
+def _budgets(study: Study, most: int = 7) -> list[tuple[float, list[int]]]:
+    """Compute levels with the points near them: gaps in compute part the groups.
+
+    Ladders with equal steps in size and tokens have many runs on few levels. Where fewer than two
+    groups hold three sizes, levels are spread evenly and take the points that lie near them.
+    """
+    flops = study.points.array("flops")
+    size = study.points.array("size")
+    order = np.argsort(flops)
+    breaks = np.flatnonzero(np.diff(np.log(flops[order])) > SAME_COMPUTE) + 1
+    groups = [group for group in np.split(order, breaks) if len(set(size[group])) >= 3]
+    levels = [float(np.exp(np.mean(np.log(flops[group])))) for group in groups]
+    if len(levels) < 2:
+        levels = list(np.geomspace(flops.min(), flops.max(), 5))
+    if len(levels) > most:
+        levels = [levels[round(i * (len(levels) - 1) / (most - 1))] for i in range(most)]
+    near = np.abs(np.log(flops[:, None] / np.array(levels)[None, :])) <= np.log1p(SAME_COMPUTE)
+    return [(level, list(np.flatnonzero(near[:, i]))) for i, level in enumerate(levels)]
+
+
+def _draw_optimum(
+    axes: Axes, study: Study, flops: float, color: str, edges: tuple[float, float]
+) -> dict[str, Any]:
+    best = surface_of(study).optimum(flops)
+    replicates = [law.optimum(flops).size for law in replicate_surfaces(study)]
+    low, high = np.quantile(replicates, (0.05, 0.95)) if replicates else (best.size, best.size)
+    low, high = min(low, best.size), max(high, best.size)
+    if edges[0] <= best.size <= edges[1]:
+        axes.hlines(best.loss, low, high, color=color, linewidth=2.2, alpha=0.45, zorder=3)
+        axes.plot(best.size, best.loss, "|", color=INK, markersize=6, zorder=5)
+    else:
+        edge, arrow = (edges[0], "<") if best.size < edges[0] else (edges[1], ">")
+        k = surface_of(study).flops_per_size_token
+        at_edge = float(surface_of(study)(edge, flops / (k * edge)))
+        axes.plot(edge, at_edge, arrow, color=INK, markersize=4, clip_on=False, zorder=5)
+    return {
+        "series": "optimum",
+        "train_flops": flops,
+        "size": best.size,
+        "tokens": best.tokens,
+        "loss_nats": best.loss,
+        "size_low": low,
+        "size_high": high,
+    }
+
+
+def replicate_surfaces(study: Study, most: int = 1000) -> list[LossSurface]:
+    """The bootstrap's surfaces, at most ``most`` of them, those without an optimum left out."""
+    k = surface_of(study).flops_per_size_token
+    laws = []
+    for E, A, B, alpha, beta in study.surface.replicates[:most]:
+        if min(A, B, alpha, beta) > 0:
+            law = LossSurface(E=E, A=A, B=B, alpha=alpha, beta=beta, flops_per_size_token=k)
+            laws.append(law)
+    return laws
+
+
+def _draw_contours(
+    axes: Axes, law: LossSurface, x: tuple[float, float], y: tuple[float, float]
+) -> None:
+    size, tokens = np.meshgrid(np.geomspace(*x, 80), np.geomspace(*y, 80))
+    loss = law(size, tokens)
+    levels = even_ticks(float(loss.min()), float(loss.max()), most=14)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    drawn = axes.contour(
+        size, tokens, loss, levels=levels, colors=[EXCLUDED], linewidths=0.6, zorder=1
+    )
+    axes.clabel(drawn, fmt=lambda value: f"{value:.4g}", fontsize=6, colors=[MUTED], inline=True)
+    flops = law.compute(size, tokens)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(flops.min())), np.log10(flops.max()))
+    for c in decades:
+        edge = np.array(x)
+        axes.plot(
+            edge,
+            c / (law.flops_per_size_token * edge),
+            ":",
+            color=MUTED,
+            linewidth=0.6,
+            zorder=1,
+        )
+
+
+def _draw_path(
+    axes: Axes, study: Study, x: tuple[float, float], y: tuple[float, float]
+) -> list[dict[str, Any]]:
+    law = surface_of(study)
+    corners = law.compute(np.array(x), np.array(y))
+    flops = np.geomspace(corners[0], corners[1], 49)
+    best = law.optimal_size()(flops)
+    replicates = [r.optimal_size()(flops) for r in replicate_surfaces(study)]
+    low, high = np.quantile(replicates, (0.05, 0.95), axis=0) if replicates else (best, best)
+    k = law.flops_per_size_token
+    axes.plot(best, flops / (k * best), color=INK, zorder=3)
+    # At one compute the band runs along the diagonal of equal compute; its two edges bound it.
+    edge_x = np.concatenate([low, high[::-1]])
+    edge_y = np.concatenate([flops / (k * low), (flops / (k * high))[::-1]])
+    axes.fill(edge_x, edge_y, color=INK, alpha=0.1, linewidth=0, zorder=2)
+    return tidy(
+        "optimal path",
+        {
+            "train_flops": flops,
+            "size": best,
+            "tokens": flops / (k * best),
+            "loss_nats": law(best, flops / (k * best)),
+            "size_low": low,
+            "size_high": high,
+        },
+    )
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.2g}")
