@@ -16,6 +16,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import yaml
@@ -90,15 +91,15 @@ def compose(verb: str, overrides: Sequence[str], dirs: Sequence[Path]) -> DictCo
     """What Hydra makes of the primary YAML and the overrides; ConfigError if it can't."""
     parsed = [_parse_override(text) for text in overrides]
     primary = _read_primary(verb, dirs)
-    values = [override for override in parsed if _is_plain_value(override, primary, dirs)]
-    rest = [override for override in parsed if override not in values]
-    groups = [override for override in rest if _is_group(override.key_or_group, dirs)]
-    _check_groups(verb, primary, groups, dirs)
+    plain = [override for override in parsed if _is_plain_value(override, primary, dirs)]
+    rest = [override for override in parsed if override not in plain]
+    _check_groups(verb, primary, [o for o in rest if _chooses_option(o, dirs)], dirs)
+    lines = [_line(override, primary) for override in rest]
     try:
-        config = _compose(verb, rest, dirs)
+        config = _compose(verb, lines, dirs)
     except _COMPOSE_ERRORS as error:
-        raise ConfigError(_diagnose(verb, groups, rest, dirs) or _one_line(error)) from None
-    for override in values:
+        raise ConfigError(_diagnose(verb, rest, primary, dirs) or _one_line(error)) from None
+    for override in plain:
         OmegaConf.update(config, override.key_or_group, override.value())
     return config
 
@@ -107,7 +108,7 @@ def verb_help(verb: str, docstring: str, dirs: Sequence[Path]) -> str:
     """The text of ``windtunnel VERB --help``."""
     lines = [f"usage: windtunnel {verb} [group=option] [key=value] [--config-dir DIR] [--cfg]"]
     lines += ["", docstring.strip()]
-    groups = list(verb_groups(verb, dirs))
+    groups = sorted(verb_groups(verb, dirs), key=lambda group: group.default is not None)
     if groups:
         lines += ["", "Groups (* is the default):"]
     for group in groups:
@@ -115,7 +116,9 @@ def verb_help(verb: str, docstring: str, dirs: Sequence[Path]) -> str:
         for option in group.options:
             mark = "*" if option == group.default else ""
             about = _first_comment(_find(f"{group.name}/{option}", dirs))
-            lines.append(f"    {option + mark:<16} {about}".rstrip())
+            lines.append(
+                f"    {option + mark:<16} {shorten(about, 79, placeholder=' ...')}".rstrip()
+            )
     lines += ["", f"All values: windtunnel {verb} --cfg. Folders searched for YAML, first wins:"]
     lines += [f"  {folder}" for folder in dirs]
     return "\n".join(lines)
@@ -149,12 +152,19 @@ def _groups_in_option(group: str, option: str, dirs: Sequence[Path]) -> Iterator
         yield from _groups_of(mapping, group, dirs)
 
 
-def _compose(verb: str, overrides: Iterable[Override], dirs: Sequence[Path]) -> DictConfig:
+def _compose(verb: str, lines: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
     # Hydra appends its search path behind the first folder, so the user's folder goes first.
     behind = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in dirs[1:])
-    lines = [str(override.input_line) for override in overrides]
     with initialize_config_dir(config_dir=str(dirs[0]), version_base="1.3"):
         return hydra_compose(verb, overrides=[f"hydra.searchpath=[{behind}]", *lines])
+
+
+def _line(override: Override, primary: Mapping[str, Any]) -> str:
+    """The override as Hydra gets it. A whole mapping, and a key within a mapping that the YAML
+    leaves empty (``axes: {}``), may bring new keys; the dataclass refuses wrong ones later."""
+    inside = primary.get(override.key_or_group.partition(".")[0]) == {}
+    is_new = override.type is OverrideType.CHANGE and (inside or isinstance(override.value(), dict))
+    return f"++{override.input_line}" if is_new else str(override.input_line)
 
 
 def _parse_override(text: str) -> Override:
@@ -163,6 +173,8 @@ def _parse_override(text: str) -> Override:
         override = OverridesParser.create().parse_override(text)
     except _COMPOSE_ERRORS:
         raise ConfigError(f"{text}: not an override; {example}") from None
+    if not override.key_or_group:
+        raise ConfigError(f"{text}: not an override; {example}")
     if override.is_sweep_override():
         raise ConfigError(f"{text}: one value is needed; a list is written [a,b]")
     if override.is_hydra_override():
@@ -175,25 +187,33 @@ def _is_plain_value(override: Override, primary: Mapping[str, Any], dirs: Sequen
     return override.type is OverrideType.CHANGE and _is_group(key, dirs) and key in primary
 
 
+def _chooses_option(override: Override, dirs: Sequence[Path]) -> bool:
+    is_option = not isinstance(override.value(), dict) and not override.is_delete()
+    return is_option and ("/" in override.key_or_group or _is_group(override.key_or_group, dirs))
+
+
 def _check_groups(
     verb: str, primary: Mapping[str, Any], chosen: Sequence[Override], dirs: Sequence[Path]
 ) -> None:
-    """Every chosen option exists and every mandatory group is chosen."""
+    """The verb has every group, the group has the chosen option, no mandatory group is left out."""
+    names = [group.name for group in verb_groups(verb, dirs)]
     for override in chosen:
         group, value = override.key_or_group, override.value()
-        if isinstance(value, dict) or override.is_delete():
-            continue
+        if group not in names:
+            raise ConfigError(
+                f"{override.input_line}: `windtunnel {verb}` has no group {group}"
+                f"{_hint(_close(group, names))} Groups: {', '.join(names) or 'none'}"
+            )
+        options = _options(group, dirs)
         for option in value if isinstance(value, list) else [value]:
-            options = _options(group, dirs)
-            if str(option) not in options:
-                hint = _hint(_close(str(option), options))
+            if option not in options:
                 raise ConfigError(
-                    f"{group}={option}: no such option{hint} Options: {', '.join(options)}"
+                    f"{override.input_line}: no such option{_hint(_close(str(option), options))} "
+                    f"Options: {', '.join(options)}"
                 )
-    names = {override.key_or_group for override in chosen}
     for entry in primary.get("defaults", []):
         for group, option in entry.items() if isinstance(entry, Mapping) else ():
-            if option == "???" and group not in names:
+            if option == "???" and group not in [override.key_or_group for override in chosen]:
                 raise ConfigError(
                     f"{group}: missing; choose one: windtunnel {verb} {group}=... "
                     f"({', '.join(_options(group, dirs))})"
@@ -201,44 +221,38 @@ def _check_groups(
 
 
 def _diagnose(
-    verb: str, groups: Sequence[Override], overrides: Sequence[Override], dirs: Sequence[Path]
+    verb: str, overrides: Sequence[Override], primary: Mapping[str, Any], dirs: Sequence[Path]
 ) -> str | None:
-    """Which override Hydra stumbled over and what is allowed there; None if it is none of them."""
-    if not _composes(verb, groups, dirs):
-        for culprit in groups:
-            if _composes(verb, [other for other in groups if other is not culprit], dirs):
-                names = ", ".join(group.name for group in verb_groups(verb, dirs))
-                return (
-                    f"{culprit.input_line}: `windtunnel {verb}` has no group "
-                    f"{culprit.key_or_group} here. Groups: {names or 'none'}"
-                )
+    """Which value override Hydra stumbled over and what is allowed there; None if it is none."""
+    good = [str(o.input_line) for o in overrides if _chooses_option(o, dirs)]
+    if not _composes(verb, good, dirs):
         return None
-    good = list(groups)
     for override in overrides:
-        if override in groups:
-            continue
-        if not _composes(verb, [*good, override], dirs):
-            return _explain_value(override, _compose(verb, good, dirs))
-        good.append(override)
+        line = _line(override, primary)
+        if not _composes(verb, [*good, line], dirs):
+            groups = [group.name for group in verb_groups(verb, dirs)]
+            return _explain_value(override, _compose(verb, good, dirs), groups)
+        good.append(line)
     return None
 
 
-def _composes(verb: str, overrides: Sequence[Override], dirs: Sequence[Path]) -> bool:
+def _composes(verb: str, lines: Sequence[str], dirs: Sequence[Path]) -> bool:
     try:
-        _compose(verb, overrides, dirs)
+        _compose(verb, lines, dirs)
     except _COMPOSE_ERRORS:
         return False
     return True
 
 
-def _explain_value(override: Override, config: DictConfig) -> str:
+def _explain_value(override: Override, config: DictConfig, groups: Sequence[str]) -> str:
     key = override.key_or_group
     mapping: Any = OmegaConf.to_container(config, resolve=False)
     parent, here = "", mapping
     for name in key.split("."):
         path = f"{parent}.{name}".lstrip(".")
         if name not in here:
-            same_name = [leaf for leaf in _paths(mapping) if leaf.rpartition(".")[2] == name]
+            same_name = [group for group in groups if group.endswith(f"/{name}")]
+            same_name += [leaf for leaf in _paths(mapping) if leaf.endswith(f".{name}")]
             close = [f"{parent}.{match}".lstrip(".") for match in _close(name, here)]
             return f"{path}: unknown field{_hint(same_name or close)} Allowed: {', '.join(here)}"
         parent, here = path, here[name]
