@@ -1,0 +1,75 @@
+"""A folder that stands whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConfigError
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to fill; it becomes ``target`` at the end, or vanishes on an error.
+
+    The files must be durable when the block ends (:func:`write_file` and the tensor writer see to
+    that). A process killed in between leaves the hidden folder beside ``target``, never a part of
+    ``target``.
+
+    Raises:
+        ConfigError: if ``target`` exists.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; name a new folder or remove this one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        sync_folder(temporary)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    sync_folder(target.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file and make its content durable."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as readable JSON, durably."""
+    write_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ConfigError names the file if it is absent or damaged."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
