@@ -49,7 +49,7 @@ EXIT_CODES = {
     ("model.errors", "ConfigError"): 2,
     ("model.errors", "RunFailed"): 3,
     ("analysis.results", "FitError"): 3,
-    ("windtunnel.promotion", "LaunchRefused"): 4,
+    ("windtunnel.gates", "LaunchRefused"): 4,
 }
 EXIT_STOPPED = 130
 

@@ -1,0 +1,188 @@
+"""The promotion record: what will be trained, what it is forecast to reach, and on what evidence.
+
+Made once by ``windtunnel promote``, kept as ``<root>/promotions/<id>.yaml``, frozen: its hash is
+checked whenever it is read. The id holds a hash of the decision alone (not of the time or the
+machine), so the same evidence gives the same promotion, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.noise import NoiseFloor
+from analysis.results import Exclusion, FitWarning, Interval, Prediction
+from model.errors import ConfigError
+from model.typed import build, to_plain
+from sweeps.files import content_hash, write_atomic
+from sweeps.spec import RunSpec
+from windtunnel.choices import Choice
+from windtunnel.gates import GateResult, GateThresholds
+from windtunnel.load_forecast import LoadForecast
+from windtunnel.published import FieldComparison
+from windtunnel.targets import Target
+
+SCHEMA_VERSION = 1
+
+HEADER = (
+    "# A promotion: what will be trained, its forecast and its evidence. Frozen: a launch checks\n"
+    "# the hash at the end. To change anything, promote again.\n"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the forecast rests on."""
+
+    run_ids: tuple[str, ...]
+    """The runs the surface was fitted to."""
+    exclusions: tuple[Exclusion, ...]
+    unfinished: tuple[str, ...]
+    """Planned runs without a record when the promotion was made."""
+    study_hash: str
+    """SHA-256 of ``fit.json``."""
+    law: str
+    coefficients: dict[str, Interval]
+    warnings: tuple[FitWarning, ...]
+    noise: NoiseFloor | None
+    convention: str
+    """Version of the FLOP and parameter counting convention."""
+    protocol_fingerprints: tuple[str, ...]
+    largest_train_flops: float
+    """Of the sweep's largest run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """A predicted configuration made ready to train."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    created_at: str
+    """UTC, ISO 8601."""
+    sweep: str
+    target: Target
+    target_name: str
+    run_id: str
+    total_params: int
+    active_params: int
+    flops_per_token: float
+    train_flops: float
+    forecast: Prediction
+    """Held-out loss at the end of the run, nats per token, at its very size and tokens."""
+    second_opinion: Prediction
+    """The same loss by the law of compute alone; shown, not judged."""
+    along_the_run: str
+    """What is forecast for the loss on the way, or why nothing is."""
+    loads: tuple[LoadForecast, ...]
+    choices: tuple[Choice, ...]
+    gates: tuple[GateResult, ...]
+    thresholds: GateThresholds
+    published: tuple[FieldComparison, ...]
+    """Beside the published model of the same compute; empty for other targets."""
+    evidence: Evidence
+    notes: tuple[str, ...]
+    """What a person should know before launching."""
+    spec: RunSpec
+    provenance: dict[str, Any] = field(default_factory=dict)
+    content_hash: str
+    """SHA-256 of everything above."""
+
+
+def sealed(promotion: Promotion, slug: str) -> Promotion:
+    """Give ``promotion`` its id, made of ``slug`` and the decision's hash, and its content hash."""
+    decision = to_plain(promotion)
+    for name in ("id", "created_at", "provenance", "content_hash"):
+        del decision[name]
+    named = replace(promotion, id=f"{slug}-{content_hash(decision, digits=8)}")
+    return replace(named, content_hash=promotion_hash(to_plain(named)))
+
+
+def promotion_hash(mapping: Mapping[str, Any]) -> str:
+    """The content hash a promotion of these plain values must carry."""
+    rest = {key: value for key, value in mapping.items() if key != "content_hash"}
+    return content_hash(rest, digits=64)
+
+
+class Promotions:
+    """The folder of promotions under a root."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "promotions"
+
+    def path(self, promotion_id: str) -> Path:
+        """Where a promotion is kept."""
+        return self.folder / f"{promotion_id}.yaml"
+
+    def ids(self) -> tuple[str, ...]:
+        """Every promotion kept here, in the order of their names."""
+        return tuple(sorted(path.stem for path in self.folder.glob("*.yaml")))
+
+    def save(self, promotion: Promotion) -> tuple[Promotion, bool]:
+        """Keep the promotion, once; returns the one kept and whether it is new.
+
+        Either way ``latest`` is this one from now on.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(promotion.id)
+        is_new = not path.exists()
+        if is_new:
+            text = yaml.safe_dump(
+                to_plain(promotion), sort_keys=False, allow_unicode=True, width=100
+            )
+            write_atomic(path, (HEADER + text).encode())
+        kept = read_promotion(path)
+        write_atomic(self.folder / "latest", f"{promotion.id}\n".encode())
+        return kept, is_new
+
+    def find(self, name: str) -> Promotion:
+        """The promotion of an id, of a path to its YAML, or of ``latest``.
+
+        Raises:
+            ConfigError: there is none of that name, or it was altered.
+        """
+        if name.endswith((".yaml", ".yml")):
+            if not Path(name).is_file():
+                raise ConfigError(f"promotion: {name}: no such file")
+            return read_promotion(Path(name))
+        wanted = self._latest() if name == "latest" else name
+        if wanted not in self.ids():
+            known = ", ".join(self.ids())
+            advice = f"Promotions there: {known}" if known else "make one with `windtunnel promote`"
+            raise ConfigError(f"promotion: no {wanted!r} in {self.folder}. {advice}")
+        return read_promotion(self.path(wanted))
+
+    def _latest(self) -> str:
+        try:
+            return (self.folder / "latest").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return "latest"
+
+
+def read_promotion(path: Path) -> Promotion:
+    """Read a promotion back by the strict builder and check its hash.
+
+    Raises:
+        ConfigError: it is not a promotion of this version, or was altered after it was made.
+    """
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not readable as YAML ({' '.join(str(error).split())})"
+        ) from None
+    if not isinstance(mapping, dict) or mapping.get("schema_version") != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: not a promotion of schema version {SCHEMA_VERSION}; promote again"
+        )
+    promotion = build(Promotion, mapping, where=str(path))
+    if promotion_hash(to_plain(promotion)) != promotion.content_hash:
+        raise ConfigError(
+            f"{path}: altered after it was made (its content does not match its hash); a promotion "
+            "is frozen, promote again to change it"
+        )
+    return promotion

@@ -1,0 +1,338 @@
+"""From a finished sweep and a target to a promotion.
+
+The surface chooses size and tokens; the sweep's own recipe and protocol give everything else,
+through the very function that made the rungs (`sweeps.plan.spec_for`). Each number is kept with the
+rule it comes from, its interval, and what snapping it to a shape that exists costs in predicted
+loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.laws import LossSurface
+from analysis.results import Prediction
+from analysis.study import Study
+from model.accounting import count_params, flops_per_token
+from model.config import ModelConfig, require
+from model.errors import ConfigError
+from model.training.config import ScheduleConfig
+from model.typed import to_plain
+from sweeps.files import content_hash
+from sweeps.plan import SweepConfig, spec_for
+from sweeps.protocol import fingerprint, protocol_of
+from sweeps.provenance import git_state, hardware
+from sweeps.recipe import PowerLawRule, shape_for
+from sweeps.spec import RunSpec, run_id
+from windtunnel import gates
+from windtunnel.choices import Allocated, Choice, SizeRange, allocate
+from windtunnel.finished import FinishedSweep
+from windtunnel.gates import GateResult, GateThresholds
+from windtunnel.ledger import utc_now
+from windtunnel.load_forecast import forecast_loads
+from windtunnel.promotion import Evidence, Promotion, sealed
+from windtunnel.published import compare
+from windtunnel.targets import (
+    Aim,
+    ComputeBudget,
+    LingTarget,
+    NextRung,
+    ParamBudget,
+    Target,
+    TokenBudget,
+    require_beyond,
+    target_name,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a promotion is made; `conf/promote.yaml` says why each value."""
+
+    level: float
+    """Of every interval."""
+    size_range: SizeRange
+    thresholds: GateThresholds
+
+    def __post_init__(self) -> None:
+        require(0 < self.level < 1, f"level must be between 0 and 1, got {self.level}")
+
+
+def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promotion:
+    """The promotion of ``target`` from ``sweep``.
+
+    Raises:
+        ConfigError: the target lies within the sweep, or the recipe can't build that size.
+    """
+    study, config = sweep.study, sweep.plan.config
+    largest_flops = max(study.points.flops)
+    aim = _aim(target, sweep, largest_flops)
+    allocated = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
+    require_beyond(allocated.train_flops, largest_flops)
+    spec = _spec(sweep, allocated)
+    size = flops_per_token(spec.model, spec.train.sequence_length).house
+    counts = count_params(spec.model)
+    forecast = study.surface.predict(size, spec.train.tokens, level=settings.level)
+    second = study.compute_law.predict(size * spec.train.tokens, level=settings.level)
+    promotion = Promotion(
+        id="",
+        created_at=utc_now(),
+        sweep=sweep.plan.name,
+        target=target,
+        target_name=target_name(target),
+        run_id=run_id(spec),
+        total_params=counts.total,
+        active_params=counts.active,
+        flops_per_token=size,
+        train_flops=size * spec.train.tokens,
+        forecast=forecast,
+        second_opinion=second,
+        along_the_run=along_the_run(spec.train.schedule),
+        loads=forecast_loads(sweep.records, size * spec.train.tokens, settings.level),
+        choices=(
+            *_allocation_choices(study, target, allocated, spec),
+            *_recipe_choices(config, spec),
+        ),
+        gates=_gates(sweep, spec, forecast, settings.thresholds),
+        thresholds=settings.thresholds,
+        published=compare(spec, config.recipe.shape, target)
+        if isinstance(target, LingTarget)
+        else (),
+        evidence=_evidence(sweep, largest_flops),
+        notes=tuple(_notes(sweep, second, forecast)),
+        spec=spec,
+        provenance={"git": git_state(), "hardware": hardware()},
+        content_hash="",
+    )
+    return sealed(promotion, f"{sweep.plan.name}-{promotion.target_name}")
+
+
+def along_the_run(schedule: ScheduleConfig) -> str:
+    """Whether the law of final losses speaks of the losses on the way; mostly it does not."""
+    if schedule.kind == "constant":
+        return (
+            "no forecast along the run: the law was fitted to final losses, each after its own "
+            "warm-up at its own learning rate, batch and length"
+        )
+    return (
+        f"no forecast along the run: the law was fitted to losses after a full {schedule.kind} "
+        "decay, and the losses on the way, before it, lie above that law"
+    )
+
+
+def _aim(target: Target, sweep: FinishedSweep, largest_flops: float) -> Aim:
+    match target:
+        case NextRung():
+            return Aim(train_flops=target.factor * largest_flops)
+        case ComputeBudget() | LingTarget():
+            return Aim(train_flops=target.train_flops)
+        case TokenBudget():
+            return Aim(tokens=target.tokens)
+        case ParamBudget():
+            return Aim(flops_per_token=_size_of_params(target.total_params, sweep))
+
+
+def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
+    """M of the recipe's shape whose parameters, in total, come nearest to ``total_params``."""
+    config = sweep.plan.config
+
+    def shape(size: float) -> ModelConfig:
+        return shape_for(config.recipe.shape, size, config.sequence_length, sweep.corpus.vocab_size)
+
+    low = high = max(sweep.study.points.size)
+    if count_params(shape(low)).total >= total_params:
+        raise ConfigError(
+            f"target.total_params: {total_params:,} is no more than the sweep's largest model has "
+            f"({count_params(shape(low)).total:,}); that is measured already"
+        )
+    while count_params(shape(high)).total < total_params:
+        low, high = high, 2 * high
+    # Parameters rise with M, so halving the bracket 30 times leaves two neighbouring widths.
+    for _ in range(30):
+        middle = (low * high) ** 0.5
+        if count_params(shape(middle)).total < total_params:
+            low = middle
+        else:
+            high = middle
+    nearest = min(
+        (shape(low), shape(high)), key=lambda model: abs(count_params(model).total - total_params)
+    )
+    return flops_per_token(nearest, config.sequence_length).house
+
+
+def _spec(sweep: FinishedSweep, allocated: Allocated) -> RunSpec:
+    """The run: the shape nearest to the chosen M, then as many tokens as keep the compute."""
+    config = sweep.plan.config
+    shape = shape_for(
+        config.recipe.shape,
+        allocated.flops_per_token,
+        config.sequence_length,
+        sweep.corpus.vocab_size,
+    )
+    size = flops_per_token(shape, config.sequence_length).house
+    return spec_for(
+        config,
+        sweep.corpus,
+        flops_per_token=size,
+        tokens=round(allocated.train_flops / size),
+        seed=config.ladder.seed,
+        rung="promoted",
+        role="promoted",
+    )
+
+
+def _allocation_choices(
+    study: Study, target: Target, allocated: Allocated, spec: RunSpec
+) -> tuple[Choice, ...]:
+    """Compute, size and tokens, with the surface's own price for not being at its optimum."""
+    law = study.surface.law
+    assert isinstance(law, LossSurface)
+    size = flops_per_token(spec.model, spec.train.sequence_length).house
+    tokens, flops = spec.train.tokens, allocated.train_flops
+    best = float(law(allocated.size.value, allocated.tokens.value))
+    shaped = float(law(size, flops / size))
+    final = float(law(size, tokens))
+    return (
+        Choice(
+            name="train_flops",
+            law=f"target {target_name(target)}",
+            wanted=flops,
+            used=size * tokens,
+            note="the target's own, no interval",
+        ),
+        Choice(
+            name="flops_per_token",
+            law=allocated.law,
+            wanted=allocated.size.value,
+            low=allocated.size.low,
+            high=allocated.size.high,
+            level=allocated.size.level,
+            used=size,
+            cost_nats=shaped - best,
+            note=allocated.note,
+        ),
+        Choice(
+            name="tokens",
+            law="train_flops / flops_per_token, in whole batches",
+            wanted=allocated.tokens.value,
+            low=allocated.tokens.low,
+            high=allocated.tokens.high,
+            level=allocated.tokens.level,
+            used=tokens,
+            cost_nats=final - shaped,
+            note="wanted is the optimum's; used keeps the compute at the shape that was built",
+        ),
+    )
+
+
+def _recipe_choices(config: SweepConfig, spec: RunSpec) -> tuple[Choice, ...]:
+    """What the recipe's published laws and fixed ratios give; the sweep fitted none of them."""
+    recipe, train, moe = config.recipe, spec.train, spec.model.moe
+    flops = flops_per_token(spec.model, train.sequence_length).house * train.tokens
+    published = "a published law, no interval was published and this sweep did not refit it"
+    held = "held equal along the ladder, so no law over it was fitted"
+    training = recipe.training
+    choices = [
+        Choice(
+            name="peak_lr",
+            law=_rule(training.peak_lr, training.peak_lr_factor),
+            wanted=training.peak_lr_factor * training.peak_lr(flops),
+            used=train.optimizer.peak_lr,
+            note=published,
+        ),
+        Choice(
+            name="batch_tokens",
+            law=_rule(training.batch_tokens, training.batch_factor),
+            wanted=training.batch_factor * training.batch_tokens(flops),
+            used=train.batch_tokens,
+            note=f"{published}; in whole sequences, the surface puts no price on it",
+        ),
+        Choice(
+            name="balance_update_rate",
+            law="the sweep's protocol",
+            wanted=config.balance.update_rate,
+            used=train.balance.update_rate,
+            note=held,
+        ),
+    ]
+    if moe is not None and spec.model.granularity is not None:
+        shape = recipe.shape
+        visited = shape.experts_per_token + shape.num_shared_experts
+        choices += [
+            Choice(
+                name="activation_ratio",
+                law="the recipe's experts",
+                wanted=visited / (shape.num_experts + shape.num_shared_experts),
+                used=moe.activation_ratio,
+                note=held,
+            ),
+            Choice(
+                name="granularity",
+                law="the recipe's ratio 2·width / expert width",
+                wanted=shape.granularity,
+                used=spec.model.granularity,
+                note=held,
+            ),
+        ]
+    return tuple(choices)
+
+
+def _rule(rule: PowerLawRule, factor: float) -> str:
+    scale = "" if factor == 1 else f"{factor:g} · "
+    return f"{scale}{rule.coefficient:g}·C^{rule.exponent:g}"
+
+
+def _gates(
+    sweep: FinishedSweep, spec: RunSpec, forecast: Prediction, thresholds: GateThresholds
+) -> tuple[GateResult, ...]:
+    study = sweep.study
+    corpus_tokens = sum(domain.train_tokens for domain in sweep.corpus.domains.values())
+    promoted_protocol = fingerprint(protocol_of(spec))
+    return (
+        gates.holdout_gate(study.holdouts, thresholds),
+        gates.width_gate(forecast, thresholds),
+        gates.extrapolation_gate(forecast, thresholds),
+        gates.health_gate(study.surface.warnings, thresholds),
+        gates.noise_gate(study.noise, thresholds),
+        gates.repetition_gate(spec.train.tokens, corpus_tokens, thresholds),
+        gates.protocol_gate(study.protocol_fingerprints, promoted_protocol),
+    )
+
+
+def _evidence(sweep: FinishedSweep, largest_flops: float) -> Evidence:
+    study = sweep.study
+    law = study.surface.law
+    assert isinstance(law, LossSurface)
+    return Evidence(
+        run_ids=study.points.label,
+        exclusions=study.exclusions,
+        unfinished=sweep.unfinished,
+        study_hash=content_hash(to_plain(study), digits=64),
+        law="E + A/M^alpha + B/D^beta",
+        coefficients=study.surface.coefficients,
+        warnings=study.surface.warnings,
+        noise=study.noise,
+        convention=study.convention,
+        protocol_fingerprints=study.protocol_fingerprints,
+        largest_train_flops=largest_flops,
+    )
+
+
+def _notes(sweep: FinishedSweep, second: Prediction, forecast: Prediction) -> list[str]:
+    notes = []
+    if sweep.unfinished:
+        notes.append(
+            f"{len(sweep.unfinished)} of {len(sweep.plan.runs)} planned runs are not done; the "
+            "fit is without them"
+        )
+    varied = [*sweep.plan.config.axes, *sweep.plan.config.zipped]
+    if varied:
+        notes.append(
+            f"the sweep varies {', '.join(varied)}; the promoted run takes the sweep's base values"
+        )
+    if not (forecast.low <= second.value <= forecast.high):
+        notes.append(
+            f"the law of compute alone says {second.value:.4f} nats, outside the surface's "
+            f"{forecast.low:.4f}..{forecast.high:.4f}: the two forms disagree here"
+        )
+    return notes

@@ -1,0 +1,130 @@
+"""What a promotion aims at: a step up the ladder, a budget, or a published model's compute.
+
+A target becomes an :class:`Aim`: which of compute, size and tokens it fixes. The fitted surface
+chooses the rest (`windtunnel.choices`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.accounting import flops_per_token
+from model.config import ModelConfig, require, require_positive
+from model.errors import ConfigError
+
+LEAST_STEP = 5.0
+"""A next rung nearer than this to what was measured would test the law on its own points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextRung:
+    """A fixed step beyond the largest run of the sweep."""
+
+    kind: Literal["next_rung"] = "next_rung"
+    factor: float
+    """Training FLOPs over those of the sweep's largest run."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.factor >= LEAST_STEP,
+            f"factor ({self.factor:g}) must be >= {LEAST_STEP:g}, else the forecast is hardly "
+            "tested; a smaller budget is target=compute",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeBudget:
+    """So many training FLOPs, by the house's convention."""
+
+    kind: Literal["compute"] = "compute"
+    train_flops: float
+
+    def __post_init__(self) -> None:
+        require_positive(train_flops=self.train_flops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """So many tokens, and the model they are compute-optimal for."""
+
+    kind: Literal["tokens"] = "tokens"
+    tokens: int
+
+    def __post_init__(self) -> None:
+        require_positive(tokens=self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamBudget:
+    """So many parameters in total, and the tokens that are compute-optimal for that model."""
+
+    kind: Literal["params"] = "params"
+    total_params: int
+
+    def __post_init__(self) -> None:
+        require_positive(total_params=self.total_params)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LingTarget:
+    """The compute of a published Ling 2.0 model; its configuration is shown beside ours."""
+
+    kind: Literal["ling"] = "ling"
+    name: str
+    model: ModelConfig
+    """The published shape."""
+    tokens: int
+    """What it was trained on before its context was extended."""
+    sequence_length: int
+    """Context of that training; enters M through the attention term."""
+    peak_lr: float
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        require_positive(
+            tokens=self.tokens,
+            sequence_length=self.sequence_length,
+            peak_lr=self.peak_lr,
+            batch_tokens=self.batch_tokens,
+        )
+
+    @property
+    def train_flops(self) -> float:
+        """C of the published training, by the house's convention."""
+        return flops_per_token(self.model, self.sequence_length).house * self.tokens
+
+
+Target = NextRung | ComputeBudget | TokenBudget | ParamBudget | LingTarget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a target fixes. Exactly one is given; the surface gives the others."""
+
+    train_flops: float | None = None
+    flops_per_token: float | None = None
+    tokens: int | None = None
+
+
+def target_name(target: Target) -> str:
+    """A short name for ids and tables: ``next_rung-6x``, ``compute-1e+18``, ``ling_mini``."""
+    if isinstance(target, NextRung):
+        return f"next_rung-{target.factor:g}x"
+    if isinstance(target, ComputeBudget):
+        return f"compute-{target.train_flops:.3g}"
+    if isinstance(target, TokenBudget):
+        return f"tokens-{target.tokens:.3g}"
+    if isinstance(target, ParamBudget):
+        return f"params-{target.total_params:.3g}"
+    return target.name
+
+
+def require_beyond(train_flops: float, largest_flops: float) -> None:
+    """Refuse a target that lies within the sweep: it is a measurement, not a promotion."""
+    if train_flops <= largest_flops:
+        raise ConfigError(
+            f"target: {train_flops:.3g} training FLOPs are no more than the sweep's largest run "
+            f"took ({largest_flops:.3g}); that is measured already. Choose a larger target, or "
+            "`windtunnel fit` to read the law inside the sweep"
+        )
