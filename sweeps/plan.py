@@ -81,9 +81,9 @@ class Plan:
     """The runs of a sweep in the order they start, each once."""
 
     name: str
-    config: SweepConfig
-    """What the runs were made from; a promoted run is made from it too."""
     runs: tuple[PlannedRun, ...]
+    config: SweepConfig | None = None
+    """What the runs were made from, and a promoted run is made from too; None for a single run."""
     num_duplicates: int = 0
     """Cells that came out as a run already planned, and were dropped."""
     notes: tuple[str, ...] = ()
