@@ -36,7 +36,7 @@ class ExportOptions:
     dtype: torch.dtype
     """float32 or bfloat16; the selection bias stays float32."""
     max_positions: int
-    """Longest sequence the model was trained on, in tokens."""
+    """Longest sequence the model was trained on, in tokens; with YaRN the config says it."""
     eos_token_id: int | None
     """End of a document; None where the tokenizer has none."""
     mtp_loss_weight: float = 0.1

@@ -138,7 +138,9 @@ def to_published_config(
     Args:
         config: the model.
         torch_dtype: ``bfloat16`` or ``float32``.
-        max_positions: longest sequence the model was trained on, in tokens.
+        max_positions: longest sequence the model was trained on, in tokens. With YaRN it is
+            factor times the original length instead: transformers 4.52 divides the two to get the
+            factor, later versions read the factor.
         eos_token_id: end of a document, which also pads; None where the tokenizer has none.
         mtp_loss_weight: weight of the multi-token-prediction loss, should training go on.
 
@@ -150,7 +152,9 @@ def to_published_config(
         eos_token_id is None or 0 <= eos_token_id < config.vocab_size,
         f"eos_token_id ({eos_token_id}) must be below vocab_size ({config.vocab_size})",
     )
-    attention = config.attention
+    attention, yarn = config.attention, config.attention.yarn
+    if yarn is not None:
+        max_positions = round(yarn.factor * yarn.original_positions)
     published = PublishedConfig(
         architectures=(ARCHITECTURE,),
         vocab_size=config.vocab_size,
@@ -166,7 +170,7 @@ def to_published_config(
         num_experts=None if config.moe is None else config.moe.num_experts,
         partial_rotary_factor=_rotary_factor(attention),
         rotary_dim=attention.rotary_dim,
-        rope_scaling=_published_yarn(attention.yarn),
+        rope_scaling=_published_yarn(yarn),
         num_nextn_predict_layers=config.mtp_depth,
         initializer_range=config.init_std,
     )

@@ -212,6 +212,20 @@ def test_the_config_says_what_the_published_code_reads():
     assert from_published_config(published) == TINY
 
 
+def test_yarn_states_the_factor_and_the_length_it_makes():
+    """transformers 4.52 takes the factor from the two lengths, later versions as it is written."""
+    published = to_published_config(
+        CONFIGS["yarn"],
+        torch_dtype="float32",
+        max_positions=16,
+        eos_token_id=None,
+        mtp_loss_weight=0.1,
+    )
+    original = published["rope_scaling"]["original_max_position_embeddings"]
+    assert published["max_position_embeddings"] / original == published["rope_scaling"]["factor"]
+    assert from_published_config(published) == CONFIGS["yarn"]
+
+
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(98, 2), (100, 58), (6, 4), (128, 0)])
 def test_a_rotary_width_survives_the_published_truncation(head_dim, rotary_dim):
     attention = dataclasses.replace(TINY.attention, head_dim=head_dim, rotary_dim=rotary_dim)
