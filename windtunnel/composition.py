@@ -17,14 +17,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -57,12 +60,13 @@ class Group:
 def load(verb: str, cls: type[T], overrides: Sequence[str], dirs: Sequence[Path]) -> T:
     """The verb's config, composed and built; ConfigError names whatever is wrong."""
     config = compose(verb, overrides, dirs)
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(f"{key}: missing; give it a value: {key}=...")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
         mapping = OmegaConf.to_container(config, resolve=True)
     except _COMPOSE_ERRORS as error:
         raise ConfigError(_one_line(error)) from None
+    if missing:
+        raise ConfigError(f"{missing[0]}: missing; give it a value: {missing[0]}=...")
     assert isinstance(mapping, dict)
     return build(cls, {str(key): value for key, value in mapping.items()})
 
@@ -152,11 +156,23 @@ def _groups_in_option(group: str, option: str, dirs: Sequence[Path]) -> Iterator
         yield from _groups_of(mapping, group, dirs)
 
 
+class _FoldersInFront(SearchPathPlugin):
+    """Hydra's own search path only adds folders behind; a plugin may put them in front."""
+
+    folders: ClassVar[Sequence[Path]] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(self.folders):
+            search_path.prepend("windtunnel", f"file://{folder}")
+
+
+Plugins.instance().register(_FoldersInFront)
+
+
 def _compose(verb: str, lines: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
-    # Hydra appends its search path behind the first folder, so the user's folder goes first.
-    behind = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in dirs[1:])
-    with initialize_config_dir(config_dir=str(dirs[0]), version_base="1.3"):
-        return hydra_compose(verb, overrides=[f"hydra.searchpath=[{behind}]", *lines])
+    _FoldersInFront.folders = dirs[:-1]
+    with initialize_config_dir(config_dir=str(dirs[-1]), version_base="1.3"):
+        return hydra_compose(verb, overrides=list(lines))
 
 
 def _line(override: Override, primary: Mapping[str, Any]) -> str:

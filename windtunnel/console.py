@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from rich import box
 from rich.console import Console
@@ -68,6 +68,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
+def brief(text: str, most: int = 240) -> str:
+    """One line of at most ``most`` characters; a log has the rest."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
+
+
 class Progress:
     """How far some long work is, in any unit; the time left comes from the pace so far.
 
@@ -81,14 +87,13 @@ class Progress:
         what: str,
         total: float,
         *,
-        start: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``start`` is what was done before: it counts as progress but not as pace."""
+        """``total`` in any unit; ``clock`` in seconds."""
         self._console = console
         self._what = what
         self._total = total
-        self._start = self._done = start
+        self._before = self._done = 0.0
         self._clock = clock
         self._began = self._printed = clock()
         self._bar: RichProgress | None = None
@@ -102,9 +107,8 @@ class Progress:
                 transient=True,
             )
             self._task = self._bar.add_task(what, total=total, note="")
-            self._bar.update(self._task, completed=start)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -117,6 +121,13 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def already(self, done: float) -> None:
+        """Say how much was done before: it counts as progress but not as pace."""
+        self._before = self._done = done
+        self._began = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
 
     def advance_to(self, done: float, note: str = "") -> None:
         """Say how much is done by now, of ``total``."""
@@ -132,7 +143,7 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """At the pace so far; None while nothing has moved yet."""
-        moved, elapsed = self._done - self._start, self._clock() - self._began
+        moved, elapsed = self._done - self._before, self._clock() - self._began
         return (self._total - self._done) * elapsed / moved if moved > 0 else None
 
     def line(self, text: Any) -> None:

@@ -1,0 +1,221 @@
+"""Train every model of a sweep: sizes x budgets under one protocol, each run once.
+
+A run that is finished is never trained again; one that was interrupted goes on from its checkpoint.
+Kill it any time and type the same command. `dry_run=true` shows the plan and starts nothing.
+
+Exit codes: 0 when every run is done, 1 when some are left or failed, 3 when all of them failed.
+
+Example:
+  windtunnel sweep sweep=quickstart dry_run=true
+  windtunnel sweep sweep=quickstart
+  windtunnel sweep sweep=quickstart ladder.sizes=4 data=text data.paths=[notes,src/*.py] name=mine
+  windtunnel sweep sweep=quickstart retry=failed
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from model.errors import ConfigError, RunFailed
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TrackerConfig,
+)
+from model.training.data import PreparedCorpus
+from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
+from sweeps.events import SweepResult
+from sweeps.executors import ExecutorConfig, make_executor
+from sweeps.ladder import LadderConfig
+from sweeps.order import makespan_s
+from sweeps.plan import Plan, SweepConfig, make_plan, write_plan
+from sweeps.recipe import Recipe
+from sweeps.run import Budget, run_sweep
+from sweeps.store import RunState, Store
+from windtunnel.console import brief, duration
+from windtunnel.corpora import prepared
+from windtunnel.root import usable_root
+from windtunnel.sweep_progress import SweepProgress
+from windtunnel.sweep_tables import plan_table, run_label
+
+Retry = Literal["none", "failed", "diverged", "all"]
+RETRIED: dict[Retry, tuple[Literal["failed", "diverged"], ...]] = {
+    "none": (),
+    "failed": ("failed",),
+    "diverged": ("diverged",),
+    "all": ("failed", "diverged"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/sweep.yaml``: the sweep, and how it is run."""
+
+    root: Path
+    name: str
+    data: CorpusConfig
+    ladder: LadderConfig
+    recipe: Recipe
+    sequence_length: int
+    schedule: ScheduleConfig
+    balance: BalanceConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    precision: Literal["fp32", "bf16"]
+    mtp_loss_weight: float
+    axes: dict[str, Any]
+    zipped: dict[str, Any]
+    tracker: TrackerConfig
+    threads: int
+    device: Literal["auto", "cpu", "cuda"]
+    executor: ExecutorConfig
+    retry: Retry
+    """Which runs of an earlier session to try again."""
+    redo: tuple[str, ...]
+    """Run ids to set aside and measure anew."""
+    budget: Budget
+    """What this session may use."""
+    dry_run: bool
+
+
+def run(config: Config, console: Console) -> int:
+    """Plan, show, and unless it is a dry run, train what is missing."""
+    sweep = sweep_config(config)
+    store = Store(usable_root(config.root))
+    plan = priced_plan(sweep, prepared(sweep.corpus, sweep.runtime.data_dir, console), store)
+    for name in config.redo:
+        store.redo(name)
+    states = {run.run_id: store.state(run.run_id) for run in plan.runs}
+    executor = make_executor(config.executor, sweep.runtime)
+    _print_plan(plan, states, executor.slots, console, rows=config.dry_run)
+    if config.dry_run:
+        console.print("A dry run: nothing was started.")
+        return 0
+    write_plan(plan, store.plan_path(plan.name))
+    began = time.monotonic()
+    with SweepProgress(console, plan, store) as progress:
+        result = run_sweep(
+            plan,
+            store,
+            executor,
+            progress.show,
+            retry=RETRIED[config.retry],
+            budget=config.budget,
+        )
+    return _conclude(plan, result, store, console, time.monotonic() - began)
+
+
+def sweep_config(config: Config) -> SweepConfig:
+    """The part that decides what is run; the rest decides how."""
+    return SweepConfig(
+        name=config.name,
+        ladder=config.ladder,
+        recipe=config.recipe,
+        corpus=config.data,
+        sequence_length=config.sequence_length,
+        schedule=config.schedule,
+        balance=config.balance,
+        evaluation=config.evaluation,
+        checkpoint=config.checkpoint,
+        precision=config.precision,
+        mtp_loss_weight=config.mtp_loss_weight,
+        runtime=RuntimeConfig(
+            threads=config.threads,
+            device=config.device,
+            data_dir=config.root / "data",
+            tracker=config.tracker,
+        ),
+        axes=dict(_flat("axes", config.axes)),
+        zipped=dict(_flat("zipped", config.zipped)),
+    )
+
+
+def priced_plan(sweep: SweepConfig, corpus: PreparedCorpus, store: Store) -> Plan:
+    """The plan, its times learned from those of its runs that are finished on this machine."""
+    plan = make_plan(sweep, corpus)
+    samples = [
+        Sample(
+            usage=usage_of(run.spec.model, run.spec.train, len(corpus.domains)),
+            wall_s=record.wall_s,
+        )
+        for run in plan.runs
+        if (record := store.record(run.run_id)) is not None
+    ]
+    prices = calibrated(SHIPPED, samples)
+    return make_plan(sweep, corpus, prices=prices) if samples else plan
+
+
+def _flat(where: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """``axes.recipe.training.x=[1,2]`` arrives nested; dotted paths are what a sweep takes."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            for path, values in _flat(f"{where}.{key}", value):
+                yield f"{key}.{path}", values
+        elif isinstance(value, (list, tuple)):
+            yield key, tuple(value)
+        else:
+            raise ConfigError(f"{where}.{key}: expected a list of values, got {value!r}")
+
+
+def _print_plan(
+    plan: Plan, states: Mapping[str, RunState], slots: int, console: Console, *, rows: bool
+) -> None:
+    if rows:
+        console.print(plan_table(plan, states))
+    for note in plan.notes:
+        console.print(f"Note: {note}", markup=False)
+    done = sum(state.status == "done" for state in states.values())
+    missing = [run.cost.wall_s for run in plan.runs if states[run.run_id].status != "done"]
+    if not missing:
+        return
+    console.print(
+        f"Sweep {plan.name}: {len(plan.runs)} runs, {plan.train_flops:.2e} training FLOPs; "
+        f"{done} already done; about {duration(makespan_s(missing, slots))} left on {slots} "
+        f"{'worker' if slots == 1 else 'workers'}",
+        markup=False,
+    )
+
+
+def _conclude(
+    plan: Plan, result: SweepResult, store: Store, console: Console, wall_s: float
+) -> int:
+    """Say how it ended and what to do next; the exit code."""
+    total, done = len(plan.runs), len(result.finished) + len(result.skipped)
+    bad = {**result.failed, **result.diverged}
+    if len(bad) == total:
+        name, reason = next(iter(bad.items()))
+        raise RunFailed(
+            name,
+            f"{brief(reason)} (all {total} runs of sweep {plan.name} failed; the log of this one: "
+            f"{store.run_dir(name) / 'log.txt'})",
+        )
+    labels = {run.run_id: run_label(run) for run in plan.runs}
+    for kind, reasons in (("failed", result.failed), ("diverged", result.diverged)):
+        if reasons:
+            console.print(f"{len(reasons)} {kind}; try again with retry={kind}:")
+        for name, reason in reasons.items():
+            console.print(f"  {labels[name]}: {brief(reason)}", markup=False)
+    if result.stopped:
+        console.print(f"Stopped: {result.stopped}.", markup=False)
+    if not result.is_complete:
+        console.print(
+            f"{done} of {total} runs done, {len(result.unfinished)} left; the same command goes on."
+        )
+        return 1
+    if not result.finished:
+        console.print(f"{total} of {total} runs already done; nothing was trained.")
+    else:
+        before = f", {len(result.skipped)} of them before" if result.skipped else ""
+        console.print(f"{total} of {total} runs done{before}, in {duration(wall_s)}.")
+    console.print(f"Next: windtunnel fit sweep={plan.name}", markup=False)
+    return 0

@@ -1,0 +1,78 @@
+"""A sweep on the screen while it runs: one bar over its work, a line for every run that ended."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from sweeps.attempt import Progress as RunProgress
+from sweeps.events import Event
+from sweeps.plan import Plan
+from sweeps.store import Store
+from windtunnel.console import Progress, brief, duration
+from windtunnel.sweep_tables import quoted, run_label
+
+
+class SweepProgress(Progress):
+    """Draws events; the unit of its bar is the plan's estimated seconds on one worker."""
+
+    def __init__(self, console: Console, plan: Plan, store: Store) -> None:
+        self._store = store
+        self._cost_s = {run.run_id: run.cost.wall_s for run in plan.runs}
+        self._frac: dict[str, float] = {}
+        self._running: dict[str, RunProgress | None] = {}
+        self._started_at: dict[str, float] = {}
+        self._ended = 0
+        super().__init__(console, f"sweep {plan.name}", plan.worker_s)
+
+    def show(self, event: Event) -> None:
+        """Take in one event of `run_sweep`."""
+        name = event.run.run_id
+        if event.kind == "skipped":
+            self._ended += 1
+            self._frac[name] = 1.0
+            self.already(self._done_s())
+            return
+        if event.kind == "started":
+            self._running[name] = None
+            self._started_at.setdefault(name, time.monotonic())
+        elif event.kind == "progress":
+            assert event.progress is not None
+            self._running[name] = event.progress
+            self._frac[name] = event.progress.step / max(1, event.progress.num_steps)
+        else:
+            self._running.pop(name, None)
+            self._line_for(event)
+        if event.kind in ("finished", "diverged", "failed"):
+            self._ended += 1
+            self._frac[name] = 1.0
+        self.advance_to(self._done_s(), self._note())
+
+    def _line_for(self, event: Event) -> None:
+        label, reason = run_label(event.run), brief(event.reason)
+        where = " by another driver" if event.elsewhere else ""
+        if event.kind == "finished":
+            record = self._store.record(event.run.run_id)
+            loss = f"loss {record.loss_nats:.4f} nats, " if record else ""
+            took = time.monotonic() - self._started_at.get(event.run.run_id, time.monotonic())
+            self.line(f"done      {label}: {loss}{duration(took)}{where}")
+        elif event.kind == "failed":
+            self.line(f"FAILED    {label}: {reason}")
+            for line in quoted(event.log_tail):
+                self.line(line)
+        elif event.kind == "diverged":
+            self.line(f"DIVERGED  {label}: {reason}")
+        elif event.kind == "interrupted":
+            self.line(f"again     {label}: {reason}; it is tried again from its checkpoint")
+        elif event.kind == "stopped":
+            self.line(f"stopped   {label}: it goes on from its checkpoint next time")
+
+    def _done_s(self) -> float:
+        return sum(self._cost_s[name] * frac for name, frac in self._frac.items())
+
+    def _note(self) -> str:
+        speed = sum(progress.tokens_per_s for progress in self._running.values() if progress)
+        pace = f", {speed:,.0f} tokens/s" if speed else ""
+        total = len(self._cost_s)
+        return f"{self._ended} of {total} runs, {len(self._running)} running{pace}"
