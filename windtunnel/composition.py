@@ -140,6 +140,8 @@ def _groups_of(mapping: Mapping[str, Any], within: str, dirs: Sequence[Path]) ->
         name, default = next(iter(entry.items()))
         if str(name).startswith("override "):
             continue  # an overlay's choice for a group that the primary YAML offers
+        if "@" in str(name):
+            continue  # a file put at another place: a value of this option, not a choice
         group = "/".join(filter(None, [within, str(name).removeprefix("optional ").lstrip("/")]))
         options = _options(group, dirs)
         chosen = None if default in (None, "???") else str(default)

@@ -8,9 +8,11 @@ from pathlib import Path
 from analysis.records import RunRecord, load_records
 from analysis.study import Study
 from model.errors import ConfigError
-from model.training.data import PreparedCorpus, open_corpus
-from sweeps.plan import Plan, read_plan
+from model.training.data import PreparedCorpus
+from sweeps.measure import planned_corpus
+from sweeps.plan import Plan, SweepConfig
 from sweeps.store import Store
+from windtunnel.commands.status import known_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,8 @@ class FinishedSweep:
     """Everything a promotion reads from disk."""
 
     plan: Plan
+    config: SweepConfig
+    """What the plan was made from."""
     records: tuple[RunRecord, ...]
     unfinished: tuple[str, ...]
     """Planned runs without a record."""
@@ -33,14 +37,11 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
             finished since.
     """
     store = Store(root)
-    plan_path = store.plan_path(name)
-    if not plan_path.exists():
-        found = sorted(path.parent.name for path in (root / "sweeps").glob("*/plan.json"))
-        known = f"Sweeps there: {', '.join(found)}" if found else "None is there yet"
+    plan, plan_path = known_plan(store, name), store.plan_path(name)
+    if plan.config is None:
         raise ConfigError(
-            f"sweep: no {name!r} under {root}/sweeps. {known}; run `windtunnel sweep sweep={name}`"
+            f"{plan_path}: planned without a ladder, there is nothing to promote from"
         )
-    plan = read_plan(plan_path)
     run_ids = [run.run_id for run in plan.runs]
     done = [run_id for run_id in run_ids if (store.run_dir(run_id) / "record.json").exists()]
     if not done:
@@ -60,8 +61,9 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         )
     return FinishedSweep(
         plan=plan,
+        config=plan.config,
         records=loaded.records,
         unfinished=tuple(run_id for run_id in run_ids if run_id not in done),
         study=study,
-        corpus=open_corpus(plan.config.runtime.data_dir, plan.runs[0].spec.corpus_fingerprint),
+        corpus=planned_corpus(plan.runs[0].spec),
     )

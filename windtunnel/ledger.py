@@ -181,6 +181,10 @@ class Ledger:
         """One sentence for each line that cannot be trusted, and for a torn one."""
         return tuple(f"line {line.number}: {line.trouble}" for line in self.lines() if line.trouble)
 
+    def is_damaged(self) -> bool:
+        """Whether a row was altered, moved or lost; a line torn by a crash is no damage."""
+        return any(line.trouble not in ("", TORN, UNREADABLE) for line in self.lines())
+
     def lines(self) -> tuple[Line, ...]:
         """Every line, read back and checked against the chain of hashes."""
         try:

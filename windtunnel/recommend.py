@@ -64,7 +64,7 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
     Raises:
         ConfigError: the target lies within the sweep, or the recipe can't build that size.
     """
-    study, config = sweep.study, sweep.plan.config
+    study, config = sweep.study, sweep.config
     largest_flops = max(study.points.flops)
     aim = _aim(target, sweep, largest_flops)
     allocated = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
@@ -134,7 +134,7 @@ def _aim(target: Target, sweep: FinishedSweep, largest_flops: float) -> Aim:
 
 def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
     """M of the recipe's shape whose parameters, in total, come nearest to ``total_params``."""
-    config = sweep.plan.config
+    config = sweep.config
 
     def shape(size: float) -> ModelConfig:
         return shape_for(config.recipe.shape, size, config.sequence_length, sweep.corpus.vocab_size)
@@ -162,7 +162,7 @@ def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
 
 def _spec(sweep: FinishedSweep, allocated: Allocated) -> RunSpec:
     """The run: the shape nearest to the chosen M, then as many tokens as keep the compute."""
-    config = sweep.plan.config
+    config = sweep.config
     shape = shape_for(
         config.recipe.shape,
         allocated.flops_per_token,
@@ -325,7 +325,7 @@ def _notes(sweep: FinishedSweep, second: Prediction, forecast: Prediction) -> li
             f"{len(sweep.unfinished)} of {len(sweep.plan.runs)} planned runs are not done; the "
             "fit is without them"
         )
-    varied = [*sweep.plan.config.axes, *sweep.plan.config.zipped]
+    varied = [*sweep.config.axes, *sweep.config.zipped]
     if varied:
         notes.append(
             f"the sweep varies {', '.join(varied)}; the promoted run takes the sweep's base values"

@@ -1,0 +1,85 @@
+"""Do the intervals hold what they promise: hits against what was promised, over the whole ledger.
+
+A single forecast says little, so the hit rate comes with its own interval, and beside it stands how
+sharp the forecasts were: intervals that always hold because they are wide are no skill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from scipy import stats
+
+from analysis.results import Interval
+from windtunnel.ledger import Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Over the entries that count: measured, unaltered, registered before the run."""
+
+    num_forecasts: int
+    num_inside: int
+    num_expected: float
+    """Sum of the levels: how many ought to be inside."""
+    hit_rate: Interval | None
+    """With its 90% Clopper-Pearson interval; None without forecasts."""
+    chance: float | None
+    """Probability of a result at least as unlikely if every level were true (exact, two-sided);
+    None without forecasts, or where their levels differ."""
+    median_error: float | None
+    """Median of |forecast / measured - 1| over the runs that ended; None without any."""
+    median_width: float | None
+    """Median width of the intervals over their value; None without forecasts."""
+
+
+def calibration(entries: Iterable[Entry]) -> Calibration:
+    """Hits, expected hits and sharpness of everything the ledger can be judged by."""
+    counted = [entry for entry in entries if entry.counts]
+    inside = sum(entry.verdict == "inside" for entry in counted)
+    forecasts = [entry.forecast.forecast for entry in counted]
+    levels = {forecast.level for forecast in forecasts}
+    errors = [
+        abs(entry.forecast.forecast.value / entry.outcome.loss_nats - 1)
+        for entry in counted
+        if entry.outcome is not None and entry.outcome.loss_nats is not None
+    ]
+    hit_rate, chance = None, None
+    if counted:
+        ends = stats.binomtest(inside, len(counted)).proportion_ci(0.9, method="exact")
+        rate = inside / len(counted)
+        hit_rate = Interval(value=rate, low=float(ends.low), high=float(ends.high), level=0.9)
+        if len(levels) == 1:
+            chance = float(stats.binomtest(inside, len(counted), levels.pop()).pvalue)
+    return Calibration(
+        num_forecasts=len(counted),
+        num_inside=inside,
+        num_expected=sum(forecast.level for forecast in forecasts),
+        hit_rate=hit_rate,
+        chance=chance,
+        median_error=median(errors) if errors else None,
+        median_width=median(f.width / f.value for f in forecasts) if forecasts else None,
+    )
+
+
+def calibration_sentence(found: Calibration) -> str:
+    """The calibration in words, for the foot of the table."""
+    if found.hit_rate is None:
+        return "no forecast has been held against a measurement yet"
+    text = (
+        f"{found.num_inside} of {found.num_forecasts} measured losses lie inside their intervals; "
+        f"{found.num_expected:.3g} were to be expected. Hit rate {found.hit_rate.value:.0%}, 90% "
+        f"interval {found.hit_rate.low:.0%} to {found.hit_rate.high:.0%}"
+    )
+    if found.median_error is not None and found.median_width is not None:
+        text += (
+            f"; median miss {found.median_error:.2%}, median interval {found.median_width:.2%} of "
+            "the forecast wide"
+        )
+    if found.chance is not None and found.chance < 0.05:
+        text += f". The intervals do not hold what they promise (p = {found.chance:.2g})"
+    elif found.num_forecasts < 10:
+        text += ". Too few yet to judge the intervals"
+    return text

@@ -1,0 +1,131 @@
+"""Train a promotion and hold it against its forecast.
+
+The gates are checked, the forecast is registered in the ledger, and only then training starts, by
+the same code as the rungs. Killed, the same command goes on from the checkpoint; when the run is
+over, it trains nothing and shows the outcome. `dry_run=true` prints the flight plan.
+
+Exit codes: 0 measured (inside or outside), 1 stopped on the way, 3 failed or diverged, 4 refused.
+
+Example:
+  windtunnel launch promotion=latest dry_run=true
+  windtunnel launch promotion=latest
+  windtunnel launch promotion=latest override.extrapolation='a test of how far the law carries'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from model.config import require_positive
+from model.training.config import RuntimeConfig, TrackerConfig
+from model.training.data import PreparedCorpus
+from sweeps.cost import SHIPPED, RunCost, Sample, calibrated, cost_of, usage_of
+from sweeps.executors import ExecutorConfig, make_executor
+from sweeps.executors.config import usable_cores
+from sweeps.measure import planned_corpus
+from sweeps.plan import Plan, PlannedRun
+from sweeps.spec import read_spec
+from sweeps.store import Store
+from windtunnel.console import duration
+from windtunnel.launch import Launched, accepted_overrides, launch, ledger_of
+from windtunnel.promotion import Promotion, Promotions
+from windtunnel.promotion_tables import describe, verdict_text
+from windtunnel.root import usable_root
+from windtunnel.sweep_progress import SweepProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/launch.yaml``."""
+
+    root: Path
+    promotion: str
+    executor: ExecutorConfig
+    tracker: TrackerConfig
+    threads: int | None
+    device: Literal["auto", "cpu", "cuda"]
+    override: dict[str, str | None]
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            require_positive(threads=self.threads)
+
+
+def run(config: Config, console: Console) -> int:
+    """Flight plan, or the flight."""
+    promotion = Promotions(config.root).find(config.promotion)
+    overrides = {name: reason for name, reason in config.override.items() if reason is not None}
+    store, ledger = Store(usable_root(config.root)), ledger_of(config.root)
+    runtime = RuntimeConfig(
+        threads=config.threads or usable_cores(),
+        device=config.device,
+        data_dir=promotion.spec.runtime.data_dir,
+        tracker=config.tracker,
+    )
+    corpus = planned_corpus(promotion.spec)
+    cost = estimated_cost(promotion, store, corpus)
+    if config.dry_run:
+        _print_flight_plan(promotion, cost, runtime, console)
+        accepted_overrides(promotion, ledger, overrides)
+        console.print("A dry run: nothing was registered, nothing was started.")
+        return 0
+    run = PlannedRun(run_id=promotion.run_id, spec=promotion.spec, cost=cost)
+    with SweepProgress(console, Plan(name=promotion.id, runs=(run,)), store) as progress:
+        launched = launch(
+            promotion,
+            cost=cost,
+            store=store,
+            ledger=ledger,
+            executor=make_executor(config.executor, runtime),
+            runtime=runtime,
+            overrides=overrides,
+            on_event=progress.show,
+        )
+    return _conclude(launched, promotion, console)
+
+
+def estimated_cost(promotion: Promotion, store: Store, corpus: PreparedCorpus) -> RunCost:
+    """What the run is made of, its time learned from the runs of the fit."""
+    num_domains = len(corpus.domains)
+    samples = []
+    for run_id in promotion.evidence.run_ids:
+        record = store.record(run_id)
+        if record is not None:
+            spec = read_spec(store.run_dir(run_id) / "spec.json")
+            usage = usage_of(spec.model, spec.train, num_domains)
+            samples.append(Sample(usage=usage, wall_s=record.wall_s))
+    spec = promotion.spec
+    return cost_of(calibrated(SHIPPED, samples), spec.model, spec.train, num_domains)
+
+
+def _print_flight_plan(
+    promotion: Promotion, cost: RunCost, runtime: RuntimeConfig, console: Console
+) -> None:
+    for part in describe(promotion):
+        console.print(part)
+    console.print(
+        f"Estimated time: {duration(cost.wall_s)} on one thread, by what the sweep's runs took; "
+        f"the launch uses {runtime.threads}",
+        markup=False,
+    )
+
+
+def _conclude(launched: Launched, promotion: Promotion, console: Console) -> int:
+    if launched.record is None:
+        console.print(
+            "Stopped on the way; the forecast stays registered, the same command goes on from the "
+            "checkpoint",
+            markup=False,
+        )
+        return 1
+    if launched.was_over:
+        console.print(f"Nothing was trained: run {promotion.run_id} was over before", markup=False)
+    console.print(f"{promotion.id}: {verdict_text(launched.entry)}", markup=False)
+    for gate, reason in launched.entry.forecast.overrides.items():
+        console.print(f"  gate {gate} was overridden: {reason}", markup=False)
+    return 0 if launched.record.status == "done" else 3

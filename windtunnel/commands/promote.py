@@ -1,0 +1,67 @@
+"""Promote a larger model from a fitted sweep: its shape, its forecast, the evidence behind both.
+
+The fitted surface chooses size and tokens for the target; learning rate, batch and shape come from
+the recipe that made the rungs. What is kept under ROOT/promotions is frozen: forecast with its
+interval, every choice with its law and what snapping costs, the gates a launch must pass.
+
+Example:
+  windtunnel promote sweep=quickstart
+  windtunnel promote sweep=quickstart target=compute target.train_flops=2e13 dry_run=true
+  windtunnel promote sweep=quickstart target=ling_mini
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from windtunnel.choices import SizeRange
+from windtunnel.finished import load_sweep
+from windtunnel.gates import GateThresholds
+from windtunnel.promotion import Promotions
+from windtunnel.promotion_tables import describe
+from windtunnel.recommend import Settings, recommend
+from windtunnel.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/promote.yaml``."""
+
+    root: Path
+    sweep: str
+    target: Target
+    level: float
+    size_range: SizeRange
+    gates: GateThresholds
+    dry_run: bool
+
+
+def run(config: Config, console: Console) -> int:
+    """Make the promotion, show it, keep it."""
+    sweep = load_sweep(config.root, config.sweep)
+    settings = Settings(level=config.level, size_range=config.size_range, thresholds=config.gates)
+    promotion = recommend(sweep, config.target, settings)
+    for part in describe(promotion):
+        console.print(part)
+    if config.dry_run:
+        console.print("A dry run: nothing was kept.")
+        return 0
+    promotions = Promotions(config.root)
+    kept, is_new = promotions.save(promotion)
+    path = promotions.path(kept.id)
+    console.print(
+        f"Kept as {path}" if is_new else f"Promoted before, on {kept.created_at}: {path} stands",
+        markup=False,
+    )
+    failed = [gate.name for gate in kept.gates if not gate.passed]
+    if failed:
+        console.print(
+            f"A launch will be refused by {', '.join(failed)}; it can be overridden by name with "
+            f"a reason, e.g. override.{failed[0]}='...'",
+            markup=False,
+        )
+    console.print("Next: windtunnel launch promotion=latest dry_run=true", markup=False)
+    return 0

@@ -1,0 +1,120 @@
+"""Launch a promotion: gates, forecast registered, training, outcome held against the forecast.
+
+The order is the point. The forecast stands in the ledger before the first step, so a result can
+neither move nor hide it; training goes through the same store and worker as the rungs, so a killed
+launch is resumed by the same command, and one that is over is not trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from analysis.records import RunRecord
+from model.errors import RunFailed
+from model.training.config import RuntimeConfig
+from sweeps.cost import RunCost
+from sweeps.events import Event
+from sweeps.executors.base import Executor
+from sweeps.plan import Plan, PlannedRun
+from sweeps.run import run_sweep
+from sweeps.store import Store
+from windtunnel.gates import check_gates
+from windtunnel.ledger import Entry, ForecastRow, Ledger, OutcomeRow, utc_now
+from windtunnel.promotion import Promotion
+
+RETRY: tuple[Literal["failed"]] = ("failed",)
+"""Launching again means to try again; a run that diverged would diverge again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """How a launch stands when the command ends."""
+
+    entry: Entry
+    record: RunRecord | None
+    """None where the run was interrupted; the same command goes on with it."""
+    was_over: bool
+    """Whether it was over before, so that nothing was trained in this session."""
+
+
+def ledger_of(root: Path) -> Ledger:
+    """The ledger of a root: one for all its sweeps."""
+    return Ledger(root / "ledger.jsonl")
+
+
+def accepted_overrides(
+    promotion: Promotion, ledger: Ledger, overrides: Mapping[str, str]
+) -> dict[str, str]:
+    """The overrides this launch needs: those given and those registered when it first started.
+
+    Raises:
+        LaunchRefused: a gate failed and nobody overrode it.
+    """
+    entry = ledger.find(promotion.id)
+    registered = entry.forecast.overrides if entry is not None else {}
+    return check_gates(promotion.gates, {**registered, **overrides}, where=promotion.id)
+
+
+def launch(
+    promotion: Promotion,
+    *,
+    cost: RunCost,
+    store: Store,
+    ledger: Ledger,
+    executor: Executor,
+    runtime: RuntimeConfig,
+    overrides: Mapping[str, str],
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Launched:
+    """Register the forecast, train what is not yet trained, record the outcome.
+
+    Raises:
+        LaunchRefused: naming every gate that failed and was not overridden.
+        RunFailed: training ended without a record; the ledger's entry stays open.
+    """
+    accepted = accepted_overrides(promotion, ledger, overrides)
+    before = store.state(promotion.run_id)
+    was_started = before.status != "planned" or store.record(promotion.run_id) is not None
+    ledger.register(
+        ForecastRow(
+            promotion_id=promotion.id,
+            promotion_hash=promotion.content_hash,
+            run_id=promotion.run_id,
+            sweep=promotion.sweep,
+            target=promotion.target_name,
+            registered_at=utc_now(),
+            train_flops=promotion.train_flops,
+            forecast=promotion.forecast,
+            overrides=accepted,
+            after_the_fact=was_started,
+        )
+    )
+    run = PlannedRun(
+        run_id=promotion.run_id, spec=replace(promotion.spec, runtime=runtime), cost=cost
+    )
+    result = run_sweep(Plan(name=promotion.id, runs=(run,)), store, executor, on_event, retry=RETRY)
+    if reason := result.failed.get(promotion.run_id):
+        raise RunFailed(promotion.run_id, reason, store.log_tail(promotion.run_id))
+    record = None if result.unfinished else store.record(promotion.run_id)
+    if record is not None:
+        ledger.record_outcome(outcome_of(promotion, record))
+    entry = ledger.find(promotion.id)
+    assert entry is not None, "registered above"
+    return Launched(entry=entry, record=record, was_over=before.status in ("done", "diverged"))
+
+
+def outcome_of(promotion: Promotion, record: RunRecord) -> OutcomeRow:
+    """The ledger's row of what was measured; a run that diverged has missed its forecast."""
+    loss = record.loss_nats if record.status == "done" else None
+    return OutcomeRow(
+        promotion_id=promotion.id,
+        run_id=record.run_id,
+        recorded_at=utc_now(),
+        status=record.status,
+        reason=record.reason,
+        loss_nats=loss,
+        inside=loss is not None and promotion.forecast.contains(loss),
+    )

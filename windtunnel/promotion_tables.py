@@ -1,0 +1,156 @@
+"""A promotion on one screen: what, how well forecast, chosen why, past which gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from analysis.results import Prediction
+from windtunnel.choices import Choice
+from windtunnel.console import si, table
+from windtunnel.ledger import Entry
+from windtunnel.promotion import Promotion
+
+STATE_BYTES_PER_PARAM = 16
+"""fp32 weight, gradient and two moments of AdamW."""
+
+
+def describe(promotion: Promotion) -> Iterator[RenderableType]:
+    """The promotion, part by part, for `promote` and for the flight plan of `launch`."""
+    yield Text(f"Promotion {promotion.id}")
+    yield _what(promotion)
+    yield Text(f"Forecast: {forecast_text(promotion.forecast)}")
+    yield Text(f"  by the law of compute alone: {forecast_text(promotion.second_opinion)}")
+    yield Text(f"  {promotion.along_the_run}")
+    for load in promotion.loads:
+        text = load.note if load.prediction is None else forecast_text(load.prediction, unit="")
+        yield Text(f"  {load.name}: {text}")
+    yield table(
+        ["choice", "law", "wanted", "interval", "used", "cost nats"],
+        map(_choice_row, promotion.choices),
+        left=2,
+        title="Choices",
+    )
+    for note in dict.fromkeys(choice.note for choice in promotion.choices if choice.note):
+        names = [choice.name for choice in promotion.choices if choice.note == note]
+        yield Text(f"  {', '.join(names)}: {note}")
+    if promotion.published:
+        yield table(
+            ["field", "ours", "published", "why"],
+            ((row.field, row.ours, row.published, row.why) for row in promotion.published),
+            left=4,
+            title=f"Beside the published {promotion.target_name}",
+        )
+    yield table(
+        ["gate", "", "found"],
+        (
+            (gate.name, "passed" if gate.passed else "FAILED", gate.sentence)
+            for gate in promotion.gates
+        ),
+        left=3,
+        title="Gates",
+    )
+    for note in promotion.notes:
+        yield Text(f"Note: {note}")
+
+
+def forecast_text(forecast: Prediction, unit: str = " nats") -> str:
+    """``2.031 nats, 90% interval 2.004 to 2.058, 6x the largest compute seen``."""
+    return (
+        f"{forecast.value:.4g}{unit}, {forecast.level:.0%} interval {forecast.low:.4g} to "
+        f"{forecast.high:.4g}, {forecast.extrapolation_ratio:.3g} times the largest compute seen"
+    )
+
+
+def verdict_text(entry: Entry) -> str:
+    """Forecast, interval, measured, inside or OUTSIDE, in one line."""
+    forecast, outcome = entry.forecast.forecast, entry.outcome
+    said = (
+        f"forecast {forecast.value:.4f} nats, {forecast.level:.0%} interval {forecast.low:.4f} to "
+        f"{forecast.high:.4f}"
+    )
+    if outcome is None:
+        return f"{said}; not measured yet"
+    if outcome.loss_nats is None:
+        return f"{said}; the run diverged ({outcome.reason}): the forecast missed"
+    miss = outcome.loss_nats - forecast.value
+    return f"{said}; measured {outcome.loss_nats:.4f} nats ({miss:+.4f}): {entry.verdict}"
+
+
+def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
+    """One row a forecast; columns as in LEDGER_COLUMNS."""
+    for entry in entries:
+        row, outcome = entry.forecast, entry.outcome
+        forecast = row.forecast
+        measured = outcome.loss_nats if outcome is not None else None
+        yield (
+            row.promotion_id,
+            row.registered_at[:16].replace("T", " "),
+            f"{row.train_flops:.2e}",
+            f"{forecast.extrapolation_ratio:.3g}x",
+            f"{forecast.value:.4f}",
+            f"{forecast.low:.4f}..{forecast.high:.4f}",
+            "" if measured is None else f"{measured:.4f}",
+            "" if measured is None else f"{measured - forecast.value:+.4f}",
+            entry.verdict,
+        )
+
+
+LEDGER_COLUMNS = (
+    "promotion",
+    "registered",
+    "FLOPs",
+    "beyond",
+    "forecast",
+    "interval",
+    "measured",
+    "miss",
+    "verdict",
+)
+
+
+def _what(promotion: Promotion) -> RenderableType:
+    model, train = promotion.spec.model, promotion.spec.train
+    moe = model.moe
+    experts = (
+        f"{moe.num_experts} experts of width {moe.expert_width}, {moe.experts_per_token} a token "
+        f"and {moe.num_shared_experts} shared"
+        if moe is not None
+        else f"dense, width {model.dense_width}"
+    )
+    rows = [
+        ("run", promotion.run_id),
+        ("target", f"{promotion.target_name} of sweep {promotion.sweep}"),
+        ("shape", f"width {model.hidden_size}, {model.num_layers} layers, {experts}"),
+        (
+            "parameters",
+            f"{si(promotion.total_params)} in total, {si(promotion.active_params)} active; "
+            f"{si(STATE_BYTES_PER_PARAM * promotion.total_params)}B of weights, gradients and "
+            "moments, activations not counted",
+        ),
+        (
+            "training",
+            f"{si(train.tokens)} tokens in {train.num_steps} steps of {train.batch_tokens}, peak "
+            f"LR {train.optimizer.peak_lr:.3g}, {promotion.train_flops:.3g} FLOPs",
+        ),
+    ]
+    return table(["", ""], rows, left=2)
+
+
+def _choice_row(choice: Choice) -> tuple[str, ...]:
+    interval = (
+        "none"
+        if choice.low is None or choice.high is None
+        else f"{choice.low:.3g}..{choice.high:.3g}"
+    )
+    cost = "" if choice.cost_nats is None else f"{choice.cost_nats:+.4f}"
+    return (
+        choice.name,
+        choice.law,
+        f"{choice.wanted:.4g}",
+        interval,
+        f"{choice.used:.4g}",
+        cost,
+    )
