@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
@@ -107,6 +106,8 @@ def calibrated(prices: CostModel, samples: Sequence[Sample]) -> CostModel:
     """
     if not samples:
         return prices
+    from scipy.optimize import nnls  # here: half a second that only a calibration needs
+
     prior = np.asarray(_prices(prices))
     wall_s = np.array([sample.wall_s for sample in samples])
     runs = np.array([sample.usage for sample in samples]) * prior / wall_s[:, None]

@@ -1,0 +1,224 @@
+"""One attempt at a run: the claim that makes it the only one, and the fence behind it.
+
+    runs/<run id>/
+        spec.json                       what to do
+        log.txt                         what every attempt printed
+        attempts/0001/claim.json        who holds it: the first attempt
+        attempts/0001/heartbeat.json    replaced every second: that it lives, and how far it is
+        attempts/0001/...               everything this attempt writes: checkpoints, metrics, record
+        attempts/0001/outcome.json      how it ended; absent while it runs, or if it was killed
+        record.json -> attempts/...     the published result, likewise metrics.jsonl, checkpoints
+
+The attempt's number is the fencing token. A claim appears by renaming a prepared folder to the next
+number, which a file system lets exactly one process do. A worker that was taken over (frozen, cut
+off, then awake again) can only write into its own attempt's folder, which nobody reads any more; it
+finds the next number there, and stops. So no check has to come before each write: late writes have
+nowhere to do harm.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from model.errors import ConfigError
+from model.typed import build, to_plain
+from sweeps.files import read_json, sync_folder, write_json
+from sweeps.liveness import Owner, this_process
+
+Status = Literal["done", "diverged", "failed", "interrupted"]
+
+
+class ClaimLost(RuntimeError):
+    """Another worker holds the run, or has taken it over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """``claim.json``: who made this attempt, and when by its own clock."""
+
+    owner: Owner
+    started: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    step: int
+    num_steps: int
+    tokens_per_s: float
+    loss: float | None
+    """Training loss of the last step, nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """``heartbeat.json``."""
+
+    beat: int
+    """Rises with every beat; a watcher looks only at whether it changes."""
+    time: float
+    """Seconds since 1970 by the worker's clock, for people."""
+    phase: str
+    """What the worker is doing, in a word or two."""
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """``outcome.json``: how an attempt ended."""
+
+    status: Status
+    reason: str = ""
+    ended: float
+    """Seconds since 1970."""
+
+
+PUBLISHED = ("metrics.jsonl", "checkpoints", "record.json")
+"""What :meth:`Attempt.publish` makes visible in the run's folder; the record last."""
+
+
+class Attempt:
+    """A claim this process holds."""
+
+    def __init__(self, run_dir: Path, number: int) -> None:
+        self.run_dir = run_dir
+        self.number = number
+        self.dir = attempt_dir(run_dir, number)
+
+    @classmethod
+    def claim(cls, run_dir: Path, *, after: int, now: float) -> Attempt:
+        """Make attempt ``after + 1`` ours and take over what the attempts before it left.
+
+        Args:
+            run_dir: the run's folder.
+            after: the newest attempt, which the caller knows to be over; 0 for none.
+            now: seconds since 1970.
+
+        Raises:
+            ClaimLost: another worker was quicker.
+        """
+        attempt = cls(run_dir, after + 1)
+        attempt.dir.parent.mkdir(exist_ok=True)
+        staging = attempt.dir.parent / f".claim-{uuid.uuid4().hex}"
+        staging.mkdir()
+        claim = Claim(owner=this_process(), started=now)
+        write_json(staging / "claim.json", to_plain(claim))
+        try:
+            # Fails if the number is taken: a folder with something in it is never replaced.
+            os.rename(staging, attempt.dir)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise ClaimLost(f"attempt {attempt.number} of {run_dir.name} is taken") from None
+            raise
+        sync_folder(attempt.dir.parent)
+        attempt._adopt()
+        return attempt
+
+    def _adopt(self) -> None:
+        """Take the newest metrics and checkpoints of the attempts since the last diverged one.
+
+        The metrics are copied: a worker that is not quite dead may still append to its own. The
+        checkpoints are moved, so that such a worker finds its folder gone. Metrics go first: a
+        checkpoint without the curve up to it would lose the curve.
+        """
+        earlier = []
+        for number in range(self.number - 1, 0, -1):
+            folder = attempt_dir(self.run_dir, number)
+            outcome = read_outcome(folder)
+            if outcome is not None and outcome.status == "diverged":
+                break
+            earlier.append(folder)
+        for folder in earlier:
+            if (folder / "metrics.jsonl").exists():
+                shutil.copyfile(folder / "metrics.jsonl", self.dir / "metrics.jsonl")
+                break
+        for folder in earlier:
+            try:
+                os.rename(folder / "checkpoints", self.dir / "checkpoints")
+            except FileNotFoundError:
+                continue
+            break
+        sync_folder(self.dir)
+
+    def is_fenced(self) -> bool:
+        """Whether a later attempt exists: this one was taken over and must stop."""
+        # A listing, not a stat: a network file system may remember that a name was absent.
+        return newest_attempt(self.run_dir) > self.number
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Replace ``heartbeat.json``."""
+        write_json(self.dir / "heartbeat.json", to_plain(heartbeat), durable=False)
+
+    def publish(self) -> None:
+        """Make this attempt's record the run's, once; the record must be written and validated.
+
+        Raises:
+            ClaimLost: the attempt was taken over.
+        """
+        for name in PUBLISHED:
+            if self.is_fenced():
+                raise ClaimLost(f"attempt {self.number} of {self.run_dir.name} was taken over")
+            if (self.dir / name).exists():
+                _link(self.run_dir / name, Path("attempts") / self.dir.name / name)
+        sync_folder(self.run_dir)
+
+    def end(self, outcome: Outcome) -> None:
+        """Write ``outcome.json``: the attempt is over."""
+        write_json(self.dir / "outcome.json", to_plain(outcome))
+
+
+def attempt_dir(run_dir: Path, number: int) -> Path:
+    """The folder of an attempt, counted from 1."""
+    return run_dir / "attempts" / f"{number:04d}"
+
+
+def newest_attempt(run_dir: Path) -> int:
+    """The highest attempt's number, 0 if there is none."""
+    try:
+        names = os.listdir(run_dir / "attempts")
+    except FileNotFoundError:
+        return 0
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def read_claim(folder: Path) -> Claim:
+    """Who holds or held the attempt."""
+    return build(Claim, read_json(folder / "claim.json"), where=str(folder / "claim.json"))
+
+
+def read_heartbeat(folder: Path) -> Heartbeat | None:
+    """The last beat, None before the first."""
+    try:
+        mapping = read_json(folder / "heartbeat.json")
+    except FileNotFoundError:
+        return None
+    return build(Heartbeat, mapping, where=str(folder / "heartbeat.json"))
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """How the attempt ended, None if it did not (yet)."""
+    path = folder / "outcome.json"
+    try:
+        mapping = read_json(path)
+    except FileNotFoundError:
+        return None
+    except ConfigError as error:
+        # Written whole or not at all, so this is damage from outside: the attempt counts as over.
+        return Outcome(status="interrupted", reason=str(error), ended=path.stat().st_mtime)
+    return build(Outcome, mapping, where=str(path))
+
+
+def _link(path: Path, target: Path) -> None:
+    """Point ``path`` at ``target``, atomically, whatever it pointed at before."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    os.symlink(target, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,13 @@
+"""Where the workers of a sweep run, behind one small protocol."""
+
+from sweeps.executors.base import Executor, Handle
+from sweeps.executors.config import ExecutorConfig, InlineConfig, LocalConfig, make_executor
+
+__all__ = [
+    "Executor",
+    "ExecutorConfig",
+    "Handle",
+    "InlineConfig",
+    "LocalConfig",
+    "make_executor",
+]

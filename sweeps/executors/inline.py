@@ -1,0 +1,36 @@
+"""Runs in the driver's own process, one after the other: breakpoints and tracebacks work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class _Finished:
+    """A worker that ran to its end inside ``submit``."""
+
+    def __init__(self, exit_code: int) -> None:
+        self._exit_code = exit_code
+
+    def poll(self) -> int | None:
+        return self._exit_code
+
+    def cancel(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+
+class InlineExecutor:
+    """One slot; ``submit`` returns when the run is over."""
+
+    slots = 1
+
+    def submit(self, run_dir: Path, after: int) -> _Finished:
+        """Run it here and now."""
+        from sweeps.worker import main  # here: it brings torch
+
+        return _Finished(main([str(run_dir), "--after", str(after)]))
+
+    def close(self) -> None:
+        """Nothing is held."""

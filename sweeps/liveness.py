@@ -1,0 +1,93 @@
+"""Whether the owner of a claim is still alive, without trusting any clock but one's own.
+
+Two ways to know. On the owner's own machine the kernel says so: a process is named by boot, process
+namespace, id and start time, none of which is reused together. From elsewhere the heartbeat does: a
+:class:`Watch` takes a claim for dead when its beat has not changed for a whole lease of the
+*watcher's* monotonic clock, so neither skewed nor jumping clocks can steal a live run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+LEASE_S = 20.0
+"""Seconds without a beat after which a claim may be taken over."""
+
+PARENT_VARIABLE = "WINDTUNNEL_DRIVER_PID"
+"""Environment variable that tells a worker whose child it is, so that it can end with it."""
+
+BEAT_S = 1.0
+"""Seconds between beats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """One process, named so that no other process in the world has the same name."""
+
+    host: str
+    pid: int
+    machine: str | None
+    """Boot id and process namespace; None where the system does not tell (not Linux)."""
+    start_ticks: int | None
+    """The process's start time in clock ticks after boot."""
+
+
+def this_process() -> Owner:
+    """The running process."""
+    pid = os.getpid()
+    return Owner(
+        host=socket.gethostname(), pid=pid, machine=_machine(), start_ticks=_start_ticks(pid)
+    )
+
+
+def known_dead(owner: Owner) -> bool:
+    """True only if the kernel of this very machine says that the process is gone."""
+    if owner.machine is None or owner.start_ticks is None or owner.machine != _machine():
+        return False
+    return _start_ticks(owner.pid) != owner.start_ticks
+
+
+class Watch:
+    """Remembers when each claim's beat last changed, by this process's monotonic clock."""
+
+    def __init__(
+        self, lease_s: float = LEASE_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.lease_s = lease_s
+        self._clock = clock
+        self._seen: dict[Path, tuple[object, float]] = {}
+
+    def is_stale(self, attempt_dir: Path, beat: object) -> bool:
+        """Note the current ``beat``; True once it has stood still for a whole lease."""
+        now = self._clock()
+        last, since = self._seen.get(attempt_dir, (None, now))
+        if last != beat or attempt_dir not in self._seen:
+            self._seen[attempt_dir] = (beat, now)
+            return False
+        return now - since >= self.lease_s
+
+
+@cache
+def _machine() -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field is the command in parentheses and may hold spaces or parentheses itself.
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])

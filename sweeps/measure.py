@@ -1,0 +1,201 @@
+"""Train one spec and say what it measured: the writer's side of ``analysis.records``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.records import DomainLoss, LayerLoad, RunRecord
+from model.accounting import CONVENTION, count_params, flops_per_token
+from model.errors import ConfigError
+from model.training.data import PreparedCorpus, open_corpus, prepare_corpus
+from model.typed import build, to_plain
+from sweeps.attempt import Progress
+from sweeps.protocol import fingerprint, protocol_of
+from sweeps.provenance import provenance
+from sweeps.spec import NUMERICS_VERSION, RunSpec, run_id
+
+if TYPE_CHECKING:
+    from model.training.trainer import TrainResult
+
+
+def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], None]) -> RunRecord:
+    """Train ``spec`` in the attempt's folder, going on from the checkpoints that lie there."""
+    from model.training.trainer import train  # here: planning and the driver need no torch
+
+    if spec.numerics != NUMERICS_VERSION:
+        raise ConfigError(
+            f"planned for numerics version {spec.numerics}, this program computes by version "
+            f"{NUMERICS_VERSION}; its numbers would not be comparable; plan the sweep again"
+        )
+    corpus = planned_corpus(spec)
+    metrics = attempt_dir / "metrics.jsonl"
+
+    def on_progress(step: int, num_steps: int, tokens_per_s: float) -> None:
+        report(
+            Progress(
+                step=step,
+                num_steps=num_steps,
+                tokens_per_s=tokens_per_s,
+                loss=_last_train_loss(metrics),
+            )
+        )
+
+    result = train(
+        spec.model, spec.train, corpus, spec.runtime, attempt_dir, on_progress=on_progress
+    )
+    return record_of(spec, result, attempt_dir)
+
+
+def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecord:
+    """The record of a run that ended, done or diverged.
+
+    A diverged run whose weights give no number has no held-out loss; its last smoothed training
+    loss stands in its place, and its reason says so. No fit takes a diverged run.
+    """
+    reason = result.reason
+    loss_nats, bits_per_byte = result.loss_nats, result.bits_per_byte
+    if loss_nats is None or bits_per_byte is None:
+        reason += "; no held-out loss, the training loss stands in its place"
+        loss_nats = result.train_loss_nats
+        bits_per_byte = loss_nats / math.log(2)
+    protocol = protocol_of(spec)
+    params = count_params(spec.model)
+    flops = flops_per_token(spec.model, spec.train.sequence_length)
+    moe = spec.model.moe
+    origin = provenance(
+        attempt_dir.parents[1], attempt=int(attempt_dir.name), threads=spec.runtime.threads
+    )
+    return RunRecord(
+        run_id=run_id(spec),
+        status=result.status,
+        reason=reason,
+        role=spec.role,
+        rung=spec.rung,
+        seed=spec.train.seed,
+        protocol=protocol,
+        protocol_fingerprint=fingerprint(protocol),
+        total_params=params.total,
+        active_params=params.active,
+        active_non_embedding_params=params.active_non_embedding,
+        convention=CONVENTION,
+        flops_per_token=flops.house,
+        train_flops=flops.house * result.tokens,
+        other_flops_per_token=flops.others,
+        tokens=result.tokens,
+        batch_tokens=spec.train.batch_tokens,
+        steps=result.steps,
+        sequence_length=spec.train.sequence_length,
+        peak_lr=spec.train.optimizer.peak_lr,
+        num_layers=spec.model.num_layers,
+        hidden_size=spec.model.hidden_size,
+        # A dense model is the mixture of one expert that every token visits.
+        num_experts=moe.num_experts if moe else 1,
+        experts_per_token=moe.experts_per_token if moe else 1,
+        num_shared_experts=moe.num_shared_experts if moe else 0,
+        expert_width=moe.expert_width if moe else spec.model.dense_width,
+        activation_ratio=moe.activation_ratio if moe else 1.0,
+        granularity=spec.model.granularity or 2 * spec.model.hidden_size / spec.model.dense_width,
+        loss_nats=loss_nats,
+        bits_per_byte=bits_per_byte,
+        train_loss_nats=result.train_loss_nats,
+        by_domain={
+            name: DomainLoss(
+                loss_nats=loss.loss_nats, bits_per_byte=loss.bits_per_byte, tokens=loss.tokens
+            )
+            for name, loss in result.by_domain.items()
+        },
+        load_by_layer=tuple(
+            LayerLoad(
+                layer=load.layer,
+                max_vio=load.max_vio,
+                min_vio=load.min_vio,
+                normalized_entropy=load.normalized_entropy,
+                dead_frac=load.dead_frac,
+                load=load.load,
+            )
+            for load in result.load_by_layer
+        ),
+        wall_s=result.wall_s,
+        tokens_per_s=result.tokens_per_s,
+        provenance={
+            **origin,
+            "numerics": dict(result.numerics),
+            "seconds": dict(result.seconds),
+            "epochs": dict(result.epochs),
+        },
+    )
+
+
+def _last_train_loss(metrics: Path) -> float | None:
+    """The training loss in the newest line that has one."""
+    try:
+        with open(metrics, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 65_536))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines[1:] or lines):
+        values = json.loads(line)
+        if "train_loss_nats" in values:
+            return float(values["train_loss_nats"])
+    return None
+
+
+def planned_corpus(spec: RunSpec) -> PreparedCorpus:
+    """The very corpus the run was planned for.
+
+    Taken as it was prepared then, even if the files it was made from have changed since; prepared
+    again only where it is gone, and refused if that gives another one.
+    """
+    data_dir = spec.runtime.data_dir
+    if (data_dir / spec.corpus_fingerprint).exists():
+        return open_corpus(data_dir, spec.corpus_fingerprint)
+    corpus = prepare_corpus(spec.corpus, data_dir)
+    if corpus.fingerprint != spec.corpus_fingerprint:
+        raise ConfigError(
+            f"the corpus has changed since the sweep was planned (fingerprint "
+            f"{corpus.fingerprint}, planned {spec.corpus_fingerprint}) and the prepared one is "
+            f"gone from {data_dir}; restore the files, or plan the sweep again"
+        )
+    return corpus
+
+
+def check_record(record: RunRecord, spec: RunSpec) -> None:
+    """Refuse a record that is not a whole and sane measurement of ``spec``.
+
+    Raises:
+        ConfigError: naming what is wrong. A run is done only after this.
+    """
+    build(RunRecord, to_plain(record), where="record")
+    asked = {
+        "run_id": run_id(spec),
+        "protocol_fingerprint": fingerprint(protocol_of(spec)),
+        "seed": spec.train.seed,
+        "convention": CONVENTION,
+        "flops_per_token": flops_per_token(spec.model, spec.train.sequence_length).house,
+        "total_params": count_params(spec.model).total,
+    }
+    for name, value in asked.items():
+        if getattr(record, name) != value:
+            raise ConfigError(
+                f"record.{name}: {getattr(record, name)!r}, but the spec says {value!r}"
+            )
+    if record.status == "diverged":
+        return
+    if (record.tokens, record.steps) != (spec.train.tokens, spec.train.num_steps):
+        raise ConfigError(
+            f"record.tokens: a run that is said to be done has {record.tokens} tokens in "
+            f"{record.steps} steps, its spec says {spec.train.tokens} in {spec.train.num_steps}"
+        )
+    if not (math.isfinite(record.loss_nats) and record.loss_nats > 0 and record.by_domain):
+        raise ConfigError(f"record.loss_nats: {record.loss_nats} of a run that is said to be done")
+    for layer in record.load_by_layer:
+        if layer.load and abs(sum(layer.load) - 1) > 1e-6:
+            raise ConfigError(
+                f"record.load_by_layer: the load of layer {layer.layer} sums to {sum(layer.load)}"
+            )

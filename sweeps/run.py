@@ -1,0 +1,360 @@
+"""Drive a plan to its end: what is missing, each run once, as many at a time as there are slots.
+
+The driver holds no state that a kill could lose: what is done, failed or half-way is read from the
+store, so the same command after any accident goes on where things stand. Several drivers may work
+on one store; a run that another one holds is watched until it is over.
+"""
+
+from __future__ import annotations
+
+import heapq
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from model.errors import ConfigError
+from sweeps.attempt import Progress
+from sweeps.events import Event, EventKind, SweepResult
+from sweeps.executors.base import Executor, Handle
+from sweeps.liveness import LEASE_S, Watch
+from sweeps.plan import Plan, PlannedRun
+from sweeps.store import RunState, Store
+from sweeps.trouble import EXIT_DISK_FULL, EXIT_HELD, disk_full, store_trouble
+
+POLL_S = 0.05
+"""Pause between looks at the workers."""
+PROGRESS_S = 0.5
+"""Pause between looks at a run's heartbeat."""
+GRACE_S = 10.0
+"""Seconds a worker has to stop by itself."""
+BACKOFF_S = (1.0, 4.0, 16.0, 64.0)
+"""Pauses before a run is tried again after its worker was killed or the store was away: as often as
+there are pauses, in one session. Together they outlast a store that is away for a minute."""
+
+
+class DiskFull(ConfigError):
+    """No space where the runs are kept; nothing measured is lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a session may use; runs that would go beyond it are left for the next one."""
+
+    train_flops: float | None = None
+    hours: float | None = None
+
+
+@dataclass
+class _Active:
+    """A run whose worker this driver started."""
+
+    run: PlannedRun
+    handle: Handle
+    attempt: int
+    looked_at: float = 0.0
+    progress: Progress | None = None
+
+
+def run_sweep(
+    plan: Plan,
+    store: Store,
+    executor: Executor,
+    on_event: Callable[[Event], None] = lambda event: None,
+    *,
+    retry: Collection[Literal["failed", "diverged"]] = (),
+    budget: Budget | None = None,
+    lease_s: float = LEASE_S,
+) -> SweepResult:
+    """Run what the plan still needs.
+
+    Args:
+        plan: runs in the order they are to start.
+        store: where their folders are.
+        executor: what starts workers; closed at the end.
+        on_event: called in this thread for everything that happens.
+        retry: also try again what ended as ``failed`` (from its checkpoint) or ``diverged`` (from
+            the start) in an earlier session.
+        budget: what this session may use.
+        lease_s: seconds without a sign of life before another machine's run is taken over.
+
+    Raises:
+        DiskFull: the store has no space left; running workers were stopped.
+    """
+    driver = _Driver(plan, store, executor, on_event, retry, budget or Budget(), lease_s)
+    with _stop_on_signals(driver.stop):
+        try:
+            return driver.drive()
+        finally:
+            driver.end_workers()
+            executor.close()
+
+
+class _Driver:
+    """The loop's state; all of it could be read again from the store."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        executor: Executor,
+        on_event: Callable[[Event], None],
+        retry: Collection[str],
+        budget: Budget,
+        lease_s: float,
+    ) -> None:
+        self.stop = threading.Event()
+        self._plan = plan
+        self._store = store
+        self._executor = executor
+        self._on_event = on_event
+        self._retry = retry
+        self._budget = budget
+        self._watch = Watch(lease_s)
+        self._active: list[_Active] = []
+        # (time to look at it, place in the plan, run): due runs come out in the plan's order.
+        self._queue: list[tuple[float, int, PlannedRun]] = []
+        self._place = {run.run_id: place for place, run in enumerate(plan.runs)}
+        self._retries: dict[str, int] = {}
+        self._attempt_seen: dict[str, int] = {}
+        self._elsewhere: set[str] = set()
+        self._train_flops = 0.0
+        self._started = time.monotonic()
+        self._finished: list[str] = []
+        self._skipped: list[str] = []
+        self._diverged: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
+        self._left: list[str] = []
+        self._stopped = ""
+
+    def drive(self) -> SweepResult:
+        """Until every run is over, or there is a reason to stop."""
+        for run in self._plan.runs:
+            self._sort(run)
+        while (self._queue or self._active) and not self.stop.is_set():
+            self._fill_slots()
+            for active in list(self._active):
+                self._look_at(active)
+            if self._queue or self._active:
+                self.stop.wait(POLL_S)
+        if self.stop.is_set():
+            self._stopped = "asked to stop"
+            self.end_workers()
+        left = {run.run_id for _, _, run in self._queue} | set(self._left)
+        return SweepResult(
+            finished=tuple(self._finished),
+            skipped=tuple(self._skipped),
+            diverged=self._diverged,
+            failed=self._failed,
+            unfinished=tuple(run.run_id for run in self._plan.runs if run.run_id in left),
+            stopped=self._stopped,
+        )
+
+    def _sort(self, run: PlannedRun) -> None:
+        """Skip a run that is over, queue one that is not."""
+        state = self._store.state(run.run_id)
+        if state.status == "done":
+            self._skipped.append(run.run_id)
+        elif state.status == "diverged" and "diverged" not in self._retry:
+            self._diverged[run.run_id] = state.reason
+        elif state.status == "failed" and "failed" not in self._retry:
+            self._failed[run.run_id] = state.reason
+        else:
+            self._attempt_seen[run.run_id] = state.attempt
+            self._enqueue(run)
+            return
+        self._tell("skipped", run, attempt=state.attempt, reason=state.reason)
+
+    def _enqueue(self, run: PlannedRun, wait_s: float = 0.0) -> None:
+        # Due runs share the time 0, so that among them the plan's order decides.
+        due = time.monotonic() + wait_s if wait_s else 0.0
+        heapq.heappush(self._queue, (due, self._place[run.run_id], run))
+
+    def _fill_slots(self) -> None:
+        """Start due runs while slots are free; look at those that another driver holds."""
+        while self._queue and len(self._active) < self._executor.slots:
+            due, _, run = self._queue[0]
+            if due > time.monotonic():
+                return
+            heapq.heappop(self._queue)
+            state = self._store.state(run.run_id, self._watch)
+            is_new = state.attempt > self._attempt_seen[run.run_id]
+            if state.status == "running":
+                self._show_elsewhere(run, state)
+                self._enqueue(run, PROGRESS_S)
+            elif is_new and state.status in ("done", "failed", "diverged"):
+                self._settle(run, state, elsewhere=True)
+            elif reason := self._beyond_budget(run):
+                self._left.append(run.run_id)
+                self._stopped = reason
+            else:
+                self._start(run, state)
+            if self.stop.is_set():
+                return
+
+    def _start(self, run: PlannedRun, state: RunState) -> None:
+        try:
+            handle = self._executor.submit(self._store.create(run.spec), state.attempt)
+        except OSError as error:
+            trouble = store_trouble(self._store.root, error)
+            if trouble is None:
+                raise
+            self._try_again(run, state, trouble.reason, trouble.exit_code)
+            return
+        self._elsewhere.discard(run.run_id)
+        self._train_flops += run.cost.train_flops
+        self._active.append(_Active(run=run, handle=handle, attempt=state.attempt + 1))
+        self._tell("started", run, attempt=state.attempt + 1)
+
+    def _look_at(self, active: _Active) -> None:
+        """Progress of a running worker; what became of one that ended."""
+        exit_code = active.handle.poll()
+        run = active.run
+        if exit_code is None:
+            now = time.monotonic()
+            if now - active.looked_at >= PROGRESS_S:
+                active.looked_at = now
+                heartbeat = self._store.heartbeat(run.run_id, active.attempt)
+                if heartbeat and heartbeat.progress and heartbeat.progress != active.progress:
+                    active.progress = heartbeat.progress
+                    self._tell("progress", run, attempt=active.attempt, progress=active.progress)
+            return
+        self._active.remove(active)
+        state = self._store.state(run.run_id, self._watch)
+        self._attempt_seen[run.run_id] = state.attempt
+        if state.status in ("done", "failed", "diverged"):
+            self._settle(run, state, elsewhere=exit_code == EXIT_HELD)
+        elif state.status == "running":
+            self._enqueue(run, PROGRESS_S)  # another driver was quicker
+        elif state.attempt < active.attempt:
+            # It ended before it could claim the run: a broken installation, not a broken run.
+            reason = f"its worker did not start (exit code {exit_code})"
+            self._failed[run.run_id] = reason
+            self._tell("failed", run, reason=reason, log_tail=self._store.log_tail(run.run_id))
+        else:
+            self._train_flops -= run.cost.train_flops
+            reason = state.reason or f"its worker ended with exit code {exit_code}"
+            self._try_again(run, state, reason, exit_code)
+
+    def _settle(self, run: PlannedRun, state: RunState, *, elsewhere: bool) -> None:
+        """File a run that is over."""
+        log_tail = ""
+        kind: EventKind
+        if state.status == "done":
+            kind = "finished"
+            self._finished.append(run.run_id)
+        elif state.status == "diverged":
+            kind = "diverged"
+            self._diverged[run.run_id] = state.reason
+        else:
+            kind = "failed"
+            self._failed[run.run_id] = state.reason
+            log_tail = self._store.log_tail(run.run_id)
+        self._tell(
+            kind,
+            run,
+            attempt=state.attempt,
+            reason=state.reason,
+            log_tail=log_tail,
+            elsewhere=elsewhere,
+        )
+
+    def _try_again(self, run: PlannedRun, state: RunState, reason: str, exit_code: int) -> None:
+        """A run that was ended from outside: again, a few times, with growing pauses."""
+        if exit_code == EXIT_DISK_FULL:
+            raise DiskFull(disk_full(self._store.root))
+        retries = self._retries.get(run.run_id, 0)
+        if retries == len(BACKOFF_S):
+            self._failed[run.run_id] = f"{reason}, {retries + 1} times"
+            self._tell(
+                "failed",
+                run,
+                attempt=state.attempt,
+                reason=self._failed[run.run_id],
+                log_tail=self._store.log_tail(run.run_id),
+            )
+            return
+        self._retries[run.run_id] = retries + 1
+        self._enqueue(run, BACKOFF_S[retries])
+        self._tell("interrupted", run, attempt=state.attempt, reason=reason)
+
+    def _show_elsewhere(self, run: PlannedRun, state: RunState) -> None:
+        if run.run_id not in self._elsewhere:
+            self._elsewhere.add(run.run_id)
+            self._tell("started", run, attempt=state.attempt, elsewhere=True)
+        if state.heartbeat and state.heartbeat.progress:
+            self._tell(
+                "progress",
+                run,
+                attempt=state.attempt,
+                progress=state.heartbeat.progress,
+                elsewhere=True,
+            )
+
+    def _beyond_budget(self, run: PlannedRun) -> str:
+        """Why the session's budget forbids this run; empty if it does not."""
+        flops, hours = self._budget.train_flops, self._budget.hours
+        if flops is not None and self._train_flops + run.cost.train_flops > flops:
+            return f"the budget of {flops:.3g} training FLOPs is used up"
+        if hours is not None and time.monotonic() - self._started > 3600 * hours:
+            return f"the budget of {hours:g} hours is used up"
+        return ""
+
+    def end_workers(self) -> None:
+        """Stop what still runs: politely, then for good."""
+        for active in self._active:
+            active.handle.cancel()
+        end = time.monotonic() + GRACE_S
+        for active in self._active:
+            while active.handle.poll() is None and time.monotonic() < end:
+                time.sleep(POLL_S)
+            active.handle.kill()
+            self._left.append(active.run.run_id)
+            self._tell("stopped", active.run, attempt=active.attempt, progress=active.progress)
+        self._active.clear()
+
+    def _tell(
+        self,
+        kind: EventKind,
+        run: PlannedRun,
+        *,
+        attempt: int = 0,
+        progress: Progress | None = None,
+        reason: str = "",
+        log_tail: str = "",
+        elsewhere: bool = False,
+    ) -> None:
+        self._on_event(
+            Event(
+                kind=kind,
+                run=run,
+                attempt=attempt,
+                progress=progress,
+                reason=reason,
+                log_tail=log_tail,
+                elsewhere=elsewhere,
+            )
+        )
+
+
+@contextmanager
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set ``stop``; a second one interrupts at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

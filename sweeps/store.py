@@ -1,0 +1,152 @@
+"""The runs on disk: one folder each, on any shared file system, with no server and no lock service.
+
+What a run's status is follows from its folder alone (see :mod:`sweeps.attempt`), so there is no
+index that could disagree with it and no status that could be left behind by a crash. Reading 10,000
+of them takes a fraction of a second, which is why there is no cache either.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from analysis.records import RunRecord
+from model.errors import ConfigError
+from model.typed import build, to_plain
+from sweeps.attempt import (
+    Heartbeat,
+    attempt_dir,
+    newest_attempt,
+    read_claim,
+    read_heartbeat,
+    read_outcome,
+)
+from sweeps.files import read_json, write_json
+from sweeps.liveness import LEASE_S, Watch, known_dead
+from sweeps.spec import RunSpec, run_id
+
+RunStatus = Literal["planned", "running", "interrupted", "done", "failed", "diverged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What the folder of a run says about it."""
+
+    run_id: str
+    status: RunStatus
+    attempt: int = 0
+    """Newest attempt, 0 before the first."""
+    reason: str = ""
+    """Why it failed, diverged or was interrupted."""
+    heartbeat: Heartbeat | None = None
+    """Of a running one."""
+
+
+class Store:
+    """``root/runs``: makes run folders, says what state each is in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs_dir = root / "runs"
+
+    def run_dir(self, name: str) -> Path:
+        """The folder of run ``name``."""
+        return self.runs_dir / name
+
+    def plan_path(self, sweep: str) -> Path:
+        """The plan of a sweep."""
+        return self.root / "sweeps" / sweep / "plan.json"
+
+    def create(self, spec: RunSpec) -> Path:
+        """Make the run's folder with its ``spec.json``; one that exists is left alone."""
+        folder = self.run_dir(run_id(spec))
+        if not (folder / "spec.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "spec.json", to_plain(spec))
+        return folder
+
+    def state(self, name: str, watch: Watch | None = None) -> RunState:
+        """The state of run ``name``.
+
+        An attempt without an outcome is running until it is known to be dead: at once where this
+        machine's kernel says so, otherwise when ``watch`` has seen no beat for a lease. Without a
+        watch the heartbeat's own time is believed instead: good enough to show, not to act on.
+        """
+        run_dir = self.run_dir(name)
+        newest = newest_attempt(run_dir)
+        if newest == 0:
+            return RunState(run_id=name, status="planned")
+        folder = attempt_dir(run_dir, newest)
+        outcome = read_outcome(folder)
+        if outcome is not None:
+            return RunState(
+                run_id=name, status=outcome.status, attempt=newest, reason=outcome.reason
+            )
+        heartbeat = read_heartbeat(folder)
+        reason = _why_over(folder, heartbeat, watch)
+        return RunState(
+            run_id=name,
+            status="interrupted" if reason else "running",
+            attempt=newest,
+            reason=reason,
+            heartbeat=heartbeat,
+        )
+
+    def heartbeat(self, name: str, attempt: int) -> Heartbeat | None:
+        """The last beat of an attempt, None before the first."""
+        return read_heartbeat(attempt_dir(self.run_dir(name), attempt))
+
+    def record(self, name: str) -> RunRecord | None:
+        """The published record, None if there is none yet."""
+        path = self.run_dir(name) / "record.json"
+        try:
+            mapping = read_json(path)
+        except FileNotFoundError:
+            return None
+        return build(RunRecord, mapping, where=str(path))
+
+    def log_tail(self, name: str, lines: int = 15) -> str:
+        """The end of the run's log, for a person; empty if nothing was printed."""
+        try:
+            with open(self.run_dir(name) / "log.txt", "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def attempts(self, name: str) -> Iterator[Path]:
+        """The folders of all attempts, oldest first."""
+        run_dir = self.run_dir(name)
+        for number in range(1, newest_attempt(run_dir) + 1):
+            yield attempt_dir(run_dir, number)
+
+    def redo(self, name: str) -> None:
+        """Set a run's folder aside under ``root/redone``, whole, so that it is measured anew."""
+        state = self.state(name)
+        if state.status == "running":
+            raise ConfigError(f"run {name} is running; stop it before it is redone")
+        if state.status == "planned":
+            return
+        folder = self.root / "redone"
+        folder.mkdir(exist_ok=True)
+        number = sum(1 for old in folder.iterdir() if old.name.startswith(f"{name}."))
+        os.rename(self.run_dir(name), folder / f"{name}.{number + 1}")
+
+
+def _why_over(folder: Path, heartbeat: Heartbeat | None, watch: Watch | None) -> str:
+    """Why the attempt's worker must be dead; empty while it may live."""
+    claim = read_claim(folder)
+    owner = f"worker {claim.owner.pid} on {claim.owner.host}"
+    if known_dead(claim.owner):
+        return f"{owner} was killed"
+    if watch is not None:
+        if watch.is_stale(folder, heartbeat.beat if heartbeat else None):
+            return f"{owner} has given no sign of life for {watch.lease_s:.0f} s"
+        return ""
+    age_s = time.time() - (heartbeat.time if heartbeat else claim.started)
+    return f"{owner} has given no sign of life for {age_s:.0f} s" if age_s > LEASE_S else ""

@@ -1,0 +1,233 @@
+"""One run from its folder: ``python -m sweeps.worker RUN_DIR``.
+
+Claims the run, trains it, writes its record and says how it ended. Started by an executor, by a
+cluster's scheduler or by hand; on any machine that sees the folder. Without ``--after`` it looks
+for itself whether an earlier attempt is over, and waits a lease where only that can tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from analysis.records import RunRecord
+from model.errors import ConfigError
+from model.typed import to_plain
+from sweeps.attempt import Attempt, ClaimLost, Heartbeat, Outcome, Progress, Status, newest_attempt
+from sweeps.files import write_json
+from sweeps.liveness import BEAT_S, PARENT_VARIABLE, Watch
+from sweeps.measure import check_record, measure_run
+from sweeps.spec import RunSpec, read_spec, run_id
+from sweeps.store import Store
+from sweeps.trouble import (
+    EXIT_FAILED,
+    EXIT_HELD,
+    EXIT_OVER,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    patiently,
+    store_trouble,
+)
+
+Report = Callable[[Progress], None]
+Measure = Callable[[RunSpec, Path, Report], RunRecord]
+"""Trains ``spec`` in the attempt's folder, resuming from what lies there, and reports each step."""
+
+
+class Stopped(Exception):
+    """The worker was asked to stop."""
+
+
+class Pulse(threading.Thread):
+    """Beats for an attempt in the background, and notices when it was taken over or orphaned."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self.phase = "starting"
+        self.progress: Progress | None = None
+        self.is_lost = False
+        self._attempt = attempt
+        self._over = threading.Event()
+        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+
+    def run(self) -> None:
+        """Beat until told to end."""
+        beat = 0
+        while not self._over.is_set():
+            beat += 1
+            try:
+                self._attempt.beat(
+                    Heartbeat(beat=beat, time=time.time(), phase=self.phase, progress=self.progress)
+                )
+                self.is_lost = self._attempt.is_fenced()
+            except OSError:
+                # The store is away. A beat that is missed too long costs the claim, no more; the
+                # next write of the run itself tells a lasting trouble.
+                pass
+            if self._parent and os.getppid() != self._parent:
+                os._exit(EXIT_STOPPED)  # where the kernel did not end us with the driver
+            self._over.wait(BEAT_S)
+
+    def end(self) -> None:
+        """Stop beating."""
+        self._over.set()
+        self.join()
+
+
+def run_worker(
+    run_dir: Path,
+    *,
+    after: int | None = None,
+    measure: Measure = measure_run,
+    stop: threading.Event | None = None,
+) -> int:
+    """Claim and train the run in ``run_dir``; returns the exit code."""
+    spec = read_spec(run_dir / "spec.json")
+    if run_id(spec) != run_dir.name:
+        raise ConfigError(
+            f"{run_dir / 'spec.json'}: describes run {run_id(spec)}, not {run_dir.name}; "
+            "it was edited or moved; plan the sweep again"
+        )
+    store = Store(run_dir.parent.parent)
+    try:
+        if after is None:
+            after = _wait_until_over(store, run_dir)
+        attempt = Attempt.claim(run_dir, after=after, now=time.time())
+    except ClaimLost as lost:
+        print(lost)
+        return EXIT_HELD
+    print(f"attempt {attempt.number} by process {os.getpid()} on {os.uname().nodename}", flush=True)
+    pulse = Pulse(attempt)
+    pulse.start()
+    try:
+        return _run_attempt(store, spec, attempt, pulse, measure, stop or threading.Event())
+    finally:
+        pulse.end()
+
+
+def _run_attempt(
+    store: Store,
+    spec: RunSpec,
+    attempt: Attempt,
+    pulse: Pulse,
+    measure: Measure,
+    stop: threading.Event,
+) -> int:
+    def report(progress: Progress) -> None:
+        pulse.phase, pulse.progress = "training", progress
+        if pulse.is_lost:
+            raise ClaimLost(f"attempt {attempt.number} was taken over")
+        if stop.is_set():
+            raise Stopped
+
+    run_dir = attempt.run_dir
+    try:
+        earlier = store.record(run_dir.name)
+        if earlier is not None and earlier.status == "done":
+            # Published by an attempt that was ended before it could say so.
+            attempt.end(Outcome(status="done", ended=time.time()))
+            return EXIT_OVER
+        record = measure(spec, attempt.dir, report)
+        check_record(record, spec)
+        pulse.phase = "publishing"
+        patiently(lambda: write_json(attempt.dir / "record.json", to_plain(record)))
+        patiently(attempt.publish)
+        outcome = Outcome(status=record.status, reason=record.reason, ended=time.time())
+        patiently(lambda: attempt.end(outcome))
+        return EXIT_OVER
+    except ClaimLost as lost:
+        print(lost)
+        return EXIT_HELD
+    except (Stopped, KeyboardInterrupt) as stopped:
+        attempt.end(Outcome(status="interrupted", reason="stopped on request", ended=time.time()))
+        if isinstance(stopped, KeyboardInterrupt):
+            raise
+        return EXIT_STOPPED
+    except Exception as error:
+        return _failed(attempt, error)
+
+
+def _failed(attempt: Attempt, error: Exception) -> int:
+    """Say how the attempt failed, if the store still takes a word."""
+    trouble = store_trouble(attempt.dir, error)
+    if isinstance(error, ConfigError):
+        print(error, file=sys.stderr)
+    else:
+        traceback.print_exc()
+    sys.stderr.flush()
+    reason = trouble.reason if trouble else _one_line(error)
+    status: Status = "interrupted" if trouble else "failed"
+    try:
+        attempt.end(Outcome(status=status, reason=reason, ended=time.time()))
+    except OSError:
+        print(f"{reason}; the outcome could not be written", file=sys.stderr)
+    return trouble.exit_code if trouble else EXIT_FAILED
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def _wait_until_over(store: Store, run_dir: Path) -> int:
+    """The newest attempt, once it is over; ClaimLost if it finishes or goes on."""
+    watch = Watch()
+    state = store.state(run_dir.name, watch)
+    beats = set()
+    while state.status == "running":
+        beats.add(state.heartbeat.beat if state.heartbeat else None)
+        if len(beats) > 2:
+            raise ClaimLost(f"attempt {state.attempt} of {run_dir.name} is alive elsewhere")
+        time.sleep(BEAT_S)
+        state = store.state(run_dir.name, watch)
+    return newest_attempt(run_dir)
+
+
+def die_with_driver() -> None:
+    """Ask the kernel to end this process when the driver that started it is gone.
+
+    Linux only; elsewhere :class:`Pulse` sees the parent change. The driver may have died before the
+    request, hence the look at the parent after it.
+    """
+    driver = os.environ.get(PARENT_VARIABLE)
+    if driver is None:
+        return
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(driver):
+        sys.exit(EXIT_STOPPED)
+
+
+def main(argv: Sequence[str] | None = None, measure: Measure = measure_run) -> int:
+    """The command line of a worker."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.worker", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="a folder with a spec.json")
+    parser.add_argument("--after", type=int, help="claim the attempt after this one, or give up")
+    arguments = parser.parse_args(argv)
+    die_with_driver()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        return run_worker(
+            arguments.run_dir.resolve(), after=arguments.after, measure=measure, stop=stop
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        trouble = store_trouble(arguments.run_dir, error)
+        traceback.print_exc()
+        return trouble.exit_code if trouble else EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

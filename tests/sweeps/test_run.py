@@ -1,0 +1,166 @@
+"""The driver: what is missing is run once, one failure neither stops nor hides the rest."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sweeps import run as run_module
+from sweeps.attempt import attempt_dir
+from sweeps.events import Event
+from sweeps.plan import Plan
+from sweeps.run import Budget, DiskFull, run_sweep
+
+
+def collect(plan, toy, **arguments):
+    events: list[Event] = []
+    result = run_sweep(plan, toy.store, toy.executor(), events.append, **arguments)
+    return result, events
+
+
+def kinds(events, kind):
+    return [event.run.run_id for event in events if event.kind == kind]
+
+
+def seed_of(plan: Plan, seed: int) -> str:
+    return next(run.run_id for run in plan.runs if run.spec.train.seed == seed)
+
+
+def test_every_run_once_and_a_rerun_does_nothing(plan, toy):
+    result, events = collect(plan, toy)
+    ids = [run.run_id for run in plan.runs]
+    assert sorted(result.finished) == sorted(ids)
+    assert result.is_complete
+    assert kinds(events, "started") == ids  # in the plan's order
+    for run in plan.runs:
+        record = toy.store.record(run.run_id)
+        assert record is not None
+        assert record.run_id == run.run_id
+        lines = (toy.store.run_dir(run.run_id) / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 20
+
+    before = {path: path.stat().st_mtime_ns for path in toy.store.runs_dir.rglob("*")}
+    result, events = collect(plan, toy)
+    assert (result.finished, sorted(result.skipped)) == ((), sorted(ids))
+    assert {event.kind for event in events} == {"skipped"}
+    assert {path: path.stat().st_mtime_ns for path in toy.store.runs_dir.rglob("*")} == before
+
+
+def test_progress_comes_from_the_heartbeat(plan, toy):
+    toy.set(steps=15, step_s=0.1)
+    _, events = collect(plan, toy)
+    progress = [event.progress for event in events if event.kind == "progress"]
+    assert progress
+    assert all(seen is not None and seen.num_steps == 15 for seen in progress)
+
+
+def test_one_failure_is_told_when_it_happens_and_the_rest_go_on(plan, toy):
+    toy.set(fail=[1])
+    result, events = collect(plan, toy)
+    bad = seed_of(plan, 1)
+    assert list(result.failed) == [bad]
+    assert len(result.finished) == len(plan.runs) - 1
+    (told,) = [event for event in events if event.kind == "failed"]
+    assert told.reason == "ValueError: the toy was told to fail"
+    assert "Traceback" in told.log_tail
+    assert "_misbehave" in told.log_tail
+
+    # Skipped with its reason until it is asked for; then it goes on from its checkpoint.
+    toy.set()
+    result, events = collect(plan, toy)
+    assert list(result.failed) == [bad]
+    assert kinds(events, "started") == []
+    result, events = collect(plan, toy, retry={"failed"})
+    assert result.finished == (bad,)
+    rows = (toy.store.run_dir(bad) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 21))
+
+
+def test_a_diverged_run_has_a_record_and_starts_anew_only_when_told(plan, toy):
+    toy.set(diverge=[2])
+    result, _ = collect(plan, toy)
+    bad = seed_of(plan, 2)
+    assert result.diverged == {bad: "the toy was told to diverge"}
+    record = toy.store.record(bad)
+    assert record is not None
+    assert record.status == "diverged"
+
+    toy.set()
+    result, _ = collect(plan, toy)
+    assert list(result.diverged) == [bad]
+    result, _ = collect(plan, toy, retry={"diverged"})
+    assert result.finished == (bad,)
+    record = toy.store.record(bad)
+    assert record is not None
+    assert record.status == "done"
+    # From the start: the diverged attempt's checkpoints stay where they are.
+    assert (attempt_dir(toy.store.run_dir(bad), 1) / "checkpoints").exists()
+
+
+def test_a_killed_worker_is_tried_again_a_few_times(plan, toy, monkeypatch):
+    monkeypatch.setattr(run_module, "BACKOFF_S", (0.0, 0.0))
+    toy.set(die=[1])
+    result, events = collect(plan, toy)
+    bad = seed_of(plan, 1)
+    assert kinds(events, "interrupted") == [bad, bad]
+    assert "was killed, 3 times" in result.failed[bad]
+    assert len(result.finished) == len(plan.runs) - 1
+
+    # The next session tries again by itself: that was no failure of the run.
+    toy.set()
+    result, _ = collect(plan, toy)
+    assert result.finished == (bad,)
+
+
+def test_a_full_disk_stops_the_sweep_with_one_clear_reason(plan, toy):
+    toy.set(disk_full=[1])
+    with pytest.raises(DiskFull, match=r"the disk is full under .*; free some space"):
+        collect(plan, toy)
+    bad = seed_of(plan, 1)
+    assert toy.store.state(bad).status == "interrupted"
+    toy.set()
+    result, _ = collect(plan, toy)
+    assert result.is_complete
+    assert bad in result.finished
+
+
+def test_the_budget_leaves_the_rest_for_the_next_session(plan, toy):
+    flops = [run.cost.train_flops for run in plan.runs]
+    result, _ = collect(plan, toy, budget=Budget(train_flops=sum(flops[:3])))
+    assert "budget" in result.stopped
+    assert 0 < len(result.finished) < len(plan.runs)
+    spent = sum(run.cost.train_flops for run in plan.runs if run.run_id in result.finished)
+    assert spent <= sum(flops[:3])
+    assert set(result.finished) | set(result.unfinished) == {run.run_id for run in plan.runs}
+    result, _ = collect(plan, toy)
+    assert result.is_complete
+
+
+def test_a_grown_plan_runs_only_what_is_new(plan, wide_plan, toy):
+    collect(plan, toy)
+    result, _ = collect(wide_plan, toy)
+    known = {run.run_id for run in plan.runs} & {run.run_id for run in wide_plan.runs}
+    assert known
+    assert set(result.skipped) == known
+    assert len(result.finished) == len(wide_plan.runs) - len(known)
+
+
+def test_redo_sets_the_old_measurement_aside(plan, toy):
+    collect(plan, toy)
+    again = plan.runs[0].run_id
+    toy.store.redo(again)
+    assert toy.store.state(again).status == "planned"
+    (kept,) = (toy.store.root / "redone").iterdir()
+    assert (kept / "record.json").exists()
+    result, _ = collect(plan, toy)
+    assert result.finished == (again,)
+
+
+def test_a_worker_that_cannot_start_is_not_called_a_broken_run(plan, toy, tmp_path: Path):
+    executor = toy.executor()
+    executor._command = ("/bin/sh", "-c", "echo no such interpreter; exit 9")
+    result = run_sweep(plan, toy.store, executor)
+    assert len(result.failed) == len(plan.runs)
+    assert set(result.failed.values()) == {"its worker did not start (exit code 9)"}
+    result, _ = collect(plan, toy)
+    assert result.is_complete

@@ -1,0 +1,112 @@
+"""A real worker whose training is a toy: no torch, quick steps, checkpoints every few steps.
+
+The claim, the heartbeat, the fence and the publishing are the product's own code; only what happens
+between them is replaced. The "loss" is a hash chain over the steps, so that it comes out right only
+if every step was done once, in order, across any number of interruptions.
+
+What a run does besides is told by ``toy.json`` beside the runs' folder: how long a step takes, and
+which seeds fail, diverge or fill the disk.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from analysis.records import DomainLoss, RunRecord
+from model.accounting import CONVENTION, count_params, flops_per_token
+from sweeps.attempt import Progress
+from sweeps.files import write_json
+from sweeps.protocol import fingerprint, protocol_of
+from sweeps.spec import RunSpec, run_id
+from sweeps.worker import Report, main
+
+CHECKPOINT_STEPS = 5
+
+
+def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:
+    settings = json.loads((attempt_dir.parents[3] / "toy.json").read_text())
+    folder = attempt_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    saved = folder / "state.json"
+    step, chain = 0, run_id(spec)
+    if saved.exists():
+        state = json.loads(saved.read_text())
+        step, chain = state["step"], state["chain"]
+    metrics = attempt_dir / "metrics.jsonl"
+    rows = metrics.read_text().splitlines()[:step] if metrics.exists() else []
+    metrics.write_text("".join(f"{row}\n" for row in rows))
+    num_steps = settings.get("steps", 20)
+    with open(metrics, "a", buffering=1) as file:
+        while step < num_steps:
+            time.sleep(settings.get("step_s", 0.0))
+            step += 1
+            chain = hashlib.sha256(f"{chain} {step}".encode()).hexdigest()
+            file.write(json.dumps({"step": step, "chain": chain}) + "\n")
+            if step % CHECKPOINT_STEPS == 0:
+                write_json(saved, {"step": step, "chain": chain}, durable=False)
+            if step == num_steps // 2 + 1:
+                _misbehave(spec.train.seed, settings)
+            report(Progress(step=step, num_steps=num_steps, tokens_per_s=1e3, loss=2.0))
+    loss = 1 + int(chain[:8], 16) / 2**32
+    return toy_record(spec, loss, diverged=spec.train.seed in settings.get("diverge", []))
+
+
+def _misbehave(seed: int, settings: dict) -> None:
+    if seed in settings.get("fail", []):
+        raise ValueError("the toy was told to fail")
+    if seed in settings.get("disk_full", []):
+        raise OSError(28, "No space left on device")
+    if seed in settings.get("die", []):
+        os.kill(os.getpid(), 9)
+
+
+def toy_record(spec: RunSpec, loss: float, *, diverged: bool = False) -> RunRecord:
+    protocol = protocol_of(spec)
+    params = count_params(spec.model)
+    flops = flops_per_token(spec.model, spec.train.sequence_length)
+    moe = spec.model.moe
+    assert moe is not None
+    return RunRecord(
+        run_id=run_id(spec),
+        status="diverged" if diverged else "done",
+        reason="the toy was told to diverge" if diverged else "",
+        role=spec.role,
+        rung=spec.rung,
+        seed=spec.train.seed,
+        protocol=protocol,
+        protocol_fingerprint=fingerprint(protocol),
+        total_params=params.total,
+        active_params=params.active,
+        active_non_embedding_params=params.active_non_embedding,
+        convention=CONVENTION,
+        flops_per_token=flops.house,
+        train_flops=flops.house * spec.train.tokens,
+        other_flops_per_token=flops.others,
+        tokens=spec.train.tokens,
+        batch_tokens=spec.train.batch_tokens,
+        steps=spec.train.num_steps,
+        sequence_length=spec.train.sequence_length,
+        peak_lr=spec.train.optimizer.peak_lr,
+        num_layers=spec.model.num_layers,
+        hidden_size=spec.model.hidden_size,
+        num_experts=moe.num_experts,
+        experts_per_token=moe.experts_per_token,
+        num_shared_experts=moe.num_shared_experts,
+        expert_width=moe.expert_width,
+        activation_ratio=moe.activation_ratio,
+        granularity=spec.model.granularity or 0.0,
+        loss_nats=loss,
+        bits_per_byte=loss / 0.6931,
+        train_loss_nats=loss,
+        by_domain={"toy": DomainLoss(loss_nats=loss, bits_per_byte=loss / 0.6931, tokens=1)},
+        load_by_layer=(),
+        wall_s=1.0,
+        tokens_per_s=1.0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(measure=measure))
