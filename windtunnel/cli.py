@@ -19,30 +19,28 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 
 from model.errors import ConfigError
 
-VERBS = {
-    verb: f"windtunnel.commands.{verb}"
-    for verb in (
-        "sweep",
-        "status",
-        "fit",
-        "report",
-        "promote",
-        "launch",
-        "ledger",
-        "train",
-        "model",
-        "convert",
-        "doctor",
-    )
-}
-"""Verb to module, in the order of the way from a sweep to a checked forecast."""
+VERBS = (
+    "sweep",
+    "status",
+    "fit",
+    "report",
+    "promote",
+    "launch",
+    "ledger",
+    "train",
+    "model",
+    "convert",
+    "doctor",
+)
+"""Each is a module of `windtunnel.commands`; in the order of the way to a checked forecast."""
 
 # Error classes by name, so that an error's module (pandas, torch) is never imported to catch it.
 EXIT_CODES = {
@@ -71,39 +69,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb in ("-h", "--help", "help"):
             print(_help())
-            return 0
-        if verb == "--version":
-            from importlib.metadata import version
-
+            code = 0
+        elif verb == "--version":
             print(f"windtunnel {version('windtunnel-moe')}")
-            return 0
-        return _run_verb(_known_verb(verb), _parse(words[1:]))
+            code = 0
+        else:
+            code = _run_verb(_known_verb(verb), _parse(words[1:]))
+        sys.stdout.flush()  # here, so that a full disk or a closed pipe is met below
+        return code
     except KeyboardInterrupt:
         _complain("stopped; what is finished is kept, the same command goes on from there")
         return EXIT_STOPPED
     except BrokenPipeError:  # `windtunnel ... | head`: nobody is left to read the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 0
     except Exception as error:
-        code, message = _explain(error)
-        if code is None:
+        known, message = _explain(error)
+        if known is None:
             raise
         _complain(message)
-        return code
+        return known
 
 
 def _run_verb(verb: str, arguments: Arguments) -> int:
-    module = import_module(VERBS[verb])
+    from windtunnel.yaml_folders import config_dirs, verb_help
+
+    dirs = config_dirs(arguments.config_dirs)
+    if arguments.show_help:
+        print(verb_help(verb, _docstring(verb), dirs))
+        return 0
     from windtunnel import composition
     from windtunnel.console import make_console
 
-    dirs = composition.config_dirs(arguments.config_dirs)
-    if arguments.show_help:
-        print(composition.verb_help(verb, module.__doc__ or "", dirs))
-        return 0
     if arguments.show_config:
         print(composition.composed_yaml(verb, arguments.overrides, dirs), end="")
         return 0
+    module = import_module(f"windtunnel.commands.{verb}")
     config = composition.load(verb, module.Config, arguments.overrides, dirs)
     return int(module.run(config, make_console()))
 
@@ -151,6 +152,8 @@ def _explain(error: Exception) -> tuple[int | None, str]:
     if isinstance(error, OSError):
         where = error.filename or "the disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.filename is None:
+                _silence_stdout()  # it may be stdout that is full; Python would write to it again
             return 3, (
                 f"{where}: no space left. What is finished is kept; free some space and run the "
                 "same command again, or choose another folder with root=DIR"
@@ -160,13 +163,19 @@ def _explain(error: Exception) -> tuple[int | None, str]:
     return None, ""
 
 
+def _silence_stdout() -> None:
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str) -> None:
     print(f"windtunnel: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {_summary(module)}" for verb, module in VERBS.items()]
+    summaries = {verb: _docstring(verb).split("\n", 1)[0] for verb in VERBS}
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in summaries.items()]
     return "\n".join(
         [
             "usage: windtunnel COMMAND [group=option] [key=value] [--config-dir DIR] [--cfg]",
@@ -186,13 +195,12 @@ def _help() -> str:
     )
 
 
-def _summary(module: str) -> str:
-    """First line of a module's docstring, read without importing what the module imports."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
+def _docstring(verb: str) -> str:
+    """A verb's docstring, read without importing what the module imports."""
+    path = Path(__file__).with_name("commands") / f"{verb}.py"
+    if not path.exists():
         return ""
-    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return docstring.split("\n", 1)[0]
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 
 from model.errors import ConfigError
 from windtunnel import composition
-from windtunnel.composition import CONF_DIR, compose, config_dirs, load, verb_groups, verb_help
+from windtunnel.composition import compose, load
+from windtunnel.yaml_folders import CONF_DIR, config_dirs, verb_groups, verb_help
 
 
 @dataclass(frozen=True, kw_only=True)

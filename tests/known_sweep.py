@@ -1,0 +1,155 @@
+"""A finished sweep whose truth is known: planned as any other, its losses drawn from a surface.
+
+Loaded by the fixture of the same name in ``tests/conftest.py``; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from analysis.laws import LossSurface
+from analysis.records import DomainLoss, LayerLoad, RunRecord
+from model.accounting import CONVENTION, count_params, flops_per_token
+from model.training.data import prepare_corpus
+from model.typed import to_plain
+from sweeps.attempt import Attempt, Outcome
+from sweeps.files import write_json
+from sweeps.plan import Plan, make_plan, write_plan
+from sweeps.protocol import fingerprint, protocol_of
+from sweeps.spec import RunSpec, run_id
+from sweeps.store import Store
+from windtunnel import composition, yaml_folders
+from windtunnel.commands import sweep as sweep_command
+
+TRUTH = LossSurface(E=1.1, A=330.0, B=45.0, alpha=0.42, beta=0.34)
+NOISE_SD = 0.003
+OVERRIDES = (
+    "sweep=quickstart",
+    "data=synthetic",
+    "data.tokens=60000",
+    "ladder.smallest_tokens=65536",
+)
+
+
+def make(root: Path, *overrides: str) -> Plan:
+    """Plan the quickstart on a small corpus under ``root`` and make every run's folder."""
+    dirs = yaml_folders.config_dirs()
+    words = [*OVERRIDES, f"root={root}", *overrides]
+    config = sweep_command.sweep_config(
+        composition.load("sweep", sweep_command.Config, words, dirs)
+    )
+    corpus = prepare_corpus(config.corpus, config.runtime.data_dir)
+    plan = make_plan(config, corpus)
+    store = Store(root)
+    write_plan(plan, store.plan_path(plan.name))
+    for run in plan.runs:
+        store.create(run.spec)
+    return plan
+
+
+def measured(spec: RunSpec, *, truth: LossSurface = TRUTH, noise_sd: float = NOISE_SD) -> RunRecord:
+    """The record a run of ``spec`` would leave if ``truth`` were the world."""
+    name = run_id(spec)
+    rng = np.random.default_rng(int(name.rpartition("-")[2], 16))
+    counts = count_params(spec.model)
+    flops = flops_per_token(spec.model, spec.train.sequence_length)
+    loss = float(truth(flops.house, spec.train.tokens) * np.exp(rng.normal(0, noise_sd)))
+    moe = spec.model.moe
+    return RunRecord(
+        run_id=name,
+        status="done",
+        role=spec.role,
+        rung=spec.rung,
+        seed=spec.train.seed,
+        protocol=protocol_of(spec),
+        protocol_fingerprint=fingerprint(protocol_of(spec)),
+        total_params=counts.total,
+        active_params=counts.active,
+        active_non_embedding_params=counts.active_non_embedding,
+        convention=CONVENTION,
+        flops_per_token=flops.house,
+        train_flops=flops.house * spec.train.tokens,
+        other_flops_per_token=dict(flops.others),
+        tokens=spec.train.tokens,
+        batch_tokens=spec.train.batch_tokens,
+        steps=spec.train.num_steps,
+        sequence_length=spec.train.sequence_length,
+        peak_lr=spec.train.optimizer.peak_lr,
+        num_layers=spec.model.num_layers,
+        hidden_size=spec.model.hidden_size,
+        num_experts=moe.num_experts if moe else 0,
+        experts_per_token=moe.experts_per_token if moe else 0,
+        num_shared_experts=moe.num_shared_experts if moe else 0,
+        expert_width=moe.expert_width if moe else 0,
+        activation_ratio=moe.activation_ratio if moe else 1.0,
+        granularity=spec.model.granularity or 0.0,
+        loss_nats=loss,
+        bits_per_byte=loss / np.log(2),
+        train_loss_nats=1.01 * loss,
+        by_domain={
+            "text": DomainLoss(loss_nats=loss, bits_per_byte=loss / np.log(2), tokens=65_536)
+        },
+        load_by_layer=tuple(
+            layer_load(layer, moe.num_experts, rng)
+            for layer in range(spec.model.num_layers)
+            if moe and spec.model.is_moe_layer(layer)
+        ),
+        wall_s=3 + flops.house * spec.train.tokens / 3e10,
+        tokens_per_s=3e10 / flops.house,
+        provenance={"packages": {"torch": "2.13.0"}, "started": 1.7e9, "ended": 1.7e9 + 60},
+    )
+
+
+def layer_load(layer: int, experts: int, rng: np.random.Generator) -> LayerLoad:
+    """An uneven load and the measures that follow from it."""
+    load = rng.gamma(14, size=experts)
+    load /= load.sum()
+    return LayerLoad(
+        layer=layer,
+        max_vio=float(load.max() * experts - 1),
+        min_vio=float(1 - load.min() * experts),
+        normalized_entropy=float(np.exp(-np.sum(load * np.log(load))) / experts),
+        dead_frac=0.0,
+        load=tuple(load),
+    )
+
+
+def finish(root: Path, spec: RunSpec, record: RunRecord) -> None:
+    """Leave what a finished worker leaves: metrics, record, outcome."""
+    run_dir = Store(root).create(spec)
+    attempt = Attempt.claim(run_dir, after=0, now=time.time())
+    steps = np.arange(1, record.steps + 1, max(1, record.steps // 200))
+    with (attempt.dir / "metrics.jsonl").open("w") as lines:
+        for step in steps:
+            fade = (5.5 - record.loss_nats) * (1 + step / 8) ** -0.9 * (1 - step / record.steps)
+            line = {
+                "kind": "train",
+                "step": int(step),
+                "tokens": int(step * record.batch_tokens),
+                "train_loss_nats": float(record.loss_nats + fade),
+            }
+            lines.write(json.dumps(line) + "\n")
+    write_json(attempt.dir / "record.json", to_plain(record))
+    attempt.publish()
+    attempt.end(Outcome(status=record.status, reason=record.reason, ended=time.time()))
+
+
+def fail(root: Path, spec: RunSpec, reason: str) -> None:
+    """Leave what a failed worker leaves."""
+    attempt = Attempt.claim(Store(root).create(spec), after=0, now=time.time())
+    attempt.end(Outcome(status="failed", reason=reason, ended=time.time()))
+
+
+def finish_all(
+    root: Path, plan: Plan, change: Callable[[RunRecord], RunRecord] = lambda record: record
+) -> list[RunRecord]:
+    """Finish every run of the plan; ``change`` may alter a record on its way to disk."""
+    records = [change(measured(run.spec)) for run in plan.runs]
+    for run, record in zip(plan.runs, records, strict=True):
+        finish(root, run.spec, record)
+    return records
