@@ -1,0 +1,223 @@
+"""The ledger keeps what was forecast: nothing doubled, altered unseen, or lost to a crash."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.results import Prediction
+from model.errors import ConfigError
+from windtunnel.calibration import calibration, calibration_sentence
+from windtunnel.ledger import ForecastRow, Ledger, OutcomeRow
+
+
+def forecast(name: str, *, level: float = 0.9, after_the_fact: bool = False) -> ForecastRow:
+    return ForecastRow(
+        promotion_id=name,
+        promotion_hash="hash of " + name,
+        run_id="run-" + name,
+        sweep="quickstart",
+        target="next_rung-6x",
+        registered_at="2026-11-23T10:00:00+00:00",
+        train_flops=1.2e13,
+        forecast=Prediction(value=2.0, low=1.9, high=2.1, level=level, extrapolation_ratio=6.0),
+        after_the_fact=after_the_fact,
+    )
+
+
+def outcome(name: str, loss: float | None) -> OutcomeRow:
+    return OutcomeRow(
+        promotion_id=name,
+        run_id="run-" + name,
+        recorded_at="2026-11-23T11:00:00+00:00",
+        status="diverged" if loss is None else "done",
+        loss_nats=loss,
+        inside=loss is not None and 1.9 <= loss <= 2.1,
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "deep" / "ledger.jsonl")
+
+
+@pytest.fixture
+def three(ledger: Ledger) -> Ledger:
+    """Inside, outside and still open."""
+    for name in ("a", "b", "c"):
+        ledger.register(forecast(name))
+    ledger.record_outcome(outcome("a", 2.05))
+    ledger.record_outcome(outcome("b", 2.2))
+    return ledger
+
+
+def edit(ledger: Ledger, change: Callable[[list[str]], list[str]]) -> None:
+    lines = ledger.path.read_text().splitlines()
+    ledger.path.write_text("".join(line + "\n" for line in change(lines)))
+
+
+def test_rows_come_back_as_they_were_written(three: Ledger) -> None:
+    entries = three.entries()
+    assert [entry.forecast for entry in entries] == [forecast(name) for name in "abc"]
+    assert [entry.verdict for entry in entries] == ["inside", "OUTSIDE", "open"]
+    assert entries[1].outcome == outcome("b", 2.2)
+    assert three.problems() == ()
+
+
+def test_launching_again_doubles_nothing(three: Ledger) -> None:
+    before = three.path.read_bytes()
+    again = replace(forecast("a"), registered_at="2030-01-01T00:00:00+00:00")
+    assert three.register(again) == forecast("a")
+    assert three.record_outcome(outcome("a", 1.0)) == outcome("a", 2.05)
+    assert three.path.read_bytes() == before
+
+
+def test_another_forecast_of_the_same_name_is_refused(three: Ledger) -> None:
+    with pytest.raises(ConfigError, match="another forecast named a"):
+        three.register(replace(forecast("a"), promotion_hash="other"))
+
+
+def test_an_outcome_needs_a_forecast_before_it(ledger: Ledger) -> None:
+    with pytest.raises(ConfigError, match="no forecast of a was registered"):
+        ledger.record_outcome(outcome("a", 2.0))
+    assert ledger.entries() == ()
+
+
+@pytest.mark.parametrize(("old", "new"), [("2.1", "2.5"), ('"a"', '"z"'), ("false", "true")])
+def test_an_altered_forecast_is_seen_and_never_counts(three: Ledger, old: str, new: str) -> None:
+    def change(lines: list[str]) -> list[str]:
+        assert old in lines[0]
+        return [lines[0].replace(old, new), *lines[1:]]
+
+    edit(three, change)
+    assert three.is_damaged()
+    assert three.problems()[0].startswith("line 1: altered")
+    assert three.entries()[0].verdict == "ALTERED"
+    assert calibration(three.entries()).num_forecasts == 1
+
+
+def test_an_altered_forecast_refuses_its_own_launch(three: Ledger) -> None:
+    edit(three, lambda lines: [lines[0].replace("2.1", "2.5"), *lines[1:]])
+    for write in (
+        lambda: three.register(forecast("a")),
+        lambda: three.record_outcome(outcome("a", 2.0)),
+    ):
+        with pytest.raises(ConfigError, match=r"line 1: altered.*put the line back"):
+            write()
+    assert three.register(forecast("d")).promotion_id == "d"  # the others go on
+
+
+def test_a_changed_row_with_a_fresh_hash_breaks_the_chain(three: Ledger, tmp_path: Path) -> None:
+    """Whoever recomputes the row's own hash is betrayed by the row after it."""
+    forger = Ledger(tmp_path / "forged.jsonl")
+    wide = Prediction(value=2.0, low=1.0, high=9.0, level=0.9, extrapolation_ratio=6.0)
+    forger.register(replace(forecast("a"), forecast=wide))
+    forged = forger.path.read_text().splitlines()[0]
+    edit(three, lambda lines: [forged, *lines[1:]])
+    assert three.is_damaged()
+    assert "line 2: a row before this one was taken out" in three.problems()[0]
+
+
+def test_a_row_taken_out_or_moved_is_seen(three: Ledger) -> None:
+    edit(three, lambda lines: [lines[0], *lines[2:]])
+    assert [problem[:7] for problem in three.problems()] == ["line 2:"]
+    assert three.is_damaged()
+
+
+@pytest.mark.parametrize("keep", [1, 40, -1])
+def test_a_line_torn_by_a_crash_is_survived(three: Ledger, keep: int) -> None:
+    """Whatever prefix of the last row reached the disk, the rows before it stay and the next one
+    is written whole, behind the torn one."""
+    text = three.path.read_text()
+    last = text.splitlines()[-1]
+    three.path.write_text(text[: -len(last) - 1] + last[:keep])
+    assert [entry.verdict for entry in three.entries()] == ["inside", "open", "open"]
+    assert not three.is_damaged()
+    assert "line 5: cannot be read" in three.problems()[0]
+    three.record_outcome(outcome("b", 2.2))
+    assert [entry.verdict for entry in three.entries()] == ["inside", "OUTSIDE", "open"]
+    assert three.problems() == (
+        "line 5: torn while it was written; the rows after it show that none was lost",
+    )
+    assert not three.is_damaged()
+
+
+def test_a_last_line_without_its_newline_is_whole(three: Ledger) -> None:
+    three.path.write_text(three.path.read_text().rstrip("\n"))
+    three.record_outcome(outcome("c", 2.0))
+    assert [entry.verdict for entry in three.entries()] == ["inside", "OUTSIDE", "inside"]
+    assert three.problems() == ()
+
+
+def test_a_corrupted_line_in_the_middle_is_told_from_a_torn_one(three: Ledger) -> None:
+    edit(three, lambda lines: [lines[0], "\x00garbage", *lines[2:]])
+    assert three.problems() == ("line 2: corrupted: a row that stood here can no longer be read",)
+    assert three.is_damaged()
+    assert [entry.forecast.promotion_id for entry in three.entries()] == ["a", "c"]
+
+
+def test_bytes_that_are_no_text_are_one_bad_line(three: Ledger) -> None:
+    lines = three.path.read_bytes().split(b"\n")
+    three.path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", *lines[2:]]))
+    assert [problem[:7] for problem in three.problems()] == ["line 2:"]
+
+
+def test_a_row_of_another_version_is_named(three: Ledger) -> None:
+    """Its hash is right, so it was not altered, but its fields are not ours."""
+    from sweeps.files import content_hash
+
+    row = json.loads(three.path.read_text().splitlines()[0])
+    del row["hash"]
+    row["mood"] = "hopeful"
+    row["hash"] = content_hash(row, digits=64)
+    edit(three, lambda lines: [json.dumps(row), *lines[1:]])
+    assert "line 1: not a row of this version" in three.problems()[0]
+
+
+def test_launches_at_once_keep_the_chain(ledger: Ledger) -> None:
+    """Each with a lock of its own, as processes have: the lock is the open file's."""
+
+    def register_many(name: str) -> None:
+        for index in range(20):
+            Ledger(ledger.path).register(forecast(f"{name}{index}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(register_many, name) for name in "wxyz"]:
+            done.result()
+    assert len(ledger.entries()) == 80
+    assert ledger.problems() == ()
+
+
+def test_calibration_counts_hits_misses_and_divergence(three: Ledger) -> None:
+    three.record_outcome(outcome("c", None))
+    found = calibration(three.entries())
+    assert (found.num_forecasts, found.num_inside) == (3, 1)
+    assert found.num_expected == pytest.approx(2.7)
+    assert found.median_error == pytest.approx(((2.05 - 2) / 2.05 + (2.2 - 2) / 2.2) / 2)
+    assert found.median_width == pytest.approx(0.1)
+    assert found.hit_rate is not None
+    # Clopper-Pearson, by its definition: one hit of three is a 5% event at either end.
+    low, high = found.hit_rate.low, found.hit_rate.high
+    assert 1 - (1 - low) ** 3 == pytest.approx(0.05)
+    assert (1 - high) ** 3 + 3 * high * (1 - high) ** 2 == pytest.approx(0.05)
+
+
+def test_calibration_leaves_out_what_was_known_before(ledger: Ledger) -> None:
+    ledger.register(forecast("late", after_the_fact=True))
+    ledger.record_outcome(outcome("late", 2.0))
+    assert ledger.entries()[0].verdict == "inside (after the fact)"
+    found = calibration(ledger.entries())
+    assert found.num_forecasts == 0
+    assert "no forecast has been held" in calibration_sentence(found)
+
+
+def test_intervals_that_never_hold_are_called_out(ledger: Ledger) -> None:
+    for index in range(4):
+        ledger.register(forecast(str(index)))
+        ledger.record_outcome(outcome(str(index), 3.0))
+    found = calibration(ledger.entries())
+    assert found.chance == pytest.approx(1e-4)  # four misses of one in ten each
+    assert "do not hold what they promise" in calibration_sentence(found)
