@@ -1,11 +1,26 @@
-"""Counts against the published sizes, and FLOPs against the published learning rates."""
+"""Counts against the built module and the published sizes; FLOPs against the dispatcher's count
+and the published learning rates.
+"""
 
 import dataclasses
+import itertools
+from collections import Counter
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.accounting import count_params, flops_per_token, layer_counts
+from model.attention import Attention
 from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.experts import RoutedExperts
+from model.layers import RMSNorm, SwiGLU
+from model.moe import MoE
+from model.mtp import MultiTokenPrediction
+from model.router import Router
+from model.transformer import build_model
 
 
 def ling(
@@ -46,7 +61,7 @@ LING_1T = ling(width=8192, layers=80, heads=64, kv_heads=8, dense_layers=4, dens
 )
 def test_counts_of_the_published_models(config, total, active, active_non_embedding):
     counts = count_params(config)
-    # Half a unit of the last published digit; 4.864 was cut, not rounded (4.8646).
+    # The published digits are partly cut, not rounded: 999.705 and 4.8646.
     assert counts.total == pytest.approx(total, abs=0.006e9)
     assert counts.active == pytest.approx(active, rel=2e-4)
     assert counts.active_non_embedding == pytest.approx(active_non_embedding, rel=2e-4)
@@ -106,3 +121,117 @@ def test_groups_sum_to_the_total():
         assert sum(counts.by_group.values()) == counts.total
         layers = sum(layer.total for layer in layer_counts(config))
         assert layers + counts.embedding + config.hidden_size == counts.total
+
+
+SMALL = ModelConfig(
+    vocab_size=101,
+    hidden_size=48,
+    num_layers=3,
+    dense_width=56,
+    num_dense_layers=1,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=10, rotary_dim=4),
+    moe=MoEConfig(
+        num_experts=12, experts_per_token=3, expert_width=20, num_groups=3, groups_per_token=2
+    ),
+)
+
+
+def grid():
+    """Dense and mixture, leading dense layers, shared experts, MTP, GQA ratios, QK-norm."""
+    ffns = [
+        (shared, dense_layers)
+        for shared, dense_layers in itertools.product((0, 1, 2), (0, 1, 3))
+        if dense_layers or shared != 2
+    ]
+    for ffn, mtp, kv_heads, qk_norm in itertools.product(
+        [*ffns, None], (0, 1), (1, 2, 4), (True, False)
+    ):
+        attention = dataclasses.replace(SMALL.attention, num_kv_heads=kv_heads, qk_norm=qk_norm)
+        config = dataclasses.replace(SMALL, attention=attention, mtp_depth=mtp)
+        if ffn is None:
+            yield dataclasses.replace(config, moe=None, num_dense_layers=0)
+        else:
+            moe = dataclasses.replace(SMALL.moe, num_shared_experts=ffn[0])
+            yield dataclasses.replace(config, moe=moe, num_dense_layers=ffn[1])
+
+
+def groups_of_the_module(model: nn.Module) -> Counter[str]:
+    """Parameters of the built module by the type of what owns them."""
+    groups: Counter[str] = Counter()
+    inside_mtp = set()
+    for module in model.modules():
+        if isinstance(module, MultiTokenPrediction):
+            groups["mtp"] = size(module)
+            inside_mtp = set(module.modules())
+    shared = {m.shared for m in model.modules() if isinstance(m, MoE)}
+    owners = {
+        "norms": RMSNorm,
+        "router": Router,
+        "routed_experts": RoutedExperts,
+        "dense_ffn": SwiGLU,
+        "embedding": nn.Embedding,
+    }
+    for module in set(model.modules()) - inside_mtp:
+        if isinstance(module, Attention):
+            groups["attention"] += size(module.qkv) + size(module.out)
+        for name, owner in owners.items():
+            if isinstance(module, owner):
+                groups["shared_experts" if module in shared else name] += size(module)
+    groups["output"] = size(model.output)
+    return groups
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_every_group_is_what_the_built_module_has():
+    configs = list(grid())
+    assert len(configs) > 90
+    for config in configs:
+        model = build_model(config, seed=0, device="meta")
+        counts = count_params(config)
+        assert counts.total == size(model), config
+        built = groups_of_the_module(model)
+        assert {n: c for n, c in counts.by_group.items() if c} == {
+            n: c for n, c in built.items() if c
+        }, config
+        layers = [*model.blocks, *([model.mtp] if model.mtp else [])]
+        assert [c.total for c in layer_counts(config)] == [size(layer) for layer in layers]
+
+
+@pytest.mark.parametrize("config", [LING_MINI, LING_FLASH, LING_1T])
+def test_the_published_sizes_are_those_of_the_built_module(config):
+    config = dataclasses.replace(config, mtp_depth=1)
+    assert count_params(config).total == size(build_model(config, seed=0, device="meta"))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mtp_depth": 1},
+        {"num_dense_layers": 0},
+        {"moe": None, "num_dense_layers": 0},
+        {"attention": dataclasses.replace(SMALL.attention, num_kv_heads=4)},
+        {"moe": dataclasses.replace(SMALL.moe, num_shared_experts=2)},
+    ],
+    ids=["mixture", "mtp", "no dense layer", "dense", "no GQA", "two shared"],
+)
+def test_all_matmuls_agree_with_the_flop_counter(changes, backward):
+    """To the last FLOP, with kernels that the counter sees into: plain loop, plain attention."""
+    config = dataclasses.replace(SMALL, **changes)
+    model = build_model(config, seed=0, kernel="reference")
+    batch, length = 2, 24
+    tokens = torch.randint(0, 101, (batch, length), generator=torch.Generator().manual_seed(0))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        result = model(tokens, tokens)
+        if backward:
+            loss = result.loss_nats
+            if result.mtp_loss_nats is not None:
+                loss = loss + result.mtp_loss_nats
+            loss.backward()
+    expected = flops_per_token(config, length).others["all_matmuls"] * batch * length
+    # A forward pass is a third of a training step.
+    assert counter.get_total_flops() * (1 if backward else 3) == expected
