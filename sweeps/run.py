@@ -16,14 +16,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from model.errors import ConfigError
+from model.errors import ConfigError, RunFailed
 from sweeps.attempt import Progress
 from sweeps.events import Event, EventKind, SweepResult
 from sweeps.executors.base import Executor, Handle
 from sweeps.liveness import LEASE_S, Watch
 from sweeps.plan import Plan, PlannedRun
 from sweeps.store import RunState, Store
-from sweeps.trouble import EXIT_DISK_FULL, EXIT_HELD, disk_full, store_trouble
+from sweeps.trouble import (
+    EXIT_DISK_FULL,
+    EXIT_FAILED,
+    EXIT_HELD,
+    EXIT_USAGE,
+    disk_full,
+    store_trouble,
+)
 
 POLL_S = 0.05
 """Pause between looks at the workers."""
@@ -83,6 +90,7 @@ def run_sweep(
 
     Raises:
         DiskFull: the store has no space left; running workers were stopped.
+        RunFailed: a worker ended before it could begin, as every other would.
     """
     driver = _Driver(plan, store, executor, on_event, retry, budget or Budget(), lease_s)
     with _stop_on_signals(driver.stop):
@@ -229,11 +237,17 @@ class _Driver:
             self._settle(run, state, elsewhere=exit_code == EXIT_HELD)
         elif state.status == "running":
             self._enqueue(run, PROGRESS_S)  # another driver was quicker
-        elif state.attempt < active.attempt:
+        elif state.attempt < active.attempt and exit_code == EXIT_FAILED:
             # It ended before it could claim the run: a broken installation, not a broken run.
-            reason = f"its worker did not start (exit code {exit_code})"
+            logs = [self._store.log_tail(r.run_id) for r in (run, *(a.run for a in self._active))]
+            raise RunFailed(
+                run.run_id, "workers do not start here", next(filter(None, logs), "no log")
+            )
+        elif state.attempt < active.attempt and exit_code == EXIT_USAGE:
+            log_tail = self._store.log_tail(run.run_id)
+            reason = log_tail.splitlines()[-1] if log_tail else "its spec was refused"
             self._failed[run.run_id] = reason
-            self._tell("failed", run, reason=reason, log_tail=self._store.log_tail(run.run_id))
+            self._tell("failed", run, reason=reason, log_tail=log_tail)
         else:
             self._train_flops -= run.cost.train_flops
             reason = state.reason or f"its worker ended with exit code {exit_code}"

@@ -22,6 +22,7 @@ from analysis.records import RunRecord
 from model.errors import ConfigError
 from model.typed import to_plain
 from sweeps.attempt import Attempt, ClaimLost, Heartbeat, Outcome, Progress, Status, newest_attempt
+from sweeps.executors.forkserver import serve
 from sweeps.files import write_json
 from sweeps.liveness import BEAT_S, PARENT_VARIABLE, Watch
 from sweeps.measure import check_record, measure_run
@@ -207,26 +208,37 @@ def die_with_driver() -> None:
         sys.exit(EXIT_STOPPED)
 
 
-def main(argv: Sequence[str] | None = None, measure: Measure = measure_run) -> int:
-    """The command line of a worker."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.worker", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="a folder with a spec.json")
-    parser.add_argument("--after", type=int, help="claim the attempt after this one, or give up")
-    arguments = parser.parse_args(argv)
+def work(run_dir: Path, after: int | None, measure: Measure = measure_run) -> int:
+    """The whole life of a worker process; returns its exit code."""
     die_with_driver()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return run_worker(
-            arguments.run_dir.resolve(), after=arguments.after, measure=measure, stop=stop
-        )
+        return run_worker(run_dir.resolve(), after=after, measure=measure, stop=stop)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
-        trouble = store_trouble(arguments.run_dir, error)
+        trouble = store_trouble(run_dir, error)
         traceback.print_exc()
         return trouble.exit_code if trouble else EXIT_FAILED
+
+
+def main(argv: Sequence[str] | None = None, measure: Measure = measure_run) -> int:
+    """The command line of a worker, and of the server that forks workers."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.worker", description=__doc__)
+    parser.add_argument("run_dir", type=Path, nargs="?", help="a folder with a spec.json")
+    parser.add_argument("--after", type=int, help="claim the attempt after this one, or give up")
+    parser.add_argument("--serve", action="store_true", help="fork a worker for each request")
+    arguments = parser.parse_args(argv)
+    if arguments.serve:
+        die_with_driver()
+        if measure is measure_run:
+            import model.training.trainer  # noqa: F401  (what the forked workers are spared)
+        return serve(lambda run_dir, after: work(run_dir, after, measure))
+    if arguments.run_dir is None:
+        parser.error("give it a run's folder")
+    return work(arguments.run_dir, arguments.after, measure)
 
 
 if __name__ == "__main__":

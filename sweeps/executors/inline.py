@@ -28,9 +28,9 @@ class InlineExecutor:
 
     def submit(self, run_dir: Path, after: int) -> _Finished:
         """Run it here and now."""
-        from sweeps.worker import main  # here: it brings torch
+        from sweeps.worker import run_worker  # here: the worker knows the executors
 
-        return _Finished(main([str(run_dir), "--after", str(after)]))
+        return _Finished(run_worker(run_dir.resolve(), after=after))
 
     def close(self) -> None:
         """Nothing is held."""

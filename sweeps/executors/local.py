@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from model.training.environment import worker_environment
+from sweeps.executors.forkserver import ForkServer
 from sweeps.liveness import PARENT_VARIABLE
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "sweeps.worker")
@@ -18,38 +19,92 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "sweeps.worker")
 _PACKAGES = Path(__file__).resolve().parents[2]
 
 
+class WorkerProcess(Protocol):
+    """A process that was started somehow."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+
+
+class Starter(Protocol):
+    """A way of starting workers: :class:`ForkServer` or :class:`Spawner`."""
+
+    def start(self, run_dir: Path, after: int, environment: Mapping[str, str]) -> WorkerProcess:
+        """Start one, with ``environment`` on top of the common one."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+class Spawner:
+    """A new interpreter for every run: what to use where forking is not safe (macOS)."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command = tuple(command)
+        self._environment = dict(environment)
+
+    def start(self, run_dir: Path, after: int, environment: Mapping[str, str]) -> SpawnedWorker:
+        """Start a worker process; what it prints goes to the run's ``log.txt``."""
+        with open(run_dir / "log.txt", "ab") as log:
+            return SpawnedWorker(
+                [*self._command, str(run_dir), "--after", str(after)],
+                env={**self._environment, **environment, PARENT_VARIABLE: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        """Nothing is held besides the workers."""
+
+
+class SpawnedWorker(subprocess.Popen[bytes]):
+    """A process whose ``kill`` waits."""
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        super().kill()
+        self.wait()
+
+
 class LocalHandle:
     """A worker process and the slot it sits in."""
 
-    def __init__(self, process: subprocess.Popen[bytes], slot: int, busy: set[int]) -> None:
-        self.process = process
+    def __init__(self, process: WorkerProcess, slot: int, busy: set[int]) -> None:
+        self._process = process
         self._slot = slot
         self._busy = busy
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
-        code = self.process.poll()
+        code = self._process.poll()
         if code is not None:
             self._busy.discard(self._slot)
         return code
 
     def cancel(self) -> None:
-        """SIGTERM: the worker stops after the step it is in."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        """SIGTERM: the worker saves its run and stops."""
+        if self._process.poll() is None:
+            self._process.terminate()
 
     def kill(self) -> None:
         """SIGKILL, also for a process that is stopped."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        if self._process.poll() is None:
+            self._process.kill()
         self._busy.discard(self._slot)
 
 
 class LocalExecutor:
     """``slots`` worker processes of ``threads`` threads each.
 
-    Each worker leads a session of its own, so that Ctrl-C reaches the driver alone, which then
+    Workers stand in a session of their own, so that Ctrl-C reaches the driver alone, which then
     stops them in order; and each asks the kernel to end it when the driver dies (see
     sweeps.worker). The kernel means the *thread* that started it, so submit from one that lasts.
     """
@@ -61,39 +116,24 @@ class LocalExecutor:
         threads: int = 1,
         gpus: int = 0,
         command: Sequence[str] = WORKER_COMMAND,
+        starter: type[ForkServer] | type[Spawner] | None = None,
     ) -> None:
+        starter = starter or (ForkServer if sys.platform == "linux" else Spawner)
+        path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": path}
         self.slots = slots
-        self._threads = threads
         self._gpus = gpus
-        self._command = tuple(command)
+        self._starter: Starter = starter(command, environment)
         self._busy: set[int] = set()
 
     def submit(self, run_dir: Path, after: int) -> LocalHandle:
-        """Start a worker process; what it prints goes to the run's ``log.txt``."""
+        """Start a worker in a free slot; with GPUs, slots are dealt to them in turn."""
         slot = next(slot for slot in range(self.slots) if slot not in self._busy)
-        with open(run_dir / "log.txt", "ab") as log:
-            process = subprocess.Popen(
-                [*self._command, str(run_dir), "--after", str(after)],
-                env=self._environment(slot),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = {"CUDA_VISIBLE_DEVICES": str(slot % self._gpus)} if self._gpus else {}
+        process = self._starter.start(run_dir, after, environment)
         self._busy.add(slot)
         return LocalHandle(process, slot, self._busy)
 
     def close(self) -> None:
-        """Nothing is held besides the workers."""
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get("PYTHONPATH")]))
-        environment = {
-            **os.environ,
-            **worker_environment(self._threads),
-            "PYTHONPATH": path,
-            PARENT_VARIABLE: str(os.getpid()),
-        }
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self._gpus)
-        return environment
+        """End what starts the workers; they are gone by then."""
+        self._starter.close()

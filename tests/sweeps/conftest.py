@@ -80,8 +80,8 @@ def sweep_config(corpus_dir: Path) -> SweepConfig:
         name="test",
         ladder=LadderConfig(
             sizes=2,
-            smallest_flops_per_token=6e4,
-            size_ratio=2.0,
+            smallest_flops_per_token=4e4,
+            size_ratio=3.0,
             budgets=2,
             smallest_tokens=1024,
             budget_ratio=2.0,

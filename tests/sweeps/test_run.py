@@ -1,13 +1,16 @@
 """The driver: what is missing is run once, one failure neither stops nor hides the rest."""
 
 import json
-from pathlib import Path
+import sys
 
 import pytest
 
+from model.errors import RunFailed
 from sweeps import run as run_module
 from sweeps.attempt import attempt_dir
 from sweeps.events import Event
+from sweeps.executors.forkserver import ForkServer
+from sweeps.executors.local import LocalExecutor, Spawner
 from sweeps.plan import Plan
 from sweeps.run import Budget, DiskFull, run_sweep
 
@@ -156,11 +159,13 @@ def test_redo_sets_the_old_measurement_aside(plan, toy):
     assert result.finished == (again,)
 
 
-def test_a_worker_that_cannot_start_is_not_called_a_broken_run(plan, toy, tmp_path: Path):
-    executor = toy.executor()
-    executor._command = ("/bin/sh", "-c", "echo no such interpreter; exit 9")
-    result = run_sweep(plan, toy.store, executor)
-    assert len(result.failed) == len(plan.runs)
-    assert set(result.failed.values()) == {"its worker did not start (exit code 9)"}
+@pytest.mark.parametrize("starter", [ForkServer, Spawner])
+def test_a_worker_that_cannot_start_is_not_called_a_broken_run(plan, toy, starter):
+    command = (sys.executable, "-c", "raise SystemExit('no such library')")
+    executor = LocalExecutor(slots=2, command=command, starter=starter)
+    with pytest.raises(RunFailed, match="workers do not start here") as caught:
+        run_sweep(plan, toy.store, executor)
+    assert "no such library" in caught.value.log_tail
+    assert {toy.store.state(run.run_id).status for run in plan.runs} == {"planned"}
     result, _ = collect(plan, toy)
     assert result.is_complete
