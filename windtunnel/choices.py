@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.laws import Array, LossSurface
 from analysis.points import Points
-from analysis.results import Fit, Interval
+from analysis.results import Fit, FitStatus, Interval
 from model.config import require
 from model.errors import ConfigError
 from windtunnel.targets import Aim
@@ -31,7 +31,8 @@ class SizeRange:
     """
 
     open_ratio: float
-    """The optimum is poorly known when its interval's ends are further apart than this factor."""
+    """The optimum is poorly known when its interval's ends are further apart than this factor, or
+    when the fit says that it lies at the edge of what was tried."""
     least_share: float
     most_share: float
 
@@ -94,18 +95,17 @@ def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: f
         )
     free = _optimum(fit, aim, level)
     low, high = _declared_range(points, aim, size_range)
-    is_open = free.high / free.low > size_range.open_ratio
-    used = min(max(free.value, low), high) if is_open else free.value
-    what = "tokens" if aim.flops_per_token is not None else "size"
+    doubts = _doubts(fit, free, size_range)
+    used = min(max(free.value, low), high) if doubts else free.value
     note = ""
-    if is_open:
+    if doubts:
         outcome = (
-            "inside it, and used" if used == free.value else "outside; its nearest end is used"
+            "inside it, and used" if used == free.value else "outside; the nearest end is used"
         )
         note = (
-            f"the runs leave the optimal {what} open (interval over a factor of "
-            f"{free.high / free.low:.3g}), so it is held to {low:.3g}..{high:.3g}, the declared "
-            f"range beyond the largest run; the optimum is {outcome}"
+            f"the optimum is poorly known ({'; '.join(doubts)}), so the choice is held to "
+            f"{low:.3g}..{high:.3g}, the declared range beyond the largest run; the optimum lies "
+            f"{outcome}"
         )
     if aim.flops_per_token is not None:
         fixed = _exactly(aim.flops_per_token, level)
@@ -126,7 +126,7 @@ def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: f
             train_flops=used * aim.tokens,
             note=note,
         )
-    flops = _given(aim.train_flops)
+    flops = float(_given(aim.train_flops))
     return Allocated(
         law=f"M*(C) of {_formula(law)}",
         size=free,
@@ -137,6 +137,16 @@ def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: f
         train_flops=flops,
         note=note,
     )
+
+
+def _doubts(fit: Fit, optimum: Interval, size_range: SizeRange) -> list[str]:
+    """Why the optimum can't be trusted as it stands; empty when it can."""
+    doubts = []
+    if optimum.high / optimum.low > size_range.open_ratio:
+        doubts.append(f"its interval spans a factor of {optimum.high / optimum.low:.3g}")
+    if FitStatus.EDGE_OPTIMUM in fit.statuses():
+        doubts.append("already inside the sweep it lies at the edge of the sizes tried")
+    return doubts
 
 
 def _optimum(fit: Fit, aim: Aim, level: float) -> Interval:

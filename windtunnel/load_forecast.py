@@ -1,24 +1,20 @@
 """How evenly the promoted model will load its experts: power laws against compute.
 
-Each measure, averaged over a run's layers, is fitted as log y = a + b·log C by least squares; the
-interval is the usual one for a new observation (Student's t, residual spread included). Simple on
-purpose: a handful of small runs carries no richer law, and the ledger judges it.
+Each measure, averaged over a run's layers, is fitted as y = a·C^b by the same fitter as the losses.
+Simple on purpose: a ladder of small runs carries no richer law. Entropy is forecast through what it
+lacks to a perfectly even load, 1 - y, which is what shrinks or grows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
+from analysis.fitting import fit_power_law
 from analysis.records import LayerLoad, RunRecord
-from analysis.results import Prediction
-
-FEWEST_RUNS = 5
-"""Two parameters and a spread; below this the interval says nothing."""
+from analysis.results import FitError, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,70 +33,52 @@ def forecast_loads(
 ) -> tuple[LoadForecast, ...]:
     """MaxVio, normalised entropy and dead fraction at ``train_flops``."""
     carrying = [record for record in records if record.load_by_layer]
-    if len(carrying) < FEWEST_RUNS:
-        note = f"{len(carrying)} records carry expert loads, at least {FEWEST_RUNS} are needed"
-        names = ("max_vio", "normalized_entropy", "dead_frac")
-        return tuple(LoadForecast(name=n, law="", prediction=None, note=note) for n in names)
-    flops = [record.train_flops for record in carrying]
-    max_vio = _mean(carrying, lambda load: load.max_vio)
-    missing_entropy = _mean(carrying, lambda load: 1 - load.normalized_entropy)
-    dead = _mean(carrying, lambda load: load.dead_frac)
-    entropy = _forecast("normalized_entropy", "1 - y", flops, missing_entropy, train_flops, level)
+
+    def forecast(name: str, left: str, measure: Callable[[LayerLoad], float]) -> LoadForecast:
+        values = [float(np.mean([measure(load) for load in r.load_by_layer])) for r in carrying]
+        return _forecast(name, left, carrying, values, train_flops, level)
+
+    entropy = forecast("normalized_entropy", "1 - y", lambda load: 1 - load.normalized_entropy)
     return (
-        _forecast("max_vio", "y", flops, max_vio, train_flops, level),
-        _mirrored(entropy),
-        _forecast("dead_frac", "y", flops, dead, train_flops, level),
+        forecast("max_vio", "y", lambda load: load.max_vio),
+        replace(entropy, prediction=_mirrored(entropy.prediction)),
+        forecast("dead_frac", "y", lambda load: load.dead_frac),
     )
-
-
-def _mean(records: Sequence[RunRecord], measure: Callable[[LayerLoad], float]) -> list[float]:
-    return [float(np.mean([measure(load) for load in r.load_by_layer])) for r in records]
 
 
 def _forecast(
-    name: str, left: str, flops: list[float], values: list[float], at: float, level: float
+    name: str,
+    left: str,
+    records: Sequence[RunRecord],
+    values: Sequence[float],
+    train_flops: float,
+    level: float,
 ) -> LoadForecast:
     zeros = sum(value <= 0 for value in values)
     if zeros:
-        every = "every run" if zeros == len(values) else f"{zeros} of {len(values)} runs"
-        note = f"{left} is 0 in {every}, and a power law has no zero: no forecast"
+        which = "every run" if zeros == len(values) else f"{zeros} of {len(values)} runs"
+        note = f"{left} is 0 in {which}, and a power law has no zero: no forecast"
         return LoadForecast(name=name, law="", prediction=None, note=note)
-    x, y = np.log(flops), np.log(values)
-    if np.ptp(x) == 0:
-        note = "every run took the same compute: no trend can be fitted"
-        return LoadForecast(name=name, law="", prediction=None, note=note)
-    line = stats.linregress(x, y)
-    degrees = len(x) - 2
-    spread = math.sqrt(float(np.sum((y - line.intercept - line.slope * x) ** 2)) / degrees)
-    away = (math.log(at) - x.mean()) ** 2 / float(np.sum((x - x.mean()) ** 2))
-    half = float(stats.t.ppf((1 + level) / 2, degrees)) * spread * math.sqrt(1 + 1 / len(x) + away)
-    middle = float(line.intercept + line.slope * math.log(at))
+    flops = [record.train_flops for record in records]
+    try:
+        fit = fit_power_law(flops, values, name=name)
+    except FitError as error:
+        return LoadForecast(name=name, law="", prediction=None, note=str(error))
+    a, b = fit.law.parameters
     return LoadForecast(
         name=name,
-        law=f"{left} = {math.exp(line.intercept):.3g}·C^{line.slope:.3g}",
-        prediction=Prediction(
-            value=math.exp(middle),
-            low=math.exp(middle - half),
-            high=math.exp(middle + half),
-            level=level,
-            extrapolation_ratio=at / max(flops),
-        ),
+        law=f"{left} = {a:.3g}·C^{b:.3g}",
+        prediction=fit.predict(train_flops, level=level),
     )
 
 
-def _mirrored(forecast: LoadForecast) -> LoadForecast:
-    """The forecast of y from that of 1 - y; y is never below 0."""
-    missing = forecast.prediction
+def _mirrored(missing: Prediction | None) -> Prediction | None:
+    """The prediction of y from that of 1 - y; y is never below 0."""
     if missing is None:
-        return forecast
-    return LoadForecast(
-        name=forecast.name,
-        law=forecast.law,
-        prediction=Prediction(
-            value=max(0.0, 1 - missing.value),
-            low=max(0.0, 1 - missing.high),
-            high=max(0.0, 1 - missing.low),
-            level=missing.level,
-            extrapolation_ratio=missing.extrapolation_ratio,
-        ),
+        return None
+    return replace(
+        missing,
+        value=max(0.0, 1 - missing.value),
+        low=max(0.0, 1 - missing.high),
+        high=max(0.0, 1 - missing.low),
     )

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from analysis.results import Prediction
+from model.memory import PrecisionPlan, activation_memory, state_memory
+from sweeps.spec import RunSpec
 from windtunnel.choices import Choice
 from windtunnel.console import si, table
 from windtunnel.ledger import Entry
 from windtunnel.promotion import Promotion
 
-STATE_BYTES_PER_PARAM = 16
-"""fp32 weight, gradient and two moments of AdamW."""
+FP32 = PrecisionPlan(
+    weight_bytes=4,
+    gradient_bytes=4,
+    master_bytes=0,
+    moment_bytes=8,
+    stream_bytes=4,
+    product_bytes=4,
+)
+"""What a run keeps of each number; under bf16 only what goes into products is smaller."""
 
 
 def describe(promotion: Promotion) -> Iterator[RenderableType]:
@@ -126,17 +136,32 @@ def _what(promotion: Promotion) -> RenderableType:
         ("shape", f"width {model.hidden_size}, {model.num_layers} layers, {experts}"),
         (
             "parameters",
-            f"{si(promotion.total_params)} in total, {si(promotion.active_params)} active; "
-            f"{si(STATE_BYTES_PER_PARAM * promotion.total_params)}B of weights, gradients and "
-            "moments, activations not counted",
+            f"{si(promotion.total_params)} in total, {si(promotion.active_params)} active",
         ),
         (
             "training",
             f"{si(train.tokens)} tokens in {train.num_steps} steps of {train.batch_tokens}, peak "
             f"LR {train.optimizer.peak_lr:.3g}, {promotion.train_flops:.3g} FLOPs",
         ),
+        ("memory", memory_text(promotion.spec)),
     ]
     return table(["", ""], rows, left=2)
+
+
+def memory_text(spec: RunSpec) -> str:
+    """State and activations of the run on one device that keeps a whole batch's."""
+    plan = replace(FP32, product_bytes=2) if spec.train.precision == "bf16" else FP32
+    state = state_memory(spec.model, plan).total
+    activations = activation_memory(
+        spec.model,
+        plan,
+        sequence_length=spec.train.sequence_length,
+        sequences=spec.train.batch_tokens // spec.train.sequence_length,
+    ).total
+    return (
+        f"{si(state)}B of weights, gradients and moments, {si(activations)}B of activations for "
+        "one batch, on one device"
+    )
 
 
 def _choice_row(choice: Choice) -> tuple[str, ...]:
