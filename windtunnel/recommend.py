@@ -35,6 +35,7 @@ from windtunnel.published import compare
 from windtunnel.targets import (
     Aim,
     ComputeBudget,
+    GpuHours,
     LingTarget,
     NextRung,
     ParamBudget,
@@ -124,7 +125,7 @@ def _aim(target: Target, sweep: FinishedSweep, largest_flops: float) -> Aim:
     match target:
         case NextRung():
             return Aim(train_flops=target.factor * largest_flops)
-        case ComputeBudget() | LingTarget():
+        case ComputeBudget() | GpuHours() | LingTarget():
             return Aim(train_flops=target.train_flops)
         case TokenBudget():
             return Aim(tokens=target.tokens)

@@ -45,6 +45,30 @@ class ComputeBudget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuHours:
+    """The best model for so many GPU-hours on one kind of GPU."""
+
+    kind: Literal["gpu_hours"] = "gpu_hours"
+    gpu_hours: float
+    peak_flops_per_s: float
+    """Dense peak rate of one GPU in the precision of the run."""
+    utilisation: float
+    """Model FLOPs over peak FLOPs that the run is expected to reach."""
+
+    def __post_init__(self) -> None:
+        require_positive(gpu_hours=self.gpu_hours, peak_flops_per_s=self.peak_flops_per_s)
+        require(
+            0 < self.utilisation <= 1,
+            f"utilisation must be above 0 and at most 1, got {self.utilisation}",
+        )
+
+    @property
+    def train_flops(self) -> float:
+        """What those hours compute."""
+        return self.gpu_hours * 3600 * self.peak_flops_per_s * self.utilisation
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenBudget:
     """So many tokens, and the model they are compute-optimal for."""
 
@@ -95,7 +119,7 @@ class LingTarget:
         return flops_per_token(self.model, self.sequence_length).house * self.tokens
 
 
-Target = NextRung | ComputeBudget | TokenBudget | ParamBudget | LingTarget
+Target = NextRung | ComputeBudget | GpuHours | TokenBudget | ParamBudget | LingTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +137,8 @@ def target_name(target: Target) -> str:
         return f"next_rung-{target.factor:g}x"
     if isinstance(target, ComputeBudget):
         return f"compute-{target.train_flops:.3g}"
+    if isinstance(target, GpuHours):
+        return f"gpu_hours-{target.gpu_hours:.3g}"
     if isinstance(target, TokenBudget):
         return f"tokens-{target.tokens:.3g}"
     if isinstance(target, ParamBudget):

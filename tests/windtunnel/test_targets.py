@@ -8,7 +8,7 @@ from sweeps.recipe import PowerLawRule
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import promote
 from windtunnel.gates import GATES
-from windtunnel.targets import LingTarget, NextRung, Target, require_beyond, target_name
+from windtunnel.targets import GpuHours, LingTarget, NextRung, Target, require_beyond, target_name
 
 DIRS = (yaml_folders.CONF_DIR,)
 
@@ -24,6 +24,7 @@ def target_of(*overrides: str) -> Target:
         ((), "next_rung-6x"),
         (("target.factor=12.5",), "next_rung-12.5x"),
         (("target=compute", "target.train_flops=2e15"), "compute-2e+15"),
+        (("target=gpu_hours", "target.gpu_hours=2e5"), "gpu_hours-2e+05"),
         (("target=tokens", "target.tokens=3e9"), "tokens-3e+09"),
         (("target=params", "target.total_params=16e9"), "params-1.6e+10"),
         (("target=ling_flash",), "ling_flash"),
@@ -54,6 +55,10 @@ def test_the_presets_give_the_published_compute_and_rate(name: str, train_flops:
         (("target.factor=4",), r"target: factor \(4\) must be >= 5"),
         (("target=compute",), r"target\.train_flops: missing"),
         (("target=compute", "target.train_flops=-1"), r"target: train_flops must be positive"),
+        (
+            ("target=gpu_hours", "target.gpu_hours=1", "target.utilisation=30"),
+            "target: utilisation",
+        ),
         (("target=tokens", "target.tokens=1.5"), r"target\.tokens: expected a whole number"),
         (("target=params", "target.total_params=0"), r"target: total_params must be positive"),
         (("target=ling_2t",), r"target=ling_2t: no such option; did you mean ling_1t"),
@@ -64,6 +69,13 @@ def test_bad_targets_are_one_line(overrides: tuple[str, ...], message: str) -> N
     with pytest.raises(ConfigError, match=message) as error:
         target_of(*overrides)
     assert "\n" not in str(error.value)
+
+
+def test_gpu_hours_are_compute() -> None:
+    """Ling-1T's own: 2,016 GPUs at 31.4% would take about 120 days for its 6.46e24 FLOPs."""
+    hours = 2016 * 24 * 120.0
+    target = GpuHours(gpu_hours=hours, peak_flops_per_s=989e12, utilisation=0.314)
+    assert target.train_flops == pytest.approx(6.46e24, rel=0.01)
 
 
 def test_a_step_of_exactly_the_least_is_allowed() -> None:
