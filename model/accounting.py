@@ -165,6 +165,12 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCounts:
     )
 
 
+def layer_flops_per_token(config: ModelConfig, counts: LayerCounts, sequence_length: int) -> float:
+    """One block's part of the house's M (a prediction block's is not in M, but counted alike)."""
+    attention = config.attention
+    return 6.0 * counts.active + 12.0 * attention.num_heads * attention.head_dim * sequence_length
+
+
 def _count_layer(config: ModelConfig, layer: int) -> LayerCounts:
     width = config.hidden_size
     is_mtp = layer >= config.num_layers

@@ -12,7 +12,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.accounting import count_params, flops_per_token, layer_counts
+from model.accounting import (
+    count_params,
+    flops_per_token,
+    layer_counts,
+    layer_flops_per_token,
+)
 from model.attention import Attention
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.experts import RoutedExperts
@@ -114,6 +119,12 @@ def test_conventions_differ_by_what_their_names_say(config):
     assert flops.others["all_matmuls"] == flops.house + output - 6 * norms
 
 
+def test_layers_sum_to_the_house_convention():
+    layers = layer_counts(LING_1T)
+    parts = sum(layer_flops_per_token(LING_1T, layer, 4096) for layer in layers)
+    assert parts + 6 * LING_1T.hidden_size == flops_per_token(LING_1T, 4096).house
+
+
 def test_groups_sum_to_the_total():
     for mtp_depth in (0, 1):
         config = dataclasses.replace(LING_MINI, mtp_depth=mtp_depth)
@@ -144,7 +155,7 @@ def grid():
         if dense_layers or shared != 2
     ]
     for ffn, mtp, kv_heads, qk_norm in itertools.product(
-        [*ffns, None], (0, 1), (1, 2, 4), (True, False)
+        [*ffns, None], (0, 1), (1, 4), (True, False)
     ):
         attention = dataclasses.replace(SMALL.attention, num_kv_heads=kv_heads, qk_norm=qk_norm)
         config = dataclasses.replace(SMALL, attention=attention, mtp_depth=mtp)
@@ -187,7 +198,7 @@ def size(module: nn.Module) -> int:
 
 def test_every_group_is_what_the_built_module_has():
     configs = list(grid())
-    assert len(configs) > 90
+    assert len(configs) > 60
     for config in configs:
         model = build_model(config, seed=0, device="meta")
         counts = count_params(config)

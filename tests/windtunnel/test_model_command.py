@@ -1,0 +1,122 @@
+"""`windtunnel model` prints what the accounting says, for every preset, without torch."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from model.accounting import count_params
+from model.config import ModelConfig
+from windtunnel.cli import main
+from windtunnel.commands import model as command
+from windtunnel.composition import load
+from windtunnel.console import make_console
+from windtunnel.yaml_folders import CONF_DIR, config_dirs
+
+PRESETS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+
+
+def config_of(*overrides):
+    return load("model", command.Config, overrides, config_dirs())
+
+
+def printed(*overrides):
+    text = io.StringIO()
+    assert command.run(config_of(*overrides), make_console(text)) == 0
+    lines = text.getvalue().splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    return [" ".join(line.split()) for line in lines]
+
+
+def test_there_are_the_presets_that_are_promised():
+    ling = {f"ling_{size}{mtp}" for size in ("mini", "flash", "1t") for mtp in ("", "_mtp")}
+    assert {*ling, "tiny", "small"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_printed(preset):
+    lines = printed(f"model={preset}")
+    assert any(line.startswith("total ") for line in lines)
+    assert any(line.startswith("M (ling-1)") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("preset", "total", "active", "non_embedding", "peak_lr"),
+    [
+        ("ling_mini", 16.26e9, 1.433e9, 0.789e9, 3.36e-4),
+        ("ling_flash", 102.89e9, 6.152e9, 4.864e9, 2.61e-4),
+        ("ling_1t", 999.70e9, 51.05e9, 48.48e9, 1.86e-4),
+    ],
+)
+def test_the_presets_are_the_published_models(preset, total, active, non_embedding, peak_lr):
+    config = config_of(f"model={preset}")
+    counts = count_params(config.model)
+    assert counts.total == pytest.approx(total, rel=3e-4)
+    assert counts.active == pytest.approx(active, rel=2e-4)
+    assert counts.active_non_embedding == pytest.approx(non_embedding, rel=2e-4)
+    assert f"peak learning rate {peak_lr:.3g} by the recipe 'ling' at C" in printed(
+        f"model={preset}"
+    )
+
+
+@pytest.mark.parametrize(("preset", "total"), [("ling_mini", 17.08e9), ("ling_flash", 106.2e9)])
+def test_a_prediction_block_is_all_that_its_variant_adds(preset, total):
+    plain = config_of(f"model={preset}").model
+    variant = config_of(f"model={preset}_mtp").model
+    assert variant == config_of(f"model={preset}", "model.mtp_depth=1").model
+    assert plain.mtp_depth == 0
+    assert count_params(variant).total == pytest.approx(total, rel=3e-4)
+
+
+def test_the_family_keeps_its_ratios():
+    """What the large models and the small rungs hold in common (DECISIONS.md)."""
+    for preset in PRESETS:
+        model = config_of(f"model={preset}").model
+        assert model.granularity == 8, preset
+        assert model.attention.rotary_dim * 2 == model.attention.head_dim, preset
+        assert model.attention.num_heads * model.attention.head_dim == model.hidden_size, preset
+        assert model.moe.num_shared_experts == 1, preset
+        assert model.num_dense_layers <= 0.1 * model.num_layers, preset
+
+
+def test_ling_1t_layer_by_layer():
+    lines = printed("model=ling_1t")
+    assert "layers 80, the first 4 dense" in lines
+    (dense,) = [line for line in lines if line.startswith("0-3 dense")]
+    (moe,) = [line for line in lines if line.startswith("4-79 moe")]
+    assert dense.split()[2:4] == ["604.0M", "604.0M"]
+    assert moe.split()[2:4] == ["13.09G", "606.1M"]
+    assert float(dense.split()[5].rstrip("%")) + float(moe.split()[5].rstrip("%")) == 100
+
+
+def test_a_dense_model_has_no_expert_rows():
+    lines = printed("model=tiny", "model.moe=null")
+    assert not any("expert" in line for line in lines)
+    assert "dense feed-forward of width 160" in lines
+
+
+def test_it_counts_a_trillion_parameters_without_torch():
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from windtunnel.cli import main\n"
+        "sys.exit(main(['model', 'model=ling_1t']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "999.71G" in done.stdout
+
+
+def test_a_wrong_value_is_one_line_with_its_path(capsys):
+    assert main(["model", "model.moe.experts_per_token=300"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "model.moe: experts_per_token (300) must be <= num_experts (256)" in error
+    assert main(["model", "model.attention.rotary_dim=5"]) == 2
+    assert "model.attention: rotary_dim (5) must be even" in capsys.readouterr().err
+    assert main(["model", "precision.weight_bytes=0"]) == 2
+    assert "precision: weight_bytes must be >= 1, got 0" in capsys.readouterr().err
+
+
+def test_the_config_is_a_model_config():
+    assert isinstance(config_of().model, ModelConfig)
