@@ -178,13 +178,13 @@ class Attempt:
 
 def attempt_dir(run_dir: Path, number: int) -> Path:
     """The folder of an attempt, counted from 1."""
-    return run_dir / "attempts" / f"{number:04d}"
+    return Path(f"{run_dir}/attempts/{number:04d}")  # one parse: a status reads 10,000 of them
 
 
 def newest_attempt(run_dir: Path) -> int:
     """The highest attempt's number, 0 if there is none."""
     try:
-        names = os.listdir(run_dir / "attempts")
+        names = os.listdir(f"{run_dir}/attempts")
     except FileNotFoundError:
         return 0
     return max((int(name) for name in names if name.isdigit()), default=0)

@@ -234,11 +234,18 @@ def main(argv: Sequence[str] | None = None, measure: Measure = measure_run) -> i
     if arguments.serve:
         die_with_driver()
         if measure is measure_run:
-            import model.training.trainer  # noqa: F401  (what the forked workers are spared)
+            _import_trainer()
         return serve(lambda run_dir, after: work(run_dir, after, measure))
     if arguments.run_dir is None:
         parser.error("give it a run's folder")
     return work(arguments.run_dir, arguments.after, measure)
+
+
+def _import_trainer() -> None:
+    """What the forked workers are spared; importing computes nothing and starts no thread."""
+    import torch._dynamo  # noqa: F401  (an optimizer's first step imports it, which takes seconds)
+
+    import model.training.trainer  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ class ForkServer:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._command = (*command, "--serve")
-        self._environment = dict(environment)
+        # numpy's matrix library would start its threads on import, and a process with threads
+        # can't be forked safely. Torch has its own, which starts them when a child computes.
+        self._environment = {**environment, "OPENBLAS_NUM_THREADS": "1"}
         self._server: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._count = 0
