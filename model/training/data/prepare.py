@@ -87,9 +87,11 @@ def open_corpus(data_dir: Path, fingerprint: str) -> PreparedCorpus:
         }
         tokenizer_text = (folder / "tokenizer.json").read_text()
     except FileNotFoundError as error:
+        if folder.exists():
+            raise _damaged(folder, f"{Path(error.filename).name} is missing") from None
         raise ConfigError(
-            f"data: corpus {fingerprint} is not prepared under {data_dir} "
-            f"({error.filename} is missing); run the sweep command again to prepare it"
+            f"data: corpus {fingerprint} is not prepared under {data_dir}; "
+            "run the sweep command again to prepare it"
         ) from None
     except (ValueError, KeyError) as error:
         raise _damaged(folder, str(error)) from None

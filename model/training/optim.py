@@ -1,0 +1,58 @@
+"""AdamW as Ling 2.0 uses it, and the clipping of its gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.training.config import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101); matrices decay, vectors (the norms' weights) do not.
+
+    As in Megatron-LM, the embedding, the output layer and the routers are matrices and decay too.
+    """
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.peak_lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use ``lr`` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(model: nn.Module, clip_norm: float) -> float:
+    """Scale all gradients so that their joint norm is at most ``clip_norm``; the norm before."""
+    return nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item()
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state under the names of the parameters, for a checkpoint."""
+    return {
+        f"{key}.{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of :func:`optimizer_tensors`."""
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            state[key] = tensors[f"{key}.{name}"].clone()

@@ -1,0 +1,44 @@
+"""The machine under a run: device, threads, matrix products, and what a record says of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from model.errors import ConfigError
+from model.training.config import RuntimeConfig
+
+
+def set_up(runtime: RuntimeConfig) -> torch.device:
+    """Configure this process for one run and choose its device.
+
+    Raises:
+        ConfigError: when the device asked for is not there.
+    """
+    torch.set_num_threads(runtime.threads)
+    has_cuda = torch.cuda.is_available()
+    if runtime.device == "cuda" and not has_cuda:
+        raise ConfigError(
+            "runtime.device: cuda was asked for but no GPU is usable; set cpu or auto"
+        )
+    if runtime.device == "cpu" or not has_cuda:
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device("cuda")
+
+
+def describe_numerics(device: torch.device) -> dict[str, Any]:
+    """What decides the bits of a run besides its spec; kept in the record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "device": f"{device.type} {name}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+    }

@@ -1,0 +1,114 @@
+"""What a run carries from step to step, and how it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.training.health import HealthState
+from model.training.optim import load_optimizer_tensors, optimizer_tensors
+from model.transformer import Transformer
+
+
+@dataclass
+class RunState:
+    """Everything about a run in progress besides its weights and its optimizer."""
+
+    health: HealthState
+    load_LE: Tensor
+    """Choices of each mixture layer's experts since the last line."""
+    step: int = 0
+    """Optimizer steps done."""
+    line_step: int = 0
+    """Step of the last line of metrics."""
+    line_nats: float = 0.0
+    """Sum of the losses since then, like the two that follow."""
+    line_mtp_nats: float = 0.0
+    line_grad_norm: float = 0.0
+    """Largest since then."""
+    tail_steps: int = 0
+    tail_nats: float = 0.0
+    """Sum of the losses of the run's last tenth."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time by activity."""
+    mirror_id: str = ""
+
+    def count(self, loss_nats: float, mtp_nats: float, grad_norm: float) -> None:
+        """One more step is done."""
+        self.step += 1
+        self.line_nats += loss_nats
+        self.line_mtp_nats += mtp_nats
+        self.line_grad_norm = max(self.line_grad_norm, grad_norm)
+
+    def begin_line(self) -> None:
+        """A line was written; begin the sums anew."""
+        self.line_step = self.step
+        self.line_nats = self.line_mtp_nats = self.line_grad_norm = 0.0
+        self.load_LE.zero_()
+
+    def to_plain(self) -> dict[str, Any]:
+        """All but the tensors, for a checkpoint."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if not isinstance(value, torch.Tensor)
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any], load_LE: Tensor) -> RunState:
+        """The inverse of :meth:`to_plain`."""
+        return cls(**{**plain, "health": HealthState(**plain["health"]), "load_LE": load_LE})
+
+
+class Stopwatch:
+    """Where the time goes: each lap ends one activity and begins the next."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.last = time.perf_counter()
+
+    def lap(self, activity: str) -> float:
+        """Charge the time since the last lap to ``activity``; the time now."""
+        now = time.perf_counter()
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + now - self.last
+        self.last = now
+        return now
+
+
+def collect_tensors(
+    model: Transformer, optimizer: torch.optim.Optimizer, state: RunState
+) -> dict[str, Tensor]:
+    """Weights with the selection biases, optimizer, sums of loads, random state: all on the CPU."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {
+        f"optimizer.{name}": value for name, value in optimizer_tensors(model, optimizer).items()
+    }
+    tensors["run.load"] = state.load_LE
+    tensors["run.rng"] = torch.get_rng_state()
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def restore_tensors(
+    tensors: dict[str, Tensor], model: Transformer, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put a checkpoint's weights, optimizer and random state back (``run.load`` is the state's)."""
+    model.load_state_dict(model_weights(tensors))
+    load_optimizer_tensors(model, optimizer, _below("optimizer.", tensors))
+    torch.set_rng_state(tensors["run.rng"])
+
+
+def model_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's part of a checkpoint's tensors, under the model's own names."""
+    return _below("model.", tensors)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,161 @@
+"""Where a run's numbers go: ``metrics.jsonl``, which is the truth, and W&B, which is a mirror.
+
+Lines of ``metrics.jsonl`` are JSON objects of these kinds:
+
+- ``kind: train``, about 200 a run: ``step``, ``tokens`` (seen so far), ``train_loss_nats`` (mean
+  over the steps since the line before), ``mtp_loss_nats``, ``lr``, ``grad_norm`` (largest since the
+  line before, unclipped), ``layers`` (block numbers) and beside it, of this step's batch,
+  ``max_vio``, ``min_vio``, ``normalized_entropy``, ``dead_frac``; ``tokens_per_s``, ``wall_s``.
+- ``kind: eval``, at even distances and at the end (``final: true``): ``step``, ``tokens``,
+  ``loss_nats``, ``bits_per_byte`` and ``by_domain`` on held-out text.
+- ``kind: diverged``, at the end of a run that went wrong: ``step``, ``tokens``, ``reason``.
+
+Only ``tokens_per_s`` and ``wall_s`` tell an interrupted run from an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from model.training.config import JsonlTracker, TrackerConfig, WandbTracker
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """Lines of JSON, each complete or absent; cut back to a checkpoint's offset on resuming."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(offset)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line in one system call, so that a reader never sees half of one."""
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    def synced_offset(self) -> int:
+        """Length of the file, all of it on disk."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
+
+
+class Mirror(Protocol):
+    """Someone else who is told what the metrics file was told."""
+
+    id: str
+    """Names the run there; kept in the checkpoint, so that a resumed run goes on under it."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One line of the metrics file."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's results."""
+
+    def close(self) -> None:
+        """The run is over, for now or for good."""
+
+
+class NoMirror:
+    """Nobody else."""
+
+    id = ""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class WandbMirror:
+    """W&B, offline unless the user says online. Its first failure ends it, never the run."""
+
+    def __init__(
+        self, config: WandbTracker, run_dir: Path, run_id: str, settings: Mapping[str, Any]
+    ) -> None:
+        self.id = run_id
+        self._run: Any = None
+        try:
+            import wandb
+
+            self._run = wandb.init(
+                project=config.project,
+                mode=config.mode,
+                id=run_id,
+                name=run_dir.name,
+                resume="allow",
+                dir=str(run_dir),
+                config=dict(settings),
+                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            )
+        except Exception as error:
+            self._give_up("did not start", error)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One line of the metrics file, its lists spread out by layer."""
+        if self._run is not None:
+            try:
+                self._run.log(flat(line), step=int(line["step"]))
+            except Exception as error:
+                self._give_up("does not take a line", error)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's results."""
+        if self._run is not None:
+            try:
+                self._run.summary.update(flat(values))
+            except Exception as error:
+                self._give_up("does not take the summary", error)
+
+    def close(self) -> None:
+        """Finish; what was logged offline lies in the run's folder."""
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._give_up("does not finish", error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        logger.warning("W&B %s (%s); the run goes on, metrics.jsonl has everything", what, error)
+        self._run = None
+
+
+def open_mirror(
+    config: TrackerConfig, run_dir: Path, run_id: str, settings: Mapping[str, Any]
+) -> Mirror:
+    """The mirror ``config`` asks for; ``run_id`` empty for a run that begins."""
+    match config:
+        case JsonlTracker():
+            return NoMirror()
+        case WandbTracker():
+            return WandbMirror(config, run_dir, run_id or uuid.uuid4().hex[:16], settings)
+
+
+def flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    """One level: domains and layers become part of the name, ``max_vio/layer2``."""
+    values: dict[str, Any] = {}
+    layers = line.get("layers", [])
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            values |= {f"{key}/{inner}": item for inner, item in flat(value).items()}
+        elif isinstance(value, list | tuple):
+            values |= {f"{key}/layer{n}": v for n, v in zip(layers, value, strict=False)}
+        elif key != "kind":
+            values[key] = value
+    values.pop("step", None)
+    return values

@@ -1,0 +1,382 @@
+"""Train one model once: from its initial weights, or from where an interrupted attempt left off.
+
+:func:`train` reads top to bottom. The state of a run after a step is its weights, its optimizer,
+its :class:`~model.training.state.RunState` and the length of its metrics file. A checkpoint holds
+all of them, so a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from model.balance import RoutingRequest, load_metrics, update_biases
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from model.training.config import RuntimeConfig, TrainConfig
+from model.training.data import PreparedCorpus
+from model.training.evaluate import DomainLoss, Evaluation, Evaluator, LayerLoad, mixture_layers
+from model.training.health import Health
+from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from model.training.precision import computing_in
+from model.training.runtime import describe_numerics, set_up
+from model.training.schedules import learning_rate
+from model.training.state import RunState, Stopwatch, collect_tensors, restore_tensors
+from model.training.trackers import MetricsFile, open_mirror
+from model.transformer import Transformer, build_model
+from model.typed import to_plain
+
+# Shapes: B sequences, T positions, L mixture layers, E experts.
+
+logger = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 75
+"""Exit code of a process whose run was saved on SIGTERM (EX_TEMPFAIL: run it again)."""
+LINES_PER_RUN = 200
+"""About how often a run logs: a function of its length alone, so that no line depends on time."""
+BRIEF_SHARE = 8
+"""An evaluation on the way takes one in so many of the held-out tokens."""
+PROGRESS_EVERY_S = 1.0
+
+OnProgress = Callable[[int, int, float], None]
+"""Called as ``on_progress(step, num_steps, tokens_per_s)``, at most about once a second."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, and was saved. Uncaught, it ends the process with code 75."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(EXIT_INTERRUPTED)
+        self.step = step
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What one run measured; its losses are None where a diverged run's weights give no number."""
+
+    status: Literal["done", "diverged"]
+    reason: str
+    """Why a run diverged, and at which step; empty for a done one."""
+    steps: int
+    tokens: int
+    loss_nats: float | None
+    bits_per_byte: float | None
+    train_loss_nats: float
+    """Mean over the last tenth of the steps."""
+    by_domain: Mapping[str, DomainLoss]
+    load_by_layer: tuple[LayerLoad, ...]
+    wall_s: float
+    """Of all attempts, without steps that were lost and done again."""
+    tokens_per_s: float
+    """Of the training steps; evaluation and checkpoints left out."""
+    seconds: Mapping[str, float]
+    """``wall_s`` by activity: setup, data, step, log, evaluate, checkpoint."""
+    epochs: Mapping[str, float]
+    """How often each domain's training text was gone through."""
+    numerics: Mapping[str, Any]
+    """What decides the bits besides the spec: torch, device, threads."""
+
+
+def train(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    corpus: PreparedCorpus,
+    runtime: RuntimeConfig,
+    run_dir: Path,
+    *,
+    on_progress: OnProgress | None = None,
+) -> TrainResult:
+    """Train and evaluate one run, resuming from ``run_dir/checkpoints`` if there are any.
+
+    Writes ``metrics.jsonl`` and ``checkpoints/`` into ``run_dir``. On SIGTERM (unless the caller
+    handles that itself) the run is saved after the step it is in. Whatever ``on_progress`` raises
+    ends the run in the same way, saved.
+
+    Raises:
+        ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
+        Interrupted: stopped by SIGTERM; call again to go on.
+    """
+    device = set_up(runtime)
+    model, optimizer = _build(model_config, config, corpus, device)
+    layers = mixture_layers(model_config)
+    health = Health(model_config, config.num_steps)
+    num_experts = model_config.moe.num_experts if model_config.moe else 0
+    no_load_LE = torch.zeros(len(layers), num_experts, dtype=torch.int64, device=device)
+    state = RunState(health.state, no_load_LE)
+    evaluate, evaluate_briefly = _evaluators(config, corpus, device)
+
+    identity = _identity(model_config, config, corpus)
+    checkpoints, metrics_path = run_dir / "checkpoints", run_dir / "metrics.jsonl"
+    found = load_newest(checkpoints, lambda c: _why_unusable(c, identity, metrics_path))
+    if found is not None:
+        restore_tensors(found.tensors, model, optimizer)
+        state = RunState.from_plain(found.state["run"], found.tensors["run.load"].to(device))
+        health.state = state.health
+        logger.info("resuming at step %d of %d", state.step, config.num_steps)
+    metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
+    settings = {"model": to_plain(model_config), "train": to_plain(config)}
+    mirror = open_mirror(runtime.tracker, run_dir, state.mirror_id, settings)
+    state.mirror_id = mirror.id
+    watch = Stopwatch(state.seconds)
+
+    def log(line: Mapping[str, Any]) -> None:
+        line = {"step": state.step, "tokens": state.step * config.batch_tokens, **line}
+        metrics.write(line)
+        mirror.log(line)
+
+    def save() -> None:
+        plain = {
+            "identity": identity,
+            "metrics_offset": metrics.synced_offset(),
+            "run": state.to_plain(),
+        }
+        tensors = collect_tensors(model, optimizer, state)
+        contents = Checkpoint(state.step, tensors, plain)
+        save_checkpoint(checkpoints, contents, keep=config.checkpoint.keep)
+        watch.lap("checkpoint")
+
+    windows_per_step = config.batch_tokens // config.sequence_length
+    line_every = math.ceil(config.num_steps / LINES_PER_RUN)
+    tail_begins = config.num_steps - max(1, config.num_steps // 10)
+    brief_steps = _brief_steps(config)
+    saved_step, saved_at = state.step if found else None, watch.last
+    shown_step, shown_at = state.step, watch.last
+    reason = ""
+
+    try:
+        with _sigterm_noticed() as is_stopping:
+            while state.step < config.num_steps and not reason:
+                first = state.step * windows_per_step
+                windows = corpus.windows(first, windows_per_step, config.sequence_length)
+                batch = torch.from_numpy(windows).to(device)
+                watch.lap("data")
+
+                optimizer.zero_grad(set_to_none=True)
+                loss_nats, mtp_nats, loads = _forward_backward(model, batch, config)
+                grad_norm = clip_gradients(model, config.optimizer.clip_norm)
+                reason = health.check_finite(state.step + 1, loss_nats, grad_norm)
+                if reason:
+                    break
+                lr = learning_rate(config, state.step)
+                set_learning_rate(optimizer, lr)
+                optimizer.step()
+                update_biases(model, loads, config.balance)
+                if loads:
+                    state.load_LE += torch.stack(loads)
+                state.count(loss_nats, mtp_nats, grad_norm)
+                if state.step > tail_begins:
+                    state.tail_steps += 1
+                    state.tail_nats += loss_nats
+                reason = health.check_loss(state.step, loss_nats)
+                now = watch.lap("step")
+
+                if state.step % line_every == 0 or state.step == config.num_steps:
+                    reason = reason or health.check_load(state.line_step, state.step, state.load_LE)
+                    log(_train_line(state, config, lr, layers, loads))
+                    state.begin_line()
+                    watch.lap("log")
+                if state.step in brief_steps:
+                    log(_evaluation_line(evaluate_briefly(model)))
+                    watch.lap("evaluate")
+                if now - saved_at >= config.checkpoint.every_s or is_stopping.is_set():
+                    save()
+                    saved_step, saved_at = state.step, watch.last
+                if is_stopping.is_set():
+                    raise Interrupted(state.step)
+                if on_progress is not None and now - shown_at >= PROGRESS_EVERY_S:
+                    done = (state.step - shown_step) * config.batch_tokens
+                    try:
+                        on_progress(state.step, config.num_steps, done / (now - shown_at))
+                    except BaseException:
+                        save()
+                        raise
+                    shown_step, shown_at = state.step, now
+
+        if reason:
+            log({"kind": "diverged", "reason": reason})
+        elif saved_step != state.step:
+            save()
+        evaluation = evaluate(model)
+        is_finite = math.isfinite(evaluation.loss_nats)
+        if not is_finite:
+            reason = reason or f"held-out loss is {evaluation.loss_nats} at step {state.step}"
+        else:
+            log({**_evaluation_line(evaluation), "final": True})
+        watch.lap("evaluate")
+        trained_s = state.seconds["step"] + state.seconds["data"]
+        result = TrainResult(
+            status="diverged" if reason else "done",
+            reason=reason,
+            steps=state.step,
+            tokens=state.step * config.batch_tokens,
+            loss_nats=evaluation.loss_nats if is_finite else None,
+            bits_per_byte=evaluation.bits_per_byte if is_finite else None,
+            train_loss_nats=_tail_loss(state),
+            by_domain=evaluation.by_domain if is_finite else {},
+            load_by_layer=evaluation.load_by_layer,
+            wall_s=sum(state.seconds.values()),
+            tokens_per_s=state.step * config.batch_tokens / trained_s,
+            seconds=dict(state.seconds),
+            epochs=corpus.epochs(state.step * windows_per_step, config.sequence_length),
+            numerics=describe_numerics(device),
+        )
+        mirror.summary(to_plain(result))
+        return result
+    finally:
+        metrics.close()
+        mirror.close()
+
+
+def _build(
+    model_config: ModelConfig, config: TrainConfig, corpus: PreparedCorpus, device: torch.device
+) -> tuple[Transformer, torch.optim.AdamW]:
+    if model_config.vocab_size != corpus.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size ({model_config.vocab_size}) must be that of the corpus's tokenizer "
+            f"({corpus.vocab_size})"
+        )
+    corpus.require_length(config.sequence_length)
+    model = build_model(model_config, seed=config.seed, device=device)
+    return model, build_optimizer(model, config.optimizer)
+
+
+def _evaluators(
+    config: TrainConfig, corpus: PreparedCorpus, device: torch.device
+) -> tuple[Evaluator, Evaluator]:
+    """The final measurement, and the smaller one on the way."""
+    tokens = config.evaluation.heldout_tokens
+    full, brief = (
+        Evaluator(
+            corpus,
+            sequence_length=config.sequence_length,
+            tokens_per_domain=share,
+            precision=config.precision,
+            device=device,
+        )
+        for share in (tokens, tokens // BRIEF_SHARE)
+    )
+    return full, brief
+
+
+def _forward_backward(
+    model: Transformer, batch_BT: Tensor, config: TrainConfig
+) -> tuple[float, float, list[Tensor]]:
+    """Leave gradients of the training loss on the model.
+
+    Returns:
+        The language-model loss, the multi-token-prediction loss (0 without such a block), and the
+        load of each mixture layer.
+    """
+    balance = config.balance
+    weigh_routing = balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
+    request = RoutingRequest(losses=weigh_routing)
+    with computing_in(config.precision, batch_BT.device):
+        result = model(batch_BT[:, :-1], batch_BT[:, 1:], request=request)
+    loss, mtp_loss = result.loss_nats, result.mtp_loss_nats
+    total = loss if mtp_loss is None else loss + config.mtp_loss_weight * mtp_loss
+    if weigh_routing:
+        for stats in result.routing:
+            total = total + balance.aux_loss_weight * stats.aux_loss
+            total = total + balance.z_loss_weight * stats.z_loss
+    total.backward()
+    mtp_nats = 0.0 if mtp_loss is None else mtp_loss.item()
+    return loss.item(), mtp_nats, [stats.load_E for stats in result.routing]
+
+
+def _brief_steps(config: TrainConfig) -> frozenset[int]:
+    """Steps after which the run is evaluated on the way, evenly spaced."""
+    parts = config.evaluation.num_intermediate + 1
+    return frozenset(round(config.num_steps * part / parts) for part in range(1, parts))
+
+
+def _train_line(
+    state: RunState, config: TrainConfig, lr: float, layers: tuple[int, ...], loads: list[Tensor]
+) -> dict[str, Any]:
+    num_steps = state.step - state.line_step
+    trained_s = state.seconds["step"] + state.seconds["data"]
+    line: dict[str, Any] = {
+        "kind": "train",
+        "train_loss_nats": state.line_nats / num_steps,
+        "mtp_loss_nats": state.line_mtp_nats / num_steps,
+        "lr": lr,
+        "grad_norm": state.line_grad_norm,
+    }
+    if loads:
+        metrics = load_metrics(torch.stack(loads))._asdict()
+        line |= {"layers": layers, **{name: value.tolist() for name, value in metrics.items()}}
+    return line | {
+        "tokens_per_s": state.step * config.batch_tokens / trained_s,
+        "wall_s": sum(state.seconds.values()),
+    }
+
+
+def _evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "kind": "eval",
+        "loss_nats": evaluation.loss_nats,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "by_domain": {name: to_plain(loss) for name, loss in evaluation.by_domain.items()},
+    }
+
+
+def _tail_loss(state: RunState) -> float:
+    """Mean of the last tenth; a run that diverged before it has its smoothed loss."""
+    if state.tail_steps == 0:
+        return state.health.smoothed_nats
+    return state.tail_nats / state.tail_steps
+
+
+def _identity(model_config: ModelConfig, config: TrainConfig, corpus: PreparedCorpus) -> str:
+    """What makes a checkpoint this run's; how often it is saved does not."""
+    science = to_plain(config)
+    del science["checkpoint"]
+    text = json.dumps([to_plain(model_config), science, corpus.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _why_unusable(checkpoint: Checkpoint, identity: str, metrics_path: Path) -> str:
+    """Why a whole checkpoint can't be resumed from; empty if it can.
+
+    Raises:
+        ConfigError: it belongs to another run.
+    """
+    if checkpoint.state["identity"] != identity:
+        raise ConfigError(
+            f"{metrics_path.parent}: holds checkpoints of a run with another model, training "
+            "config or corpus; use a new folder, or delete its checkpoints/ to begin again"
+        )
+    length = metrics_path.stat().st_size if metrics_path.exists() else 0
+    if length < checkpoint.state["metrics_offset"]:
+        return f"metrics.jsonl has {length} bytes, it was saved with more"
+    return ""
+
+
+@contextmanager
+def _sigterm_noticed() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, unless the caller handles SIGTERM or this is not its thread."""
+    event = threading.Event()
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if not is_ours:
+        yield event
+        return
+    signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
