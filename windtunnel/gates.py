@@ -138,13 +138,17 @@ def noise_gate(noise: NoiseFloor | None, thresholds: GateThresholds) -> GateResu
     )
 
 
-def repetition_gate(tokens: int, corpus_tokens: int, thresholds: GateThresholds) -> GateResult:
-    """Repeated text is worth less than new text, and the law saw little of it."""
-    passes, most = tokens / corpus_tokens, thresholds.repetitions
+def repetition_gate(epochs: Mapping[str, float], thresholds: GateThresholds) -> GateResult:
+    """Repeated text is worth less than new text, and the law saw little of it.
+
+    ``epochs`` is how often the run goes through each domain's text.
+    """
+    domain, passes = max(epochs.items(), key=lambda item: item[1])
+    most = thresholds.repetitions
     return GateResult(
         name="repetitions",
         passed=passes <= most,
-        sentence=f"the run reads the corpus {passes:.2f} times; at most {most:g} times",
+        sentence=f"the run reads domain {domain} {passes:.2f} times; at most {most:g} times",
     )
 
 

@@ -287,7 +287,8 @@ def _gates(
     sweep: FinishedSweep, spec: RunSpec, forecast: Prediction, thresholds: GateThresholds
 ) -> tuple[GateResult, ...]:
     study = sweep.study
-    corpus_tokens = sum(domain.train_tokens for domain in sweep.corpus.domains.values())
+    train = spec.train
+    epochs = sweep.corpus.epochs(train.tokens // train.sequence_length, train.sequence_length)
     promoted_protocol = fingerprint(protocol_of(spec))
     return (
         gates.holdout_gate(study.holdouts, thresholds),
@@ -295,7 +296,7 @@ def _gates(
         gates.extrapolation_gate(forecast, thresholds),
         gates.health_gate(study.surface.warnings, thresholds),
         gates.noise_gate(study.noise, thresholds),
-        gates.repetition_gate(spec.train.tokens, corpus_tokens, thresholds),
+        gates.repetition_gate(epochs, thresholds),
         gates.protocol_gate(study.protocol_fingerprints, promoted_protocol),
     )
 

@@ -61,8 +61,8 @@ def holdout(error: float) -> Holdout:
             gates.noise_gate(NoiseFloor(sd=0.002, degrees_of_freedom=1, cells=1), THRESHOLDS),
         ),
         (
-            gates.repetition_gate(400, 100, THRESHOLDS),
-            gates.repetition_gate(401, 100, THRESHOLDS),
+            gates.repetition_gate({"code": 1.0, "prose": 4.0}, THRESHOLDS),
+            gates.repetition_gate({"code": 1.0, "prose": 4.01}, THRESHOLDS),
         ),
         (gates.protocol_gate(("p",), "p"), gates.protocol_gate(("p",), "q")),
     ],
