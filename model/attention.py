@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
-from model.layers import RMSNorm, Rotary, rotate
+from model.layers import RMSNorm, Rotary, rms_norm, rotate
 
-# Shapes: B sequences, T positions, D model width, N heads (query + key + value), H head width.
+# Shapes: B sequences, T positions, D model width, N heads (query, then key, then value),
+# H head width.
 
 
 class Attention(nn.Module):
@@ -26,17 +28,26 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         """Mix positions: each attends to itself and those before it."""
         c = self.config
-        qkv_BTNH = self.qkv(x_BTD).unflatten(-1, (-1, c.head_dim))
-        q, k, v = qkv_BTNH.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=2)
+        batch, length, _ = x_BTD.shape
+        qkv_BTNH = self.qkv(x_BTD).view(batch, length, -1, c.head_dim)
+        # Queries and keys stay in one tensor as long as they are treated alike.
+        qk, v = qkv_BTNH.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        cos, sin = rotary.tables(x_BTD.shape[1], x_BTD.device, q.dtype)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            weight_NH = torch.cat(
+                [
+                    self.q_norm.weight.expand(c.num_heads, -1),
+                    self.k_norm.weight.expand(c.num_kv_heads, -1),
+                ]
+            )
+            qk = rms_norm(qk.contiguous(), weight_NH, self.q_norm.eps)
+        qk = rotate(qk, rotary.tables(length, qk.device, qk.dtype), c.rotary_dim)
+        q, k = qk.split([c.num_heads, c.num_kv_heads], dim=2)
         mixed_BNTH = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
-            v.transpose(1, 2).to(q.dtype),
+            v.to(qk.dtype).transpose(1, 2),
             is_causal=True,
             enable_gqa=c.num_heads != c.num_kv_heads,
         )
-        return self.out(mixed_BNTH.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(2))
+        return out
