@@ -7,7 +7,8 @@ caller says which), D tokens, L loss in nats per token, E irreducible loss.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,6 +17,19 @@ from numpy.typing import ArrayLike, NDArray
 from model.errors import ConfigError
 
 Array = NDArray[np.float64]
+
+POSITIVE_EXPONENT = (0.01, 3.0)
+"""Where exponents of diminishing returns are searched; published ones lie between 0.03 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of a law: coefficient · exp(sum of parameter · factor), as the fitters see it."""
+
+    coefficient: str
+    """Name of the coefficient; it is never negative."""
+    factors: Mapping[str, Array] = field(default_factory=dict)
+    """By parameter, what it multiplies in the exponent, at each point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,7 @@ class PowerLaw:
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("a", "b")
     VARIABLES: ClassVar[tuple[str, ...]] = ("x",)
+    EXPONENTS: ClassVar[Mapping[str, tuple[float, float]]] = {"b": (-5.0, 5.0)}
 
     kind: Literal["power_law"] = "power_law"
     a: float
@@ -44,6 +59,11 @@ class PowerLaw:
         """Values at ``x`` for parameters [..., 2]; the two broadcast."""
         a, b = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
         return np.asarray(a * np.asarray(x, dtype=float) ** b)
+
+    @staticmethod
+    def terms(x: Array) -> tuple[Term, ...]:
+        """a · exp(b·ln x)."""
+        return (Term(coefficient="a", factors={"b": np.log(x)}),)
 
     @property
     def parameters(self) -> Array:
@@ -71,6 +91,7 @@ class SaturatingPowerLaw:
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "a", "b")
     VARIABLES: ClassVar[tuple[str, ...]] = ("flops",)
+    EXPONENTS: ClassVar[Mapping[str, tuple[float, float]]] = {"b": POSITIVE_EXPONENT}
 
     kind: Literal["saturating_power_law"] = "saturating_power_law"
     E: float
@@ -82,6 +103,11 @@ class SaturatingPowerLaw:
         """Losses at ``flops`` for parameters [..., 3]; the two broadcast."""
         E, a, b = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
         return np.asarray(E + a * np.asarray(flops, dtype=float) ** -b)
+
+    @staticmethod
+    def terms(flops: Array) -> tuple[Term, ...]:
+        """E + a · exp(-b·ln C)."""
+        return (Term(coefficient="E"), Term(coefficient="a", factors={"b": -np.log(flops)}))
 
     @property
     def parameters(self) -> Array:
@@ -111,6 +137,10 @@ class LossSurface:
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta")
     VARIABLES: ClassVar[tuple[str, ...]] = ("size", "tokens")
+    EXPONENTS: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "alpha": POSITIVE_EXPONENT,
+        "beta": POSITIVE_EXPONENT,
+    }
 
     kind: Literal["loss_surface"] = "loss_surface"
     E: float
@@ -127,6 +157,15 @@ class LossSurface:
         E, A, B, alpha, beta = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
         size, tokens = np.asarray(size, dtype=float), np.asarray(tokens, dtype=float)
         return np.asarray(E + A * size**-alpha + B * tokens**-beta)
+
+    @staticmethod
+    def terms(size: Array, tokens: Array) -> tuple[Term, ...]:
+        """E + A · exp(-alpha·ln N) + B · exp(-beta·ln D)."""
+        return (
+            Term(coefficient="E"),
+            Term(coefficient="A", factors={"alpha": -np.log(size)}),
+            Term(coefficient="B", factors={"beta": -np.log(tokens)}),
+        )
 
     @property
     def parameters(self) -> Array:

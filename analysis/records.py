@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.results import Exclusion
+from model.errors import ConfigError
+from model.typed import build
+
+if TYPE_CHECKING:  # pandas takes a third of a second to import, and few need the frame
+    from pandas import DataFrame
 
 SCHEMA_VERSION = 1
 
@@ -104,5 +110,122 @@ class RecordSet:
 
 
 def load_records(dirs: Iterable[Path]) -> RecordSet:
-    """The records of run directories (each holding ``record.json``)."""
-    raise NotImplementedError
+    """The records of run directories (each holding ``record.json``), in their order.
+
+    A run without a record, a diverged one and one with an unmeasured loss are excluded, each with
+    its reason.
+
+    Raises:
+        ConfigError: a record that can't be read as this schema, or two of the same run.
+    """
+    records: dict[str, RunRecord] = {}
+    excluded = []
+    for folder in dirs:
+        path = folder / "record.json"
+        if not path.exists():
+            excluded.append(Exclusion(label=folder.name, reason="no record: not finished"))
+            continue
+        record = read_record(path)
+        if isinstance(record, Exclusion):
+            excluded.append(record)
+        elif record.run_id in records:
+            raise ConfigError(f"{path}: run {record.run_id} is given twice; name each run once")
+        else:
+            records[record.run_id] = record
+    return RecordSet(records=tuple(records.values()), excluded=tuple(excluded))
+
+
+def read_record(path: Path) -> RunRecord | Exclusion:
+    """One ``record.json``, or why it can't be analysed.
+
+    Raises:
+        ConfigError: not JSON, another schema version, or a field that is wrong.
+    """
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not JSON ({error}); run the sweep again to redo it") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: expected a mapping; run the sweep again to redo it")
+    version = mapping.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: record schema {version!r}, this program reads {SCHEMA_VERSION}; use the "
+            "version of Wind Tunnel that wrote it"
+        )
+    if mapping.get("status") == "diverged":
+        label = str(mapping.get("run_id", path.parent.name))
+        return Exclusion(label=label, reason=f"diverged: {mapping.get('reason') or 'no reason'}")
+    record = build(RunRecord, mapping, where=str(path))
+    for name in ("loss_nats", "flops_per_token", "train_flops", "tokens", "total_params"):
+        if not getattr(record, name) > 0:
+            raise ConfigError(f"{path}: {name} must be positive, got {getattr(record, name)}")
+    return record
+
+
+def check_one_protocol(records: Iterable[RunRecord]) -> None:
+    """Refuse records of different protocols, naming the fields in which they differ.
+
+    Raises:
+        ConfigError: more than one fingerprint.
+    """
+    by_print: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_print.setdefault(record.protocol_fingerprint, []).append(record)
+    if len(by_print) < 2:
+        return
+    groups = sorted(by_print.values(), key=len, reverse=True)
+    first, others = groups[0], groups[1:]
+    differing = sorted(
+        {
+            f"{path} ({_shown(left)} / {_shown(right)})"
+            for group in others
+            for path, left, right in _differences(first[0].protocol, group[0].protocol)
+        }
+    )
+    counts = " and ".join(str(len(group)) for group in groups)
+    example = others[0][0].run_id
+    raise ConfigError(
+        f"runs of {len(groups)} protocols ({counts} runs; {example} is of the second): they differ "
+        f"in {'; '.join(differing) or 'their fingerprints only'}. Fit them apart, or together with "
+        "allow_mixed_protocols=true"
+    )
+
+
+def to_frame(records: Iterable[RunRecord]) -> DataFrame:
+    """One row a run: every scalar field, each domain's loss, and the load averaged over layers."""
+    from pandas import DataFrame
+
+    rows = []
+    for record in records:
+        row = {
+            f.name: getattr(record, f.name)
+            for f in fields(record)
+            if isinstance(getattr(record, f.name), (str, int, float))
+        }
+        for domain, measured in record.by_domain.items():
+            row[f"loss_nats.{domain}"] = measured.loss_nats
+            row[f"bits_per_byte.{domain}"] = measured.bits_per_byte
+        if record.load_by_layer:
+            for name in ("max_vio", "min_vio", "normalized_entropy", "dead_frac"):
+                layers = [getattr(load, name) for load in record.load_by_layer]
+                row[f"mean_{name}"] = sum(layers) / len(layers)
+        rows.append(row)
+    return DataFrame(rows)
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)
+
+
+def _differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted paths at which two plain values differ, with both sides."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted(one.keys() | other.keys()):
+            below = f"{path}.{key}" if path else str(key)
+            yield from _differences(one.get(key, _ABSENT), other.get(key, _ABSENT), below)
+    elif one != other:
+        yield path, one, other

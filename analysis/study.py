@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+import platform
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy
+
+from analysis import health
+from analysis.fitting import fit_surface, frontier_fit
 from analysis.holdout import Holdout
-from analysis.noise import NoiseFloor
+from analysis.judging import hold_out
+from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
 from analysis.results import Exclusion, Fit
+from analysis.settings import FitSettings
 from model.errors import ConfigError
 from model.typed import build, to_plain
 
 SCHEMA_VERSION = 1
+ONE_BUDGET = 1.5
+"""Computes within this factor are one budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +49,30 @@ class Study:
     noise: NoiseFloor | None
     holdouts: tuple[Holdout, ...]
     """One entry per number of budgets left out, fewest first."""
+    settings: FitSettings
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the points came from: files, columns, rules."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Versions the fit was made with."""
 
     def to_json(self) -> str:
         """The text of ``fit.json``."""
-        return json.dumps(to_plain(self), indent=1) + "\n"
+        return json.dumps(to_plain(self), separators=(",", ":"), allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str, *, where: str = "fit.json") -> Study:
         """The study written by :meth:`to_json`."""
-        return build(Study, json.loads(text), where=where)
+        try:
+            mapping = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: not JSON ({error}); run `windtunnel fit` again") from None
+        version = mapping.get("schema_version") if isinstance(mapping, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{where}: fit schema {version!r}, this program reads {SCHEMA_VERSION}; run "
+                "`windtunnel fit` again"
+            )
+        return build(Study, mapping, where=where)
 
     @staticmethod
     def load(path: Path) -> Study:
@@ -57,8 +83,82 @@ class Study:
 
     def save(self, path: Path) -> None:
         """Write ``fit.json`` whole or not at all."""
-        raise NotImplementedError
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def summary(self, *, flops: float | None = None) -> str:
-        """One screen of at most 100 columns."""
-        raise NotImplementedError
+        """One screen of at most 100 columns; the optimum at ``flops``, or at ten times the largest
+        run's compute."""
+        from analysis.summary import summarise
+
+        return summarise(self, flops)
+
+
+def make_study(
+    name: str,
+    points: Points,
+    exclusions: tuple[Exclusion, ...],
+    settings: FitSettings,
+    *,
+    protocol: dict[str, Any] | None = None,
+    protocol_fingerprints: tuple[str, ...] = (),
+    convention: str = "",
+    source: dict[str, Any] | None = None,
+) -> Study:
+    """Fit the surface, derive the frontier, hold the largest budgets out.
+
+    Raises:
+        ConfigError: points of one budget, one size or one token count.
+        FitError: too few points.
+    """
+    check_spread(points)
+    surface = fit_surface(points, settings)
+    holdouts = hold_out(points, settings)
+    surface = replace(surface, warnings=(*surface.warnings, *health.holdout_warnings(holdouts)))
+    return Study(
+        name=name,
+        points=points,
+        exclusions=exclusions,
+        protocol=protocol or {},
+        protocol_fingerprints=protocol_fingerprints,
+        convention=convention,
+        surface=surface,
+        compute_law=frontier_fit(surface, settings.level),
+        noise=noise_floor(points),
+        holdouts=holdouts,
+        settings=settings,
+        source=source or {},
+        software={
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+    )
+
+
+def check_spread(points: Points) -> None:
+    """A surface needs more than one budget, size and token count.
+
+    Raises:
+        ConfigError: naming what there is only one of.
+    """
+    flops = points.array("flops")
+    if flops.max() / flops.min() < ONE_BUDGET:
+        raise ConfigError(
+            f"one budget only: all {len(points)} runs used {flops.min():.3g} to {flops.max():.3g} "
+            "FLOPs. A law needs runs of several budgets, three or more; widen the ladder"
+        )
+    for what, column in (("size", points.size), ("token count", points.tokens)):
+        if len(set(column)) < 2:
+            raise ConfigError(
+                f"one {what} only: all {len(points)} runs have {column[0]:.4g}. Its exponent can't "
+                f"be told from the irreducible loss; add runs of another {what}"
+            )

@@ -1,0 +1,46 @@
+"""The bootstrap over runs, and intervals from its replicates.
+
+Runs are drawn with replacement (repeated seeds are runs like any other), the law is fitted to each
+draw, and an interval lies between two quantiles of what came out. On draws from known surfaces this
+covers the truth where three alternatives fall short; the figures stand in the tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.laws import Array, Law
+from analysis.results import Interval, stretched
+
+RUNS_BOOTSTRAP = "runs drawn with replacement, percentiles stretched by Student's quantile"
+
+
+def resample_runs(num_points: int, replicates: int, seed: int) -> Array:
+    """How often each run was drawn, [replicates, num_points]."""
+    rng = np.random.default_rng(seed)
+    equal = np.full(num_points, 1 / num_points)
+    return rng.multinomial(num_points, equal, size=replicates).astype(float)
+
+
+def intervals(
+    law: Law, replicates_RP: Array, level: float, degrees_of_freedom: float
+) -> dict[str, Interval]:
+    """Each parameter of ``law`` with the central ``level`` of its replicates, stretched."""
+    tail = (1 - level) / 2
+    found = {}
+    for name, value, column_R in zip(law.PARAMETERS, law.parameters, replicates_RP.T, strict=True):
+        in_log = name not in law.EXPONENTS and value > 0 and (column_R > 0).all()
+        scale_R, center = (np.log(column_R), np.log(value)) if in_log else (column_R, value)
+        low, high = center + stretched(
+            np.quantile(scale_R - center, [tail, 1 - tail]), degrees_of_freedom, level
+        )
+        low, high = (np.exp(low), np.exp(high)) if in_log else (low, high)
+        found[name] = Interval(
+            value=float(value),
+            low=float(min(low, value))
+            if name in law.EXPONENTS
+            else max(0.0, float(min(low, value))),
+            high=float(max(high, value)),
+            level=level,
+        )
+    return found

@@ -1,0 +1,209 @@
+"""The fitters: points in, a law with its evidence out.
+
+1. Variable projection: thousands of exponent vectors, the coefficients of each solved exactly.
+2. Descent of the robust objective from the best start of every region, all regions as one batch.
+3. The bootstrap's replicates, again as one batch, from the optimum.
+4. Health: every soft trouble that can be seen, with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from analysis import health
+from analysis.allocation import log_optimal_size
+from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, resample_runs
+from analysis.descent import TOLERANCE, minimise
+from analysis.laws import Array, Law, LossSurface, PowerLaw, SaturatingPowerLaw
+from analysis.noise import noise_floor
+from analysis.points import Points
+from analysis.results import Fit, FitError, Objective
+from analysis.settings import FitSettings
+from analysis.solving import make_law, new_run_spread, solve
+from model.errors import ConfigError
+
+
+def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
+    """L(N, D) = E + A/N^alpha + B/D^beta over all of ``points``.
+
+    Raises:
+        FitError: fewer points than parameters plus one.
+    """
+    variables = (points.array("size"), points.array("tokens"))
+    constant = _flops_per_size_token(points)
+    fit = fit_law(
+        LossSurface,
+        variables,
+        points.array("loss"),
+        settings,
+        name="loss",
+        labels=points.label,
+        budgets=points.budget,
+        largest_compute=max(points.flops),
+        constants={"flops_per_size_token": constant},
+    )
+    more = health.noise_warnings(fit, noise_floor(points))
+    return replace(fit, warnings=(*fit.warnings, *more))
+
+
+def fit_compute_law(points: Points, settings: FitSettings | None = None) -> Fit:
+    """L(C) = E + a·C^-b through the lowest loss of each compute budget (the lower envelope).
+
+    Along a surface's own frontier use :func:`frontier_fit`: an envelope of few sizes lies above the
+    true frontier, and its points are picked for being low.
+    """
+    best: dict[int, int] = {}
+    for index, budget in enumerate(points.budget):
+        if budget not in best or points.loss[index] < points.loss[best[budget]]:
+            best[budget] = index
+    rows = [best[budget] for budget in sorted(best)]
+    flops, losses = points.array("flops")[rows], points.array("loss")[rows]
+    return fit_law(
+        SaturatingPowerLaw,
+        (flops,),
+        losses,
+        settings,
+        name="lowest loss of each budget",
+        labels=[points.label[row] for row in rows],
+        budgets=[points.budget[row] for row in rows],
+    )
+
+
+def fit_power_law(
+    x: Sequence[float], y: Sequence[float], settings: FitSettings | None = None, *, name: str
+) -> Fit:
+    """y = a·x^b in log-log."""
+    return fit_law(PowerLaw, (np.asarray(x, dtype=float),), np.asarray(y), settings, name=name)
+
+
+def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
+    """L(C) along the compute-optimal frontier of a fitted surface, in closed form.
+
+    Every replicate of the surface gives one replicate of L(C) = E + a·C^-b, so the interval holds
+    all that is uncertain about the surface; no point is used twice or picked for being low.
+    """
+    law = surface.law
+    if not isinstance(law, LossSurface):
+        raise ConfigError(f"a frontier needs a fitted LossSurface, got {type(law).__name__}")
+    frontier = law.frontier()
+    replicates = frontier_parameters(np.asarray(surface.replicates), law.flops_per_size_token)
+    return Fit(
+        name="loss along the compute-optimal frontier of L(N, D)",
+        law=frontier,
+        coefficients=intervals(frontier, replicates, level, surface.noise_df),
+        replicates=tuple(map(tuple, replicates.tolist())),
+        bootstrap=f"{surface.bootstrap}; each replicate's own frontier",
+        noise_sd=surface.noise_sd,
+        noise_df=surface.noise_df,
+        objective=surface.objective,
+        num_points=surface.num_points,
+        largest_compute=surface.largest_compute,
+        ranges={"flops": (surface.smallest_compute, surface.largest_compute)},
+        smallest_compute=surface.smallest_compute,
+        condition_number=surface.condition_number,
+        warnings=surface.warnings,
+    )
+
+
+def frontier_parameters(surfaces_RP: Array, flops_per_size_token: float) -> Array:
+    """(E, a, b) of the frontier of each surface (E, A, B, alpha, beta), [R, 3].
+
+    See :meth:`LossSurface.optimum`: at C = 1 the size is G·k^(-beta/(alpha+beta)), and a is what
+    the two terms are worth there.
+    """
+    E, A, B, alpha, beta = surfaces_RP.T
+    log_k = np.log(flops_per_size_token)
+    log_balance, exponent = log_optimal_size(surfaces_RP)
+    log_size = log_balance - exponent * log_k
+    with np.errstate(invalid="ignore", over="ignore"):
+        a = A * np.exp(-alpha * log_size) + B * np.exp(beta * (log_k + log_size))
+    # A replicate without one of the two terms spends everything on the other: no loss above E.
+    a = np.where((A > 0) & (B > 0), a, 0.0)
+    return np.stack([E, a, alpha * beta / (alpha + beta)], axis=1)
+
+
+def fit_law(
+    law: type[Law],
+    variables: Sequence[Array],
+    values: Array,
+    settings: FitSettings | None = None,
+    *,
+    name: str,
+    labels: Sequence[str] | None = None,
+    budgets: Sequence[int] | None = None,
+    largest_compute: float | None = None,
+    constants: dict[str, float] | None = None,
+) -> Fit:
+    """Any law to any points.
+
+    Args:
+        law: the law's class.
+        variables: its variables, in its order, [N] each.
+        values: what was measured, [N].
+        settings: loss, starts, bootstrap.
+        name: what is predicted.
+        labels: the points' names, for warnings.
+        budgets: the points' compute budgets, for warnings.
+        largest_compute: of the points; by default the law's own measure of them.
+        constants: fields of the law that are not fitted.
+    """
+    settings = settings or FitSettings()
+    labels = labels or [f"point {index + 1}" for index in range(len(values))]
+    num_parameters = len(law.PARAMETERS)
+    if len(values) <= num_parameters:
+        raise FitError(
+            f"{name}: {len(values)} points for the {num_parameters} parameters of "
+            f"{law.__name__} leave nothing to judge the fit by; at least {num_parameters + 1} are "
+            f"needed, {2 * num_parameters} or more are better"
+        )
+    solved = solve(law, variables, values, settings)
+    made = make_law(solved, constants)
+    counts = resample_runs(len(values), settings.replicates, settings.seed)
+    replicas = minimise(
+        solved.form.logsum,
+        np.repeat(solved.theta_P[None], settings.replicates, axis=0),
+        np.log(values),
+        counts,
+        solved.loss,
+    )
+    replicates = solved.form.decode(replicas.theta_BP)
+    noise_sd, noise_df = new_run_spread(solved.residual_N, num_parameters)
+    compute = np.asarray(made.compute(*variables))
+    return Fit(
+        name=name,
+        law=made,
+        coefficients=intervals(made, replicates, settings.level, noise_df),
+        replicates=tuple(map(tuple, replicates.tolist())),
+        bootstrap=RUNS_BOOTSTRAP,
+        noise_sd=noise_sd,
+        noise_df=noise_df,
+        objective=Objective(
+            loss=solved.loss.kind,
+            delta=solved.loss.delta if solved.loss.kind == "huber" else None,
+            delta_rule=solved.delta_rule,
+            value=solved.value,
+            starts=solved.starts,
+            basins=len(solved.optima),
+            spread=solved.optima[1] / solved.optima[0] - 1 if len(solved.optima) > 1 else 0.0,
+            steps=solved.steps,
+            tolerance=TOLERANCE,
+        ),
+        num_points=len(values),
+        smallest_compute=float(compute.min()),
+        largest_compute=float(largest_compute or compute.max()),
+        ranges={
+            variable: (float(np.min(column)), float(np.max(column)))
+            for variable, column in zip(law.VARIABLES, variables, strict=True)
+        },
+        condition_number=health.condition_number(solved.form, solved.theta_P),
+        warnings=health.examine(solved, labels, budgets, variables),
+    )
+
+
+def _flops_per_size_token(points: Points) -> float:
+    """C over N·D: exactly 1 where the size is M, the points' median otherwise."""
+    ratio = points.array("flops") / (points.array("size") * points.array("tokens"))
+    return 1.0 if points.size_variable == "flops_per_token" else float(np.median(ratio))

@@ -1,0 +1,111 @@
+"""A law class made ready for the fitters: its terms at the points, its parameters there and back.
+
+Logs of the variables are centred on the points, so that a coefficient's log is its term's log in
+the middle of the data: without that, coefficient and exponent are almost the same direction and the
+condition number is of order 1e11.
+
+Shapes: B problems, N points, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.laws import Array, Law
+from analysis.logsum import LogSum
+from analysis.projection import scatter
+
+LOG_COEFFICIENT_RANGE = 35.0
+"""A term's log in the middle of the data stays within e^±35 of the smallest or largest loss."""
+NOTHING = 1e-6
+"""A term below this share of the smallest loss is reported as a coefficient of zero."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One law class at one set of points."""
+
+    law: type[Law]
+    logsum: LogSum
+    center_KP: Array
+    """What centring took out of each term: mean factor by parameter."""
+    smallest_log: float
+    """Log of the smallest measured value."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The law's parameters, in its order; theta is in the same order."""
+        return self.law.PARAMETERS
+
+    def decode(self, theta_BP: Array) -> Array:
+        """The law's own parameters [B, P] from the fitters' theta [B, P]."""
+        decoded_BP = theta_BP.copy()
+        for columns, center_P in zip(self.logsum.columns, self.center_KP, strict=True):
+            coefficient = columns[0]
+            log_B = theta_BP[:, coefficient] - theta_BP @ center_P
+            present_B = theta_BP[:, coefficient] > np.log(NOTHING) + self.smallest_log
+            decoded_BP[:, coefficient] = np.where(present_B, np.exp(log_B), 0.0)
+        return decoded_BP
+
+    def encode(self, parameters_BP: Array) -> Array:
+        """The inverse of :meth:`decode`."""
+        theta_BP = np.array(parameters_BP, dtype=float)
+        exponents_BP = theta_BP.copy()
+        exponents_BP[:, [columns[0] for columns in self.logsum.columns]] = 0.0
+        for columns, center_P in zip(self.logsum.columns, self.center_KP, strict=True):
+            with np.errstate(divide="ignore"):
+                log_B = np.log(theta_BP[:, columns[0]]) + exponents_BP @ center_P
+            theta_BP[:, columns[0]] = np.maximum(log_B, self.logsum.lower_P[columns[0]])
+        return theta_BP
+
+    def exponent_starts(self, count: int) -> tuple[Array, Array]:
+        """``count`` exponent vectors over the law's ranges [count, Q], and the same in [0, 1]."""
+        ranges = np.array([self.law.EXPONENTS[name] for name in self.exponent_names])
+        if len(ranges) == 0:
+            return np.zeros((1, 0)), np.zeros((1, 0))
+        unit = scatter(count, len(ranges))
+        low, high = ranges.T
+        positive = low > 0  # positive exponents are spread evenly in their log
+        safe_low, safe_high = np.where(positive, low, 1.0), np.where(positive, high, 1.0)
+        in_log = safe_low * (safe_high / safe_low) ** unit
+        return np.where(positive, in_log, low + unit * (high - low)), unit
+
+    @property
+    def exponent_names(self) -> tuple[str, ...]:
+        """The parameters that are no coefficient, in the law's order."""
+        return tuple(name for name in self.parameters if name in self.law.EXPONENTS)
+
+
+def make_form(law: type[Law], variables: Sequence[Array], values_N: Array) -> Form:
+    """``law`` at the points ``variables`` (in its order), to be fitted to ``values_N``."""
+    names = list(law.PARAMETERS)
+    log_values_N = np.log(values_N)
+    terms, columns, centers = [], [], []
+    for term in law.terms(*variables):
+        factors = [np.ones(len(values_N))]
+        center_P = np.zeros(len(names))
+        for name, factor_N in term.factors.items():
+            mean = float(np.mean(factor_N))
+            center_P[names.index(name)] = mean
+            factors.append(factor_N - mean)
+        terms.append(np.ascontiguousarray(np.stack(factors, axis=1)))
+        columns.append((names.index(term.coefficient), *(names.index(n) for n in term.factors)))
+        centers.append(center_P)
+    lower, upper = np.empty(len(names)), np.empty(len(names))
+    for index, name in enumerate(names):
+        lower[index], upper[index] = law.EXPONENTS.get(
+            name,
+            (
+                log_values_N.min() - LOG_COEFFICIENT_RANGE,
+                log_values_N.max() + LOG_COEFFICIENT_RANGE,
+            ),
+        )
+    return Form(
+        law=law,
+        logsum=LogSum(tuple(terms), tuple(columns), lower, upper),
+        center_KP=np.stack(centers),
+        smallest_log=float(log_values_N.min()),
+    )

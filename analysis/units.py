@@ -1,0 +1,90 @@
+"""Columns in wrong or mixed units: found before they become a law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws import Array
+from analysis.points import Points
+from model.errors import ConfigError
+
+UNIT_GAP = 1e3
+"""Neighbouring values of one column further apart than this are taken for two units."""
+PLAUSIBLE = {
+    "params": (1e3, 1e14),
+    "flops_per_token": (1e3, 1e15),
+    "tokens": (1e4, 1e16),
+}
+"""Where the median of a column lies. The smallest tunnel has 1e4 parameters and 1e5 tokens."""
+MOST_NATS = 20.0
+"""Log of half a billion: no vocabulary is that large."""
+FLOPS_FACTOR = 1e3
+"""Flops over 6·N·D: a mixture whose size counts all experts reaches 1/50, attention doubles it."""
+MOST_SHOWN = 3
+
+
+def check_units(points: Points, rows: NDArray[np.intp], where: str, *, params_are: str) -> None:
+    """Refuse columns that hold two units, or hold millions for ones.
+
+    Raises:
+        ConfigError: naming the column, the rows and their number.
+    """
+    size, tokens, loss = (points.array(name) for name in ("size", "tokens", "loss"))
+    for name, unit, column in (("params", "params", size), ("tokens", "tokens", tokens)):
+        _check_gap(column, rows, where, name)
+        low, high = PLAUSIBLE[params_are if name == "params" else name]
+        median = float(np.median(column))
+        if not low <= median <= high:
+            raise ConfigError(
+                f"{where}: {name} of {median:.3g} in the median of {len(rows)} rows, where "
+                f"{low:.0e} to {high:.0e} is usual; if the column is in millions or billions say "
+                f"table.{unit}_unit=1e6 (or 1e9), if it is right say table.check_units=false"
+            )
+    if np.median(loss) > MOST_NATS:
+        raise ConfigError(
+            f"{where}: a loss of {np.median(loss):.3g} in the median of {len(rows)} rows can't be "
+            "nats per token; perplexities must be turned into their logarithms"
+        )
+    factor = points.array("flops") / (size * tokens)
+    _check_factor(factor / (1.0 if params_are == "flops_per_token" else 6.0), rows, where)
+
+
+def _check_gap(column: Array, rows: NDArray[np.intp], where: str, name: str) -> None:
+    order = np.argsort(column)
+    jumps = np.flatnonzero(column[order][1:] / column[order][:-1] > UNIT_GAP)
+    if len(jumps) == 0:
+        return
+    below, above = order[: jumps[0] + 1], order[jumps[0] + 1 :]
+    odd, rest = (below, above) if len(below) <= len(above) else (above, below)
+    raise ConfigError(
+        f"{where}: {name} seems to hold two units: {_rows(rows[np.sort(odd)])} of {len(rows)} lie "
+        f"between {column[odd].min():.3g} and {column[odd].max():.3g}, all others between "
+        f"{column[rest].min():.3g} and {column[rest].max():.3g}. Correct the column, or if it is "
+        "right say table.check_units=false"
+    )
+
+
+def _check_factor(factor: Array, rows: NDArray[np.intp], where: str) -> None:
+    median = float(np.median(factor))
+    odd = np.flatnonzero((factor / median > UNIT_GAP / 10) | (median / factor > UNIT_GAP / 10))
+    if len(odd):
+        raise ConfigError(
+            f"{where}: {_rows(rows[odd])} of {len(rows)} have flops / (6·params·tokens) of about "
+            f"{factor[odd[0]]:.3g}, the others {median:.3g}: two units in one of the columns? "
+            "Correct them, or if they are right say table.check_units=false"
+        )
+    if not 1 / FLOPS_FACTOR < median < FLOPS_FACTOR:
+        raise ConfigError(
+            f"{where}: flops / (6·params·tokens) is {median:.3g} in the median of {len(rows)} rows; "
+            "one of the three columns has another unit. Set table.params_unit or "
+            "table.tokens_unit, or if they are right say table.check_units=false"
+        )
+
+
+def _rows(rows: Sequence[int] | NDArray[np.intp]) -> str:
+    shown = ", ".join(f"row {row}" for row in rows[:MOST_SHOWN])
+    more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
+    return f"{shown}{more} ({len(rows)} rows)" if len(rows) > 1 else shown
