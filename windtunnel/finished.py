@@ -9,6 +9,7 @@ from analysis.records import RunRecord, load_records
 from analysis.study import Study
 from model.errors import ConfigError
 from model.training.data import PreparedCorpus
+from sweeps import grid
 from sweeps.measure import planned_corpus
 from sweeps.plan import Plan, SweepConfig
 from sweeps.store import Store
@@ -21,7 +22,7 @@ class FinishedSweep:
 
     plan: Plan
     config: SweepConfig
-    """What the plan was made from."""
+    """What the plan was made from, with the fitted variant's values."""
     records: tuple[RunRecord, ...]
     unfinished: tuple[str, ...]
     """Planned runs without a record."""
@@ -30,7 +31,7 @@ class FinishedSweep:
 
 
 def load_sweep(root: Path, name: str) -> FinishedSweep:
-    """Read plan, records, fit and corpus of a sweep.
+    """Read plan, records, fit and corpus of a sweep; of its variants, the one that was fitted.
 
     Raises:
         ConfigError: no such sweep, no run of it is done, no fit, or a fit that is older than runs
@@ -42,15 +43,21 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         raise ConfigError(
             f"{plan_path}: planned without a ladder, there is nothing to promote from"
         )
-    run_ids = [run.run_id for run in plan.runs]
-    done = [run_id for run_id in run_ids if (store.run_dir(run_id) / "record.json").exists()]
-    if not done:
+    if not any(_is_measured(store, run.run_id) for run in plan.runs):
         raise ConfigError(
-            f"sweep {name}: none of its {len(run_ids)} runs is done; run "
+            f"sweep {name}: none of its {len(plan.runs)} runs is done; run "
             f"`windtunnel sweep sweep={name}` first"
         )
-    loaded = load_records(store.run_dir(run_id) for run_id in done)
     study = Study.load(plan_path.with_name("fit.json"))
+    variant = study.source.get("variant", {})
+    run_ids = [
+        run.run_id
+        for run in plan.runs
+        if all(run.variant.get(path) == value for path, value in variant.items())
+    ]
+    loaded = load_records(
+        store.run_dir(run_id) for run_id in run_ids if _is_measured(store, run_id)
+    )
     fitted = {*study.points.label, *(exclusion.label for exclusion in study.exclusions)}
     unseen = [record.run_id for record in loaded.records if record.run_id not in fitted]
     if unseen:
@@ -61,9 +68,13 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         )
     return FinishedSweep(
         plan=plan,
-        config=plan.config,
+        config=grid.replaced(plan.config, variant),
         records=loaded.records,
-        unfinished=tuple(run_id for run_id in run_ids if run_id not in done),
+        unfinished=tuple(run_id for run_id in run_ids if not _is_measured(store, run_id)),
         study=study,
         corpus=planned_corpus(plan.runs[0].spec),
     )
+
+
+def _is_measured(store: Store, run_id: str) -> bool:
+    return (store.run_dir(run_id) / "record.json").exists()

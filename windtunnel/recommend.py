@@ -190,7 +190,7 @@ def _allocation_choices(
     assert isinstance(law, LossSurface)
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     tokens, flops = spec.train.tokens, allocated.train_flops
-    best = float(law(allocated.size.value, allocated.tokens.value))
+    best = allocated.optimum
     shaped = float(law(size, flops / size))
     final = float(law(size, tokens))
     return (
@@ -204,21 +204,21 @@ def _allocation_choices(
         Choice(
             name="flops_per_token",
             law=allocated.law,
-            wanted=allocated.size.value,
-            low=allocated.size.low,
-            high=allocated.size.high,
-            level=allocated.size.level,
+            wanted=best.size.value,
+            low=best.size.low,
+            high=best.size.high,
+            level=best.size.level,
             used=size,
-            cost_nats=shaped - best,
+            cost_nats=shaped - best.loss.value,
             note=allocated.note,
         ),
         Choice(
             name="tokens",
             law="train_flops / flops_per_token, in whole batches",
-            wanted=allocated.tokens.value,
-            low=allocated.tokens.low,
-            high=allocated.tokens.high,
-            level=allocated.tokens.level,
+            wanted=best.tokens.value,
+            low=best.tokens.low,
+            high=best.tokens.high,
+            level=best.tokens.level,
             used=tokens,
             cost_nats=final - shaped,
             note="wanted is the optimum's; used keeps the compute at the shape that was built",
@@ -327,11 +327,9 @@ def _notes(sweep: FinishedSweep, second: Prediction, forecast: Prediction) -> li
             f"{len(sweep.unfinished)} of {len(sweep.plan.runs)} planned runs are not done; the "
             "fit is without them"
         )
-    varied = [*sweep.config.axes, *sweep.config.zipped]
-    if varied:
-        notes.append(
-            f"the sweep varies {', '.join(varied)}; the promoted run takes the sweep's base values"
-        )
+    if variant := sweep.study.source.get("variant"):
+        chosen = ", ".join(f"{path}={value}" for path, value in variant.items())
+        notes.append(f"of the sweep's variants, {chosen} was fitted and is promoted")
     if not (forecast.low <= second.value <= forecast.high):
         notes.append(
             f"the law of compute alone says {second.value:.4f} nats, outside the surface's "
