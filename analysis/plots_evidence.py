@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.curves import Curve
+from analysis.holdout import Holdout
 from analysis.laws import LossSurface
 from analysis.plots_style import si, size_colors
 from analysis.records import RunRecord
@@ -64,10 +65,16 @@ class Evidence:
         return {e.label: e.reason for e in self.study.exclusions} if self.study else {}
 
     @property
+    def holdout(self) -> Holdout | None:
+        """The hardest hold-out: the one that left out most budgets."""
+        return self.study.holdouts[-1] if self.study and self.study.holdouts else None
+
+    @property
     def held_out(self) -> frozenset[str]:
-        """Runs of the largest budget, which the hold-out forecast from the rest."""
-        holdouts = self.study.holdouts if self.study else ()
-        return frozenset(point.label for point in holdouts[0].points) if holdouts else frozenset()
+        """Runs of the largest budgets, which the hold-out forecast from the rest."""
+        return (
+            frozenset(point.label for point in self.holdout.points) if self.holdout else frozenset()
+        )
 
     def largest_run_by_rung(self) -> dict[str, RunRecord]:
         """The longest run of each rung, small to large."""

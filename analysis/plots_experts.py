@@ -85,8 +85,8 @@ def expert_load(evidence: Evidence) -> Drawing:
         name=name,
         title=title,
         how_to_read="Each row is one mixture-of-experts layer of the longest run of a size, each "
-        "column one expert, the busiest at the left; measured over the held-out split. White "
-        "is the mean load, brown above it, blue below, darkest blue nearly unused." + thinned,
+        "column one expert, the busiest at the left; measured over the held-out split. The "
+        "neutral colour is the mean load, brown is above it, blue below." + thinned,
         distrust="Experts are sorted in every row: a column is a rank and not one expert. The load "
         "depends on the text: held-out text of another kind would look different.",
         data=pd.DataFrame(rows),
@@ -159,7 +159,9 @@ def _draw_blocks(
     for record, layers, load in blocks:
         across = np.linspace(0, width, load.shape[1] + 1)
         down = top + np.arange(len(layers) + 1)
-        axes.pcolormesh(across, down, load, cmap=colors, norm=norm, edgecolors="none")
+        axes.pcolormesh(
+            across, down, load, cmap=colors, norm=norm, edgecolors="face", linewidth=0.15
+        )
         axes.text(
             width * 1.015,
             top + len(layers) / 2,

@@ -48,7 +48,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
         if study is not None:
             rows += _draw_frontier(axes, study, _compute_range(evidence))
             rows += _draw_rung_lines(axes, evidence, study, against="train_flops")
-            rows += _draw_holdout(axes, study, against="train_flops")
+            rows += _draw_holdout(axes, evidence, against="train_flops")
         draw_runs(axes, evidence, "train_flops")
         if promoted is not None:
             rows += _draw_promoted(axes, promoted, promoted.flops)
@@ -67,10 +67,10 @@ def loss_compute(evidence: Evidence) -> Drawing:
     return Drawing(
         name=name,
         title=title,
-        how_to_read="Each dot is one finished run, darker for larger models; thin lines follow one "
-        "size through its token budgets. " + reach + "Hollow dots were held out: their bars are "
-        "what the rest forecast for them. Runs lie above the curve because most of them are not "
-        "at the best split. Both axes are logarithmic.",
+        how_to_read="Each dot is one finished run, coloured by model size; thin lines follow one "
+        f"size through its token budgets. {reach}Hollow dots, of the largest budgets, were held "
+        "out: their bars are what the rest forecast for them. Runs lie above the curve because "
+        "most of them are not at the best split. Both axes are logarithmic.",
         distrust="The band knows the spread between runs and of the coefficients. It doesn't know "
         "whether the law's form still holds beyond the last dot, nor whether the recipe for "
         "learning rate and batch is equally good at every size.",
@@ -89,7 +89,7 @@ def loss_tokens(evidence: Evidence) -> Drawing:
         figure, (axes,) = new_figure(2.5)
         if evidence.study is not None:
             rows += _draw_rung_lines(axes, evidence, evidence.study, against="tokens")
-            rows += _draw_holdout(axes, evidence.study, against="tokens")
+            rows += _draw_holdout(axes, evidence, against="tokens")
         draw_runs(axes, evidence, "tokens")
         if evidence.promoted is not None:
             rows += _draw_promoted(axes, evidence.promoted, evidence.promoted.tokens)
@@ -201,9 +201,9 @@ def _draw_rung_lines(
     return rows
 
 
-def _draw_holdout(axes: Axes, study: Study, *, against: str) -> list[dict[str, Any]]:
+def _draw_holdout(axes: Axes, evidence: Evidence, *, against: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for point in study.holdouts[0].points if study.holdouts else ():
+    for point in evidence.holdout.points if evidence.holdout else ():
         x = point.flops if against == "train_flops" else point.tokens
         axes.vlines(x, point.forecast.low, point.forecast.high, color=MUTED, linewidth=0.9)
         rows.append(

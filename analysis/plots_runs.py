@@ -97,7 +97,7 @@ def residuals(evidence: Evidence) -> Drawing:
             color = evidence.colors.get(rung.get(label, ""), MUTED)
             axes.plot(flops, residual, "o", color=color, zorder=4)
             rows.append(_residual_row("fitted", label, flops, residual))
-        for point in study.holdouts[0].points if study.holdouts else ():
+        for point in evidence.holdout.points if evidence.holdout else ():
             error = 100 * (point.measured / point.forecast.value - 1)
             color = evidence.colors.get(rung.get(point.label, ""), MUTED)
             axes.plot(point.flops, error, "o", color=color, markerfacecolor=PAPER, zorder=5)
@@ -109,7 +109,7 @@ def residuals(evidence: Evidence) -> Drawing:
         light_grid(axes)
         size_legend(figure, evidence)
         handles = [_dot(MUTED, "fitted")]
-        if study.holdouts:
+        if evidence.holdout:
             handles.append(_dot(PAPER, "held out: against the forecast from the rest"))
         figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1)
     band = (
@@ -125,7 +125,7 @@ def residuals(evidence: Evidence) -> Drawing:
         how_to_read="How far each run lies from the law, in percent of the loss. "
         + band
         + "Filled "
-        "dots helped to fit the law; hollow ones are the runs of the largest budget against what "
+        "dots helped to fit the law; hollow ones are the runs of the largest budgets against what "
         "the others forecast for them.",
         distrust="A trend along compute, or a size that lies on one side, says that the law's form "
         "is wrong there, however narrow its intervals are.",

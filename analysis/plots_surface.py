@@ -33,7 +33,7 @@ from analysis.plots_style import (
 )
 from analysis.study import Study
 
-SAME_COMPUTE = 0.15
+SAME_COMPUTE = 0.25
 """Runs whose compute lies within this share of an IsoFLOP curve's are drawn with it."""
 SIZE_NAMES = {
     "flops_per_token": "Model size M (training FLOPs per token)",
@@ -166,8 +166,8 @@ def contours(evidence: Evidence) -> Drawing:
     return Drawing(
         name=name,
         title=title,
-        how_to_read="A grey line joins the sizes and token counts that reach one loss, in nats "
-        "per token, by the fitted surface. The dark path is the cheapest way down, its band the "
+        how_to_read="A thin line joins the sizes and token counts that reach one loss, in nats "
+        "per token, by the fitted surface. The thick path is the cheapest way down, its band the "
         "90% interval over bootstrap replicates; dotted diagonals are equal compute. Dots are the "
         "runs, hollow where held out.",
         distrust="Where the path leaves the cloud of dots, the split between size and tokens is "
@@ -178,16 +178,14 @@ def contours(evidence: Evidence) -> Drawing:
 
 
 def _budgets(study: Study, most: int = 7) -> list[tuple[float, list[int]]]:
-    """Compute levels with the points near them: gaps in compute part the groups.
+    """Compute levels, each with its points: the budgets that hold three sizes or more.
 
-    Ladders with equal steps in size and tokens have many runs on few levels. Where fewer than two
-    groups hold three sizes, levels are spread evenly and take the points that lie near them.
+    Where fewer than two do, levels are spread evenly and take the points that lie near them.
     """
-    flops = study.points.array("flops")
-    size = study.points.array("size")
-    order = np.argsort(flops)
-    breaks = np.flatnonzero(np.diff(np.log(flops[order])) > SAME_COMPUTE) + 1
-    groups = [group for group in np.split(order, breaks) if len(set(size[group])) >= 3]
+    flops, size = study.points.array("flops"), study.points.array("size")
+    rank = np.asarray(study.points.budget)
+    groups = [np.flatnonzero(rank == r) for r in np.unique(rank)]
+    groups = [group for group in groups if len(set(size[group])) >= 3]
     levels = [float(np.exp(np.mean(np.log(flops[group])))) for group in groups]
     if len(levels) < 2:
         levels = list(np.geomspace(flops.min(), flops.max(), 5))

@@ -5,15 +5,20 @@ Loaded by the fixture of the same name in ``tests/conftest.py``; nothing is trai
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from analysis.laws import LossSurface
-from analysis.records import DomainLoss, LayerLoad, RunRecord
+from analysis.points import points_from_records
+from analysis.records import DomainLoss, LayerLoad, RecordSet, RunRecord
+from analysis.settings import FitSettings
+from analysis.study import Study, make_study
 from model.accounting import CONVENTION, count_params, flops_per_token
 from model.training.data import prepare_corpus
 from model.typed import to_plain
@@ -24,10 +29,15 @@ from sweeps.protocol import fingerprint, protocol_of
 from sweeps.spec import RunSpec, run_id
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders
+from windtunnel.commands import promote as promote_command
 from windtunnel.commands import sweep as sweep_command
+from windtunnel.launch import ledger_of, outcome_of
+from windtunnel.ledger import ForecastRow, utc_now
+from windtunnel.promotion import Promotion, Promotions
 
 TRUTH = LossSurface(E=1.1, A=330.0, B=45.0, alpha=0.42, beta=0.34)
 NOISE_SD = 0.003
+QUICK = FitSettings(starts=400, replicates=100)
 OVERRIDES = (
     "sweep=quickstart",
     "data=synthetic",
@@ -153,3 +163,50 @@ def finish_all(
     for run, record in zip(plan.runs, records, strict=True):
         finish(root, run.spec, record)
     return records
+
+
+def fit(root: Path, plan: Plan, settings: FitSettings = QUICK) -> Study:
+    """Fit the finished runs and leave ``fit.json``."""
+    store = Store(root)
+    found = [store.record(run.run_id) for run in plan.runs]
+    records = tuple(record for record in found if record is not None)
+    points, exclusions = points_from_records(RecordSet(records=records, excluded=()))
+    study = make_study(
+        plan.name,
+        points,
+        exclusions,
+        settings,
+        protocol=records[0].protocol,
+        protocol_fingerprints=(records[0].protocol_fingerprint,),
+        convention=CONVENTION,
+    )
+    study.save(store.plan_path(plan.name).with_name("fit.json"))
+    return study
+
+
+def promote(root: Path, *overrides: str) -> Promotion:
+    """Promote the next rung from the fit, as the command does."""
+    words = [f"root={root}", "sweep=quickstart", *overrides]
+    dirs = yaml_folders.config_dirs()
+    config = composition.load("promote", promote_command.Config, words, dirs)
+    promote_command.run(config, Console(file=io.StringIO()))
+    return Promotions(root).find("latest")
+
+
+def launch(root: Path, promotion: Promotion, record: RunRecord) -> None:
+    """Register the forecast, then the outcome ``record`` brings."""
+    ledger = ledger_of(root)
+    ledger.register(
+        ForecastRow(
+            promotion_id=promotion.id,
+            promotion_hash=promotion.content_hash,
+            run_id=promotion.run_id,
+            sweep=promotion.sweep,
+            target=promotion.target_name,
+            registered_at=utc_now(),
+            train_flops=promotion.train_flops,
+            forecast=promotion.forecast,
+        )
+    )
+    finish(root, promotion.spec, record)
+    ledger.record_outcome(outcome_of(promotion, record))

@@ -1,0 +1,324 @@
+"""Figures: their data are the records and the law, what can't be drawn is said, files are whole."""
+
+from __future__ import annotations
+
+import colorsys
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from analysis import plots, plots_style
+from analysis.curves import read_curve, thin
+from analysis.plots import FIGURES, Evidence, Promoted, draw_all
+from analysis.plots_experts import expert_balance, expert_load
+from analysis.plots_loss import loss_compute, loss_tokens
+from analysis.plots_recipe import recipe
+from analysis.plots_runs import residuals, training_curves
+from analysis.plots_surface import contours, isoflop
+from analysis.records import RunRecord
+
+HOSTILE = '<script>alert("1")</script> $x^{2$ \\frac{&\'\n' + "長" * 5 + "a" * 10_000
+
+
+@pytest.fixture(scope="module")
+def evidence(finished: Any) -> Evidence:
+    promotion = finished.promotion
+    return Evidence(
+        records=tuple(finished.records),
+        study=finished.study,
+        promoted=Promoted(
+            label=promotion.id,
+            flops=promotion.train_flops,
+            size=promotion.flops_per_token,
+            tokens=promotion.spec.train.tokens,
+            forecast=promotion.forecast,
+            measured=finished.outcome.loss_nats,
+        ),
+        curves={
+            record.run_id: curve
+            for record in finished.records
+            if (curve := read_curve(finished.root / "runs" / record.run_id / "metrics.jsonl"))
+        },
+    )
+
+
+def grid_over(record: RunRecord, rates: list[float], batches: list[int], best: float) -> Evidence:
+    """One cell tried at several learning rates and batches, a parabola with its optimum at best."""
+    records = [
+        replace(
+            record,
+            run_id=f"lr{rate:g}-b{batch}",
+            peak_lr=rate,
+            batch_tokens=batch,
+            loss_nats=3.0 + 0.01 * np.log(rate / best) ** 2 + 1e-6 * batch,
+        )
+        for rate in rates
+        for batch in batches
+    ]
+    return Evidence(records=tuple(records))
+
+
+def test_loss_figures_hold_every_record_once(evidence: Evidence) -> None:
+    expected = {r.run_id: (r.train_flops, r.tokens, r.loss_nats) for r in evidence.records}
+    for draw in (loss_compute, loss_tokens):
+        runs = draw(evidence).data.query("series == 'run'")
+        found = {
+            row.label: (row.train_flops, row.tokens, row.loss_nats) for row in runs.itertuples()
+        }
+        assert found == expected
+        assert len(runs) == len(expected)
+
+
+def test_the_drawn_law_is_the_cheapest_split_with_the_fits_own_band(evidence: Evidence) -> None:
+    assert evidence.study is not None
+    law = loss_compute(evidence).data.query("series == 'law along the optimum'")
+    surface = evidence.study.surface
+    for row in law.iloc[::24].itertuples():
+        sizes = row.size * np.geomspace(0.2, 5, 401)
+        split = surface.law(sizes, row.train_flops / sizes)
+        assert row.loss_nats == pytest.approx(split.min(), rel=1e-5)
+        forecast = surface.predict(row.size, row.tokens)
+        assert (row.low, row.high) == pytest.approx((forecast.low, forecast.high))
+    assert law["train_flops"].max() > evidence.promoted.flops  # type: ignore[union-attr]
+
+
+def test_forecast_measurement_and_holdout_stand_in_the_data(
+    evidence: Evidence, finished: Any
+) -> None:
+    data = loss_compute(evidence).data
+    forecast = data.query("series == 'forecast'").iloc[0]
+    assert forecast["loss_nats"] == finished.promotion.forecast.value
+    assert forecast["low"] == finished.promotion.forecast.low
+    measured = data.query("series == 'measured'").iloc[0]
+    assert measured["loss_nats"] == finished.outcome.loss_nats
+    held = data.query("series == 'held-out forecast'")
+    hardest = finished.study.holdouts[-1].points
+    assert dict(zip(held["label"], held["loss_nats"], strict=True)) == {
+        point.label: point.forecast.value for point in hardest
+    }
+
+
+def test_an_isoflop_optimum_is_the_lowest_point_of_its_curve(evidence: Evidence) -> None:
+    assert evidence.study is not None
+    data = isoflop(evidence).data
+    optima = data.query("series == 'optimum'")
+    assert len(optima) >= 3
+    for best in optima.itertuples():
+        sizes = np.geomspace(best.size / 30, best.size * 30, 20_001)
+        loss = evidence.study.surface.law(sizes, best.train_flops / sizes)
+        assert sizes[loss.argmin()] == pytest.approx(best.size, rel=1e-3)
+        assert best.size_low <= best.size <= best.size_high
+    runs = data.query("series == 'run'")
+    level = np.array([optima["train_flops"]]).T
+    off = np.abs(np.log(runs["train_flops"].to_numpy() / level)).min(axis=0)
+    assert np.all(off <= np.log(1.26))
+
+
+def test_no_step_off_the_drawn_path_at_equal_compute_is_cheaper(evidence: Evidence) -> None:
+    assert evidence.study is not None
+    law = evidence.study.surface.law
+    path = contours(evidence).data.query("series == 'optimal path'")
+    assert len(path) > 10
+    for factor in (0.9, 1.1):
+        beside = law(path["size"] * factor, path["tokens"] / factor)
+        assert np.all(beside > path["loss_nats"])
+
+
+def test_residuals_are_measured_over_law(evidence: Evidence) -> None:
+    study = evidence.study
+    assert study is not None
+    data = residuals(evidence).data
+    fitted = data.query("series == 'fitted'").set_index("run_id")["residual_percent"]
+    for record in evidence.records:
+        law = float(study.surface.law(record.flops_per_token, record.tokens))
+        assert fitted[record.run_id] == pytest.approx(100 * (record.loss_nats / law - 1), abs=1e-9)
+    held = data.query("series == 'held out'").set_index("run_id")["residual_percent"]
+    for point in study.holdouts[-1].points:
+        error = 100 * (point.measured / point.forecast.value - 1)
+        assert held[point.label] == pytest.approx(error)
+
+
+def test_training_curves_end_in_the_held_out_loss_of_every_run(evidence: Evidence) -> None:
+    data = training_curves(evidence).data
+    ends = data.query("series == 'held-out loss'").set_index("run_id")
+    assert set(ends.index) == {record.run_id for record in evidence.records}
+    for record in evidence.records:
+        assert ends.loc[record.run_id, "loss_nats"] == record.loss_nats
+        curve = data.query("series == 'training loss' and run_id == @record.run_id")
+        assert len(curve) == len(evidence.curves[record.run_id].tokens)
+
+
+def test_too_many_curves_are_thinned_to_the_longest_and_it_is_said(evidence: Evidence) -> None:
+    extra = tuple(replace(evidence.records[0], run_id=f"copy{i}") for i in range(60))
+    curves = {**evidence.curves, **{r.run_id: next(iter(evidence.curves.values())) for r in extra}}
+    many = replace(evidence, records=evidence.records + extra, curves=curves)
+    drawing = training_curves(many)
+    assert drawing.data["run_id"].nunique() == len(many.rungs)
+    assert "the longest of each size" in drawing.how_to_read
+
+
+def test_expert_figures_repeat_the_records(evidence: Evidence) -> None:
+    load = expert_load(evidence).data
+    for (run_id, layer), rows in load.groupby(["run_id", "layer"]):
+        record = next(r for r in evidence.records if r.run_id == run_id)
+        kept = next(item for item in record.load_by_layer if item.layer == layer)
+        shares = sorted(kept.load, reverse=True)
+        assert rows["load_over_mean"].to_numpy() == pytest.approx(np.array(shares) * len(shares))
+    balance = expert_balance(evidence).data.set_index("run_id")
+    assert len(balance) == len(evidence.records)
+    for record in evidence.records:
+        mean = np.mean([item.max_vio for item in record.load_by_layer])
+        assert balance.loc[record.run_id, "max_vio_mean"] == pytest.approx(mean)
+
+
+def test_a_dead_expert_is_named(evidence: Evidence) -> None:
+    record = evidence.records[0]
+    dead = tuple(replace(layer, dead_frac=0.25) for layer in record.load_by_layer)
+    drawing = expert_balance(Evidence(records=(replace(record, load_by_layer=dead),)))
+    assert "25.0% of the experts were never chosen" in drawing.how_to_read
+    assert "never chosen" not in expert_balance(evidence).how_to_read
+
+
+@pytest.mark.parametrize("batches", [[1024], [512, 1024, 2048]])
+def test_a_learning_rate_optimum_at_the_edge_is_a_bound(
+    evidence: Evidence, batches: list[int]
+) -> None:
+    record, rates = evidence.records[0], [0.25e-2, 0.5e-2, 1e-2, 2e-2]
+    inner = recipe(grid_over(record, rates, batches, best=0.9e-2))
+    outer = recipe(grid_over(record, rates, batches, best=5e-2))
+    assert inner.figure is not None
+    assert len(inner.data) == len(rates) * len(batches)
+    assert "at the edge" in outer.distrust
+    if len(batches) == 1:
+        assert "at the edge" not in inner.distrust
+
+
+def test_what_was_not_varied_is_said_instead_of_drawn(evidence: Evidence) -> None:
+    drawing = recipe(evidence)
+    assert drawing.figure is None
+    assert "neither learning rate nor batch" in drawing.missing
+
+
+def test_nothing_to_draw_always_comes_with_a_sentence() -> None:
+    for drawing in draw_all(Evidence(records=())):
+        assert drawing.figure is None
+        assert drawing.missing.endswith(".")
+
+
+def test_without_a_fit_the_runs_are_drawn_and_the_surface_is_explained(evidence: Evidence) -> None:
+    drawings = {d.name: d for d in draw_all(replace(evidence, study=None, promoted=None))}
+    assert drawings["loss_compute"].figure is not None
+    assert set(drawings["loss_compute"].data["series"]) == {"run"}
+    for name in ("isoflop", "contours", "residuals"):
+        assert "windtunnel fit" in drawings[name].missing
+
+
+def test_a_single_run_draws_without_complaint(evidence: Evidence) -> None:
+    for draw in FIGURES:
+        draw(Evidence(records=evidence.records[:1]))
+
+
+def test_diverged_runs_are_not_drawn_as_losses(evidence: Evidence) -> None:
+    broken = replace(evidence.records[0], status="diverged", loss_nats=99.0)
+    mixed = Evidence(records=(broken, *evidence.records[1:]))
+    assert broken.run_id not in set(loss_compute(mixed).data["label"])
+
+
+def test_hostile_names_draw_well_formed_figures(evidence: Evidence) -> None:
+    records = tuple(
+        replace(record, rung=HOSTILE + record.rung, run_id=HOSTILE + record.run_id)
+        for record in evidence.records
+    )
+    for drawing in draw_all(Evidence(records=records)):
+        if drawing.figure is not None:
+            ElementTree.fromstring(plots.to_svg(drawing))
+
+
+def test_labels_from_outside_are_short_and_hold_no_formula() -> None:
+    label = plots_style.safe_label(HOSTILE, limit=24)
+    assert "\n" not in label
+    assert len(label.replace("\\$", "$")) <= 24
+    assert "\\$" in plots_style.safe_label("a$b")
+
+
+def test_every_file_is_whole_and_the_same_data_give_the_same_svg(
+    evidence: Evidence, tmp_path: Path
+) -> None:
+    drawing = loss_compute(evidence)
+    written = {path.suffix: path for path in plots.save(drawing, tmp_path)}
+    assert set(written) == {".csv", ".png", ".pdf", ".svg"}
+    assert written[".png"].read_bytes().startswith(b"\x89PNG")
+    assert written[".pdf"].read_bytes().startswith(b"%PDF")
+    root = ElementTree.fromstring(written[".svg"].read_text(encoding="utf-8"))
+    width = float(root.attrib["width"].removesuffix("pt")) / 72
+    assert width == pytest.approx(plots_style.COLUMN_WIDTH)
+    assert plots.to_svg(loss_compute(evidence)) == written[".svg"].read_text(encoding="utf-8")
+
+
+def test_sizes_keep_their_order_without_colour_vision() -> None:
+    def luminance(color: str) -> float:
+        red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
+        ]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    light = [luminance(color) for color in plots_style.SIZES]
+    assert light == sorted(light, reverse=True)
+    loads = [luminance(color) for color in plots_style.LOADS]
+    middle = len(loads) // 2
+    assert loads[: middle + 1] == sorted(loads[: middle + 1])
+    assert loads[middle:] == sorted(loads[middle:], reverse=True)
+    hue = colorsys.rgb_to_hsv(*(int(plots_style.FORECAST[i : i + 2], 16) / 255 for i in (1, 3, 5)))
+    assert hue[0] < 0.1  # vermilion: apart from the teal-to-indigo path for every kind of eye
+
+
+def test_ticks_are_round_and_inside() -> None:
+    for low, high in ((1e10, 3e10), (2e10, 1.3e13), (1e9, 1e25), (65_536, 1e6)):
+        ticks = plots_style.log_ticks(low, high)
+        assert 1 <= len(ticks) <= 6
+        assert all(low * 0.99 <= tick <= high * 1.01 for tick in ticks)
+    assert plots_style.even_ticks(1.74, 3.52) == [2.0, 2.5, 3.0, 3.5]
+    assert plots_style.even_ticks(2.0, 3.0, most=10) == pytest.approx(np.linspace(2, 3, 11))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (131072, "131K"), (1.45e6, "1.4M"), (16.26e9, "16B"), (0.5, "0.5")],
+)
+def test_counts_are_written_as_papers_write_them(value: float, text: str) -> None:
+    assert plots_style.si(value) == text
+
+
+def test_a_thinned_curve_keeps_the_mean_of_every_bin() -> None:
+    tokens = np.arange(1.0, 10_001.0)
+    curve = thin(tokens, 5 - np.log(tokens) / 3, bins=50)
+    assert len(curve.tokens) <= 50
+    assert curve.lines == 10_000
+    assert np.all(np.diff(curve.loss) < 0)
+    edges = np.geomspace(1, 10_000, 51)
+    last = (tokens >= edges[-2]) & (tokens <= edges[-1])
+    assert curve.loss[-1] == pytest.approx((5 - np.log(tokens[last]) / 3).mean(), rel=1e-6)
+
+
+def test_a_torn_metrics_file_gives_the_steps_before_the_tear(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_curve(path) is None
+    path.write_text('{"kind": "eval", "tokens": 5, "loss_nats": 4.0}\n')
+    assert read_curve(path) is None
+    line = '{"kind": "train", "tokens": %d, "train_loss_nats": %g}\n'
+    path.write_text(line % (10, 4.0) + line % (20, 3.5) + '{"kind": "train", "tok')
+    curve = read_curve(path)
+    assert curve is not None
+    assert list(curve.tokens) == [10, 20]
+    assert list(curve.loss) == [4.0, 3.5]
+
+
+def test_figures_leave_no_global_state(known_sweep: ModuleType) -> None:
+    assert "matplotlib.pyplot" not in sys.modules

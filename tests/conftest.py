@@ -1,0 +1,51 @@
+"""What tests of several packages share: a finished sweep whose truth is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def known_sweep() -> ModuleType:
+    """The module ``tests/known_sweep.py``."""
+    spec = importlib.util.spec_from_file_location(
+        "known_sweep", Path(__file__).with_name("known_sweep.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A root with a finished, fitted, promoted and launched quickstart; read it only."""
+
+    root: Path
+    plan: Any
+    records: list[Any]
+    study: Any
+    promotion: Any
+    outcome: Any
+
+
+@pytest.fixture(scope="session")
+def finished(known_sweep: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One such root for all tests that only read it."""
+    root = tmp_path_factory.mktemp("finished") / "tunnel"
+    plan = known_sweep.make(root)
+    records = known_sweep.finish_all(root, plan)
+    study = known_sweep.fit(root, plan)
+    promotion = known_sweep.promote(root)
+    outcome = known_sweep.measured(promotion.spec)
+    known_sweep.launch(root, promotion, outcome)
+    return Finished(root, plan, records, study, promotion, outcome)

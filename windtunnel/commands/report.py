@@ -1,0 +1,54 @@
+"""Write a sweep's report: one HTML page that opens without a network, and every figure as files.
+
+The page says what was asked, what is recommended and how sure that is, shows the evidence, and
+lists every run. It can be written at any time: what is missing yet is said in its place. The figures lie
+beside it as PNG, SVG and PDF, each with its data as CSV.
+
+Example:
+  windtunnel report sweep=quickstart
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/report.yaml``."""
+
+    root: Path
+    sweep: str
+    """Name of a sweep on disk."""
+    out: Path | None
+    """Folder of the report; null: ``root/sweeps/<sweep>/report``."""
+
+
+def run(config: Config, console: Console) -> int:
+    """Gather, draw, typeset, write."""
+    from analysis.plots import draw_all
+    from windtunnel.report.content import gather
+    from windtunnel.report.page import render
+    from windtunnel.report.write import write_report
+
+    content = gather(
+        config.sweep,
+        config.root,
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version("windtunnel-moe"),
+    )
+    drawings = draw_all(content.evidence)
+    folder = config.out or config.root / "sweeps" / config.sweep / "report"
+    page = write_report(folder, render(content, drawings), drawings)
+    for drawing in drawings:
+        if drawing.missing:
+            console.print(f"No figure {drawing.name}: {drawing.missing}", markup=False)
+    drawn = sum(drawing.figure is not None for drawing in drawings)
+    console.print(f"{drawn} figures (PNG, SVG, PDF, CSV) in {folder}", markup=False)
+    console.print(f"Report: {page}", markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,309 @@
+"""What the report says, gathered from disk before anything is drawn or typeset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.curves import read_curve
+from analysis.plots_evidence import Evidence, Promoted
+from analysis.plots_loss import use_of
+from analysis.records import RunRecord
+from analysis.study import Study
+from model.accounting import count_params
+from model.errors import ConfigError
+from sweeps.plan import Plan, PlannedRun
+from sweeps.store import RunState, Store
+from windtunnel.commands.status import known_plan
+from windtunnel.ledger import Entry, Ledger
+from windtunnel.promotion import Promotion, Promotions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One line of the table of runs: planned values always, measured ones once it is done."""
+
+    run_id: str
+    rung: str
+    role: str
+    status: str
+    """planned, running, interrupted, done, failed or diverged."""
+    reason: str
+    """Why it failed, diverged or was left out; empty for a run in good order."""
+    use: str
+    """What the fit did with it."""
+    variant: str
+    seed: int
+    total_params: int
+    active_params: int
+    flops_per_token: float
+    tokens: int
+    train_flops: float
+    peak_lr: float
+    batch_tokens: int
+    record: RunRecord | None
+
+    @property
+    def max_vio(self) -> float | None:
+        """Mean over layers."""
+        if self.record is None or not self.record.load_by_layer:
+            return None
+        loads = self.record.load_by_layer
+        return sum(layer.max_vio for layer in loads) / len(loads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The newest promotion made from this sweep, and what became of it."""
+
+    promotion: Promotion
+    entry: Entry | None
+    """Its line in the ledger; None before a launch."""
+    record: RunRecord | None
+    """What the promoted run measured."""
+
+    @property
+    def measured(self) -> float | None:
+        """Held-out loss of the promoted run, as the ledger has it."""
+        outcome = self.entry.outcome if self.entry else None
+        return outcome.loss_nats if outcome else None
+
+    @property
+    def verdict(self) -> str:
+        """The ledger's word: inside, OUTSIDE, open, DIVERGED, ALTERED; or not launched."""
+        return self.entry.verdict if self.entry else "not launched"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Everything on the page."""
+
+    sweep: str
+    made_at: str
+    version: str
+    plan: Plan
+    runs: tuple[RunRow, ...]
+    evidence: Evidence
+    answer: Answer | None
+    problems: tuple[str, ...]
+    """Files that could not be trusted, a sentence each."""
+    ledger: tuple[Entry, ...]
+    fit_path: Path
+    protocol: tuple[tuple[str, str], ...]
+    provenance: tuple[tuple[str, str], ...]
+
+    @property
+    def study(self) -> Study | None:
+        """The fit, if there is one."""
+        return self.evidence.study
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status to number of runs."""
+        return dict(Counter(row.status for row in self.runs))
+
+    @property
+    def unfitted(self) -> int:
+        """Runs that finished after the fit was made."""
+        return sum(row.use == "finished after the fit" for row in self.runs)
+
+
+def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
+    """Read plan, runs, fit, promotion and ledger of ``sweep``; only the plan has to exist.
+
+    Raises:
+        ConfigError: no sweep of that name was ever planned under ``root``.
+    """
+    store = Store(root)
+    plan, path = known_plan(store, sweep), store.plan_path(sweep)
+    fit_path = path.with_name("fit.json")
+    study = Study.load(fit_path) if fit_path.exists() else None
+    states = {run.run_id: store.state(run.run_id) for run in plan.runs}
+    records = {
+        run.run_id: _named_by_plan(record, run)
+        for run in plan.runs
+        if (record := store.record(run.run_id)) is not None
+    }
+    ledger = Ledger(root / "ledger.jsonl")
+    answer, problems = latest_answer(root, sweep, ledger, store)
+    curves = {
+        name: curve
+        for name in records
+        if (curve := read_curve(store.run_dir(name) / "metrics.jsonl")) is not None
+    }
+    evidence = Evidence(
+        records=tuple(records.values()),
+        study=study,
+        promoted=promoted_of(answer, study),
+        curves=curves,
+    )
+    return Content(
+        sweep=sweep,
+        made_at=made_at,
+        version=version,
+        plan=plan,
+        runs=tuple(
+            run_row(run, states[run.run_id], records.get(run.run_id), evidence) for run in plan.runs
+        ),
+        evidence=evidence,
+        answer=answer,
+        problems=(*problems, *(f"{ledger.path}, {text}" for text in ledger.problems())),
+        ledger=ledger.entries(),
+        fit_path=fit_path,
+        protocol=protocol_rows(evidence.records, study),
+        provenance=provenance_rows(evidence.records),
+    )
+
+
+def _named_by_plan(record: RunRecord, run: PlannedRun) -> RunRecord:
+    """Runs are shared between sweeps; rung and role are what this plan calls them."""
+    return replace(record, rung=run.spec.rung, role=run.spec.role)
+
+
+def run_row(
+    run: PlannedRun, state: RunState, record: RunRecord | None, evidence: Evidence
+) -> RunRow:
+    """One line of the table."""
+    excluded = evidence.excluded.get(run.run_id, "")
+    diverged = record is not None and record.status == "diverged"
+    use = use_of(record, evidence) if record is not None and not diverged else "not measured"
+    train = run.spec.train
+    return RunRow(
+        run_id=run.run_id,
+        rung=run.spec.rung,
+        role=run.spec.role,
+        status=state.status,
+        reason=excluded or state.reason,
+        use=use,
+        variant=", ".join(f"{path.rpartition('.')[2]}={v}" for path, v in run.variant.items()),
+        seed=train.seed,
+        total_params=run.cost.total_params,
+        active_params=run.cost.active_params,
+        flops_per_token=run.cost.flops_per_token,
+        tokens=train.tokens,
+        train_flops=run.cost.train_flops,
+        peak_lr=train.optimizer.peak_lr,
+        batch_tokens=train.batch_tokens,
+        record=record,
+    )
+
+
+def latest_answer(
+    root: Path, sweep: str, ledger: Ledger, store: Store
+) -> tuple[Answer | None, tuple[str, ...]]:
+    """The newest promotion of ``sweep``; those that were altered are named instead of believed."""
+    promotions = Promotions(root)
+    found, problems = [], []
+    for name in promotions.ids():
+        try:
+            promotion = promotions.find(name)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        if promotion.sweep == sweep:
+            found.append(promotion)
+    if not found:
+        return None, tuple(problems)
+    newest = max(found, key=lambda promotion: (promotion.created_at, promotion.id))
+    answer = Answer(
+        promotion=newest, entry=ledger.find(newest.id), record=store.record(newest.run_id)
+    )
+    return answer, tuple(problems)
+
+
+def promoted_of(answer: Answer | None, study: Study | None) -> Promoted | None:
+    """The promoted run as the figures mark it, its size in the fit's own variable."""
+    if answer is None:
+        return None
+    promotion = answer.promotion
+    counts = count_params(promotion.spec.model)
+    sizes = {
+        "active_params": counts.active,
+        "active_non_embedding_params": counts.active_non_embedding,
+        "total_params": counts.total,
+    }
+    variable = study.points.size_variable if study else "flops_per_token"
+    return Promoted(
+        label=promotion.id,
+        flops=promotion.train_flops,
+        size=float(sizes.get(variable, promotion.flops_per_token)),
+        tokens=float(promotion.spec.train.tokens),
+        forecast=promotion.forecast,
+        measured=answer.measured,
+    )
+
+
+def protocol_rows(records: Iterable[RunRecord], study: Study | None) -> tuple[tuple[str, str], ...]:
+    """What all runs share, one line a value; several protocols are told apart by fingerprint."""
+    protocols = {record.protocol_fingerprint: record.protocol for record in records}
+    if not protocols and study is not None:
+        protocols = {", ".join(study.protocol_fingerprints): study.protocol}
+    rows = []
+    for fingerprint, protocol in protocols.items():
+        rows.append(("fingerprint", fingerprint))
+        rows += flat(protocol)
+    return tuple(rows)
+
+
+def provenance_rows(records: Iterable[RunRecord]) -> tuple[tuple[str, str], ...]:
+    """Every provenance field with its values and how many runs had each."""
+    records = tuple(records)
+    seen: dict[str, Counter[str]] = {}
+    for record in records:
+        for name, value in flat({**record.provenance, **_one_line_each(record)}):
+            seen.setdefault(name, Counter())[value] += 1
+    rows = [(name, _values(counter)) for name, counter in seen.items() if name not in TIMES]
+    return (*rows, *_time_span(records))
+
+
+TIMES = ("started", "ended")
+"""Fields of the provenance that hold seconds since 1970."""
+
+
+def _one_line_each(record: RunRecord) -> dict[str, str]:
+    """Lists that are long or differ in every run, as what a reader compares."""
+    attempts = record.provenance.get("attempts")
+    command = record.provenance.get("command")
+    lines = {}
+    if isinstance(attempts, list):
+        lines["attempts"] = str(len(attempts))
+    if isinstance(command, list):
+        lines["command"] = " ".join(str(word) for word in command).replace(record.run_id, "RUN")
+    return lines
+
+
+def _time_span(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """When the first run started and the last one ended, in UTC."""
+    rows = []
+    for name, pick, label in (("started", min, "first start"), ("ended", max, "last end")):
+        times = [record.provenance.get(name) for record in records]
+        seconds = [time for time in times if isinstance(time, (int, float))]
+        if seconds:
+            moment = datetime.fromtimestamp(pick(seconds), UTC)
+            rows.append((label, moment.strftime("%Y-%m-%d %H:%M UTC")))
+    return rows
+
+
+def _values(counter: Counter[str], most: int = 4) -> str:
+    if len(counter) == 1:
+        return next(iter(counter))
+    listed = [f"{value} ({count} runs)" for value, count in counter.most_common(most)]
+    rest = len(counter) - len(listed)
+    return ", ".join(listed) + (f", and {rest} other values" if rest else "")
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as (dotted path, text)."""
+    rows: list[tuple[str, str]] = []
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)):
+            rows.append((f"{prefix}{key}", ", ".join(str(item) for item in value)))
+        else:
+            rows.append((f"{prefix}{key}", "none" if value is None else str(value)))
+    return rows

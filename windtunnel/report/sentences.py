@@ -1,0 +1,251 @@
+"""What the page says in words and small tables, computed from its content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from analysis.results import FitWarning
+from windtunnel.console import duration
+from windtunnel.load_forecast import LoadForecast
+from windtunnel.report.content import Answer, Content
+from windtunnel.report.numbers import flops, loss, percent, si
+
+Fact = tuple[str, str, str]
+"""Name, value, a note below it."""
+
+
+def asked(content: Content) -> str:
+    """The question, in a sentence or two."""
+    config = content.plan.config
+    if config is None:
+        return "These runs were planned one by one, without a ladder of sizes and budgets."
+    ladder = config.ladder
+    variants = len({row.variant for row in content.runs})
+    varied = f", each in {variants} variants" if variants > 1 else ""
+    return (
+        f"What will a larger model of this recipe reach? {ladder.sizes} model sizes are "
+        f"given {ladder.budgets} token budgets each{varied}, on the {config.corpus.kind} corpus, "
+        f"under one protocol and by the {config.recipe.name} recipe. From their final losses a law "
+        "is fitted, and from the law the larger model is forecast."
+    )
+
+
+def facts(content: Content) -> list[Fact]:
+    """The sweep in numbers."""
+    done = content.evidence.done
+    counts = content.counts
+    others = [f"{count} {status}" for status, count in counts.items() if status != "done"]
+    rows = [("Runs done", f"{counts.get('done', 0)} of {len(content.runs)}", ", ".join(others))]
+    if done:
+        low, high = done[0].train_flops, done[-1].train_flops
+        rows += [
+            ("Compute of one run", Markup("{} to {}").format(flops(low), flops(high)), "FLOPs"),
+            ("Span", f"{high / low:.3g} times", "largest run over the smallest"),
+            (
+                "Model sizes",
+                f"{si(min(r.total_params for r in done))} to "
+                f"{si(max(r.total_params for r in done))}",
+                "parameters, total",
+            ),
+            (
+                "Token budgets",
+                f"{si(min(r.tokens for r in done))} to {si(max(r.tokens for r in done))}",
+                "",
+            ),
+            ("Time spent", duration(sum(r.wall_s for r in done)), "sum over the runs"),
+        ]
+    noise = content.study.noise if content.study else None
+    if noise is not None:
+        note = f"standard deviation, {noise.degrees_of_freedom} repeated runs"
+        rows.append(("Noise between seeds", percent(noise.sd), note))
+    return rows
+
+
+def troubles(content: Content) -> list[str]:
+    """What a reader must know before believing the rest."""
+    found = list(content.problems)
+    failed = [row for row in content.runs if row.status in ("failed", "diverged")]
+    if failed:
+        names = ", ".join(row.run_id for row in failed[:3])
+        more = ", and others" if len(failed) > 3 else ""
+        found.append(
+            f"{len(failed)} runs failed or diverged ({names}{more}); see the table of runs."
+        )
+    waiting = sum(row.status in ("planned", "running", "interrupted") for row in content.runs)
+    if waiting:
+        found.append(
+            f"{waiting} runs are not finished: the same `windtunnel sweep` command goes on with "
+            "them."
+        )
+    if content.unfitted:
+        found.append(
+            f"The fit is older than {content.unfitted} finished runs; `windtunnel fit "
+            f"sweep={content.sweep}` takes them in."
+        )
+    if content.study is not None and content.study.exclusions:
+        found.append(
+            f"{len(content.study.exclusions)} runs were left out of the fit; the table of runs "
+            "says why."
+        )
+    return found
+
+
+def no_answer(content: Content) -> str:
+    """What to do where no promotion exists."""
+    if not content.evidence.done:
+        return (
+            "There is no answer yet, because no run has finished: "
+            f"`windtunnel sweep sweep={content.sweep}`."
+        )
+    if content.study is None:
+        return f"There is no answer yet: first fit the law with {_fit_command(content)}."
+    return (
+        "No configuration has been promoted from this sweep yet. `windtunnel promote "
+        f"sweep={content.sweep} target=next_rung` chooses one, forecasts its loss with an interval "
+        "and checks the gates."
+    )
+
+
+def no_fit(content: Content) -> str:
+    """What to do where no law was fitted."""
+    if not content.evidence.done:
+        return "No law, because no run has finished."
+    return f"No law has been fitted to these runs yet: {_fit_command(content)}."
+
+
+def _fit_command(content: Content) -> str:
+    return f"`windtunnel fit sweep={content.sweep}`"
+
+
+def outcome(answer: Answer) -> tuple[str, str]:
+    """What became of the forecast: a sentence and its class."""
+    verdict, measured = answer.verdict, answer.measured
+    late = " The forecast was registered after the run, so it proves nothing."
+    note = late if answer.entry and answer.entry.forecast.after_the_fact else ""
+    if verdict == "ALTERED":
+        return "The ledger's row was altered after it was written; it proves nothing.", "bad"
+    if verdict == "DIVERGED":
+        return "The run diverged, so the forecast is counted as missed." + note, "bad"
+    if measured is not None and verdict.startswith("inside"):
+        return f"Measured {loss(measured)}: inside the interval." + note, "good"
+    if measured is not None:
+        return f"Measured {loss(measured)}: OUTSIDE the interval." + note, "bad"
+    if verdict == "open":
+        return "Launched; not measured yet." + note, ""
+    refused = [gate.name for gate in answer.promotion.gates if not gate.passed]
+    if refused:
+        return f"Not launched: {', '.join(refused)} would refuse it.", "bad"
+    return (
+        "Not launched yet. Every gate is passed: `windtunnel launch "
+        f"promotion={answer.promotion.id}`.",
+        "",
+    )
+
+
+def strip(answer: Answer) -> dict[str, float | None]:
+    """Where the interval, its value and the measured loss stand, in percent of the strip."""
+    forecast, measured = answer.promotion.forecast, answer.measured
+    ends = [forecast.low, forecast.high, *([] if measured is None else [measured])]
+    span = (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - 0.35 * span, max(ends) + 0.35 * span
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    return {
+        "low": place(forecast.low),
+        "width": round(place(forecast.high) - place(forecast.low), 2),
+        "value": place(forecast.value),
+        "measured": None if measured is None else place(measured),
+    }
+
+
+def recommended(answer: Answer) -> list[tuple[str, str]]:
+    """The promoted configuration in numbers."""
+    promotion = answer.promotion
+    model, train = promotion.spec.model, promotion.spec.train
+    rows: list[tuple[str, str]] = [
+        ("Parameters", si(promotion.total_params)),
+        ("Active", si(promotion.active_params)),
+        ("Tokens", si(train.tokens)),
+        ("Compute", Markup("{} FLOPs").format(flops(promotion.train_flops))),
+        ("FLOPs per token", si(promotion.flops_per_token)),
+        ("Width", str(model.hidden_size)),
+        ("Layers", f"{model.num_layers}, {model.num_dense_layers} dense"),
+        ("Heads", f"{model.attention.num_heads} of {model.attention.head_dim}"),
+    ]
+    if model.moe is not None:
+        moe = model.moe
+        rows += [
+            ("Experts", f"{moe.num_experts}, {moe.experts_per_token} a token"),
+            ("Shared experts", str(moe.num_shared_experts)),
+            ("Expert width", str(moe.expert_width)),
+        ]
+    return [
+        *rows,
+        ("Peak learning rate", f"{train.optimizer.peak_lr:.3g}"),
+        ("Batch", f"{si(train.batch_tokens)} tokens"),
+        ("Steps", f"{train.num_steps:,}"),
+    ]
+
+
+def loads(answer: Answer | None) -> list[tuple[LoadForecast, float | None]]:
+    """The forecasts of expert load beside what the promoted run measured, mean over layers."""
+    if answer is None:
+        return []
+    layers = answer.record.load_by_layer if answer.record else ()
+    return [
+        (
+            forecast,
+            sum(getattr(layer, forecast.name) for layer in layers) / len(layers)
+            if layers
+            else None,
+        )
+        for forecast in answer.promotion.loads
+    ]
+
+
+def fit_sentence(content: Content) -> str:
+    """How the law was fitted, as a paper must state it."""
+    study = content.study
+    assert study is not None
+    fit = study.surface
+    objective = fit.objective
+    delta = "" if objective.delta is None else f" with delta {objective.delta:.3g}"
+    optima = _counted(objective.basins, "optimum", "optima")
+    return (
+        f"N is {study.points.size_variable}, D training tokens, C their training FLOPs; losses in "
+        f"nats per token. {fit.num_points} points, {objective.loss} loss on log-loss{delta} "
+        f"({objective.delta_rule}), {objective.starts} starts ending in {optima}, "
+        f"condition number {fit.condition_number:.3g}. Intervals: {fit.bootstrap}, "
+        f"{len(fit.replicates)} replicates. Spread of one new run about the law: "
+        f"{percent(fit.noise_sd)}."
+    )
+
+
+def warnings(content: Content) -> list[tuple[str, FitWarning]]:
+    """Every warning with the law it belongs to."""
+    study = content.study
+    if study is None:
+        return []
+    fits = (("L(N, D)", study.surface), ("L(C)", study.compute_law))
+    return [(name, warning) for name, fit in fits for warning in fit.warnings]
+
+
+def runs_sentence(content: Content) -> str:
+    """What the table of runs holds."""
+    counts = content.counts
+    listed = _joined([f"{count} {status}" for status, count in counts.items()])
+    duplicates = content.plan.num_duplicates
+    note = f" {duplicates} cells came out as a run already planned." if duplicates else ""
+    return f"{len(content.runs)} runs: {listed}.{note} Click a heading to sort."
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
