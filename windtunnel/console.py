@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,8 @@ from rich.text import Text
 
 WIDTH = 100
 PLAIN_LINE_EVERY_S = 10.0
+# An expected duration counts as much as having seen this share of the work.
+EXPECTATION_WEIGHT = 0.1
 
 
 def make_console(file: IO[str] | None = None) -> Console:
@@ -29,6 +31,11 @@ def make_console(file: IO[str] | None = None) -> Console:
     return console
 
 
+def say(console: Console, text: str) -> None:
+    """A line of prose; left whole, so that paths in it can be copied and searched."""
+    console.print(Text(text), soft_wrap=True)
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: int = 1
 ) -> Table:
@@ -37,11 +44,17 @@ def table(
         title=Text(title) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for index, column in enumerate(columns):
-        made.add_column(Text(column), justify="left" if index < left else "right")
+        is_word = index < left
+        made.add_column(
+            Text(column),
+            justify="left" if is_word else "right",
+            no_wrap=not is_word,
+            overflow="fold",
+        )
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     return made
@@ -55,6 +68,12 @@ def si(value: float, digits: int = 3) -> str:
             decimals = max(0, digits - len(str(int(abs(scaled)))))
             return f"{value:g}" if suffix == "" else f"{scaled:.{decimals}f}{suffix}"
     return f"{value:.{digits - 1}e}"
+
+
+def sci(value: float) -> str:
+    """Three digits and a short exponent: 4.78e9, 3.1e-2."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def duration(seconds: float) -> str:
@@ -87,13 +106,15 @@ class Progress:
         what: str,
         total: float,
         *,
+        expected_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``total`` in any unit; ``clock`` in seconds."""
+        """``total`` in any unit; ``expected_s`` is how long all that is left now should take."""
         self._console = console
         self._what = what
         self._total = total
         self._before = self._done = 0.0
+        self._expected_s = expected_s
         self._clock = clock
         self._began = self._printed = clock()
         self._bar: RichProgress | None = None
@@ -142,10 +163,13 @@ class Progress:
             self.line(f"{self._what}: {share:.0%}" + (f", {text}" if text else ""))
 
     def seconds_left(self) -> float | None:
-        """At the pace so far; None while nothing has moved yet."""
+        """At the pace so far, leaning on what was expected while little has moved."""
         moved, elapsed = self._done - self._before, self._clock() - self._began
+        if self._expected_s is not None:
+            moved += EXPECTATION_WEIGHT * (self._total - self._before)
+            elapsed += EXPECTATION_WEIGHT * self._expected_s
         return (self._total - self._done) * elapsed / moved if moved > 0 else None
 
-    def line(self, text: Any) -> None:
+    def line(self, text: str) -> None:
         """Print something that stays."""
-        self._console.print(Text(text) if isinstance(text, str) else text)
+        say(self._console, text)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from model.training.config import CorpusConfig
 from model.training.data import PreparedCorpus, prepare_corpus
-from windtunnel.console import si
+from windtunnel.console import say, si
 
 
 def prepared(corpus: CorpusConfig, data_dir: Path, console: Console) -> PreparedCorpus:
@@ -23,9 +23,9 @@ def prepared(corpus: CorpusConfig, data_dir: Path, console: Console) -> Prepared
         f"{name} {si(size.train_tokens)} ({ready.weights[name]:.0%})"
         for name, size in ready.domains.items()
     )
-    console.print(
+    say(
+        console,
         f"Corpus {corpus.kind}: {domains} training tokens, vocabulary {ready.vocab_size}, "
         f"fingerprint {ready.fingerprint[:12]}",
-        markup=False,
     )
     return ready

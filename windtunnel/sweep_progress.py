@@ -17,14 +17,22 @@ from windtunnel.sweep_tables import quoted, run_label
 class SweepProgress(Progress):
     """Draws events; the unit of its bar is the plan's estimated seconds on one worker."""
 
-    def __init__(self, console: Console, plan: Plan, store: Store) -> None:
+    def __init__(
+        self, console: Console, plan: Plan, store: Store, *, expected_s: float | None = None
+    ) -> None:
+        """``expected_s`` is how long what is missing should take; without it, one worker's time."""
         self._store = store
         self._cost_s = {run.run_id: run.cost.wall_s for run in plan.runs}
         self._frac: dict[str, float] = {}
         self._running: dict[str, RunProgress | None] = {}
         self._started_at: dict[str, float] = {}
         self._ended = 0
-        super().__init__(console, f"sweep {plan.name}", plan.worker_s)
+        super().__init__(
+            console,
+            plan.name,
+            plan.worker_s,
+            expected_s=plan.worker_s if expected_s is None else expected_s,
+        )
 
     def show(self, event: Event) -> None:
         """Take in one event of `run_sweep`."""

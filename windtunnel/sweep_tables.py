@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-
 from rich.table import Table
 
 from sweeps.plan import Plan, PlannedRun
-from sweeps.store import RunState, RunStatus
-from windtunnel.console import brief, duration, si, table
+from sweeps.status import RunReport, SweepStatus
+from windtunnel.console import brief, duration, sci, si, table
 
-STATUS_ORDER: tuple[RunStatus, ...] = (
+STATUS_ORDER = (
     "done",
     "running",
     "planned",
@@ -21,37 +18,36 @@ STATUS_ORDER: tuple[RunStatus, ...] = (
 )
 
 
-def plan_table(plan: Plan, states: Mapping[str, RunState]) -> Table:
+def plan_table(plan: Plan, status: SweepStatus) -> Table:
     """One row a run, in the order of the ladder; a line of totals below."""
+    has_states = status.counts["planned"] < len(plan.runs)
     has_variants = any(run.variant for run in plan.runs)
-    columns = ["rung", "state"]
-    columns += ["variant"] if has_variants else []
+    columns = ["rung", *["state"] * has_states, *["variant"] * has_variants]
     left = len(columns)
-    columns += ["seed", "params", "active", "tokens", "batch", "steps", "FLOPs", "peak LR", "time"]
+    columns += ["params", "active", "tokens", "batch", "steps", "FLOPs", "peak LR", "time"]
     rows: list[list[str]] = []
-    for run in sorted(plan.runs, key=_in_ladder_order):
-        train = run.spec.train
-        words = [run.spec.rung, states[run.run_id].status]
-        words += [variant_text(run)] if has_variants else []
+    for report in sorted(status.runs, key=_in_ladder_order):
+        run, train = report.run, report.run.spec.train
+        rung = run.spec.rung if run.spec.role == "grid" else f"{run.spec.rung} seed {train.seed}"
+        words = [rung, *[report.state.status] * has_states, *[variant_text(run)] * has_variants]
         rows.append(
             [
                 *words,
-                str(train.seed),
                 si(run.cost.total_params),
                 si(run.cost.active_params),
                 si(train.tokens),
                 str(train.batch_tokens),
                 str(train.num_steps),
-                f"{run.cost.train_flops:.2e}",
-                f"{train.optimizer.peak_lr:.2e}",
+                sci(run.cost.train_flops),
+                sci(train.optimizer.peak_lr),
                 duration(run.cost.wall_s),
             ]
         )
     made = table(columns, rows, title=f"Plan of sweep {plan.name}", left=left)
     tokens = sum(run.spec.train.tokens for run in plan.runs)
-    totals = [f"{len(plan.runs)} runs", *[""] * (left - 1), "", "", "", si(tokens), "", ""]
+    totals = [f"{len(plan.runs)} runs", *[""] * (left - 1), "", "", si(tokens), "", ""]
     made.add_section()
-    made.add_row(*totals, f"{plan.train_flops:.2e}", "", duration(plan.worker_s))
+    made.add_row(*totals, sci(plan.train_flops), "", duration(plan.worker_s))
     return made
 
 
@@ -67,10 +63,10 @@ def run_label(run: PlannedRun) -> str:
     return f"{run.spec.rung}{role}{variant} {run.run_id}"
 
 
-def counts_text(states: Iterable[RunState]) -> str:
+def counts_text(status: SweepStatus) -> str:
     """``20 done, 2 running, 1 failed``."""
-    counts = Counter(state.status for state in states)
-    return ", ".join(f"{counts[status]} {status}" for status in STATUS_ORDER if counts[status])
+    counts = status.counts
+    return ", ".join(f"{counts[name]} {name}" for name in STATUS_ORDER if counts[name])
 
 
 def quoted(log_tail: str, lines: int = 5) -> list[str]:
@@ -78,6 +74,6 @@ def quoted(log_tail: str, lines: int = 5) -> list[str]:
     return [f"    | {brief(line)}" for line in log_tail.splitlines()[-lines:]]
 
 
-def _in_ladder_order(run: PlannedRun) -> tuple[float, str, int, int]:
-    train = run.spec.train
+def _in_ladder_order(report: RunReport) -> tuple[float, str, int, int]:
+    run, train = report.run, report.run.spec.train
     return run.cost.flops_per_token, variant_text(run), train.tokens, train.seed

@@ -27,7 +27,8 @@ from pathlib import Path
 from rich.console import Console
 
 from model.config import require_positive
-from windtunnel.console import si, table
+from sweeps.executors.config import usable_cores
+from windtunnel.console import say, si, table
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 PACKAGES = ("numpy", "scipy", "pandas", "hydra-core", "wandb", "tokenizers", "rich")
@@ -68,10 +69,10 @@ def run(config: Config, console: Console) -> int:
     console.print(table(["", "what", "found"], rows, left=3))
     for finding in findings:
         if finding.advice:
-            console.print(f"! {finding.name}: {finding.advice}", markup=False)
+            say(console, f"! {finding.name}: {finding.advice}")
     fatal = [finding for finding in findings if finding.fatal]
     if not fatal:
-        console.print("This machine can run a sweep: windtunnel sweep sweep=quickstart")
+        say(console, "This machine can run a sweep: windtunnel sweep sweep=quickstart")
     return 2 if fatal else 0
 
 
@@ -106,17 +107,6 @@ def cpu() -> Finding:
     return Finding(name="CPU", found=found)
 
 
-def usable_cores() -> int:
-    """Cores after the affinity mask and a container's quota."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
-
-
 def memory() -> Finding:
     """Memory available now, after a container's limit."""
     sizes = {
@@ -133,7 +123,7 @@ def memory() -> Finding:
         total, available = min(total, int(limit)), min(available, int(limit) - used)
     found = f"{available / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
     if available < ENOUGH_MEMORY_BYTES:
-        advice = "below 2 GiB: run fewer workers, executor.slots=1"
+        advice = "below 2 GiB: run fewer workers, executor.workers=1"
         return Finding(name="memory", found=found, advice=advice)
     return Finding(name="memory", found=found)
 

@@ -11,19 +11,21 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from model.config import require_positive
 from model.errors import ConfigError
-from sweeps.plan import Plan, PlannedRun, read_plan
-from sweeps.store import RunState, Store
-from windtunnel.console import brief, duration, table
+from sweeps.plan import Plan, read_plan
+from sweeps.status import RunReport, SweepStatus, sweep_status
+from sweeps.store import Store
+from windtunnel.console import brief, duration, say, sci, table
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 
 MOST_RUNNING_ROWS = 20
@@ -50,16 +52,19 @@ def run(config: Config, console: Console) -> int:
     if config.sweep is None:
         return _list_sweeps(store, console)
     plan = known_plan(store, config.sweep)
-    states = states_of(plan, store)
+    status = sweep_status(plan, store)
     if config.watch:
         with Live(console=console, auto_refresh=False) as live:
-            while any(state.status in ("running", "planned") for state in states.values()):
-                live.update(Group(*describe(plan, states, store)), refresh=True)
+            while status.with_status("running", "planned"):
+                live.update(Group(*describe(plan, status, store)), refresh=True)
                 time.sleep(config.every_s)
-                states = states_of(plan, store)
-    for part in describe(plan, states, store):
-        console.print(part)
-    return 0 if _is_done(states) else 1
+                status = sweep_status(plan, store)
+    for part in describe(plan, status, store):
+        if isinstance(part, Text):
+            say(console, part.plain)
+        else:
+            console.print(part)
+    return 0 if status.is_complete else 1
 
 
 def known_plan(store: Store, sweep: str) -> Plan:
@@ -73,89 +78,62 @@ def known_plan(store: Store, sweep: str) -> Plan:
 
 def sweep_names(store: Store) -> list[str]:
     """Every sweep with a plan under the root."""
-    return sorted(
-        path.parent.name for path in store.plan_path("*").parent.parent.glob("*/plan.json")
-    )
+    plans = store.plan_path("any").parent.parent.glob("*/plan.json")
+    return sorted(path.parent.name for path in plans)
 
 
-def states_of(plan: Plan, store: Store) -> dict[str, RunState]:
-    """The state of each run of the plan, by run id."""
-    return {run.run_id: store.state(run.run_id) for run in plan.runs}
-
-
-def describe(plan: Plan, states: Mapping[str, RunState], store: Store) -> Iterator[RenderableType]:
+def describe(plan: Plan, status: SweepStatus, store: Store) -> Iterator[Table | Text]:
     """What there is to say, part by part."""
-    yield Text(f"Sweep {plan.name}: {len(plan.runs)} runs, {counts_text(states.values())}")
-    running = [run for run in plan.runs if states[run.run_id].status == "running"]
+    yield Text(f"Sweep {plan.name}: {len(plan.runs)} runs, {counts_text(status)}")
+    running = status.with_status("running")
     if running:
-        rows = [_running_row(run, states[run.run_id]) for run in running[:MOST_RUNNING_ROWS]]
         columns = ["running", "phase", "step", "loss", "tokens/s", "left"]
-        yield table(columns, rows, left=2)
-    for run in plan.runs:
-        state = states[run.run_id]
-        if state.status in ("failed", "diverged", "interrupted"):
-            yield Text(f"{state.status}: {run_label(run)}: {brief(state.reason)}")
+        yield table(columns, map(_running_row, running[:MOST_RUNNING_ROWS]), left=2)
+    for report in status.with_status("failed", "diverged", "interrupted"):
+        state = report.state
+        yield Text(f"{state.status}: {run_label(report.run)}: {brief(state.reason)}")
         if state.status == "failed":
-            yield from map(Text, quoted(store.log_tail(run.run_id)))
-    yield Text(_cost_text(plan, states))
-    yield Text(_next_step(plan, states))
+            yield from map(Text, quoted(store.log_tail(state.run_id)))
+    cost = f"Cost: {sci(status.train_flops_done)} of {sci(status.train_flops)} training FLOPs"
+    left_s = status.left_s(slots=1)
+    yield Text(f"{cost}; about {duration(left_s)} of one worker to come" if left_s else cost)
+    yield Text(_next_step(plan, status))
 
 
-def _running_row(run: PlannedRun, state: RunState) -> list[str]:
-    heartbeat = state.heartbeat
+def _running_row(report: RunReport) -> list[str]:
+    heartbeat = report.state.heartbeat
     progress = heartbeat.progress if heartbeat else None
     phase = heartbeat.phase if heartbeat else "starting"
-    if progress is None:
-        return [run_label(run), phase, "", "", "", duration(run.cost.wall_s)]
-    tokens = run.spec.train.batch_tokens * (progress.num_steps - progress.step)
-    left = duration(tokens / progress.tokens_per_s) if progress.tokens_per_s > 0 else ""
-    return [
-        run_label(run),
-        phase,
-        f"{progress.step}/{progress.num_steps}",
-        "" if progress.loss is None else f"{progress.loss:.3f}",
-        f"{progress.tokens_per_s:,.0f}",
-        left,
-    ]
+    numbers = ["", "", ""]
+    if progress is not None:
+        loss = "" if progress.loss is None else f"{progress.loss:.3f}"
+        step = f"{progress.step}/{progress.num_steps}"
+        numbers = [step, loss, f"{progress.tokens_per_s:,.0f}"]
+    return [run_label(report.run), phase, *numbers, duration(report.left_s)]
 
 
-def _cost_text(plan: Plan, states: Mapping[str, RunState]) -> str:
-    """FLOPs are exact; seconds are the plan's estimate on one worker."""
-    flops, left_s = 0.0, 0.0
-    for run in plan.runs:
-        state = states[run.run_id]
-        progress = state.heartbeat.progress if state.heartbeat else None
-        frac = progress.step / progress.num_steps if progress else 0.0
-        frac = 1.0 if state.status in ("done", "diverged") else frac
-        flops += frac * run.cost.train_flops
-        left_s += (1 - frac) * run.cost.wall_s
-    text = f"Cost: {flops:.2e} of {plan.train_flops:.2e} training FLOPs"
-    return f"{text}; about {duration(left_s)} of one worker to come" if left_s else text
-
-
-def _next_step(plan: Plan, states: Mapping[str, RunState]) -> str:
-    if _is_done(states):
+def _next_step(plan: Plan, status: SweepStatus) -> str:
+    if status.is_complete:
         return f"All done. Next: windtunnel fit sweep={plan.name}"
-    return f"To go on: the command that started it, windtunnel sweep ... name={plan.name}"
-
-
-def _is_done(states: Mapping[str, RunState]) -> bool:
-    return all(state.status == "done" for state in states.values())
+    if status.with_status("planned", "interrupted"):
+        return "To go on: the command that started it."
+    if status.with_status("running"):
+        return f"Running. To watch: windtunnel status sweep={plan.name} watch=true"
+    return "To try the failed ones again: the command that started it, with retry=all."
 
 
 def _list_sweeps(store: Store, console: Console) -> int:
     names = sweep_names(store)
     if not names:
-        console.print(
+        say(
+            console,
             f"No sweep under {store.root} yet. Start one: windtunnel sweep sweep=quickstart",
-            markup=False,
         )
         return 1
     rows, all_done = [], True
     for name in names:
-        plan = read_plan(store.plan_path(name))
-        states = states_of(plan, store)
-        all_done &= _is_done(states)
-        rows.append([name, counts_text(states.values()), len(plan.runs), f"{plan.train_flops:.2e}"])
-    console.print(table(["sweep", "runs", "total", "FLOPs"], rows, left=2))
+        status = sweep_status(read_plan(store.plan_path(name)), store)
+        all_done &= status.is_complete
+        rows.append([name, counts_text(status), len(status.runs), sci(status.train_flops)])
+    console.print(table(["sweep", "state", "runs", "FLOPs"], rows, left=2))
     return 0 if all_done else 1

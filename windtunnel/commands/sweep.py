@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +41,9 @@ from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, write_plan
 from sweeps.recipe import Recipe
 from sweeps.run import Budget, run_sweep
-from sweeps.store import RunState, Store
-from windtunnel.console import brief, duration
+from sweeps.status import OPEN, SweepStatus, sweep_status
+from sweeps.store import Store
+from windtunnel.console import brief, duration, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
@@ -93,24 +94,28 @@ def run(config: Config, console: Console) -> int:
     sweep = sweep_config(config)
     store = Store(usable_root(config.root))
     plan = priced_plan(sweep, prepared(sweep.corpus, sweep.runtime.data_dir, console), store)
-    for name in config.redo:
+    for name in () if config.dry_run else config.redo:
         store.redo(name)
-    states = {run.run_id: store.state(run.run_id) for run in plan.runs}
+    status = sweep_status(plan, store)
     executor = make_executor(config.executor, sweep.runtime)
-    _print_plan(plan, states, executor.slots, console, rows=config.dry_run)
+    retried = RETRIED[config.retry]
+    expected_s = _expected_s(status, retried, executor.slots)
+    _print_plan(plan, status, console, rows=config.dry_run)
+    if not status.is_complete:
+        say(
+            console,
+            f"{status.counts['done']} of {len(plan.runs)} runs already done; the rest "
+            f"takes about {duration(expected_s)} on {executor.slots} "
+            f"{'worker' if executor.slots == 1 else 'workers'}",
+        )
     if config.dry_run:
-        console.print("A dry run: nothing was started.")
+        say(console, "A dry run: nothing was started.")
         return 0
     write_plan(plan, store.plan_path(plan.name))
     began = time.monotonic()
-    with SweepProgress(console, plan, store) as progress:
+    with SweepProgress(console, plan, store, expected_s=expected_s) as progress:
         result = run_sweep(
-            plan,
-            store,
-            executor,
-            progress.show,
-            retry=RETRIED[config.retry],
-            budget=config.budget,
+            plan, store, executor, progress.show, retry=retried, budget=config.budget
         )
     return _conclude(plan, result, store, console, time.monotonic() - began)
 
@@ -167,22 +172,20 @@ def _flat(where: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, tuple[A
             raise ConfigError(f"{where}.{key}: expected a list of values, got {value!r}")
 
 
-def _print_plan(
-    plan: Plan, states: Mapping[str, RunState], slots: int, console: Console, *, rows: bool
-) -> None:
+def _expected_s(status: SweepStatus, retried: Collection[str], slots: int) -> float:
+    """What is left, and what is to be tried again, on ``slots`` workers."""
+    left = [report.left_s for report in status.with_status(*OPEN)]
+    again = [report.run.cost.wall_s for report in status.with_status(*retried)]
+    return makespan_s([*left, *again], slots)
+
+
+def _print_plan(plan: Plan, status: SweepStatus, console: Console, *, rows: bool) -> None:
     if rows:
-        console.print(plan_table(plan, states))
+        console.print(plan_table(plan, status))
     for note in plan.notes:
-        console.print(f"Note: {note}", markup=False)
-    done = sum(state.status == "done" for state in states.values())
-    missing = [run.cost.wall_s for run in plan.runs if states[run.run_id].status != "done"]
-    if not missing:
-        return
-    console.print(
-        f"Sweep {plan.name}: {len(plan.runs)} runs, {plan.train_flops:.2e} training FLOPs; "
-        f"{done} already done; about {duration(makespan_s(missing, slots))} left on {slots} "
-        f"{'worker' if slots == 1 else 'workers'}",
-        markup=False,
+        say(console, f"Note: {note}")
+    say(
+        console, f"Sweep {plan.name}: {len(plan.runs)} runs, {sci(plan.train_flops)} training FLOPs"
     )
 
 
@@ -202,20 +205,20 @@ def _conclude(
     labels = {run.run_id: run_label(run) for run in plan.runs}
     for kind, reasons in (("failed", result.failed), ("diverged", result.diverged)):
         if reasons:
-            console.print(f"{len(reasons)} {kind}; try again with retry={kind}:")
+            say(console, f"{len(reasons)} {kind}; try again with retry={kind}:")
         for name, reason in reasons.items():
-            console.print(f"  {labels[name]}: {brief(reason)}", markup=False)
+            say(console, f"  {labels[name]}: {brief(reason)}")
     if result.stopped:
-        console.print(f"Stopped: {result.stopped}.", markup=False)
+        say(console, f"Stopped: {result.stopped}.")
     if not result.is_complete:
-        console.print(
-            f"{done} of {total} runs done, {len(result.unfinished)} left; the same command goes on."
-        )
+        left = len(result.unfinished)
+        tail = f", {left} left; the same command goes on with them" if left else ""
+        say(console, f"{done} of {total} runs done{tail}.")
         return 1
     if not result.finished:
-        console.print(f"{total} of {total} runs already done; nothing was trained.")
+        say(console, f"{total} of {total} runs already done; nothing was trained.")
     else:
         before = f", {len(result.skipped)} of them before" if result.skipped else ""
-        console.print(f"{total} of {total} runs done{before}, in {duration(wall_s)}.")
-    console.print(f"Next: windtunnel fit sweep={plan.name}", markup=False)
+        say(console, f"{total} of {total} runs done{before}, in {duration(wall_s)}.")
+    say(console, f"Next: windtunnel fit sweep={plan.name}")
     return 0

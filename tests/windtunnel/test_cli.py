@@ -1,0 +1,166 @@
+"""The edge of the program: verbs found, known errors in one line with their exit codes."""
+
+import errno
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.results import FitError
+from model.errors import ConfigError, RunFailed
+from windtunnel import cli
+from windtunnel.commands import doctor
+from windtunnel.gates import LaunchRefused
+
+Capture = pytest.CaptureFixture[str]
+
+
+def only_error(capsys: Capture) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def doctor_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run `windtunnel doctor` whose body raises."""
+
+    def call(error: BaseException) -> int:
+        def run(config: object, console: object) -> int:
+            raise error
+
+        monkeypatch.setattr(doctor, "run", run)
+        return cli.main(["doctor"])
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["swep"], "swep: no such command; did you mean sweep? Commands: sweep, status"),
+        (["sweep", "--foo"], "--foo: no such flag"),
+        (["sweep", "--multirun"], "not needed; `windtunnel sweep` runs grids"),
+        (["doctor", "--config-dir"], "--config-dir: name a folder"),
+        (["doctor", "--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
+        (["doctor", "rot=x"], "rot: unknown field; did you mean root?"),
+        (["doctor", "measure_s=-1"], "measure_s must be positive, got -1"),
+        (["sweep"], "sweep: missing; choose one: windtunnel sweep sweep=... (learning_rate"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: Capture
+) -> None:
+    assert cli.main(words) == 2
+    assert message in only_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("two\nlines"), 2, "two lines"),
+        (FitError("no points"), 3, "no points"),
+        (RunFailed("r0", "it broke"), 3, "run r0 failed: it broke"),
+        (LaunchRefused("extrapolation"), 4, "extrapolation"),
+        (OSError(errno.ENOSPC, "No space left", "tunnel/x"), 3, "tunnel/x: no space left"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2, "x: Read-only file system"),
+        (KeyboardInterrupt(), 130, "stopped; what is finished is kept"),
+    ],
+)
+def test_known_errors_have_their_exit_codes(
+    doctor_raises: Callable[[BaseException], int],
+    error: BaseException,
+    code: int,
+    message: str,
+    capsys: Capture,
+) -> None:
+    assert doctor_raises(error) == code
+    assert message in only_error(capsys)
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), ValueError("bug"), FileNotFoundError("bug")])
+def test_anything_else_keeps_its_traceback(
+    doctor_raises: Callable[[BaseException], int], error: Exception
+) -> None:
+    with pytest.raises(type(error)):
+        doctor_raises(error)
+
+
+def test_every_verb_has_a_module_an_example_and_help(capsys: Capture) -> None:
+    assert cli.main([]) == 0
+    overview = capsys.readouterr().out
+    for verb in cli.VERBS:
+        module = importlib.import_module(f"windtunnel.commands.{verb}")
+        assert callable(module.run)
+        summary = (module.__doc__ or "").split("\n", 1)[0]
+        assert f"  {verb:<8} {summary}" in overview, "the summary is read without importing"
+        assert cli.main([verb, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert summary in text
+        assert f"Example:\n  windtunnel {verb}" in text
+        assert max(map(len, text.split("All values")[0].splitlines())) <= 100
+
+
+def test_cfg_prints_yaml_and_runs_nothing(
+    doctor_raises: Callable[[BaseException], int], capsys: Capture
+) -> None:
+    assert cli.main(["doctor", "root=elsewhere", "--cfg"]) == 0
+    assert "root: elsewhere\n" in capsys.readouterr().out
+
+
+# Real processes from here on.
+
+
+def windtunnel(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "windtunnel.cli", *words]
+    return subprocess.run(command, capture_output="stdout" not in options, text=True, **options)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import resource, sys; from windtunnel import cli; cli.main(['--help']); "
+        "cli.main(['sweep', '--help']); "
+        "heavy = {'torch', 'numpy', 'scipy', 'pandas', 'hydra', 'rich'} & set(sys.modules); "
+        "usage = resource.getrusage(resource.RUSAGE_SELF); "
+        "print(sorted(heavy), usage.ru_utime + usage.ru_stime, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy, cpu_s = done.stderr.rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(cpu_s) < 0.3
+
+
+def test_verbs_that_train_nothing_do_not_import_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from windtunnel import cli; "
+        "cli.main(['status', f'root={sys.argv[1]}']); "
+        "cli.main(['sweep', 'sweep=smoke', f'root={sys.argv[1]}', 'dry_run=true']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True)
+
+
+def test_a_real_process_says_it_in_one_line() -> None:
+    done = windtunnel("sweep", "sweep=smoke", "ladder.sizes=[1,2")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "ladder.sizes=[1,2: not an override" in done.stderr
+
+
+def test_stdout_that_is_full_or_closed() -> None:
+    with open("/dev/full", "w") as full:
+        done = windtunnel("--help", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "no space left" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = windtunnel("--help", stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,52 @@
+"""`windtunnel doctor`: what it finds, what it advises, and when no run could work."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from windtunnel.commands import doctor
+from windtunnel.commands.doctor import Config
+from windtunnel.console import make_console
+
+
+def examined(root: Path) -> tuple[int, str]:
+    pipe = io.StringIO()
+    code = doctor.run(Config(root=root, measure_s=0.05), make_console(pipe))
+    return code, pipe.getvalue()
+
+
+def test_a_working_machine_passes(tmp_path: Path) -> None:
+    code, text = examined(tmp_path / "not" / "there" / "yet")
+    assert code == 0
+    for name in ("Python", "CPU", "memory", "disk", "torch", "matmul", "expert kernel", "W&B"):
+        assert name in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert not (tmp_path / "not").exists(), "looking changes nothing"
+
+
+def test_a_root_that_can_not_be_written_is_fatal(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, text = examined(tmp_path / "file" / "tunnel")
+    assert code == 2
+    assert "! disk: " in text
+    assert "root=DIR" in text
+
+
+def test_little_disk_and_no_compiler_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    code, text = examined(tmp_path)
+    assert code == 0, "a warning stops nobody"
+    assert "! disk: below 2 GiB" in text
+    assert "! C++ compiler: " in text
+
+
+def test_the_matmul_speed_is_a_speed() -> None:
+    slow, fast = (doctor.matmul_flops_per_s(seconds) for seconds in (0.02, 0.2))
+    assert 1e8 < slow < 1e13
+    assert fast >= 0.2 * slow

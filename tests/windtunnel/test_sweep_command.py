@@ -1,0 +1,304 @@
+"""`windtunnel sweep` and `status`: the plan, bad input, what is done, what failed, exit codes."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress
+from sweeps.events import SweepResult
+from sweeps.plan import Plan, read_plan
+from sweeps.store import Store
+from windtunnel import cli
+from windtunnel.commands import sweep as command
+from windtunnel.console import sci
+
+Capture = pytest.CaptureFixture[str]
+SMOKE = "sweep=smoke"
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root whose corpus is prepared, once for all tests here."""
+    root = tmp_path_factory.mktemp("tunnel")
+    assert cli.main(["sweep", SMOKE, f"root={root}", "dry_run=true"]) == 0
+    return root
+
+
+@pytest.fixture
+def root(data_root: Path, tmp_path: Path) -> Path:
+    """A root without runs that shares the prepared corpus."""
+    (tmp_path / "data").symlink_to(data_root / "data")
+    return tmp_path
+
+
+def sweep(root: Path, *words: str) -> int:
+    return cli.main(["sweep", SMOKE, f"root={root}", *words])
+
+
+def use_driver(
+    monkeypatch: pytest.MonkeyPatch, outcome: str, reason: str = "", only: Sequence[int] = ()
+) -> None:
+    """Replace the driver: every run (or those at the places ``only``) ends as ``outcome``."""
+
+    def drive(plan: Plan, store: Store, *args: object, **options: object) -> SweepResult:
+        names = [run.run_id for run in plan.runs]
+        bad = {names[place]: reason for place in (only or range(len(names)))}
+        good = tuple(name for name in names if name not in bad)
+        if outcome == "finished":
+            return SweepResult(finished=tuple(names))
+        if outcome == "unfinished":
+            return SweepResult(finished=good, unfinished=tuple(bad), stopped="asked to stop")
+        return SweepResult(finished=good, **{outcome: bad})
+
+    monkeypatch.setattr(command, "run_sweep", drive)
+
+
+# The plan.
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(root: Path, capsys: Capture) -> None:
+    assert sweep(root, "dry_run=true") == 0
+    text = capsys.readouterr().out
+    assert "Plan of sweep smoke" in text
+    for column in ("params", "active", "tokens", "batch", "steps", "FLOPs", "peak LR", "time"):
+        assert column in text
+    assert "7 runs" in text
+    assert "0 of 7 runs already done" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert sorted(path.name for path in root.iterdir()) == ["data"]
+
+
+def test_axes_from_the_command_line_are_dotted_paths(root: Path, capsys: Capture) -> None:
+    assert sweep(root, "axes.recipe.training.peak_lr_factor=[0.1,0.2]", "dry_run=true") == 0
+    text = capsys.readouterr().out
+    assert "peak_lr_factor=0.1" in text
+    assert "peak_lr_factor=0.2" in text
+    assert "13 runs" in text, "six cells twice, the noise seed once"
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_plan_is_kept_with_the_config_it_was_made_from(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_driver(monkeypatch, "finished")
+    assert sweep(root, "ladder.sizes=2", "threads=2", "tracker=wandb") == 0
+    plan = read_plan(root / "sweeps" / "smoke" / "plan.json")
+    assert plan.config is not None
+    assert plan.config.ladder.sizes == 2
+    assert plan.config.runtime.threads == 2
+    assert plan.config.runtime.tracker.kind == "wandb"
+    assert plan.config.runtime.data_dir == root / "data"
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ladder.sizes=-1"], "ladder: sizes must be positive, got -1"),
+        (["recipe.shape.experts_per_token=33"], "experts_per_token (33) must be <= num_experts"),
+        (["ladder.smallest_flops_per_token=10"], "out of reach"),
+        (["data=tex"], "data=tex: no such option; did you mean text?"),
+        (["data=text"], "data.paths: missing; give it a value"),
+        (["data=text", "data.paths=[/nowhere/*.txt]"], "no file matches '/nowhere/*.txt'"),
+        (["axes={recipe.training.typo:[1]}"], "recipe.training.typo"),
+        (["axes.recipe.name=ling"], "axes.recipe.name: expected a list of values, got 'ling'"),
+        (["ladder.noise_seeds=[0]"], "must differ from each other and from seed"),
+        (["executor=slurmm"], "executor=slurmm: no such option"),
+        (["name=a/b"], "name: 'a/b' must be letters, digits"),
+        (["sequence_length=0"], "sequence_length must be positive"),
+        (["retry=sometimes"], "retry: 'sometimes' is not one of: none, failed, diverged, all"),
+        (["schedule.warmup_frac=0.9"], "schedule: warmup_frac (0.9) and decay_frac (0.2) overlap"),
+        (["data.weights={synthetic:0.5}"], "weights must sum to 1"),
+        (["typo=1"], "typo: unknown field"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(
+    root: Path, words: list[str], message: str, capsys: Capture
+) -> None:
+    assert sweep(root, "dry_run=true", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (bytes(range(256)) * 64, "text")],
+    ids=["empty", "binary"],
+)
+def test_a_corpus_that_is_empty_or_no_text(
+    root: Path, content: bytes, message: str, capsys: Capture
+) -> None:
+    (root / "mine.txt").write_bytes(content)
+    words = ["data=text", f"data.paths=[{root / 'mine.txt'}]"]
+    assert sweep(root / "new", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_root_that_can_not_be_written(root: Path, capsys: Capture) -> None:
+    (root / "file").write_text("in the way")
+    assert sweep(root / "file" / "tunnel") == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "plan.json")
+
+    monkeypatch.setattr(command, "write_plan", full)
+    assert sweep(root) == 3
+    assert "plan.json: no space left. What is finished is kept" in capsys.readouterr().err
+
+
+# How it ends.
+
+
+def test_exit_codes_and_last_words(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    use_driver(monkeypatch, "finished")
+    assert sweep(root) == 0
+    assert "7 of 7 runs done" in capsys.readouterr().out
+    use_driver(monkeypatch, "failed", "it broke", only=[0, 3])
+    assert sweep(root) == 1
+    text = capsys.readouterr().out
+    assert "2 failed; try again with retry=failed:" in text
+    assert text.count(": it broke") == 2
+    assert "5 of 7 runs done." in text
+    use_driver(monkeypatch, "diverged", "loss is nan at step 3", only=[6])
+    assert sweep(root) == 1
+    assert "1 diverged" in capsys.readouterr().out
+    use_driver(monkeypatch, "unfinished", only=[5, 6])
+    assert sweep(root) == 1
+    text = capsys.readouterr().out
+    assert "Stopped: asked to stop." in text
+    assert "2 left; the same command goes on" in text
+
+
+def test_a_sweep_whose_runs_all_failed_is_one_line_and_exit_code_3(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    use_driver(monkeypatch, "failed", "no kernel " * 1000)
+    assert sweep(root) == 3
+    error = capsys.readouterr().err
+    assert "all 7 runs of sweep smoke failed" in error
+    assert error.count("\n") == 1
+    assert len(error) < 600
+
+
+# Status.
+
+
+@pytest.fixture
+def planned(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Plan]:
+    """A plan on disk of which nothing has run."""
+    use_driver(monkeypatch, "unfinished")
+    assert sweep(root) == 1
+    store = Store(root)
+    plan = read_plan(store.plan_path("smoke"))
+    for run in plan.runs:
+        store.create(run.spec)
+    return store, plan
+
+
+def end(store: Store, name: str, outcome: Outcome) -> None:
+    attempt = Attempt.claim(store.run_dir(name), after=0, now=time.time())
+    attempt.end(outcome)
+
+
+def status(store: Store, *words: str) -> int:
+    return cli.main(["status", f"root={store.root}", *words])
+
+
+def test_status_shows_counts_running_failures_and_cost(
+    planned: tuple[Store, Plan], capsys: Capture
+) -> None:
+    store, plan = planned
+    first, second, third = (run.run_id for run in plan.runs[:3])
+    end(store, first, Outcome(status="done", ended=time.time()))
+    claimed = Attempt.claim(store.run_dir(third), after=0, now=time.time())
+    steps = plan.runs[2].spec.train.num_steps
+    progress = Progress(step=steps // 2, num_steps=steps, tokens_per_s=1000.0, loss=3.21)
+    claimed.beat(Heartbeat(beat=1, time=time.time(), phase="training", progress=progress))
+    capsys.readouterr()
+    assert status(store, "sweep=smoke") == 1
+    text = capsys.readouterr().out
+    assert "7 runs, 1 done, 1 running, 5 planned" in text
+    assert f"{steps // 2}/{steps}" in text
+    assert "3.210" in text
+    frac = progress.step / progress.num_steps
+    flops = plan.runs[0].cost.train_flops + frac * plan.runs[2].cost.train_flops
+    assert f"Cost: {sci(flops)} of {sci(plan.train_flops)}" in text
+    assert max(map(len, text.splitlines())) <= 100
+    end(store, second, Outcome(status="failed", reason="it broke", ended=time.time()))
+    (store.run_dir(second) / "log.txt").write_text("earlier\nthe last line of the log\n")
+    assert status(store, "sweep=smoke") == 1
+    text = capsys.readouterr().out
+    assert "1 failed" in text
+    assert f"{second}: it broke" in text
+    assert "| the last line of the log" in text
+
+
+def test_status_exit_code_says_whether_all_is_done(
+    planned: tuple[Store, Plan], capsys: Capture
+) -> None:
+    store, plan = planned
+    assert status(store, "sweep=smoke") == 1
+    for run in plan.runs:
+        end(store, run.run_id, Outcome(status="done", ended=time.time()))
+    capsys.readouterr()
+    assert status(store, "sweep=smoke") == 0
+    assert "All done. Next: windtunnel fit sweep=smoke" in capsys.readouterr().out
+    assert status(store, "sweep=smoke", "watch=true") == 0
+    assert status(store) == 0
+    assert "smoke" in capsys.readouterr().out
+
+
+def test_status_of_a_sweep_that_is_not_there(
+    planned: tuple[Store, Plan], tmp_path: Path, capsys: Capture
+) -> None:
+    store, _ = planned
+    capsys.readouterr()
+    assert status(store, "sweep=smke") == 2
+    assert "no such sweep under" in (error := capsys.readouterr().err)
+    assert "There are: smoke" in error
+    assert status(Store(tmp_path / "empty")) == 1
+    assert "Start one: windtunnel sweep sweep=quickstart" in capsys.readouterr().out
+
+
+# Real runs.
+
+
+@pytest.mark.slow
+def test_a_smoke_sweep_runs_and_a_rerun_trains_nothing(root: Path) -> None:
+    words = ["ladder.sizes=1", "ladder.noise_seeds=[]", f"root={root}"]
+    command = [sys.executable, "-m", "windtunnel.cli", "sweep", SMOKE, *words]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert "2 of 2 runs done, in" in first.stdout
+    assert "\x1b" not in first.stdout, "piped output is plain"
+    plan = read_plan(root / "sweeps" / "smoke" / "plan.json")
+    stamps = {}
+    for run in plan.runs:
+        record = json.loads((root / "runs" / run.run_id / "record.json").read_text())
+        assert record["status"] == "done"
+        assert f"loss {record['loss_nats']:.4f} nats" in first.stdout
+        stamps[run.run_id] = (root / "runs" / run.run_id / "record.json").stat().st_mtime_ns
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "2 of 2 runs already done; nothing was trained." in again.stdout
+    for name, stamp in stamps.items():
+        assert (root / "runs" / name / "record.json").stat().st_mtime_ns == stamp
