@@ -19,7 +19,14 @@ from model.errors import ConfigError
 from model.files import read_json, whole_folder, write_file, write_json
 from model.hf_config import from_published_config, to_published_config
 from model.hf_layout import OurTensor, Piece, layout
-from model.tensor_files import Readable, TensorHeader, TensorOnDisk, open_tensors, write_tensors
+from model.tensor_files import (
+    OnBytes,
+    Readable,
+    TensorHeader,
+    TensorOnDisk,
+    open_tensors,
+    write_tensors,
+)
 from model.transformer import Transformer, build_model
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -47,11 +54,17 @@ class ExportOptions:
 
 
 def export_checkpoint(
-    config: ModelConfig, tensors: Mapping[str, Readable], folder: Path, options: ExportOptions
+    config: ModelConfig,
+    tensors: Mapping[str, Readable],
+    folder: Path,
+    options: ExportOptions,
+    *,
+    on_bytes: OnBytes = lambda _: None,
 ) -> None:
     """Write ``tensors`` (a state dict, in memory or on disk) as a published checkpoint.
 
-    ``folder`` must not exist; it appears whole at the end or not at all.
+    ``folder`` must not exist; it appears whole at the end or not at all. ``on_bytes`` is told of
+    the bytes just written.
 
     Raises:
         ConfigError: for a missing, surplus or misshapen tensor, or a model that the published
@@ -77,7 +90,7 @@ def export_checkpoint(
                 _cut(tensors[tensor.name], piece).to(headers[piece.published].dtype)
                 for tensor, piece in shard
             )
-            write_tensors(unfinished / name, headers, parts, {"format": "pt"})
+            write_tensors(unfinished / name, headers, parts, on_bytes)
             weight_map |= dict.fromkeys(headers, name)
         total = sum(_header(t, piece, options).num_bytes for shard in shards for t, piece in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -55,8 +55,6 @@ class PublishedConfig:
     use_qkv_bias: Literal[False] = False
     tie_word_embeddings: Literal[False] = False
     norm_head: Literal[False] = False
-    quantization_config: None = None
-    """FP8 checkpoints must be converted to bf16 first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +94,10 @@ def from_published_config(published: Mapping[str, Any], where: str = "config.jso
     require(
         ARCHITECTURE in read.architectures,
         f"{where}.architectures: {list(read.architectures)}; only {ARCHITECTURE} can be read",
+    )
+    require(
+        published.get("quantization_config") is None,
+        f"{where}.quantization_config: quantised weights can't be read; convert them to bf16 first",
     )
     moe = None
     if read.num_experts is not None:
@@ -175,8 +177,6 @@ def to_published_config(
         initializer_range=config.init_std,
     )
     plain = to_plain(published)
-    for name in ("norm_head", "quantization_config"):  # told by their presence alone
-        del plain[name]
     if config.moe is None:
         plain["first_k_dense_replace"] = config.num_layers
     else:

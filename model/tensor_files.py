@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,8 @@ from model.errors import ConfigError
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+
+OnBytes = Callable[[int], None]
 
 
 class Readable(Protocol):
@@ -69,8 +71,10 @@ class TensorHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def open_tensors(path: Path) -> dict[str, TensorOnDisk]:
+def open_tensors(path: Path, prefix: str = "") -> dict[str, TensorOnDisk]:
     """The tensors of a safetensors file, none of them read yet.
+
+    With ``prefix`` only those whose name begins with it, under the rest of their name.
 
     Raises:
         ConfigError: for a file that is absent, cut short, or of another type than float32 and
@@ -86,13 +90,17 @@ def open_tensors(path: Path) -> dict[str, TensorOnDisk]:
         ) from None
     tensors = {}
     for name in handle.keys():  # noqa: SIM118 - a file handle, not a mapping
+        if not name.startswith(prefix):
+            continue
         part = handle.get_slice(name)
         if part.get_dtype() not in _DTYPES:
             raise ConfigError(
                 f"{path}: {name} is {part.get_dtype()}; only {', '.join(_DTYPES)} can be read"
             )
         dtype = _DTYPES[part.get_dtype()]
-        tensors[name] = TensorOnDisk(path, name, tuple(part.get_shape()), dtype, handle)
+        tensors[name.removeprefix(prefix)] = TensorOnDisk(
+            path, name, tuple(part.get_shape()), dtype, handle
+        )
     return tensors
 
 
@@ -100,7 +108,7 @@ def write_tensors(
     path: Path,
     headers: Mapping[str, TensorHeader],
     parts: Iterable[Tensor],
-    metadata: Mapping[str, str],
+    on_bytes: OnBytes = lambda _: None,
 ) -> None:
     """Write a safetensors file while ``parts`` is being made, and fsync it.
 
@@ -108,9 +116,9 @@ def write_tensors(
         path: the new file.
         headers: every tensor in the order of its bytes.
         parts: the elements in that order, cut anywhere; each already of its tensor's type.
-        metadata: text entries of the header.
+        on_bytes: told of the bytes just written, after every part.
     """
-    described: dict[str, Any] = {"__metadata__": dict(metadata)}
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # as the library marks torch's
     end = 0
     for name, header in headers.items():
         start, end = end, end + header.num_bytes
@@ -123,7 +131,8 @@ def write_tensors(
     text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8 bytes
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.writelines(_bytes(part) for part in parts)
+        for part in parts:
+            on_bytes(file.write(_bytes(part)))
         written = file.tell() - 8 - len(text)
         assert written == end, f"{path}: {written} bytes for tensors of {end}"
         file.flush()

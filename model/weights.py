@@ -1,15 +1,21 @@
-"""A model's weights as a folder of our own: ``model.json`` and ``weights.safetensors``."""
+"""A model's weights on disk: a folder of our own, and those inside a run's checkpoint.
+
+FOLDER/model.json            the ModelConfig
+FOLDER/weights.safetensors   the state dict
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.errors import ConfigError
 from model.files import read_json, whole_folder, write_json
-from model.tensor_files import TensorHeader, TensorOnDisk, open_tensors, write_tensors
+from model.tensor_files import OnBytes, TensorHeader, TensorOnDisk, open_tensors, write_tensors
 from model.typed import build, to_plain
 
 CONFIG_NAME = "model.json"
@@ -21,11 +27,13 @@ def write_weights(
     config: ModelConfig,
     headers: Mapping[str, TensorHeader],
     parts: Iterable[Tensor],
+    *,
+    on_bytes: OnBytes = lambda _: None,
 ) -> None:
     """Write a state dict while its ``parts`` are being made; the folder appears whole or not."""
     with whole_folder(folder) as unfinished:
         write_json(unfinished / CONFIG_NAME, to_plain(config))
-        write_tensors(unfinished / WEIGHTS_NAME, headers, parts, {"format": "pt"})
+        write_tensors(unfinished / WEIGHTS_NAME, headers, parts, on_bytes)
 
 
 def open_weights(folder: Path) -> tuple[ModelConfig, dict[str, TensorOnDisk]]:
@@ -33,3 +41,20 @@ def open_weights(folder: Path) -> tuple[ModelConfig, dict[str, TensorOnDisk]]:
     where = folder / CONFIG_NAME
     config = build(ModelConfig, read_json(where), where=str(where))
     return config, open_tensors(folder / WEIGHTS_NAME)
+
+
+def open_checkpoint_weights(checkpoint: Path) -> dict[str, TensorOnDisk]:
+    """The weights inside a run's checkpoint (:mod:`model.training.checkpoint`), none read yet.
+
+    The file is held against its hash first, in pieces: unlike a resuming run this needs none of
+    the optimizer's tensors, which are twice as large.
+    """
+    path = checkpoint / "tensors.safetensors"
+    expected = read_json(checkpoint / "state.json").get("tensors_sha256")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ConfigError(
+            f"{path}: does not match its hash in state.json; choose another checkpoint"
+        )
+    return open_tensors(path, prefix="model.")
