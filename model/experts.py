@@ -34,7 +34,9 @@ def routed_experts(
     Returns:
         [T, D] in the type of ``x_TD``; the sum over K is taken in float32.
     """
-    choice = select(x_TD.dtype, x_TD.shape[1], w_down.shape[1], kernel)
+    choice = select(
+        x_TD.dtype, x_TD.shape[1], w_down.shape[1], device=x_TD.device.type, kernel=kernel
+    )
     return KERNELS[choice.name](x_TD, expert_TK, gate_TK, w_gate_up, w_down)
 
 
@@ -49,12 +51,16 @@ class RoutedExperts(nn.Module):
         self.kernel = kernel
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """The routed experts' answer [T, D]."""
-        return routed_experts(
-            x_TD,
+        """The routed experts' answer [T, D], computed in autocast's type where that is on."""
+        dtype, device = x_TD.dtype, x_TD.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        y_TD = routed_experts(
+            x_TD.to(dtype),
             routing.expert_TK,
             routing.gate_TK,
-            self.w_gate_up.to(x_TD.dtype),
-            self.w_down.to(x_TD.dtype),
+            self.w_gate_up.to(dtype),
+            self.w_down.to(dtype),
             kernel=self.kernel,
         )
+        return y_TD.to(x_TD.dtype)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.errors import ConfigError
+from model.kernels import cpu
+from model.kernels.compiled import NoCompiledKernel, load_library
 from model.kernels.grouped import grouped
 from model.kernels.reference import reference
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-KERNELS: dict[str, Kernel] = {"reference": reference, "grouped": grouped}
+KERNELS: dict[str, Kernel] = {
+    "reference": reference,
+    "grouped": grouped,
+    "cpu": cpu.routed_experts,
+}
 
 
 class Choice(NamedTuple):
@@ -24,16 +31,40 @@ class Choice(NamedTuple):
     reason: str
 
 
-def select(dtype: torch.dtype, width: int, expert_width: int, kernel: str | None = None) -> Choice:
-    """The fastest kernel that can do this, or the one asked for by name."""
+@cache
+def select(
+    dtype: torch.dtype,
+    width: int,
+    expert_width: int,
+    *,
+    device: str = "cpu",
+    kernel: str | None = None,
+) -> Choice:
+    """The fastest kernel that can do this, or the one asked for by name.
+
+    Args:
+        dtype: of the tokens and the weights.
+        width: of the model.
+        expert_width: inner width of an expert.
+        device: its type, "cpu" or "cuda".
+        kernel: a name from ``KERNELS``; None chooses.
+    """
     if kernel is not None:
         if kernel not in KERNELS:
             raise ConfigError(f"kernel {kernel!r} is not one of: {', '.join(KERNELS)}")
         return Choice(kernel, "asked for by name")
     if dtype == torch.float64:
-        return Choice("reference", "grouped_mm has no float64")
-    size = dtype.itemsize
+        return Choice("reference", "only the plain loop computes in float64")
+    without_compiled = ""
+    if device == "cpu" and dtype == torch.float32:
+        try:
+            load_library()
+        except NoCompiledKernel as error:
+            without_compiled = f"; {error}"
+        else:
+            return Choice("cpu", "compiled for this machine")
     for name, value in (("hidden_size", width), ("expert_width", expert_width)):
-        if value * size % 16:
-            return Choice("reference", f"grouped_mm needs rows of 16 bytes; {name} is {value}")
-    return Choice("grouped", "grouped_mm takes this type and these widths")
+        if value * dtype.itemsize % 16:
+            reason = f"grouped_mm needs rows of a multiple of 16 bytes, {name} is {value}"
+            return Choice("reference", reason + without_compiled)
+    return Choice("grouped", f"grouped_mm takes {dtype} and these widths{without_compiled}")
