@@ -73,6 +73,10 @@ class ShapeRecipe:
     qk_norm: bool
     mtp_depth: int
     init_std: float
+    """Of a model of ``init_width`` and of wider ones (Ling: 0.006 from width 2048 on)."""
+    init_width: int
+    """Narrower models get init_std · sqrt(init_width / width), which keeps the size of a layer's
+    output. At width 48 that is 0.039, and 0.15 nats better than 0.006 (LOG.md, 2026-11-23)."""
     dense: bool = False
     """A dense model of equal active width in place of experts (the baseline of leverage)."""
 
@@ -85,6 +89,7 @@ class ShapeRecipe:
             min_layers=self.min_layers,
             dense_width_ratio=self.dense_width_ratio,
             granularity=self.granularity,
+            init_width=self.init_width,
             expert_width_multiple=self.expert_width_multiple,
         )
         for name in ("rotary_frac", "dense_layer_frac"):
@@ -241,7 +246,7 @@ def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelCo
         moe=None if recipe.dense else moe,
         num_dense_layers=0 if recipe.dense else _nearest(num_layers * recipe.dense_layer_frac),
         mtp_depth=recipe.mtp_depth,
-        init_std=recipe.init_std,
+        init_std=recipe.init_std * math.sqrt(max(1.0, recipe.init_width / width)),
     )
 
 
