@@ -198,8 +198,6 @@ def _help() -> str:
 def _docstring(verb: str) -> str:
     """A verb's docstring, read without importing what the module imports."""
     path = Path(__file__).with_name("commands") / f"{verb}.py"
-    if not path.exists():
-        return ""
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 

@@ -43,9 +43,17 @@ def plan_table(plan: Plan, status: SweepStatus) -> Table:
                 duration(run.cost.wall_s),
             ]
         )
-    made = table(columns, rows, title=f"Plan of sweep {plan.name}", left=left)
+    made = table(columns, rows, title=f"Plan of {plan.name}", left=left)
     tokens = sum(run.spec.train.tokens for run in plan.runs)
-    totals = [f"{len(plan.runs)} runs", *[""] * (left - 1), "", "", si(tokens), "", ""]
+    totals = [
+        f"{len(plan.runs)} run{'s' * (len(plan.runs) > 1)}",
+        *[""] * (left - 1),
+        "",
+        "",
+        si(tokens),
+        "",
+        "",
+    ]
     made.add_section()
     made.add_row(*totals, sci(plan.train_flops), "", duration(plan.worker_s))
     return made

@@ -66,7 +66,7 @@ def use_driver(
 def test_a_dry_run_shows_the_plan_and_starts_nothing(root: Path, capsys: Capture) -> None:
     assert sweep(root, "dry_run=true") == 0
     text = capsys.readouterr().out
-    assert "Plan of sweep smoke" in text
+    assert "Plan of smoke" in text
     for column in ("params", "active", "tokens", "batch", "steps", "FLOPs", "peak LR", "time"):
         assert column in text
     assert "7 runs" in text
