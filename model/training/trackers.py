@@ -149,13 +149,14 @@ def open_mirror(
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     """One level: domains and layers become part of the name, ``max_vio/layer2``."""
     values: dict[str, Any] = {}
-    layers = line.get("layers", [])
+    layers = line.get("layers", ())
     for key, value in line.items():
+        if key in ("kind", "step", "layers"):
+            continue
         if isinstance(value, Mapping):
             values |= {f"{key}/{inner}": item for inner, item in flat(value).items()}
         elif isinstance(value, list | tuple):
             values |= {f"{key}/layer{n}": v for n, v in zip(layers, value, strict=False)}
-        elif key != "kind":
+        else:
             values[key] = value
-    values.pop("step", None)
     return values

@@ -1,0 +1,150 @@
+"""The metrics file: whole lines only; and a mirror that may break without being noticed."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from model.training.config import JsonlTracker, WandbTracker
+from model.training.trackers import MetricsFile, NoMirror, WandbMirror, flat, open_mirror
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_are_appended_and_cut_back_to_an_offset(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    file.write({"step": 1, "loss": 0.1})
+    offset = file.synced_offset()
+    file.write({"step": 2, "loss": 1 / 3})
+    file.close()
+    with path.open("ab") as torn:
+        torn.write(b'{"step": 3, "lo')  # a kill in the middle of a line
+
+    again = MetricsFile(path, offset)
+    again.write({"step": 2, "loss": 1 / 3})
+    again.close()
+
+    assert lines(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 1 / 3}]
+
+
+def test_each_line_is_there_as_soon_as_it_is_written(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    for step in range(3):
+        file.write({"step": step})
+        assert len(lines(tmp_path / "metrics.jsonl")) == step + 1
+    file.close()
+
+
+def test_a_number_that_is_none_is_refused(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        file.write({"loss": float("nan")})
+    file.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_flat_names_layers_and_domains():
+    line = {
+        "kind": "train",
+        "step": 3,
+        "lr": 0.1,
+        "layers": (1, 2),
+        "max_vio": [0.5, 0.25],
+        "by_domain": {"code": {"loss_nats": 2.0}},
+    }
+    assert flat(line) == {
+        "lr": 0.1,
+        "max_vio/layer1": 0.5,
+        "max_vio/layer2": 0.25,
+        "by_domain/code/loss_nats": 2.0,
+    }
+
+
+class FakeRun:
+    def __init__(self, fails_at=()):
+        self.fails_at, self.logged, self.summary, self.is_finished = fails_at, [], self, False
+
+    def log(self, values, step):
+        if "log" in self.fails_at:
+            raise RuntimeError("no connection")
+        self.logged.append((step, values))
+
+    def update(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.is_finished = True
+        if "finish" in self.fails_at:
+            raise OSError("gone")
+
+
+def install(monkeypatch, init):
+    fake = types.ModuleType("wandb")
+    fake.init = init
+    fake.Settings = dict
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+
+
+def test_a_resumed_run_goes_on_under_its_id(tmp_path, monkeypatch):
+    calls = []
+    run = FakeRun()
+    install(monkeypatch, lambda **arguments: calls.append(arguments) or run)
+
+    first = open_mirror(WandbTracker(), tmp_path, "", {})
+    first.log({"kind": "train", "step": 1, "lr": 0.5})
+    first.summary({"loss_nats": 2.0})
+    first.close()
+    second = open_mirror(WandbTracker(), tmp_path, first.id, {})
+
+    assert first.id == second.id != ""
+    assert [c["id"] for c in calls] == [first.id] * 2
+    assert {c["resume"] for c in calls} == {"allow"}
+    assert {c["mode"] for c in calls} == {"offline"}
+    assert run.logged == [(1, {"lr": 0.5}), {"loss_nats": 2.0}]
+    assert run.is_finished
+
+
+def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, monkeypatch, caplog):
+    def refuse(**_):
+        raise ConnectionError("no network")
+
+    install(monkeypatch, refuse)
+    mirror = WandbMirror(WandbTracker(), tmp_path, "id", {})
+    mirror.log({"step": 1})
+    mirror.summary({})
+    mirror.close()
+    assert "W&B did not start (no network); the run goes on" in caplog.text
+
+    run = FakeRun(fails_at=("log",))
+    install(monkeypatch, lambda **_: run)
+    mirror = WandbMirror(WandbTracker(), tmp_path, "id", {})
+    caplog.clear()
+    for step in range(3):
+        mirror.log({"step": step})
+    mirror.close()
+    assert caplog.text.count("W&B") == 1
+
+    run = FakeRun(fails_at=("finish",))
+    install(monkeypatch, lambda **_: run)
+    WandbMirror(WandbTracker(), tmp_path, "id", {}).close()
+    assert "does not finish (gone)" in caplog.text
+
+
+def test_a_machine_without_wandb_trains_all_the_same(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+
+    WandbMirror(WandbTracker(), tmp_path, "id", {}).log({"step": 1})
+
+    assert "W&B did not start" in caplog.text
+
+
+def test_without_a_mirror_nobody_is_told(tmp_path):
+    mirror = open_mirror(JsonlTracker(), tmp_path, "", {})
+    assert isinstance(mirror, NoMirror)
+    mirror.log({"step": 1})
+    mirror.summary({})
+    mirror.close()
