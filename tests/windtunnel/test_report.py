@@ -1,0 +1,396 @@
+"""The report: stands alone, repeats what was measured, escapes everything, says what is missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from analysis.plots import Evidence, draw_all
+from model.errors import ConfigError
+from windtunnel.commands import report
+from windtunnel.report.content import Content, gather
+from windtunnel.report.page import render
+
+HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
+LONG = "x" * 10_000
+VOID = {"meta", "link", "br", "hr", "img", "input", "base", "wbr"}
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium or Chrome here: the page was not opened in a browser"
+)
+
+
+class Page(HTMLParser):
+    """The page parsed strictly: every tag closed in order, every attribute kept."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} repeats an attribute"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+    def text(self) -> str:
+        """What a reader sees, white space squeezed."""
+        shown = (data for tag, data in self.texts if tag not in ("script", "style"))
+        return " ".join(" ".join(shown).split())
+
+
+def page_of(root: Path, change: Callable[[Content], Content] = lambda content: content) -> str:
+    content = change(gather("quickstart", root, made_at="2026-11-23", version="0"))
+    return render(content, draw_all(content.evidence))
+
+
+def words_of(root: Path) -> str:
+    """What a reader reads; the figures, which take most of the time, are left out."""
+    content = gather("quickstart", root, made_at="2026-11-23", version="0")
+    return Page(render(content, draw_all(Evidence(records=())))).text()
+
+
+def chart_of(text: str) -> Any:
+    found = re.search(
+        r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL
+    )
+    assert found is not None
+    return json.loads(found[1])
+
+
+@pytest.fixture(scope="module")
+def html(finished: Any) -> str:
+    return page_of(finished.root)
+
+
+@pytest.fixture
+def started(known_sweep: ModuleType, finished: Any, tmp_path: Path) -> Any:
+    """A root of its own with the same plan and no run, to do anything to."""
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root / "data", root / "data")
+    return root, known_sweep.make(root)
+
+
+def test_the_page_is_well_formed_and_every_id_is_unique(html: str) -> None:
+    page = Page(html)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    anchors = {attributes["href"] for tag, attributes in page.tags if tag in ("a", "use")}
+    for anchor in anchors:
+        assert anchor is not None
+        assert anchor.startswith("data:") or anchor[1:] in ids
+
+
+def test_the_page_loads_nothing(html: str) -> None:
+    page = Page(html)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "img", "base")
+        assert "src" not in attributes
+        assert attributes.get("href", "#")[:1] in ("#", "d")  # type: ignore[index]
+    css = "".join(data for tag, data in page.texts if tag == "style")
+    assert "@import" not in css
+    assert "url(" not in css
+    assert "default-src 'none'" in html
+    scripts = "".join(data for tag, data in page.texts if tag == "script")
+    for door in ("fetch(", "XMLHttpRequest", "WebSocket", "import(", "sendBeacon", "innerHTML"):
+        assert door not in scripts
+
+
+def test_the_chart_holds_every_run_and_the_registered_forecast(html: str, finished: Any) -> None:
+    chart = chart_of(html)["views"][0]
+    found = {p["id"]: (p["flops"], p["tokens"], p["loss"], p["rung"]) for p in chart["points"]}
+    assert len(chart["points"]) == len(finished.records)
+    assert found == {
+        r.run_id: (r.train_flops, r.tokens, r.loss_nats, r.rung) for r in finished.records
+    }
+    forecast = finished.promotion.forecast
+    assert chart["promoted"]["loss"] == forecast.value
+    assert (chart["promoted"]["low"], chart["promoted"]["high"]) == (forecast.low, forecast.high)
+    assert chart["promoted"]["measured"] == finished.outcome.loss_nats
+    held = {p["id"] for p in chart["points"] if p["use"] == "held"}
+    assert held == {point.label for point in finished.study.holdouts[-1].points}
+
+
+def test_every_planned_run_is_a_row_of_the_table(html: str, finished: Any) -> None:
+    rows = [
+        attributes["data-run"] for tag, attributes in Page(html).tags if "data-run" in attributes
+    ]
+    assert sorted(rows) == sorted(run.run_id for run in finished.plan.runs)  # type: ignore[type-var]
+
+
+def test_the_answer_tells_forecast_interval_outcome_and_every_gate(
+    html: str, finished: Any
+) -> None:
+    text, promotion = Page(html).text(), finished.promotion
+    forecast, measured = promotion.forecast, finished.outcome.loss_nats
+    assert f"{forecast.value:.4f}" in text
+    assert f"{forecast.low:.4f} to {forecast.high:.4f}" in text
+    verdict = "inside" if forecast.low <= measured <= forecast.high else "OUTSIDE"
+    assert f"Measured {measured:.4f}: {verdict} the interval" in text
+    for gate in promotion.gates:
+        assert f"{'passed' if gate.passed else 'failed'} {gate.name}" in text
+
+
+def test_an_outside_result_is_shown_as_such(
+    known_sweep: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root, root, symlinks=True)
+    (root / "ledger.jsonl").unlink()
+    shutil.rmtree(root / "runs" / finished.promotion.run_id)
+    missed = replace(finished.outcome, loss_nats=finished.promotion.forecast.high * 1.1)
+    known_sweep.launch(root, finished.promotion, missed)
+    text = words_of(root)
+    assert f"Measured {missed.loss_nats:.4f}: OUTSIDE the interval" in text
+    assert "0 of 1 measured losses lie inside" in text
+
+
+def test_coefficients_stand_with_their_intervals(html: str, finished: Any) -> None:
+    text = Page(html).text()
+    for fit in (finished.study.surface, finished.study.compute_law):
+        exponent = fit.coefficients["alpha" if "alpha" in fit.coefficients else "b"]
+        assert f"{exponent.value:.4g} {exponent.low:.4g} to {exponent.high:.4g}" in text
+
+
+def test_hostile_text_is_shown_and_never_run(finished: Any, html: str) -> None:
+    name = HOSTILE + LONG
+
+    def poison(content: Content) -> Content:
+        evidence = content.evidence
+        records = tuple(replace(r, rung=name + r.rung) for r in evidence.records)
+        rows = tuple(
+            replace(row, run_id=name, rung=name, reason=name, variant=name, use=name, role=name)
+            for row in content.runs
+        )
+        return replace(
+            content,
+            sweep=name,
+            version=name,
+            runs=rows,
+            evidence=replace(evidence, records=records),
+            problems=(name,),
+            protocol=((name, name),),
+            provenance=((name, name),),
+        )
+
+    text = page_of(finished.root, poison)
+    page, sound = Page(text), Page(html)
+    assert page.count("script") == sound.count("script")
+    assert page.count("img") == 0
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    assert "<script>document" not in text
+    assert page.text().count(HOSTILE.replace("`", "")[:30]) > 20
+    assert chart_of(text)["rungs"][0]["name"].startswith(HOSTILE)
+    assert next(a["title"] for _, a in page.tags if "data-run" not in a and "title" in a) == name
+
+
+def test_before_the_first_run_every_section_says_what_to_do(started: Any) -> None:
+    root, _ = started
+    text = Page(page_of(root)).text()
+    assert "no run has finished" in text
+    assert "windtunnel sweep sweep=quickstart" in text
+    assert "No run has finished yet, so there is nothing to draw." in text
+    assert "No forecast has been registered yet" in text
+
+
+def test_a_sweep_whose_runs_all_failed_lists_their_reasons(
+    started: Any, known_sweep: ModuleType
+) -> None:
+    root, plan = started
+    for number, run in enumerate(plan.runs):
+        known_sweep.fail(root, run.spec, f"out of memory at step {number}")
+    text = words_of(root)
+    assert f"{len(plan.runs)} runs failed or diverged" in text
+    for number in range(len(plan.runs)):
+        assert f"out of memory at step {number}" in text
+
+
+def test_without_a_fit_the_runs_are_shown_and_the_next_command_is_named(
+    started: Any, known_sweep: ModuleType
+) -> None:
+    root, plan = started
+    known_sweep.finish_all(root, plan)
+    html = page_of(root)
+    assert "windtunnel fit sweep=quickstart" in Page(html).text()
+    chart = chart_of(html)["views"][0]
+    assert chart["law"] is None
+    assert len(chart["points"]) == len(plan.runs)
+
+
+def test_a_fit_older_than_its_runs_is_called_so(started: Any, known_sweep: ModuleType) -> None:
+    root, plan = started
+    late = plan.runs[-1]
+    for run in plan.runs[:-1]:
+        known_sweep.finish(root, run.spec, known_sweep.measured(run.spec))
+    known_sweep.fit(root, plan)
+    known_sweep.finish(root, late.spec, known_sweep.measured(late.spec))
+    text = words_of(root)
+    assert "The fit is older than 1 finished" in text
+    assert "No configuration has been promoted from this sweep yet" in text
+
+
+def test_an_altered_promotion_is_named_and_not_believed(finished: Any, tmp_path: Path) -> None:
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root, root, symlinks=True)
+    path = root / "promotions" / f"{finished.promotion.id}.yaml"
+    path.write_text(path.read_text().replace("level: 0.9", "level: 0.5"))
+    text = words_of(root)
+    assert "altered after it was made" in text
+    assert "No configuration has been promoted from this sweep yet" in text
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page_and_every_figure(finished: Any, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    config = report.Config(root=finished.root, sweep="quickstart", out=tmp_path / "out")
+    assert report.run(config, Console(file=screen, width=200)) == 0
+    assert str(tmp_path / "out" / "index.html") in screen.getvalue()
+    assert "No figure recipe: This sweep varied neither" in screen.getvalue()
+    Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    names = {path.stem for path in (tmp_path / "out").glob("*.svg")}
+    assert {"loss_compute", "isoflop", "contours", "expert_load"} <= names
+    for name in names:
+        ElementTree.parse(tmp_path / "out" / f"{name}.svg")
+        for suffix in ("png", "pdf", "csv"):
+            assert (tmp_path / "out" / f"{name}.{suffix}").stat().st_size > 0
+
+
+def test_an_unknown_sweep_is_one_sentence(finished: Any, tmp_path: Path) -> None:
+    config = report.Config(root=finished.root, sweep="nope", out=None)
+    with pytest.raises(ConfigError, match=r"no such sweep.*quickstart"):
+        report.run(config, Console(file=io.StringIO()))
+
+
+# ---- in a real browser --------------------------------------------------------------------------
+
+
+def opened(text: str, folder: Path, act: str = "") -> Page:
+    """The page after Chromium ran it and ``act``, a script of the test's; no request may leave."""
+    assert CHROMIUM is not None
+    path = folder / "page.html"
+    watch = (
+        "<script>window.troubles = [];"
+        "addEventListener('error', (e) => troubles.push(e.message));"
+        "addEventListener('securitypolicyviolation', (e) => troubles.push(e.blockedURI));"
+        "</script>"
+    )
+    tell = (
+        f"<script>addEventListener('load', () => {{ {act};"
+        "document.body.dataset.troubles = JSON.stringify(troubles);"
+        "document.body.dataset.loaded = JSON.stringify("
+        "performance.getEntriesByType('resource').map((entry) => entry.name)); });</script>"
+    )
+    path.write_text(text.replace("<head>", "<head>" + watch).replace("</body>", tell + "</body>"))
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1200,900",
+        "--virtual-time-budget=2000",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--dump-dom",
+        f"file://{path}",
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    page = Page(shown.stdout.replace("<!DOCTYPE html>", ""))
+    body = next(attributes for tag, attributes in page.tags if tag == "body")
+    assert json.loads(body["data-troubles"] or "null") == []
+    assert json.loads(body["data-loaded"] or "null") == []
+    return page
+
+
+@needs_chromium
+def test_the_browser_draws_every_run_sorts_the_table_and_switches_the_theme(
+    html: str, finished: Any, tmp_path: Path
+) -> None:
+    act = """
+      document.getElementById('theme').click();
+      const head = [...document.querySelectorAll('#runs-table thead th')]
+        .findIndex((cell) => cell.textContent.startsWith('Loss'));
+      document.querySelectorAll('#runs-table thead th button')[head].click();
+      document.body.dataset.order = JSON.stringify(
+        [...document.querySelectorAll('#runs-table tbody tr')].map((row) => row.dataset.run));
+      const stage = document.querySelector('.chart-stage');
+      stage.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }));
+      document.body.dataset.tip = stage.querySelector('.tip').textContent;
+    """
+    page = opened(html, tmp_path, act)
+    dots = [a["data-run"] for tag, a in page.tags if tag in ("circle", "path") and "data-run" in a]
+    assert sorted(dots) == sorted(record.run_id for record in finished.records)  # type: ignore[type-var]
+    assert sum(a.get("class") == "measured" for _, a in page.tags) == 1
+    root = next(attributes for tag, attributes in page.tags if tag == "html")
+    assert root["data-theme"] == "dark"
+    body = next(attributes for tag, attributes in page.tags if tag == "body")
+    by_loss = sorted(finished.records, key=lambda record: record.loss_nats)
+    assert json.loads(body["data-order"] or "") == [record.run_id for record in by_loss]
+    assert (body["data-tip"] or "").startswith(dots[0] or "")
+
+
+@needs_chromium
+def test_hostile_names_show_as_text_in_the_browser(finished: Any, tmp_path: Path) -> None:
+    def poison(content: Content) -> Content:
+        records = tuple(
+            replace(r, rung=HOSTILE + r.rung, run_id=HOSTILE + LONG + r.run_id)
+            for r in content.evidence.records
+        )
+        rows = tuple(replace(row, run_id=HOSTILE + LONG, reason=HOSTILE) for row in content.runs)
+        evidence = replace(content.evidence, records=records, study=None)
+        return replace(content, runs=rows, evidence=evidence)
+
+    act = """
+      const stage = document.querySelector('.chart-stage');
+      stage.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }));
+      document.body.dataset.tip = stage.querySelector('.tip').textContent;
+      document.body.dataset.title = document.title;
+      document.body.dataset.wide = document.documentElement.scrollWidth - innerWidth;
+    """
+    page = opened(page_of(finished.root, poison), tmp_path, act)
+    body = next(attributes for tag, attributes in page.tags if tag == "body")
+    assert "owned" not in (body["data-title"] or "")
+    assert (body["data-tip"] or "").startswith(HOSTILE)
+    assert int(body["data-wide"] or "1") <= 0
+    assert page.count("img") == 0
