@@ -360,8 +360,10 @@ def test_a_killed_export_leaves_no_target(tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         monkeypatch.setattr(hf, "write_json", write_and_die)
-        export_checkpoint(TINY, state, tmp_path / "out", FP32)
-        os._exit(0)
+        try:
+            export_checkpoint(TINY, state, tmp_path / "out", FP32)
+        finally:
+            os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     (left,) = tmp_path.iterdir()

@@ -24,7 +24,7 @@ import torch
 
 from model.balance import RoutingRequest
 from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig
-from model.hf import ExportOptions, export_checkpoint
+from model.hf import ExportOptions, export_checkpoint, open_checkpoint
 from model.transformer import build_model
 
 FOLDER = os.environ.get("WINDTUNNEL_BAILING_DIR")
@@ -122,6 +122,35 @@ def test_parity(published, name, seed, tmp_path):
     assert figures.get("mtp logits", 0.0) < LOGITS_RELATIVE
     assert figures["gates"] < GATES_ABSOLUTE
     assert figures["loss"] < LOSS_RELATIVE
+
+
+def test_a_checkpoint_that_the_published_code_saved_is_read(published, tmp_path):
+    ours = skewed_model(BASE, 0)
+    theirs = load_published(published, ours, BASE, tmp_path / "checkpoint", 48)
+    theirs.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    checkpoint = open_checkpoint(tmp_path / "saved")
+    assert checkpoint.config == BASE
+    loaded = checkpoint.load().state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_transformers_loads_the_folder_as_remote_code(tmp_path, monkeypatch):
+    """By trust_remote_code, from the export alone, with no network."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    ours = skewed_model(BASE, 0)
+    options = ExportOptions(
+        dtype=torch.float32, max_positions=48, eos_token_id=95, code_dir=Path(FOLDER)
+    )
+    export_checkpoint(BASE, ours.state_dict(), tmp_path / "out", options)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, torch_dtype=torch.float32
+    )
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        assert relative(ours.logits(tokens)[0], theirs(input_ids=tokens).logits) < LOGITS_RELATIVE
 
 
 def skewed_model(config, seed):
