@@ -67,14 +67,23 @@ class Allocated:
     """The surface's recommendation for an aim, before it is snapped to a shape that exists."""
 
     law: str
+    """How the optimum was found, in words."""
     optimum: Optimum
     """M and D of least loss at the aim's compute, or at the compute its size or tokens are optimal
     for."""
     flops_per_token: float
     """M to build: the optimum's, or one held to the declared range."""
     train_flops: float
+    fixed_tokens: int | None
+    """Where the aim fixes them; elsewhere the tokens follow the compute."""
     note: str
     """Why not the optimum; empty when it is used."""
+
+    def tokens_at(self, flops_per_token: float) -> float:
+        """Tokens for a shape near the chosen size."""
+        if self.fixed_tokens is not None:
+            return self.fixed_tokens
+        return self.train_flops / flops_per_token
 
 
 def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: float) -> Allocated:
@@ -108,10 +117,11 @@ def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: f
     tokens = used if aim.flops_per_token is not None else aim.tokens
     flops = size * tokens if tokens is not None else best.flops
     return Allocated(
-        law=f"optimum of {_formula(law)}",
+        law="least loss of the fitted L(M, D)",
         optimum=best,
         flops_per_token=size,
         train_flops=flops,
+        fixed_tokens=aim.tokens,
         note=note,
     )
 
@@ -159,5 +169,6 @@ def _declared_range(points: Points, aim: Aim, size_range: SizeRange) -> tuple[fl
     return min(ends), max(ends)
 
 
-def _formula(law: LossSurface) -> str:
+def formula(law: LossSurface) -> str:
+    """The surface in numbers."""
     return f"{law.E:.3g} + {law.A:.3g}/M^{law.alpha:.3g} + {law.B:.3g}/D^{law.beta:.3g}"

@@ -15,6 +15,7 @@ import numpy as np
 from analysis.fitting import fit_power_law
 from analysis.records import LayerLoad, RunRecord
 from analysis.results import FitError, Prediction
+from analysis.settings import FitSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,14 @@ class LoadForecast:
 
 
 def forecast_loads(
-    records: Sequence[RunRecord], train_flops: float, level: float
+    records: Sequence[RunRecord], train_flops: float, level: float, settings: FitSettings
 ) -> tuple[LoadForecast, ...]:
     """MaxVio, normalised entropy and dead fraction at ``train_flops``."""
     carrying = [record for record in records if record.load_by_layer]
 
     def forecast(name: str, left: str, measure: Callable[[LayerLoad], float]) -> LoadForecast:
         values = [float(np.mean([measure(load) for load in r.load_by_layer])) for r in carrying]
-        return _forecast(name, left, carrying, values, train_flops, level)
+        return _forecast(name, left, carrying, values, train_flops, level, settings)
 
     entropy = forecast("normalized_entropy", "1 - y", lambda load: 1 - load.normalized_entropy)
     return (
@@ -53,6 +54,7 @@ def _forecast(
     values: Sequence[float],
     train_flops: float,
     level: float,
+    settings: FitSettings,
 ) -> LoadForecast:
     zeros = sum(value <= 0 for value in values)
     if zeros:
@@ -61,7 +63,7 @@ def _forecast(
         return LoadForecast(name=name, law="", prediction=None, note=note)
     flops = [record.train_flops for record in records]
     try:
-        fit = fit_power_law(flops, values, name=name)
+        fit = fit_power_law(flops, values, settings, name=name)
     except FitError as error:
         return LoadForecast(name=name, law="", prediction=None, note=str(error))
     a, b = fit.law.parameters

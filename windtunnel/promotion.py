@@ -46,6 +46,7 @@ class Evidence:
     study_hash: str
     """SHA-256 of ``fit.json``."""
     law: str
+    """The fitted surface in numbers."""
     coefficients: dict[str, Interval]
     warnings: tuple[FitWarning, ...]
     noise: NoiseFloor | None
@@ -74,8 +75,9 @@ class Promotion:
     train_flops: float
     forecast: Prediction
     """Held-out loss at the end of the run, nats per token, at its very size and tokens."""
-    second_opinion: Prediction
-    """The same loss by the law of compute alone; shown, not judged."""
+    second_opinion: Prediction | None
+    """The same loss by another form, L(C) through the lowest loss of each budget; shown, not
+    judged. None where the sweep has too few budgets for it."""
     along_the_run: str
     """What is forecast for the loss on the way, or why nothing is."""
     loads: tuple[LoadForecast, ...]

@@ -8,12 +8,13 @@ from dataclasses import replace
 from rich.console import RenderableType
 from rich.text import Text
 
-from analysis.results import Prediction
+from analysis.results import Interval
 from model.memory import PrecisionPlan, activation_memory, state_memory
 from sweeps.spec import RunSpec
 from windtunnel.choices import Choice
 from windtunnel.console import si, table
 from windtunnel.ledger import Entry
+from windtunnel.load_forecast import LoadForecast
 from windtunnel.promotion import Promotion
 
 FP32 = PrecisionPlan(
@@ -30,13 +31,18 @@ FP32 = PrecisionPlan(
 def describe(promotion: Promotion) -> Iterator[RenderableType]:
     """The promotion, part by part, for `promote` and for the flight plan of `launch`."""
     yield Text(f"Promotion {promotion.id}")
-    yield _what(promotion)
-    yield Text(f"Forecast: {forecast_text(promotion.forecast)}")
-    yield Text(f"  by the law of compute alone: {forecast_text(promotion.second_opinion)}")
+    yield from _what(promotion)
+    forecast, evidence = promotion.forecast, promotion.evidence
+    yield Text(
+        f"Forecast: {nats(forecast)}, {forecast.extrapolation_ratio:.3g} times the compute of the "
+        "largest run"
+    )
+    yield Text(f"  by {evidence.law}, fitted to {len(evidence.run_ids)} runs")
+    if promotion.second_opinion is not None:
+        yield Text(f"  by L(C) through the lowest losses: {nats(promotion.second_opinion)}")
     yield Text(f"  {promotion.along_the_run}")
     for load in promotion.loads:
-        text = load.note if load.prediction is None else forecast_text(load.prediction, unit="")
-        yield Text(f"  {load.name}: {text}")
+        yield Text(f"  {load.name}: {load.note or interval_text(load)}")
     yield table(
         ["choice", "law", "wanted", "interval", "used", "cost nats"],
         map(_choice_row, promotion.choices),
@@ -66,21 +72,25 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
         yield Text(f"Note: {note}")
 
 
-def forecast_text(forecast: Prediction, unit: str = " nats") -> str:
-    """``2.031 nats, 90% interval 2.004 to 2.058, 6x the largest compute seen``."""
+def nats(forecast: Interval) -> str:
+    """``2.0312 nats, 90% interval 2.0043 to 2.0581``."""
     return (
-        f"{forecast.value:.4g}{unit}, {forecast.level:.0%} interval {forecast.low:.4g} to "
-        f"{forecast.high:.4g}, {forecast.extrapolation_ratio:.3g} times the largest compute seen"
+        f"{forecast.value:.4f} nats, {forecast.level:.0%} interval {forecast.low:.4f} to "
+        f"{forecast.high:.4f}"
     )
+
+
+def interval_text(load: LoadForecast) -> str:
+    """A forecast load, its interval and its law."""
+    found = load.prediction
+    assert found is not None, "a forecast without a prediction has a note"
+    return f"{found.value:.3g}, {found.level:.0%} interval {found.low:.3g} to {found.high:.3g}"
 
 
 def verdict_text(entry: Entry) -> str:
     """Forecast, interval, measured, inside or OUTSIDE, in one line."""
     forecast, outcome = entry.forecast.forecast, entry.outcome
-    said = (
-        f"forecast {forecast.value:.4f} nats, {forecast.level:.0%} interval {forecast.low:.4f} to "
-        f"{forecast.high:.4f}"
-    )
+    said = f"forecast {nats(forecast)}"
     if outcome is None:
         return f"{said}; not measured yet"
     if outcome.loss_nats is None:
@@ -121,7 +131,7 @@ LEDGER_COLUMNS = (
 )
 
 
-def _what(promotion: Promotion) -> RenderableType:
+def _what(promotion: Promotion) -> Iterator[Text]:
     model, train = promotion.spec.model, promotion.spec.train
     moe = model.moe
     experts = (
@@ -145,11 +155,12 @@ def _what(promotion: Promotion) -> RenderableType:
         ),
         ("memory", memory_text(promotion.spec)),
     ]
-    return table(["", ""], rows, left=2)
+    for name, text in rows:
+        yield Text(f"  {name:<11} {text}")
 
 
 def memory_text(spec: RunSpec) -> str:
-    """State and activations of the run on one device that keeps a whole batch's."""
+    """State, and activations of one whole batch, on one device."""
     plan = replace(FP32, product_bytes=2) if spec.train.precision == "bf16" else FP32
     state = state_memory(spec.model, plan).total
     activations = activation_memory(
@@ -158,10 +169,7 @@ def memory_text(spec: RunSpec) -> str:
         sequence_length=spec.train.sequence_length,
         sequences=spec.train.batch_tokens // spec.train.sequence_length,
     ).total
-    return (
-        f"{si(state)}B of weights, gradients and moments, {si(activations)}B of activations for "
-        "one batch, on one device"
-    )
+    return f"{si(state)}B of weights, gradients and moments, {si(activations)}B of activations"
 
 
 def _choice_row(choice: Choice) -> tuple[str, ...]:

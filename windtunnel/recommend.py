@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from analysis.fitting import fit_compute_law
 from analysis.laws import LossSurface
-from analysis.results import Prediction
+from analysis.results import FitError, Prediction
 from analysis.study import Study
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig, require
@@ -25,7 +26,7 @@ from sweeps.provenance import git_state, hardware
 from sweeps.recipe import PowerLawRule, shape_for
 from sweeps.spec import RunSpec, run_id
 from windtunnel import gates
-from windtunnel.choices import Allocated, Choice, SizeRange, allocate
+from windtunnel.choices import Allocated, Choice, SizeRange, allocate, formula
 from windtunnel.finished import FinishedSweep
 from windtunnel.gates import GateResult, GateThresholds
 from windtunnel.ledger import utc_now
@@ -74,7 +75,7 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     counts = count_params(spec.model)
     forecast = study.surface.predict(size, spec.train.tokens, level=settings.level)
-    second = study.compute_law.predict(size * spec.train.tokens, level=settings.level)
+    second = _second_opinion(study, size * spec.train.tokens, settings.level)
     promotion = Promotion(
         id="",
         created_at=utc_now(),
@@ -89,7 +90,9 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
         forecast=forecast,
         second_opinion=second,
         along_the_run=along_the_run(spec.train.schedule),
-        loads=forecast_loads(sweep.records, size * spec.train.tokens, settings.level),
+        loads=forecast_loads(
+            sweep.records, size * spec.train.tokens, settings.level, study.settings
+        ),
         choices=(
             *_allocation_choices(study, target, allocated, spec),
             *_recipe_choices(config, spec),
@@ -106,6 +109,15 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
         content_hash="",
     )
     return sealed(promotion, f"{sweep.plan.name}-{promotion.target_name}")
+
+
+def _second_opinion(study: Study, train_flops: float, level: float) -> Prediction | None:
+    """The loss by another form of law, or None where the sweep has too few budgets for it."""
+    try:
+        envelope = fit_compute_law(study.points, study.settings)
+    except FitError:
+        return None
+    return envelope.predict(train_flops, level=level)
 
 
 def along_the_run(schedule: ScheduleConfig) -> str:
@@ -162,7 +174,7 @@ def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
 
 
 def _spec(sweep: FinishedSweep, allocated: Allocated) -> RunSpec:
-    """The run: the shape nearest to the chosen M, then as many tokens as keep the compute."""
+    """The run: the shape nearest to the chosen M, and the tokens that belong to it."""
     config = sweep.config
     shape = shape_for(
         config.recipe.shape,
@@ -175,7 +187,7 @@ def _spec(sweep: FinishedSweep, allocated: Allocated) -> RunSpec:
         config,
         sweep.corpus,
         flops_per_token=size,
-        tokens=round(allocated.train_flops / size),
+        tokens=round(allocated.tokens_at(size)),
         seed=config.ladder.seed,
         rung="promoted",
         role="promoted",
@@ -191,7 +203,7 @@ def _allocation_choices(
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     tokens, flops = spec.train.tokens, allocated.train_flops
     best = allocated.optimum
-    shaped = float(law(size, flops / size))
+    shaped = float(law(size, allocated.tokens_at(size)))
     final = float(law(size, tokens))
     return (
         Choice(
@@ -214,14 +226,16 @@ def _allocation_choices(
         ),
         Choice(
             name="tokens",
-            law="train_flops / flops_per_token, in whole batches",
+            law="the target's, in whole batches"
+            if allocated.fixed_tokens is not None
+            else "train_flops / flops_per_token, in whole batches",
             wanted=best.tokens.value,
             low=best.tokens.low,
             high=best.tokens.high,
             level=best.tokens.level,
             used=tokens,
             cost_nats=final - shaped,
-            note="wanted is the optimum's; used keeps the compute at the shape that was built",
+            note="wanted is the optimum's; used belongs to the shape that was built",
         ),
     )
 
@@ -310,7 +324,7 @@ def _evidence(sweep: FinishedSweep, largest_flops: float) -> Evidence:
         exclusions=study.exclusions,
         unfinished=sweep.unfinished,
         study_hash=content_hash(to_plain(study), digits=64),
-        law="E + A/M^alpha + B/D^beta",
+        law=f"L(M, D) = {formula(law)}",
         coefficients=study.surface.coefficients,
         warnings=study.surface.warnings,
         noise=study.noise,
@@ -320,7 +334,7 @@ def _evidence(sweep: FinishedSweep, largest_flops: float) -> Evidence:
     )
 
 
-def _notes(sweep: FinishedSweep, second: Prediction, forecast: Prediction) -> list[str]:
+def _notes(sweep: FinishedSweep, second: Prediction | None, forecast: Prediction) -> list[str]:
     notes = []
     if sweep.unfinished:
         notes.append(
@@ -330,9 +344,11 @@ def _notes(sweep: FinishedSweep, second: Prediction, forecast: Prediction) -> li
     if variant := sweep.study.source.get("variant"):
         chosen = ", ".join(f"{path}={value}" for path, value in variant.items())
         notes.append(f"of the sweep's variants, {chosen} was fitted and is promoted")
-    if not (forecast.low <= second.value <= forecast.high):
+    if second is None:
+        notes.append("no second opinion: too few budgets for L(C) through the lowest losses")
+    elif second.low > forecast.high or second.high < forecast.low:
         notes.append(
-            f"the law of compute alone says {second.value:.4f} nats, outside the surface's "
-            f"{forecast.low:.4f}..{forecast.high:.4f}: the two forms disagree here"
+            f"L(C) through the lowest losses says {second.low:.4f} to {second.high:.4f} nats, the "
+            f"surface {forecast.low:.4f} to {forecast.high:.4f}: the two forms of law disagree here"
         )
     return notes

@@ -41,8 +41,8 @@ def holdout(error: float) -> Holdout:
     ("passing", "failing"),
     [
         (
-            gates.holdout_gate((holdout(0.019), holdout(0.5)), THRESHOLDS),
-            gates.holdout_gate((holdout(0.021),), THRESHOLDS),
+            gates.holdout_gate((holdout(0.001), holdout(0.019)), THRESHOLDS),
+            gates.holdout_gate((holdout(0.001), holdout(0.021)), THRESHOLDS),
         ),
         (
             gates.width_gate(forecast(half=0.0999), THRESHOLDS),
