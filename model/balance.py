@@ -77,8 +77,8 @@ def aux_loss(routing: Routing, load_E: Tensor, group: dist.ProcessGroup | None =
         load_E = load_E.clone()
         dist.all_reduce(load_E, group=group)
     share_E = (routing.scores_TE / routing.scores_TE.sum(-1, keepdim=True)).mean(0)
-    f_E = load_E / load_E.sum() * load_E.numel()
-    return (f_E.to(share_E.dtype) * share_E).sum()
+    f_E = load_E.to(share_E.dtype) / load_E.sum() * load_E.numel()
+    return (f_E * share_E).sum()
 
 
 @torch.no_grad()

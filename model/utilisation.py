@@ -1,0 +1,141 @@
+"""How the experts are used, in the measures that cost too much for every step.
+
+The functions measure; :class:`UtilisationMeter` sums what they need over the batches of an
+evaluation, whose forward passes ask for ``RoutingRequest(detail=True)``. Co-activation, domain
+specialisation and router saturation follow OLMoE (arXiv:2409.02060, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.balance import RoutingStats
+from model.config import MoEConfig
+from model.router import Routing
+
+# Shapes: T tokens, E experts, K experts per token, N domains.
+
+
+@dataclass(frozen=True)
+class LayerUtilisation:
+    """One mixture layer over a whole evaluation."""
+
+    load_by_domain: Mapping[str, Tensor]
+    """Choices that fell on each expert [E], int64."""
+    gate_entropy: float
+    """:func:`gate_entropy`, mean over tokens."""
+    top_k_mass: float
+    """:func:`top_k_mass`, mean over tokens."""
+    coactivation: Tensor
+    """:func:`coactivation` [E, E]."""
+    specialisation: float
+    """:func:`domain_specialisation`; 0 with a single domain."""
+
+
+class UtilisationMeter:
+    """Sums over batches, layer by layer and domain by domain."""
+
+    def __init__(self, config: MoEConfig, num_layers: int) -> None:
+        """``num_layers``: mixture layers, a multi-token-prediction block included."""
+        self._layers = [_LayerSums(config.num_experts) for _ in range(num_layers)]
+
+    def add(self, routing: Sequence[RoutingStats], domain: str) -> None:
+        """Count one forward pass over tokens of ``domain``."""
+        for sums, stats in zip(self._layers, routing, strict=True):
+            if stats.detail is None:
+                raise ValueError("utilisation needs RoutingRequest(detail=True)")
+            sums.add(stats.detail, stats.load_E, domain)
+
+    def measure(self) -> tuple[LayerUtilisation, ...]:
+        """What has been counted so far; at least one batch."""
+        return tuple(sums.measure() for sums in self._layers)
+
+
+class _LayerSums:
+    def __init__(self, num_experts: int) -> None:
+        self.load_by_domain: dict[str, Tensor] = {}
+        self.together_EE = torch.zeros(num_experts, num_experts, dtype=torch.int64)
+        self.gate_entropy = self.top_k_mass = 0.0
+        self.num_tokens = 0
+
+    def add(self, routing: Routing, load_E: Tensor, domain: str) -> None:
+        load_E = load_E.cpu()
+        seen = self.load_by_domain.get(domain)
+        self.load_by_domain[domain] = load_E if seen is None else seen + load_E
+        self.together_EE += chosen_together(routing.expert_TK, load_E.numel()).cpu()
+        self.gate_entropy += gate_entropy(routing.gate_TK).double().sum().item()
+        self.top_k_mass += top_k_mass(routing).double().sum().item()
+        self.num_tokens += routing.expert_TK.shape[0]
+
+    def measure(self) -> LayerUtilisation:
+        return LayerUtilisation(
+            load_by_domain=dict(self.load_by_domain),
+            gate_entropy=self.gate_entropy / self.num_tokens,
+            top_k_mass=self.top_k_mass / self.num_tokens,
+            coactivation=coactivation(self.together_EE),
+            specialisation=domain_specialisation(torch.stack([*self.load_by_domain.values()])),
+        )
+
+
+def gate_entropy(gate_TK: Tensor) -> Tensor:
+    """How evenly each token weighs its K experts [T]: exp(entropy of its gates)/K.
+
+    1 means equal weights, 1/K that one expert has all of it.
+    """
+    share = gate_TK / gate_TK.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp() / gate_TK.shape[1]
+
+
+def top_k_mass(routing: Routing) -> Tensor:
+    """Share of all E scores that the chosen K have [T]: K/E when flat, 1 for a sharp router."""
+    chosen = routing.scores_TE.gather(1, routing.expert_TK).sum(-1)
+    return chosen / routing.scores_TE.sum(-1)
+
+
+def chosen_together(expert_TK: Tensor, num_experts: int) -> Tensor:
+    """[E, E] int64: tokens that were sent to both experts; on the diagonal, to that expert."""
+    chosen = torch.zeros(expert_TK.shape[0], num_experts, device=expert_TK.device)
+    chosen.scatter_(1, expert_TK, 1.0)
+    # float32 counts exactly up to 2^24 tokens a batch, and its product is the fast one.
+    return (chosen.T @ chosen).to(torch.int64)
+
+
+def coactivation(together_EE: Tensor) -> Tensor:
+    """Row i: the share of expert i's tokens that also went to expert j; 0 for an unused expert."""
+    return together_EE / together_EE.diagonal().clamp(min=1)[:, None]
+
+
+def domain_specialisation(load_NE: Tensor) -> float:
+    """How much a choice of expert tells about the domain of its token, between 0 and 1.
+
+    Mutual information of expert and domain over the entropy of the domain, all domains weighted
+    alike whatever their tokens: 0, every domain uses the experts alike; 1, each expert serves one
+    domain. With a single domain there is nothing to tell: 0.
+    """
+    num_domains = load_NE.shape[0]
+    if num_domains == 1:
+        return 0.0
+    joint_NE = load_NE.double() / load_NE.sum(-1, keepdim=True) / num_domains
+    expert_E = joint_NE.sum(0)
+    expert_entropy = torch.special.entr(expert_E).sum()
+    joint_entropy = torch.special.entr(joint_NE).sum()
+    domain_entropy = torch.tensor(num_domains, dtype=torch.float64).log()
+    return ((expert_entropy + domain_entropy - joint_entropy) / domain_entropy).item()
+
+
+def router_saturation(earlier_TK: Tensor, later_TK: Tensor) -> float:
+    """Share of a token's experts that it had already at an earlier checkpoint, mean over tokens.
+
+    Both are choices of the same layer for the same tokens in the same order. 1 means that the
+    router has settled; chance is K/E.
+    """
+    if earlier_TK.shape != later_TK.shape:
+        raise ValueError(
+            f"choices for other tokens: {tuple(earlier_TK.shape)} and {tuple(later_TK.shape)}"
+        )
+    kept = (earlier_TK[:, :, None] == later_TK[:, None, :]).any(1)
+    return kept.double().mean().item()

@@ -1,0 +1,66 @@
+"""What the tests of the model share: the float64 oracle and small configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """The module ``oracle.py`` beside this file."""
+    spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads and lose much on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., ModelConfig]:
+    """A Ling model small enough for the oracle; ``tiny(moe={...}, mtp_depth=1)`` varies it."""
+    attention = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=6, rotary_dim=4)
+    moe = MoEConfig(
+        num_experts=12, experts_per_token=3, expert_width=5, num_groups=4, groups_per_token=2
+    )
+    base = ModelConfig(
+        vocab_size=23,
+        hidden_size=10,
+        num_layers=2,
+        num_dense_layers=1,
+        dense_width=14,
+        attention=attention,
+        moe=moe,
+        init_std=0.3,
+    )
+
+    def varied(*, attention=None, moe=None, dense=False, **fields) -> ModelConfig:  # type: ignore[no-untyped-def]
+        return dataclasses.replace(
+            base,
+            attention=dataclasses.replace(base.attention, **(attention or {})),
+            moe=None if dense else dataclasses.replace(base.moe, **(moe or {})),
+            **fields,
+        )
+
+    return varied
