@@ -23,12 +23,16 @@ class Promoted:
 
     label: str
     flops: float
-    size: float
-    """In the fit's size variable."""
+    sizes: Mapping[str, float]
+    """By size variable: FLOPs per token and the parameter counts."""
     tokens: float
     forecast: Prediction
     measured: float | None
     """Held-out loss in nats per token; None before the run has ended."""
+
+    def size_in(self, study: Study) -> float:
+        """Its size in the variable the law was fitted in."""
+        return self.sizes[study.points.size_variable]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Evidence:
     promoted: Promoted | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Training curves by run id."""
+    variants: Mapping[str, str] = field(default_factory=dict)
+    """By run id what a sweep's axes set for it, in words; a fit is of one variant."""
 
     @property
     def done(self) -> tuple[RunRecord, ...]:

@@ -117,7 +117,7 @@ def contours(evidence: Evidence) -> Drawing:
         return absent(name, title, NO_FIT if evidence.done else NO_RUNS)
     law, promoted = surface_of(study), evidence.promoted
     size, tokens = study.points.array("size"), study.points.array("tokens")
-    marked_size = np.append(size, promoted.size) if promoted else size
+    marked_size = np.append(size, promoted.size_in(study)) if promoted else size
     marked_tokens = np.append(tokens, promoted.tokens) if promoted else tokens
     (x0, x1), (y0, y1) = padded(marked_size, 0.1), padded(marked_tokens, 0.1)
     rows = tidy(
@@ -145,7 +145,14 @@ def contours(evidence: Evidence) -> Drawing:
             Line2D([], [], color=MUTED, linestyle=":", label="equal compute"),
         ]
         if promoted:
-            axes.plot(promoted.size, promoted.tokens, "D", color=FORECAST, markersize=5, zorder=5)
+            axes.plot(
+                promoted.size_in(study),
+                promoted.tokens,
+                "D",
+                color=FORECAST,
+                markersize=5,
+                zorder=5,
+            )
             handles.append(
                 Line2D([], [], linestyle="", marker="D", color=FORECAST, label="promoted run")
             )
@@ -154,7 +161,7 @@ def contours(evidence: Evidence) -> Drawing:
                     "series": "promoted",
                     "label": promoted.label,
                     "train_flops": promoted.flops,
-                    "size": promoted.size,
+                    "size": promoted.size_in(study),
                     "tokens": promoted.tokens,
                     "loss_nats": promoted.forecast.value,
                 }

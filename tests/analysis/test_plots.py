@@ -35,7 +35,7 @@ def evidence(finished: Any) -> Evidence:
         promoted=Promoted(
             label=promotion.id,
             flops=promotion.train_flops,
-            size=promotion.flops_per_token,
+            sizes={"flops_per_token": promotion.flops_per_token},
             tokens=promotion.spec.train.tokens,
             forecast=promotion.forecast,
             measured=finished.outcome.loss_nats,

@@ -15,13 +15,19 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from analysis.fitting import fit_surface
+from analysis.laws import LossSurface
 from analysis.plots import Evidence, draw_all
+from analysis.points import points_from_records, take
+from analysis.records import RecordSet
 from model.errors import ConfigError
 from windtunnel.commands import report
 from windtunnel.report.content import Content, gather
+from windtunnel.report.conventions import SIZE_WORDS
 from windtunnel.report.page import render
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
@@ -145,7 +151,7 @@ def test_the_chart_holds_every_run_and_the_registered_forecast(html: str, finish
     assert chart["promoted"]["loss"] == forecast.value
     assert (chart["promoted"]["low"], chart["promoted"]["high"]) == (forecast.low, forecast.high)
     assert chart["promoted"]["measured"] == finished.outcome.loss_nats
-    held = {p["id"] for p in chart["points"] if p["use"] == "held"}
+    held = {p["id"] for p in chart["points"] if p["low"] is not None}
     assert held == {point.label for point in finished.study.holdouts[-1].points}
 
 
@@ -368,6 +374,68 @@ def test_the_browser_draws_every_run_sorts_the_table_and_switches_the_theme(
     by_loss = sorted(finished.records, key=lambda record: record.loss_nats)
     assert json.loads(body["data-order"] or "") == [record.run_id for record in by_loss]
     assert (body["data-tip"] or "").startswith(dots[0] or "")
+
+
+@needs_chromium
+def test_the_convention_switch_shows_the_coefficients_of_windtunnel_fit(
+    html: str, finished: Any, tmp_path: Path
+) -> None:
+    records = RecordSet(records=tuple(finished.records), excluded=())
+    act = """
+      for (const button of document.querySelectorAll('.switch button')) {
+        button.click();
+        const shown = [...document.querySelectorAll('[data-view]')].filter((node) => !node.hidden);
+        document.body.dataset[button.textContent.replace(/\\W/g, '')] =
+          shown.map((node) => node.textContent.replace(/\\s+/g, ' ')).join('|');
+      }
+    """
+    body = next(a for tag, a in opened(html, tmp_path, act).tags if tag == "body")
+    for size, name in SIZE_WORDS.items():
+        points, _ = points_from_records(records, size)  # type: ignore[arg-type]
+        law = fit_surface(points, finished.study.settings)
+        shown = body["data-" + re.sub(r"(?=[A-Z])", "-", re.sub(r"\W", "", name)).lower()] or ""
+        assert "|" not in shown
+        for coefficient in ("E", "alpha", "beta"):
+            found = law.coefficients[coefficient]
+            expected = f"{coefficient}{found.value:.4g}{found.low:.4g}to{found.high:.4g}"
+            assert expected in "".join(shown.split())
+
+
+@needs_chromium
+def test_leaving_runs_out_moves_the_law_as_a_fit_without_them(
+    html: str, finished: Any, tmp_path: Path
+) -> None:
+    act = """
+      document.querySelectorAll('.legend .key')[4].click();
+      const note = document.getElementById('moved');
+      document.body.dataset.moved = note.dataset.law;
+      document.body.dataset.told = note.textContent;
+      document.querySelectorAll('.legend .key')[4].click();
+      document.body.dataset.back = note.textContent;
+      for (const key of document.querySelectorAll('.legend .key')) key.click();
+      document.body.dataset.none = note.textContent;
+    """
+    body = next(a for tag, a in opened(html, tmp_path, act).tags if tag == "body")
+    points, objective = finished.study.points, finished.study.surface.objective
+    largest = max(points.size)
+    rest = take(points, [i for i, size in enumerate(points.size) if size < largest])
+    settings = replace(finished.study.settings, huber_delta=objective.delta)
+    expected, moved = fit_surface(rest, settings).law, json.loads(body["data-moved"] or "")
+    law = LossSurface(**{name: moved[name] for name in LossSurface.PARAMETERS})
+    off = np.log(rest.array("loss")) - np.log(law(rest.array("size"), rest.array("tokens")))
+    best = np.log(rest.array("loss")) - np.log(expected(rest.array("size"), rest.array("tokens")))
+    assert huber(off, objective.delta) <= huber(best, objective.delta) * (1 + 1e-6)
+    promoted = finished.promotion
+    there = (promoted.flops_per_token, promoted.spec.train.tokens)
+    assert float(law(*there)) == pytest.approx(float(expected(*there)), rel=1e-4)
+    assert f"forecast {float(law(*there)):.4f}" in (body["data-told"] or "")
+    assert body["data-back"] == ""
+    assert "too little is left" in (body["data-none"] or "")
+
+
+def huber(residual: Any, delta: float) -> float:
+    size = np.abs(residual)
+    return float(np.sum(np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))))
 
 
 @needs_chromium

@@ -1,62 +1,56 @@
-"""The data of the page's main chart: plain numbers that ``chart.js`` draws."""
+"""The data of the page's main chart: plain numbers that ``chart.js`` draws and refits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from analysis.plots_evidence import Evidence, Promoted, surface_of
+from analysis.laws import LossSurface
+from analysis.plots_evidence import Evidence, Promoted
 from analysis.plots_loss import use_of
 from analysis.plots_style import SIZES
-from analysis.results import Prediction
-from analysis.study import Study
-
-SIZE_WORDS = {
-    "flops_per_token": "FLOPs per token",
-    "active_params": "active parameters",
-    "active_non_embedding_params": "active, non-embedding parameters",
-    "total_params": "total parameters",
-}
+from analysis.results import Fit, Prediction
+from windtunnel.report.conventions import SIZE_WORDS, View
 
 
-def chart_data(evidence: Evidence) -> dict[str, Any]:
-    """Runs, law with band, rung lines and the forecast, for each way to count size."""
+def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
+    """Runs, law with band, rung lines and forecast, for each way to count size."""
     sizes = {record.rung: record.flops_per_token for record in evidence.done}
+    drawn: list[View | None] = [*views] or [None]
     return {
         "rungs": [
             {"name": rung, "color": _color_name(color), "flops_per_token": sizes[rung]}
             for rung, color in evidence.colors.items()
         ],
-        "views": [_view(evidence, evidence.study)],
+        "views": [_view(evidence, view, is_own=i == 0) for i, view in enumerate(drawn)],
     }
 
 
-def _view(evidence: Evidence, study: Study | None) -> dict[str, Any]:
-    variable = study.points.size_variable if study else "flops_per_token"
+def _view(evidence: Evidence, view: View | None, *, is_own: bool) -> dict[str, Any]:
+    key = view.key if view else "flops_per_token"
+    size = dict(zip(view.points.label, view.points.size, strict=True)) if view else {}
+    promoted = evidence.promoted
     return {
-        "key": variable,
-        "name": SIZE_WORDS.get(variable, variable),
-        "size_name": SIZE_WORDS.get(variable, variable),
-        "axis": "Training compute, FLOPs",
-        "points": _points(evidence, study),
-        "law": _law(evidence, study) if study else None,
-        "lines": _lines(evidence, study) if study else [],
-        "promoted": _promoted(evidence.promoted) if evidence.promoted else None,
+        "key": key,
+        "name": SIZE_WORDS.get(key, key),
+        "points": _points(evidence, size, is_own=is_own),
+        "law": _law(evidence, view.surface) if view else None,
+        "fit": _fit(view.surface) if view else None,
+        "lines": _lines(evidence, view.surface, size) if view else [],
+        "promoted": _promoted(promoted, view, is_own=is_own) if promoted else None,
     }
 
 
-def _points(evidence: Evidence, study: Study | None) -> list[dict[str, Any]]:
+def _points(evidence: Evidence, size: dict[str, float], *, is_own: bool) -> list[dict[str, Any]]:
+    """``fitted`` runs enter a refit, held-out ones too: their intervals are the check's."""
     held: dict[str, Prediction] = {}
-    size: dict[str, float] = {}
-    if study is not None:
-        size = dict(zip(study.points.label, study.points.size, strict=True))
-    if evidence.holdout is not None:
+    if evidence.holdout is not None and is_own:
         held = {point.label: point.forecast for point in evidence.holdout.points}
     points = []
     for record in evidence.done:
         forecast = held.get(record.run_id)
-        excluded = record.run_id in evidence.excluded
         points.append(
             {
                 "id": record.run_id,
@@ -68,20 +62,37 @@ def _points(evidence: Evidence, study: Study | None) -> list[dict[str, Any]]:
                 "loss": record.loss_nats,
                 "low": forecast.low if forecast else None,
                 "high": forecast.high if forecast else None,
-                "use": "excluded" if excluded else "held" if forecast else "fitted",
+                "fitted": record.run_id in size,
+                "excluded": record.run_id in evidence.excluded,
                 "note": use_of(record, evidence),
             }
         )
     return points
 
 
-def _law(evidence: Evidence, study: Study) -> dict[str, Any]:
-    surface = surface_of(study)
+def _surface(fit: Fit) -> LossSurface:
+    assert isinstance(fit.law, LossSurface)
+    return fit.law
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    """What a refit starts from and makes small."""
+    law = _surface(fit)
+    return {
+        "parameters": dict(zip(law.PARAMETERS, map(float, law.parameters), strict=True)),
+        "flops_per_size_token": law.flops_per_size_token,
+        "loss": fit.objective.loss,
+        "delta": fit.objective.delta,
+    }
+
+
+def _law(evidence: Evidence, fit: Fit) -> dict[str, Any]:
+    surface = _surface(fit)
     flops = [record.train_flops for record in evidence.done]
     far = max(*flops, evidence.promoted.flops if evidence.promoted else 0.0) * 1.15
     grid = np.unique(np.append(np.geomspace(min(flops), far, 80), max(flops)))
     best = [surface.optimum(float(c)) for c in grid]
-    value, low, high = study.surface.predict_many(
+    value, low, high = fit.predict_many(
         np.array([b.size for b in best]), np.array([b.tokens for b in best])
     )
     return {
@@ -93,15 +104,16 @@ def _law(evidence: Evidence, study: Study) -> dict[str, Any]:
     }
 
 
-def _lines(evidence: Evidence, study: Study) -> list[dict[str, Any]]:
-    surface = surface_of(study)
-    size = dict(zip(study.points.label, study.points.size, strict=True))
+def _lines(evidence: Evidence, fit: Fit, size: dict[str, float]) -> list[dict[str, Any]]:
+    surface = _surface(fit)
     lines = []
     for rung, color in evidence.colors.items():
-        runs = [r for r in evidence.done if r.rung == rung and r.run_id in size]
-        if len({r.tokens for r in runs}) < 2:
+        runs = [record for record in evidence.done if record.rung == rung]
+        runs = [record for record in runs if record.run_id in size]
+        if len({record.tokens for record in runs}) < 2:
             continue
-        tokens = np.geomspace(min(r.tokens for r in runs), max(r.tokens for r in runs), 24)
+        ends = min(r.tokens for r in runs), max(r.tokens for r in runs)
+        tokens = np.geomspace(*ends, 24)
         lines.append(
             {
                 "rung": rung,
@@ -113,17 +125,23 @@ def _lines(evidence: Evidence, study: Study) -> list[dict[str, Any]]:
     return lines
 
 
-def _promoted(promoted: Promoted) -> dict[str, Any]:
+def _promoted(promoted: Promoted, view: View | None, *, is_own: bool) -> dict[str, Any]:
+    """The registered forecast; in another convention what that one would have forecast."""
+    forecast, key = promoted.forecast, view.key if view else "flops_per_token"
+    size = promoted.sizes[key]
+    if view is not None and not is_own:
+        forecast = view.surface.predict(size, promoted.tokens, level=forecast.level)
     return {
         "id": promoted.label,
         "flops": promoted.flops,
         "tokens": promoted.tokens,
-        "size": promoted.size,
-        "loss": promoted.forecast.value,
-        "low": promoted.forecast.low,
-        "high": promoted.forecast.high,
+        "size": size,
+        "loss": forecast.value,
+        "low": forecast.low,
+        "high": forecast.high,
         "measured": promoted.measured,
-        "note": f"{promoted.forecast.extrapolation_ratio:.3g} times the largest run's compute",
+        "note": f"{forecast.extrapolation_ratio:.3g} times the largest run's compute"
+        + ("" if is_own else "; not the registered forecast"),
     }
 
 

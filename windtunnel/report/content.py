@@ -138,8 +138,9 @@ def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
     evidence = Evidence(
         records=tuple(records.values()),
         study=study,
-        promoted=promoted_of(answer, study),
+        promoted=promoted_of(answer),
         curves=curves,
+        variants={run.run_id: _variant(run) for run in plan.runs},
     )
     return Content(
         sweep=sweep,
@@ -164,6 +165,10 @@ def _named_by_plan(record: RunRecord, run: PlannedRun) -> RunRecord:
     return replace(record, rung=run.spec.rung, role=run.spec.role)
 
 
+def _variant(run: PlannedRun) -> str:
+    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.variant.items())
+
+
 def run_row(
     run: PlannedRun, state: RunState, record: RunRecord | None, evidence: Evidence
 ) -> RunRow:
@@ -179,7 +184,7 @@ def run_row(
         status=state.status,
         reason=excluded or state.reason,
         use=use,
-        variant=", ".join(f"{path.rpartition('.')[2]}={v}" for path, v in run.variant.items()),
+        variant=_variant(run),
         seed=train.seed,
         total_params=run.cost.total_params,
         active_params=run.cost.active_params,
@@ -215,22 +220,21 @@ def latest_answer(
     return answer, tuple(problems)
 
 
-def promoted_of(answer: Answer | None, study: Study | None) -> Promoted | None:
-    """The promoted run as the figures mark it, its size in the fit's own variable."""
+def promoted_of(answer: Answer | None) -> Promoted | None:
+    """The promoted run as the figures mark it."""
     if answer is None:
         return None
     promotion = answer.promotion
     counts = count_params(promotion.spec.model)
-    sizes = {
-        "active_params": counts.active,
-        "active_non_embedding_params": counts.active_non_embedding,
-        "total_params": counts.total,
-    }
-    variable = study.points.size_variable if study else "flops_per_token"
     return Promoted(
         label=promotion.id,
         flops=promotion.train_flops,
-        size=float(sizes.get(variable, promotion.flops_per_token)),
+        sizes={
+            "flops_per_token": promotion.flops_per_token,
+            "active_params": float(counts.active),
+            "active_non_embedding_params": float(counts.active_non_embedding),
+            "total_params": float(counts.total),
+        },
         tokens=float(promotion.spec.train.tokens),
         forecast=promotion.forecast,
         measured=answer.measured,

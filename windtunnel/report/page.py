@@ -15,6 +15,7 @@ from windtunnel.console import duration
 from windtunnel.report import sentences, theme
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
+from windtunnel.report.conventions import views_of
 from windtunnel.report.numbers import flops, interval, loss, number, percent, prose, sentence, si
 
 LARGEST_CSV_BYTES = 400_000
@@ -41,7 +42,7 @@ def render(content: Content, drawings: Sequence[Drawing]) -> str:
         "prose": prose,
         "sentence": sentence,
     }
-    answer = content.answer
+    answer, views = content.answer, views_of(content.evidence)
     told, told_class = sentences.outcome(answer) if answer else ("", "")
     assets = files("windtunnel.report") / "templates"
     return environment.get_template("page.html").render(
@@ -49,7 +50,8 @@ def render(content: Content, drawings: Sequence[Drawing]) -> str:
         drawings=drawings,
         inline_svg=theme.inline_svg,
         csv_link=csv_link,
-        chart=chart_data(content.evidence),
+        chart=chart_data(content.evidence, views),
+        views=views,
         asked=sentences.asked(content),
         facts=sentences.facts(content),
         troubles=sentences.troubles(content),
@@ -69,6 +71,7 @@ def render(content: Content, drawings: Sequence[Drawing]) -> str:
         dark=Markup(theme.variables(dark=True)),
         style=Markup((assets / "page.css").read_text(encoding="utf-8")),
         page_script=Markup((assets / "page.js").read_text(encoding="utf-8")),
+        law_script=Markup((assets / "law.js").read_text(encoding="utf-8")),
         chart_script=Markup((assets / "chart.js").read_text(encoding="utf-8")),
     )
 

@@ -7,7 +7,7 @@
   if (!source || !host) return;
   const data = JSON.parse(source.textContent);
   const SVG = "http://www.w3.org/2000/svg"; // a name, not an address: nothing is fetched
-  const state = { view: 0, zoom: null, hidden: new Set() };
+  const state = { view: 0, zoom: null, out: new Set() }; // out: ids of runs left out by the reader
 
   const make = (tag, attributes = {}, text) => {
     const node = document.createElementNS(SVG, tag);
@@ -74,8 +74,7 @@
 
   const view = () => data.views[state.view];
   const marks = () => {
-    const points = view().points.filter((point) => !state.hidden.has(point.rung));
-    const shown = points.map((point) => ({ ...point, kind: "run" }));
+    const shown = view().points.map((point) => ({ ...point, kind: "run" }));
     const promoted = view().promoted;
     if (promoted) shown.push({ ...promoted, kind: "promoted" });
     return shown;
@@ -89,6 +88,46 @@
       .concat(promoted ? [promoted.low, promoted.high, promoted.measured ?? promoted.loss] : []);
     return { x: padded(c, 0.03), y: padded(l, 0.05) };
   };
+
+  // The law without the runs left out; null where nothing is, or too little is left.
+  const enough = (points) =>
+    points.length > 6 && ["size", "tokens"].every((k) => new Set(points.map((p) => p[k])).size > 1);
+  function moved() {
+    const fitted = view().points.filter((point) => point.fitted);
+    const left = fitted.filter((point) => !state.out.has(point.id));
+    if (!view().fit || left.length === fitted.length) return { gone: 0, law: null };
+    const law = enough(left) ? refit(left, view().fit) : null;
+    return { gone: fitted.length - left.length, law };
+  }
+  const lossAt = (law, size, tokens) =>
+    law.E + law.A * size ** -law.alpha + law.B * tokens ** -law.beta;
+  // With C = k·N·D fixed, dL/dN = 0 gives N = G·(C/k)^(beta/(alpha+beta)).
+  function lossAlong(law, flops) {
+    const total = law.alpha + law.beta;
+    const balance = ((law.alpha * law.A) / (law.beta * law.B)) ** (1 / total);
+    const ratio = flops / view().fit.flops_per_size_token;
+    const size = balance * ratio ** (law.beta / total);
+    return lossAt(law, size, ratio / size);
+  }
+
+  const note = document.getElementById("moved");
+  function tellMoved({ gone, law }) {
+    if (!gone) { note.textContent = ""; return; }
+    const runs = gone === 1 ? "1 run" : `${gone} runs`;
+    if (!law) { note.textContent = `Without ${runs} too little is left to fit a law.`; return; }
+    const before = view().fit.parameters, target = view().promoted;
+    const parts = [];
+    if (target) {
+      const now = lossAt(law, target.size, target.tokens);
+      const change = 100 * (now / target.loss - 1);
+      parts.push(`forecast ${now.toFixed(4)}, with all runs ${target.loss.toFixed(4)} (${
+        change < 0 ? "−" : "+"}${Math.abs(change).toFixed(2)}%)`);
+    }
+    for (const name of ["E", "alpha", "beta"])
+      parts.push(`${name} ${trim(law[name], 3)}, was ${trim(before[name], 3)}`);
+    note.textContent = `Without ${runs}: ${parts.join("; ")}.`;
+    note.dataset.law = JSON.stringify(law);
+  }
 
   const stage = html("div", "chart-stage");
   const tip = html("div", "tip");
@@ -118,9 +157,12 @@
     drawAxes(svg, box, x, y, xr, yr, width);
     const inside = make("g", { "clip-path": "url(#chart-clip)" });
     svg.append(inside);
+    const change = moved();
     drawLaw(inside, x, y);
     drawRungs(inside, x, y);
+    if (change.law) drawMoved(inside, x, y, change.law);
     const drawn = drawMarks(inside, x, y);
+    tellMoved(change);
     stage.replaceChildren(svg, tip);
     geometry = { svg, box, x, y, drawn, width, height };
     reset.hidden = !state.zoom;
@@ -145,7 +187,7 @@
     }));
     svg.append(make("text", {
       class: "label mid", x: (box.left + box.right) / 2, y: box.bottom + 39,
-    }, view().axis));
+    }, "Training compute, FLOPs"));
     svg.append(make("text", {
       class: "label mid", transform: `translate(13 ${(box.top + box.bottom) / 2}) rotate(-90)`,
     }, "Held-out loss, nats per token"));
@@ -171,11 +213,21 @@
 
   function drawRungs(group, x, y) {
     for (const line of view().lines) {
-      if (state.hidden.has(line.rung)) continue;
       group.append(make("path", {
         class: "rung", style: `stroke:var(--${line.color})`, d: path(line.flops, line.loss, x, y),
       }));
     }
+  }
+
+  function drawMoved(group, x, y, law) {
+    const flops = view().law.flops;
+    group.append(make("path", {
+      class: "moved", d: path(flops, flops.map((c) => lossAlong(law, c)), x, y),
+    }));
+    const target = view().promoted;
+    if (!target) return;
+    const cy = y(lossAt(law, target.size, target.tokens));
+    group.append(make("path", { class: "moved-point", d: `M${x(target.flops) - 9} ${cy}h18` }));
   }
 
   function drawMarks(group, x, y) {
@@ -185,17 +237,18 @@
       const cy = y(mark.kind === "promoted" ? mark.measured ?? mark.loss : mark.loss);
       if (mark.low !== undefined && mark.low !== null) drawInterval(group, mark, cx, y);
       let node = null;
-      if (mark.kind === "run" && mark.use === "excluded")
+      if (mark.kind === "run" && mark.excluded)
         node = make("path", { class: "excluded", d: `M${cx - 4} ${cy - 4}l8 8m0 -8l-8 8` });
       else if (mark.kind === "run")
         node = make("circle", {
-          class: mark.use === "held" ? "dot hollow" : "dot", cx, cy, r: 4.2,
+          class: mark.low === null ? "dot" : "dot hollow", cx, cy, r: 4.2,
           style: `--c:var(--${mark.color})`,
         });
       else if (mark.measured !== null)
         node = make("path", { class: "measured", d: `M${cx} ${cy - 6}l5 6l-5 6l-5 -6Z` });
       if (node) {
         if (mark.kind === "run") node.setAttribute("data-run", mark.id);
+        if (state.out.has(mark.id)) node.classList.add("out");
         group.append(node);
       }
       drawn.push({ mark, cx, cy, node });
@@ -213,31 +266,65 @@
   }
 
   // ---- hover, touch and keys ------------------------------------------------------------------
-  let chosen = -1;
+  let chosen = -1, pinned = false;
   function show(index) {
+    pinned = false;
+    tip.classList.remove("pinned");
     geometry.drawn.forEach((d, i) => d.node && d.node.classList.toggle("on", i === index));
     chosen = index;
     tip.hidden = index < 0;
     if (index < 0) return;
-    const { mark, cx, cy } = geometry.drawn[index];
+    const { mark } = geometry.drawn[index];
     tip.replaceChildren(html("strong", "", mark.id));
     const rows = html("dl");
     for (const [name, value] of facts(mark)) rows.append(html("dt", "", name), html("dd", "", value));
     tip.append(rows);
+    place(index);
+  }
+  function place(index) {
+    const { cx, cy } = geometry.drawn[index];
+    tip.style.left = "0"; // measured where nothing squeezes it
     const left = cx + 14 + tip.offsetWidth > geometry.width ? cx - 14 - tip.offsetWidth : cx + 14;
     tip.style.left = `${Math.max(0, left)}px`;
     tip.style.top = `${Math.min(Math.max(0, cy - 30), geometry.height - tip.offsetHeight)}px`;
   }
+  // A clicked run keeps its box, with what can be done to it.
+  function pin(index) {
+    show(index);
+    if (index < 0 || geometry.drawn[index].mark.kind !== "run") return;
+    const { mark } = geometry.drawn[index];
+    const buttons = html("div", "buttons");
+    const out = state.out.has(mark.id);
+    if (mark.fitted) buttons.append(button(out ? "Put back" : "Leave out", () => leave([mark.id], !out)));
+    buttons.append(button("Find in the table", () =>
+      document.dispatchEvent(new CustomEvent("show-run", { detail: mark.id }))));
+    tip.append(buttons);
+    pinned = true;
+    tip.classList.add("pinned");
+    place(index);
+  }
+  function button(text, act) {
+    const node = html("button", "quiet", text);
+    node.type = "button";
+    node.addEventListener("click", act);
+    return node;
+  }
+  function leave(ids, out) {
+    for (const id of ids) out ? state.out.add(id) : state.out.delete(id);
+    show(-1);
+    draw();
+    press();
+  }
   function facts(mark) {
-    const rows = [["loss", trim(mark.loss, 5)]];
+    const rows = [["loss", mark.loss.toFixed(4)]];
     if (mark.kind === "promoted") {
-      rows[0] = ["forecast", `${trim(mark.loss, 5)} (${trim(mark.low, 5)} to ${trim(mark.high, 5)})`];
-      rows.push(["measured", mark.measured === null ? "not yet" : trim(mark.measured, 5)]);
+      rows[0] = ["forecast", `${mark.loss.toFixed(4)} (${mark.low.toFixed(4)} to ${mark.high.toFixed(4)})`];
+      rows.push(["measured", mark.measured === null ? "not yet" : mark.measured.toFixed(4)]);
     } else if (mark.low !== undefined && mark.low !== null) {
-      rows.push(["held-out forecast", `${trim(mark.low, 5)} to ${trim(mark.high, 5)}`]);
+      rows.push(["held-out forecast", `${mark.low.toFixed(4)} to ${mark.high.toFixed(4)}`]);
     }
     rows.push(["compute", `${power(mark.flops)} FLOPs`], ["tokens", si(mark.tokens)]);
-    rows.push([view().size_name, si(mark.size)]);
+    rows.push([view().name, si(mark.size)]);
     if (mark.note) rows.push(["fit", mark.note]);
     return rows;
   }
@@ -258,12 +345,13 @@
   const veil = html("div", "veil");
   stage.addEventListener("pointermove", (event) => {
     if (!geometry) return;
-    if (drag) { moveVeil(event); return; }
-    show(nearest(event));
+    if (drag) moveVeil(event);
+    else if (!pinned) show(nearest(event));
   });
-  stage.addEventListener("pointerleave", () => { if (!drag) show(-1); });
+  stage.addEventListener("pointerleave", () => { if (!drag && !pinned) show(-1); });
   stage.addEventListener("pointerdown", (event) => {
-    if (event.pointerType !== "mouse" || event.button !== 0) { show(nearest(event)); return; }
+    if (tip.contains(event.target)) return;
+    if (event.pointerType !== "mouse" || event.button !== 0) { pin(nearest(event)); return; }
     drag = at(event);
     stage.setPointerCapture(event.pointerId);
   });
@@ -289,9 +377,7 @@
       show(-1);
       draw();
     } else {
-      const index = nearest(event);
-      if (index >= 0 && geometry.drawn[index].mark.kind === "run")
-        document.dispatchEvent(new CustomEvent("show-run", { detail: geometry.drawn[index].mark.id }));
+      pin(nearest(event));
     }
   });
   const unzoom = () => { state.zoom = null; draw(); };
@@ -300,6 +386,10 @@
   stage.tabIndex = 0;
   stage.setAttribute("aria-label", "Chart; arrow keys step through the runs");
   stage.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && chosen >= 0 && event.target === stage) {
+      pin(chosen);
+      tip.querySelector("button")?.focus();
+    }
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (event.key === "Escape") { show(-1); if (state.zoom) unzoom(); }
     if (!step || !geometry.drawn.length) return;
@@ -309,31 +399,37 @@
   });
 
   // ---- legend and conventions -----------------------------------------------------------------
+  const keys = [];
+  const runsOf = (rung) => view().points.filter((p) => p.rung === rung && p.fitted).map((p) => p.id);
+  function press() {
+    for (const [rung, node] of keys)
+      node.setAttribute("aria-pressed", String(!runsOf(rung).every((id) => state.out.has(id))));
+  }
   function legend() {
     const list = html("div", "legend");
+    list.append(html("span", "legend-title", "FLOPs per token"));
     for (const rung of data.rungs) {
-      const button = html("button", "key");
-      button.type = "button";
-      button.setAttribute("aria-pressed", "true");
-      button.title = `Show or hide ${rung.name}`;
+      const key = html("button", "key");
+      key.type = "button";
+      key.title = `Leave ${rung.name} out of the law, or put it back`;
+      key.disabled = !runsOf(rung.name).length;
       const dot = html("span", "swatch");
       dot.style.background = `var(--${rung.color})`;
-      button.append(dot, html("span", "", si(rung.flops_per_token)));
-      button.addEventListener("click", () => {
-        const off = !state.hidden.delete(rung.name);
-        if (off) state.hidden.add(rung.name);
-        button.setAttribute("aria-pressed", String(!off));
-        draw();
+      key.append(dot, html("span", "", si(rung.flops_per_token)));
+      key.addEventListener("click", () => {
+        const ids = runsOf(rung.name);
+        leave(ids, !ids.every((id) => state.out.has(id)));
       });
-      list.append(button);
+      keys.push([rung.name, key]);
+      list.append(key);
     }
-    const label = html("span", "legend-title", "FLOPs per token");
-    list.prepend(label);
     return list;
   }
   function conventions() {
     if (data.views.length < 2) return null;
     const group = html("div", "switch");
+    const row = html("div", "switch-row");
+    row.append(html("span", "legend-title", "Size counted in"), group);
     group.setAttribute("role", "radiogroup");
     group.setAttribute("aria-label", "What counts as size");
     data.views.forEach((option, index) => {
@@ -353,9 +449,10 @@
       });
       group.append(button);
     });
-    return group;
+    return row;
   }
   bar.append(legend());
+  press();
   const choice = conventions();
   if (choice) bar.append(choice);
   bar.append(reset);
