@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.accounting import count_params
+from model.accounting import count_params, layer_counts
 from model.config import AttentionConfig, ModelConfig, MoEConfig, require
 
 _INT64, _FLOAT32 = 8, 4
@@ -31,7 +31,8 @@ class PrecisionPlan:
     stream_bytes: int
     """An element of the residual stream and of what the norms keep."""
     product_bytes: int
-    """An element that goes into a matrix product."""
+    """An element that goes into a matrix product. Where it is smaller than a weight (autocast), a
+    copy of the weights in this size is kept as well."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -62,11 +63,13 @@ class ActivationMemory:
     """Each block, multi-token-prediction blocks last."""
     ends: int
     """Token ids, last norm, the scores of the vocabulary (float32), the rotary tables."""
+    weight_copies: int
+    """Weights in the type of the products or of the router, where they are stored in another."""
 
     @property
     def total(self) -> int:
         """All of them."""
-        return sum(self.layers) + self.ends
+        return sum(self.layers) + self.ends + self.weight_copies
 
 
 def state_memory(config: ModelConfig, plan: PrecisionPlan) -> StateMemory:
@@ -97,21 +100,25 @@ def activation_memory(
     - E experts, k a token, each of width w: 2·p·w·k for gate and up, 4·E for the scores, and
       indices and gates (8-byte and 4-byte numbers); the product and the experts' answers are
       computed again in the backward pass;
-    - the router's float32 copy of its input, 4·d, where s is not 4, and once a layer that of its
-      weights, where they are not float32;
+    - the router's float32 copy of its input, 4·d, where p is not 4;
     - the vocabulary's scores: 4 bytes each, once more for a prediction block.
+
+    Copies of the weights do not grow with the tokens: p bytes for each that enters a product, where
+    weights are stored in more; the router's in float32, where they are stored in less.
     """
     tokens = sequences * sequence_length
     a = config.attention
     layers = [
-        tokens * _block_bytes(config, plan, layer) + _router_copy_bytes(config, plan, layer)
+        tokens * _block_bytes(config, plan, layer)
         for layer in range(config.num_layers + config.mtp_depth)
     ]
     rotary_tables = 2 * sequence_length * (a.num_heads + a.num_kv_heads) * a.head_dim
     scores = (1 + config.mtp_depth) * config.vocab_size * _FLOAT32
     ends = (1 + config.mtp_depth) * (_INT64 + _norm_bytes(config.hidden_size, plan)) + scores
     return ActivationMemory(
-        layers=tuple(layers), ends=tokens * ends + rotary_tables * plan.product_bytes
+        layers=tuple(layers),
+        ends=tokens * ends + rotary_tables * plan.stream_bytes,
+        weight_copies=_weight_copies(config, plan),
     )
 
 
@@ -130,10 +137,16 @@ def _block_bytes(config: ModelConfig, plan: PrecisionPlan, layer: int) -> int:
     return kept
 
 
-def _router_copy_bytes(config: ModelConfig, plan: PrecisionPlan, layer: int) -> int:
-    if config.moe is None or not config.is_moe_layer(layer) or plan.weight_bytes == _FLOAT32:
-        return 0
-    return config.moe.num_experts * config.hidden_size * _FLOAT32
+def _weight_copies(config: ModelConfig, plan: PrecisionPlan) -> int:
+    layers = layer_counts(config)
+    router = sum(counts.by_group.get("router", 0) for counts in layers)
+    copies = 0
+    if plan.weight_bytes > plan.product_bytes:
+        products = sum(counts.total - counts.by_group["norms"] for counts in layers) - router
+        copies += (products + config.vocab_size * config.hidden_size) * plan.product_bytes
+    if plan.weight_bytes < _FLOAT32:
+        copies += router * _FLOAT32
+    return copies
 
 
 def _norm_bytes(width: int, plan: PrecisionPlan) -> int:
@@ -157,7 +170,7 @@ def _swiglu_bytes(inner_width: int, plan: PrecisionPlan) -> int:
 def _moe_bytes(config: MoEConfig, width: int, plan: PrecisionPlan) -> int:
     k = config.experts_per_token
     scores = config.num_experts * _FLOAT32
-    if plan.stream_bytes != _FLOAT32:
+    if plan.product_bytes != _FLOAT32:
         scores += width * _FLOAT32
     # The choice, the order of the visits by expert and back; gates before and after scaling.
     indices = k * (4 * _INT64 + 2 * _FLOAT32) + _FLOAT32

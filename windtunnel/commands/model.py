@@ -170,6 +170,7 @@ def memory_table(config: Config) -> Table:
         ("AdamW moments", state.moments),
         (f"activations of the layers, {batch}", sum(kept.layers)),
         ("activations of embedding and output", kept.ends),
+        ("copies of the weights for the products", kept.weight_copies),
         ("total", state.total + kept.total),
     ]
     return table(["memory", ""], [(name, f"{si(count, 4)}B") for name, count in rows if count])
