@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from model.config import AttentionConfig, YarnConfig
 from model.layers import Rotary, rms_norm, rotary_frequencies, rotate, swiglu
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPS = 1e-6
 
 

@@ -8,6 +8,8 @@ import torch
 from model.config import MoEConfig
 from model.router import Router, choose, sum_of_best_two
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH, TOKENS = 9, 64
 BASE = MoEConfig(
     num_experts=24, experts_per_token=4, expert_width=4, num_groups=4, groups_per_token=2
