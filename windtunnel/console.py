@@ -51,6 +51,7 @@ def table(
         is_word = index < left
         made.add_column(
             Text(column),
+            min_width=len(column),
             justify="left" if is_word else "right",
             no_wrap=not is_word,
             overflow="fold",

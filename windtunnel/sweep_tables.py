@@ -66,7 +66,7 @@ def variant_text(run: PlannedRun) -> str:
 
 def run_label(run: PlannedRun) -> str:
     """A run for people: rung, role where it is not the grid's, and its id."""
-    role = "" if run.spec.role == "grid" else f" {run.spec.role}"
+    role = "" if run.spec.role in ("grid", run.spec.rung) else f" {run.spec.role}"
     variant = f" {variant_text(run)}" if run.variant else ""
     return f"{run.spec.rung}{role}{variant} {run.run_id}"
 

@@ -1,10 +1,7 @@
 """`windtunnel sweep` and `status`: the plan, bad input, what is done, what failed, exit codes."""
 
 import errno
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -278,27 +275,3 @@ def test_status_of_a_sweep_that_is_not_there(
     assert "There are: smoke" in error
     assert status(Store(tmp_path / "empty")) == 1
     assert "Start one: windtunnel sweep sweep=quickstart" in capsys.readouterr().out
-
-
-# Real runs.
-
-
-@pytest.mark.slow
-def test_a_smoke_sweep_runs_and_a_rerun_trains_nothing(root: Path) -> None:
-    words = ["ladder.sizes=1", "ladder.noise_seeds=[]", f"root={root}"]
-    command = [sys.executable, "-m", "windtunnel.cli", "sweep", SMOKE, *words]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stderr + first.stdout
-    assert "2 of 2 runs done, in" in first.stdout
-    assert "\x1b" not in first.stdout, "piped output is plain"
-    plan = read_plan(root / "sweeps" / "smoke" / "plan.json")
-    stamps = {}
-    for run in plan.runs:
-        record = json.loads((root / "runs" / run.run_id / "record.json").read_text())
-        assert record["status"] == "done"
-        assert f"loss {record['loss_nats']:.4f} nats" in first.stdout
-        stamps[run.run_id] = (root / "runs" / run.run_id / "record.json").stat().st_mtime_ns
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "2 of 2 runs already done; nothing was trained." in again.stdout
-    for name, stamp in stamps.items():
-        assert (root / "runs" / name / "record.json").stat().st_mtime_ns == stamp
