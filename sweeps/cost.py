@@ -18,7 +18,7 @@ from model.training.config import TrainConfig
 
 # Weight of the shipped prices against one finished run, in relative errors. Low: five runs of
 # different shapes decide all four prices, one run still scales them together.
-PRIOR_WEIGHT = 0.1
+PRIOR_WEIGHT = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)

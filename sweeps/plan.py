@@ -110,6 +110,7 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
     Raises:
         ConfigError: an axis names no field, a size is out of reach, a recipe contradicts itself.
     """
+    corpus.require_length(config.sequence_length)
     planned: dict[str, PlannedRun] = {}
     num_cells = 0
     for index, variant in enumerate(variants_of(config)):
@@ -229,11 +230,12 @@ def _notes(runs: list[PlannedRun], num_cells: int, corpus: PreparedCorpus) -> tu
             f"{num_cells - len(runs)} of {num_cells} cells came out as a run already planned "
             "(sizes nearer than the widths of the recipe, or values that change nothing)"
         )
-    most = max(run.spec.train.tokens for run in runs)
-    available = sum(domain.train_tokens for domain in corpus.domains.values())
-    if most > available:
-        notes.append(
-            f"the largest budget reads the corpus {most / available:.2f} times "
-            f"({available:,} training tokens)"
-        )
+    longest = max((run.spec.train for run in runs), key=lambda train: train.tokens)
+    windows = longest.tokens // longest.sequence_length
+    for domain, times in corpus.epochs(windows, longest.sequence_length).items():
+        if times > 1:
+            notes.append(
+                f"the longest run reads the domain {domain!r} {times:.2f} times "
+                f"({corpus.domains[domain].train_tokens:,} training tokens)"
+            )
     return tuple(notes)

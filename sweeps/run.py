@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.errors import ConfigError, RunFailed
-from sweeps.attempt import Progress
+from sweeps.attempt import Progress, attempt_dir, read_heartbeat
 from sweeps.events import Event, EventKind, SweepResult
 from sweeps.executors.base import Executor, Handle
 from sweeps.liveness import LEASE_S, Watch
@@ -225,7 +225,11 @@ class _Driver:
             now = time.monotonic()
             if now - active.looked_at >= PROGRESS_S:
                 active.looked_at = now
-                heartbeat = self._store.heartbeat(run.run_id, active.attempt)
+                folder = attempt_dir(self._store.run_dir(run.run_id), active.attempt)
+                heartbeat = read_heartbeat(folder)
+                if heartbeat and self._watch.is_stale(folder, heartbeat.beat):
+                    active.handle.kill()  # frozen: its place is needed, its checkpoints are kept
+                    return
                 if heartbeat and heartbeat.progress and heartbeat.progress != active.progress:
                     active.progress = heartbeat.progress
                     self._tell("progress", run, attempt=active.attempt, progress=active.progress)

@@ -96,10 +96,6 @@ class Store:
             heartbeat=heartbeat,
         )
 
-    def heartbeat(self, name: str, attempt: int) -> Heartbeat | None:
-        """The last beat of an attempt, None before the first."""
-        return read_heartbeat(attempt_dir(self.run_dir(name), attempt))
-
     def record(self, name: str) -> RunRecord | None:
         """The published record, None if there is none yet."""
         path = self.run_dir(name) / "record.json"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from analysis.records import DomainLoss, RunRecord
 from model.accounting import CONVENTION, count_params, flops_per_token
+from sweeps import worker
 from sweeps.attempt import Progress
 from sweeps.files import write_json
 from sweeps.protocol import fingerprint, protocol_of
@@ -24,6 +25,7 @@ from sweeps.spec import RunSpec, run_id
 from sweeps.worker import Report, main
 
 CHECKPOINT_STEPS = 5
+worker.BEAT_S = 0.1
 
 
 def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:

@@ -1,0 +1,25 @@
+"""A driver to be killed: ``toy_driver.py ROOT SWEEP SLOTS`` runs a plan with toy workers."""
+
+import sys
+from pathlib import Path
+
+from sweeps import run
+from sweeps.executors.local import LocalExecutor
+from sweeps.plan import read_plan
+from sweeps.store import Store
+
+run.BACKOFF_S = (0.05,) * 1000
+run.PROGRESS_S = 0.1
+
+root, sweep, slots = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store = Store(root)
+toy_worker = Path(__file__).parent / "toy_worker.py"
+result = run.run_sweep(
+    read_plan(store.plan_path(sweep)),
+    store,
+    LocalExecutor(slots=slots, command=(sys.executable, str(toy_worker))),
+    lambda event: print(event.kind, event.run.run_id, event.attempt, event.reason, flush=True),
+    lease_s=1.0,
+)
+print(result, flush=True)
+sys.exit(0 if result.is_complete else 1)
