@@ -12,9 +12,6 @@ from model.layers import RMSNorm, Rotary
 
 # Shapes: B sequences, T positions, D model width.
 
-IGNORED = -100
-"""Target of a position without one; its cross-entropy is 0."""
-
 
 class MultiTokenPrediction(nn.Module):
     """From position t's last hidden state and the embedding of token t+1 towards token t+2."""
@@ -42,12 +39,3 @@ class MultiTokenPrediction(nn.Module):
         both = torch.cat([self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)], dim=-1)
         x_BTD, stats = self.block(self.projection(both), rotary, request)
         return self.norm(x_BTD), stats
-
-
-def mtp_targets(targets_BT: Tensor) -> Tensor:
-    """The token two ahead of each position; the last position of a row has none.
-
-    Shifted row by row: a flat shift would hand each row's end the next row's beginning.
-    """
-    last = torch.full_like(targets_BT[:, :1], IGNORED)
-    return torch.cat([targets_BT[:, 1:], last], dim=1)

@@ -14,7 +14,7 @@ from model.block import Block
 from model.config import ModelConfig
 from model.init import initialize
 from model.layers import RMSNorm, Rotary, at_least_float32
-from model.mtp import IGNORED, MultiTokenPrediction, mtp_targets
+from model.mtp import MultiTokenPrediction
 from model.router import Router
 
 # Shapes: B sequences, T positions, D model width, V vocabulary.
@@ -65,7 +65,9 @@ class Transformer(nn.Module):
         hidden_BTD, mtp_BTD, routing = self._hidden(tokens_BT, targets_BT, request)
         mtp_nats = None
         if mtp_BTD is not None:
-            mtp_nats = self._token_nats(mtp_BTD, mtp_targets(targets_BT))
+            # Row by row: a flat shift would hand each row's end the next row's beginning.
+            nats = self._token_nats(mtp_BTD[:, :-1], targets_BT[:, 1:])
+            mtp_nats = F.pad(nats, (0, 1))
         return ForwardResult(self._token_nats(hidden_BTD, targets_BT), mtp_nats, tuple(routing))
 
     def logits(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +101,7 @@ class Transformer(nn.Module):
 
     def _token_nats(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         logits = at_least_float32(self.output(hidden_BTD)).flatten(0, 1)
-        nats = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
+        nats = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
         return nats.view_as(targets_BT)
 
 
