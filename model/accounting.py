@@ -140,8 +140,9 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCounts:
     - ``causal_attention``: M with the attention term halved;
     - ``six_active_non_embedding``, ``six_active``, ``six_total``: 6 times a parameter count, no
       attention term (Kaplan et al. and Chinchilla count this way);
-    - ``all_matmuls``: every matrix product a training step does: no norms, but the output
-      layer, the prediction block and its pass through the output layer.
+    - ``all_matmuls``: every matrix product a training step does: no norms, but the output layer,
+      the prediction block, and its own pass through the output layer, which a sequence's last
+      position, having no token to predict, is spared.
     """
     params = count_params(config)
     layers = layer_counts(config)
@@ -160,7 +161,7 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCounts:
             "six_total": 6.0 * params.total,
             "all_matmuls": 6.0 * sum(counts.active_matmul for counts in layers)
             + len(layers) * attention_layer
-            + (1 + config.mtp_depth) * output_flops,
+            + (1 + config.mtp_depth * (1 - 1 / sequence_length)) * output_flops,
         },
     )
 
