@@ -312,6 +312,7 @@ SMALL = (
     "ladder.budgets=3",
     "ladder.smallest_tokens=2048",
     "recipe.training.min_steps=20",
+    "recipe.training.batch_factor=6",
     "evaluation.heldout_tokens=2048",
     "checkpoint.every_s=0.3",
     "data.tokens=200000",
