@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import wrap
 
 from model.errors import ConfigError
 
@@ -175,7 +176,11 @@ def _complain(message: str) -> None:
 def _help() -> str:
     width = max(map(len, VERBS))
     summaries = {verb: _docstring(verb).split("\n", 1)[0] for verb in VERBS}
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in summaries.items()]
+    lines = [
+        line
+        for verb, summary in summaries.items()
+        for line in wrap(f"  {verb:<{width}}  {summary}", 100, subsequent_indent=" " * (width + 4))
+    ]
     return "\n".join(
         [
             "usage: windtunnel COMMAND [group=option] [key=value] [--config-dir DIR] [--cfg]",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
+from textwrap import wrap
 from typing import Any
 
 import yaml
@@ -58,9 +58,7 @@ def verb_help(verb: str, docstring: str, dirs: Sequence[Path]) -> str:
         for option in group.options:
             mark = "*" if option == group.default else ""
             about = _first_comment(find_yaml(f"{group.name}/{option}", dirs))
-            lines.append(
-                f"    {option + mark:<16} {shorten(about, 79, placeholder=' ...')}".rstrip()
-            )
+            lines += wrap(f"    {option + mark:<16} {about}", 100, subsequent_indent=" " * 21)
     lines += ["", f"All values: windtunnel {verb} --cfg. Folders searched for YAML, first wins:"]
     lines += [f"  {folder}" for folder in dirs]
     return "\n".join(lines)

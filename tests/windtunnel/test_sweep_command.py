@@ -66,8 +66,8 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(root: Path, capsys: Capture
     assert "Plan of smoke" in text
     for column in ("params", "active", "tokens", "batch", "steps", "FLOPs", "peak LR", "time"):
         assert column in text
-    assert "7 runs" in text
-    assert "0 of 7 runs already done" in text
+    assert "11 runs" in text
+    assert "0 of 11 runs already done" in text
     assert max(map(len, text.splitlines())) <= 100
     assert sorted(path.name for path in root.iterdir()) == ["data"]
 
@@ -77,7 +77,7 @@ def test_axes_from_the_command_line_are_dotted_paths(root: Path, capsys: Capture
     text = capsys.readouterr().out
     assert "peak_lr_factor=0.1" in text
     assert "peak_lr_factor=0.2" in text
-    assert "13 runs" in text, "six cells twice, the noise seed once"
+    assert "20 runs" in text, "nine cells twice, the two noise seeds once"
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -169,17 +169,17 @@ def test_exit_codes_and_last_words(
 ) -> None:
     use_driver(monkeypatch, "finished")
     assert sweep(root) == 0
-    assert "7 of 7 runs done" in capsys.readouterr().out
+    assert "11 of 11 runs done" in capsys.readouterr().out
     use_driver(monkeypatch, "failed", "it broke", only=[0, 3])
     assert sweep(root) == 1
     text = capsys.readouterr().out
     assert "2 failed; try again with retry=failed:" in text
     assert text.count(": it broke") == 2
-    assert "5 of 7 runs done." in text
-    use_driver(monkeypatch, "diverged", "loss is nan at step 3", only=[6])
+    assert "9 of 11 runs done." in text
+    use_driver(monkeypatch, "diverged", "loss is nan at step 3", only=[10])
     assert sweep(root) == 1
     assert "1 diverged" in capsys.readouterr().out
-    use_driver(monkeypatch, "unfinished", only=[5, 6])
+    use_driver(monkeypatch, "unfinished", only=[9, 10])
     assert sweep(root) == 1
     text = capsys.readouterr().out
     assert "Stopped: asked to stop." in text
@@ -192,7 +192,7 @@ def test_a_sweep_whose_runs_all_failed_is_one_line_and_exit_code_3(
     use_driver(monkeypatch, "failed", "no kernel " * 1000)
     assert sweep(root) == 3
     error = capsys.readouterr().err
-    assert "all 7 runs of sweep smoke failed" in error
+    assert "all 11 runs of sweep smoke failed" in error
     assert error.count("\n") == 1
     assert len(error) < 600
 
@@ -234,7 +234,7 @@ def test_status_shows_counts_running_failures_and_cost(
     capsys.readouterr()
     assert status(store, "sweep=smoke") == 1
     text = capsys.readouterr().out
-    assert "7 runs, 1 done, 1 running, 5 planned" in text
+    assert "11 runs, 1 done, 1 running, 9 planned" in text
     assert f"{steps // 2}/{steps}" in text
     assert "3.210" in text
     frac = progress.step / progress.num_steps

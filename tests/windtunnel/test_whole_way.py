@@ -10,7 +10,7 @@ import pytest
 
 from windtunnel import cli
 
-SWEEP = ("sweep", "sweep=smoke", "ladder.smallest_tokens=4096")
+SWEEP = ("sweep", "sweep=smoke", "ladder.sizes=2", "ladder.smallest_tokens=4096")
 
 Call = Callable[..., str]
 
@@ -37,16 +37,17 @@ def test_from_a_sweep_to_a_checked_forecast_and_again(call: Call, tmp_path: Path
     command = [sys.executable, "-m", "windtunnel.cli", *SWEEP, f"root={tmp_path}"]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr + first.stdout
-    assert "11 of 11 runs done, in" in first.stdout
+    assert "8 of 8 runs done, in" in first.stdout
     assert "\x1b" not in first.stdout, "piped output is plain"
     for path in (tmp_path / "runs").glob("*/record.json"):
         record = json.loads(path.read_text())
         assert f"{record['run_id']}: loss {record['loss_nats']:.4f} nats" in first.stdout
 
-    assert "11 runs, 11 done" in call("status", "sweep=smoke")
-    assert "11 points" in call("fit", "sweep=smoke")
-    # A threshold nothing reaches, so that the launch is refused wherever this runs.
-    gates = ("gates.holdout_error=1e-9", "gates.refuse_statuses=[]")
+    assert "8 runs, 8 done" in call("status", "sweep=smoke")
+    assert "8 points" in call("fit", "sweep=smoke")
+    # One threshold that nothing reaches, the others out of the way: the launch is refused by this
+    # gate alone, wherever the test runs.
+    gates = ("gates.holdout_error=1e-9", "gates.interval_width=9", "gates.refuse_statuses=[]")
     assert "Forecast: " in call("promote", "sweep=smoke", *gates)
     assert "holdout_error" in call("launch", code=4)
     launched = call("launch", "override.holdout_error='the test of the way'")
@@ -59,8 +60,8 @@ def test_from_a_sweep_to_a_checked_forecast_and_again(call: Call, tmp_path: Path
 
     # Again: nothing is trained, nothing is forecast after the fact.
     stamps = record_stamps(tmp_path)
-    assert len(stamps) == 12
-    assert "11 of 11 runs already done; nothing was trained." in call(*SWEEP)
+    assert len(stamps) == 9
+    assert "8 of 8 runs already done; nothing was trained." in call(*SWEEP)
     assert "Promoted before" in call("promote", "sweep=smoke", *gates)
     assert "Nothing was trained" in call("launch")
     assert record_stamps(tmp_path) == stamps
