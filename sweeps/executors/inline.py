@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sweeps.measure import measure_run
+
 
 class _Finished:
     """A worker that ran to its end inside ``submit``."""
@@ -30,7 +32,7 @@ class InlineExecutor:
         """Run it here and now."""
         from sweeps.worker import run_worker  # here: the worker knows the executors
 
-        return _Finished(run_worker(run_dir.resolve(), after=after))
+        return _Finished(run_worker(run_dir.resolve(), after=after, measure=measure_run))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,0 +1,160 @@
+"""Workers end with their driver, one failing takes none with it, and forking changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy_chaos
+import toy_worker
+
+from model.training.config import RuntimeConfig
+from sweeps.executors import InlineConfig, LocalConfig, make_executor
+from sweeps.executors.config import usable_cores
+from sweeps.executors.forkserver import ForkServer
+from sweeps.executors.inline import InlineExecutor
+from sweeps.executors.local import LocalExecutor, Spawner
+from sweeps.plan import write_plan
+from sweeps.run import run_sweep
+
+HERE = Path(__file__).parent
+SHOW = """
+import json, os, sys
+from pathlib import Path
+from sweeps.executors.forkserver import serve
+def work(run_dir, after):
+    tasks = len(os.listdir(f"/proc/{os.getppid()}/task"))
+    facts = {"threads": tasks, "after": after, "parent": os.getppid(),
+             "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP", "CUDA"))}}
+    print("noise on standard output")
+    (run_dir / "facts.json").write_text(json.dumps(facts))
+    if after == 9:
+        import time; time.sleep(60)
+    return after
+if "--serve" in sys.argv:
+    import numpy
+    sys.exit(serve(work))
+sys.exit(work(Path(sys.argv[1]), int(sys.argv[3])))
+"""
+COMMAND = (sys.executable, "-c", SHOW)
+
+
+def wait(handle, within_s=30.0):
+    end = time.monotonic() + within_s
+    while handle.poll() is None:
+        assert time.monotonic() < end, "it did not end"
+        time.sleep(0.01)
+    return handle.poll()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+@pytest.mark.parametrize("starter", [ForkServer, Spawner])
+def test_workers_have_their_slot_their_environment_and_their_log(folders, starter):
+    executor = LocalExecutor(slots=3, threads=2, gpus=2, command=COMMAND, starter=starter)
+    handles = [executor.submit(folder, after) for after, folder in enumerate(folders)]
+    assert [wait(handle) for handle in handles] == [0, 1, 2]
+    executor.close()
+    facts = [json.loads((folder / "facts.json").read_text()) for folder in folders]
+    assert [fact["environment"]["CUDA_VISIBLE_DEVICES"] for fact in facts] == ["0", "1", "0"]
+    assert {fact["environment"]["OMP_NUM_THREADS"] for fact in facts} == {"2"}
+    for folder in folders:
+        assert (folder / "log.txt").read_text() == "noise on standard output\n"
+
+
+def test_the_fork_server_has_no_second_thread(folders):
+    executor = LocalExecutor(slots=1, threads=2, command=COMMAND, starter=ForkServer)
+    assert wait(executor.submit(folders[0], 0)) == 0
+    executor.close()
+    assert json.loads((folders[0] / "facts.json").read_text())["threads"] == 1
+
+
+@pytest.mark.parametrize("starter", [ForkServer, Spawner])
+def test_a_killed_worker_takes_no_other_with_it_and_frees_its_slot(folders, starter):
+    executor = LocalExecutor(slots=2, command=COMMAND, starter=starter)
+    hanging = executor.submit(folders[0], 9)
+    assert wait(executor.submit(folders[1], 3)) == 3
+    hanging.kill()
+    assert hanging.poll() == -signal.SIGKILL
+    assert wait(executor.submit(folders[1], 4)) == 4
+    assert wait(executor.submit(folders[2], 5)) == 5
+    executor.close()
+
+
+def test_a_killed_fork_server_ends_its_workers_and_is_started_again(folders):
+    executor = LocalExecutor(slots=2, command=COMMAND, starter=ForkServer)
+    hanging = executor.submit(folders[0], 9)
+    facts = folders[0] / "facts.json"
+    end = time.monotonic() + 30
+    while not (facts.exists() and facts.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(json.loads(facts.read_text())["parent"], signal.SIGKILL)
+    assert wait(hanging) == -signal.SIGKILL
+    assert wait(executor.submit(folders[1], 7)) == 7
+    executor.close()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_its_driver(plan, tmp_path, blow):
+    session = toy_chaos.Session(
+        plan=plan, store=toy_chaos.prepare(tmp_path, steps=4000, step_s=0.02), rng=None
+    )
+    write_plan(plan, session.store.plan_path(plan.name))
+    driver = session._start_driver()
+    end = time.monotonic() + 30
+    while len(session._workers()) < 2:
+        assert time.monotonic() < end, session.log()
+        time.sleep(0.05)
+    os.kill(driver.pid, blow)
+    code = driver.wait(timeout=30)
+    assert session.orphans() == []
+    first, second = (session.store.state(run.run_id) for run in plan.runs[:2])
+    if blow == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+        assert "was killed" in first.reason
+    else:
+        # Told to stop, it stops its workers in order, and they say so.
+        assert code == 1
+        assert "stopped='asked to stop'" in session.log()
+        assert (first.reason, second.reason) == ("stopped on request", "stopped on request")
+    assert first.status == second.status == "interrupted"
+
+
+def test_inline_runs_in_this_very_process(plan, toy, monkeypatch):
+    monkeypatch.setattr("sweeps.executors.inline.measure_run", toy_worker.measure)
+    result = run_sweep(plan, toy.store, InlineExecutor())
+    assert result.is_complete
+    assert len(result.finished) == len(plan.runs)
+
+
+def test_slots_follow_the_machine_unless_told():
+    runtime = RuntimeConfig(threads=1)
+    assert isinstance(make_executor(InlineConfig(), runtime), InlineExecutor)
+    assert make_executor(LocalConfig(), runtime).slots == usable_cores()
+    assert make_executor(LocalConfig(), RuntimeConfig(threads=10_000)).slots == 1
+    assert make_executor(LocalConfig(workers=7), runtime).slots == 7
+    assert make_executor(LocalConfig(gpus=4, runs_per_gpu=2), runtime).slots == 8
+
+
+def test_usable_cores_is_at_most_what_the_kernel_gives():
+    only = (
+        sys.executable,
+        "-c",
+        "from sweeps.executors.config import usable_cores as n; print(n())",
+    )
+    root = HERE.parents[1]
+    bound = subprocess.run(
+        ["taskset", "-c", "0", *only], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert bound.stdout.strip() == "1"

@@ -1,0 +1,113 @@
+"""The real trainer under the engine: one truth, however and however often a run is started."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import toy_plans
+
+from model.accounting import count_params
+from model.errors import ConfigError
+from model.training.config import CheckpointConfig, RuntimeConfig
+from model.typed import to_plain
+from sweeps.attempt import attempt_dir
+from sweeps.executors.inline import InlineExecutor
+from sweeps.executors.local import LocalExecutor
+from sweeps.measure import planned_corpus
+from sweeps.plan import make_plan
+from sweeps.run import run_sweep
+from sweeps.store import Store
+
+NOT_MEASURED = ("provenance", "wall_s", "tokens_per_s")
+
+
+def measured(store, name):
+    record = store.record(name)
+    assert record is not None
+    return {key: value for key, value in to_plain(record).items() if key not in NOT_MEASURED}
+
+
+def curve(store, name):
+    lines = (store.run_dir(name) / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    return [{k: v for k, v in line.items() if k not in NOT_MEASURED} for line in values]
+
+
+def two_runs(corpus_dir, corpus, checkpoint_s):
+    config = toy_plans.small_sweep(corpus_dir)
+    ladder = replace(config.ladder, sizes=1, budgets=1, smallest_tokens=2048, noise_seeds=(1,))
+    checkpoint = CheckpointConfig(every_s=checkpoint_s)
+    return make_plan(replace(config, ladder=ladder, checkpoint=checkpoint), corpus)
+
+
+@pytest.fixture(scope="module")
+def real_plan(corpus_dir, corpus):
+    return two_runs(corpus_dir, corpus, checkpoint_s=100.0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real_plan, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("inline"))
+    result = run_sweep(real_plan, store, InlineExecutor())
+    assert result.is_complete
+    return store
+
+
+def test_a_record_says_what_was_asked_and_what_came_out(undisturbed, real_plan, corpus):
+    for run in real_plan.runs:
+        record = undisturbed.record(run.run_id)
+        assert record is not None
+        assert (record.status, record.reason) == ("done", "")
+        assert (record.tokens, record.seed) == (run.spec.train.tokens, run.spec.train.seed)
+        assert record.train_flops == run.cost.train_flops
+        assert record.total_params == count_params(run.spec.model).total
+        # Four symbols' worth of luck away from a uniform guess, and no better than the source.
+        assert corpus.entropy_nats is not None
+        assert corpus.entropy_nats < record.loss_nats < 5.55
+        assert set(record.by_domain) == {"synthetic"}
+        assert len(record.load_by_layer) == run.spec.model.num_moe_layers
+        assert record.provenance["attempts"][0]["number"] == 1
+        assert record.provenance["packages"]["torch"].startswith("2.")
+        assert record.provenance["hardware"]["threads"] == 1
+    seeds = {measured(undisturbed, run.run_id)["loss_nats"] for run in real_plan.runs}
+    assert len(seeds) == len(real_plan.runs)
+
+
+@pytest.mark.slow
+def test_forked_and_killed_runs_measure_the_same_to_the_bit(
+    undisturbed, corpus_dir, corpus, tmp_path
+):
+    real_plan = two_runs(corpus_dir, corpus, checkpoint_s=0.0)
+    store = Store(tmp_path)
+    executor = LocalExecutor(slots=1)
+    disturbed = real_plan.runs[0]
+    for attempt in (1, 2):
+        handle = executor.submit(store.create(disturbed.spec), attempt - 1)
+        saved = attempt_dir(store.run_dir(disturbed.run_id), attempt) / "checkpoints"
+        end = time.monotonic() + 120
+        while handle.poll() is None and not list(saved.glob("step-*[1-9]")):
+            assert time.monotonic() < end, store.log_tail(disturbed.run_id)
+            time.sleep(0.002)
+        handle.kill()
+    assert store.state(disturbed.run_id).status == "interrupted"
+    result = run_sweep(real_plan, store, executor)
+    assert result.is_complete
+    for run in real_plan.runs:
+        assert measured(store, run.run_id) == measured(undisturbed, run.run_id)
+        assert curve(store, run.run_id) == curve(undisturbed, run.run_id)
+    record = store.record(disturbed.run_id)
+    assert record is not None
+    assert [entry["number"] for entry in record.provenance["attempts"]] == [1, 2, 3]
+
+
+def test_the_corpus_of_the_plan_is_used_or_the_run_refused(plan, corpus, tmp_path):
+    spec = plan.runs[0].spec
+    assert planned_corpus(spec).fingerprint == corpus.fingerprint
+    # Gone, but its material gives the same again.
+    fresh = replace(spec, runtime=RuntimeConfig(data_dir=tmp_path))
+    assert planned_corpus(fresh).fingerprint == corpus.fingerprint
+    changed = replace(fresh, corpus=replace(toy_plans.CORPUS, seed=1))
+    (tmp_path / spec.corpus_fingerprint).rename(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="the corpus has changed since the sweep was planned"):
+        planned_corpus(changed)
