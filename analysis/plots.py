@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.plots_evidence import Evidence, Promoted
-from analysis.plots_experts import expert_balance, expert_load
+from analysis.plots_experts import expert_balance, expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
 from analysis.plots_runs import residuals, training_curves
@@ -18,6 +18,7 @@ FIGURES = (
     residuals,
     training_curves,
     expert_load,
+    expert_training,
     expert_balance,
     recipe,
 )

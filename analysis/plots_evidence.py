@@ -29,6 +29,8 @@ class Promoted:
     forecast: Prediction
     measured: float | None
     """Held-out loss in nats per token; None before the run has ended."""
+    loads: Mapping[str, tuple[Prediction, float | None]] = field(default_factory=dict)
+    """``max_vio`` and ``normalized_entropy``, mean over layers: forecast and what was measured."""
 
     def size_in(self, study: Study) -> float:
         """Its size in the variable the law was fitted in."""

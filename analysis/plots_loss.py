@@ -57,6 +57,11 @@ def loss_compute(evidence: Evidence) -> Drawing:
         loss_axis(axes.yaxis, *padded(_loss_extent(data), 0.05))
         light_grid(axes)
         _legends(figure, axes, evidence, marks_outside=False)
+    band_leaves = (
+        " The band is wider than the picture: the law hardly knows the loss there."
+        if "high" in data and data["high"].max() > axes.get_ylim()[1]
+        else ""
+    )
     reach = (
         "The curve is the loss of the best split of each compute budget between size and tokens, "
         "by the fitted surface; solid where runs were measured, dashed beyond, with the 90% band "
@@ -70,13 +75,18 @@ def loss_compute(evidence: Evidence) -> Drawing:
         how_to_read="Each dot is one finished run, coloured by model size; thin lines follow one "
         f"size through its token budgets. {reach}Hollow dots, of the largest budgets, were held "
         "out: their bars are what the rest forecast for them. Runs lie above the curve because "
-        "most of them are not at the best split. Both axes are logarithmic.",
+        f"most of them are not at the best split. Both axes are logarithmic.{band_leaves}",
         distrust="The band knows the spread between runs and of the coefficients. It doesn't know "
         "whether the law's form still holds beyond the last dot, nor whether the recipe for "
-        "learning rate and batch is equally good at every size.",
+        f"learning rate and batch is equally good at every size.{_warned(study)}",
         data=data,
         figure=figure,
     )
+
+
+def _warned(study: Study | None) -> str:
+    statuses = dict.fromkeys(w.status for w in study.surface.warnings) if study else {}
+    return f" The fit itself warns of {', '.join(statuses)}." if statuses else ""
 
 
 def loss_tokens(evidence: Evidence) -> Drawing:
@@ -254,8 +264,10 @@ def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, A
 
 
 def _loss_extent(data: pd.DataFrame) -> Array:
+    """What the axis must hold: everything but the law's band, which may be wider than any page."""
+    seen = data[data["series"] != "law along the optimum"]
     columns = [c for c in ("loss_nats", "low", "high") if c in data]
-    values = data[columns].to_numpy(dtype=float).ravel()
+    values = np.append(seen[columns].to_numpy(dtype=float).ravel(), data["loss_nats"])
     return np.asarray(values[np.isfinite(values)])
 
 

@@ -82,9 +82,9 @@ def isoflop(evidence: Evidence) -> Drawing:
                 Line2D([], [], color=color, marker="o", label=power_of_ten(_round(flops)))
             )
         data = pd.DataFrame(rows)
-        shown = data[data["size"].between(low, high)]
+        shown = data[data["size"].between(low, high) & (data["series"] != "curve")]
         count_axis(axes.xaxis, low, high, SIZE_NAMES.get(study.points.size_variable, "Model size"))
-        loss_axis(axes.yaxis, *padded(shown["loss_nats"].to_numpy(dtype=float), 0.05))
+        loss_axis(axes.yaxis, *padded(shown["loss_nats"].to_numpy(dtype=float), 0.2))
         light_grid(axes)
         figure.legend(
             handles=handles,
@@ -92,8 +92,10 @@ def isoflop(evidence: Evidence) -> Drawing:
             title_fontsize=6.5,
             alignment="left",
             loc="outside upper left",
-            ncols=min(4, len(handles)),
-            columnspacing=1,
+            ncols=len(handles),
+            handlelength=0.9,
+            handletextpad=0.4,
+            columnspacing=0.8,
         )
     return Drawing(
         name=name,
@@ -184,7 +186,7 @@ def contours(evidence: Evidence) -> Drawing:
     )
 
 
-def _budgets(study: Study, most: int = 7) -> list[tuple[float, list[int]]]:
+def _budgets(study: Study, most: int = 5) -> list[tuple[float, list[int]]]:
     """Compute levels, each with its points: the budgets that hold three sizes or more.
 
     Where fewer than two do, levels are spread evenly and take the points that lie near them.

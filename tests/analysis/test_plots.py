@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from analysis import plots, plots_style
 from analysis.curves import read_curve, thin
 from analysis.plots import FIGURES, Evidence, Promoted, draw_all
-from analysis.plots_experts import expert_balance, expert_load
+from analysis.plots_experts import expert_balance, expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
 from analysis.plots_runs import residuals, training_curves
@@ -170,11 +171,47 @@ def test_expert_figures_repeat_the_records(evidence: Evidence) -> None:
         kept = next(item for item in record.load_by_layer if item.layer == layer)
         shares = sorted(kept.load, reverse=True)
         assert rows["load_over_mean"].to_numpy() == pytest.approx(np.array(shares) * len(shares))
-    balance = expert_balance(evidence).data.set_index("run_id")
+    balance = expert_balance(evidence).data.query("rung != 'promoted'").set_index("run_id")
     assert len(balance) == len(evidence.records)
     for record in evidence.records:
         mean = np.mean([item.max_vio for item in record.load_by_layer])
         assert balance.loc[record.run_id, "max_vio_mean"] == pytest.approx(mean)
+
+
+def test_overload_during_training_is_that_of_the_logged_steps(
+    tmp_path: Path, evidence: Evidence
+) -> None:
+    record = evidence.records[0]
+    path = tmp_path / "metrics.jsonl"
+    steps = [
+        {
+            "kind": "train",
+            "tokens": record.tokens * step / 200,
+            "train_loss_nats": 3.0,
+            "layers": [1, 4],
+            "max_vio": [8.0 / step, 0.5],
+        }
+        for step in range(1, 201)
+    ]
+    path.write_text("".join(json.dumps(step) + "\n" for step in steps))
+    curve = read_curve(path)
+    assert curve is not None
+    assert curve.layers == (1, 4)
+    drawing = expert_training(Evidence(records=(record,), curves={record.run_id: curve}))
+    falling, even = (drawing.data.query("layer == @layer")["max_vio"] for layer in (1, 4))
+    assert np.all(np.diff(falling) < 0)
+    assert falling.iloc[0] == 8.0
+    assert np.allclose(even, 0.5)
+    assert "no routed experts" in expert_training(Evidence(records=(record,))).missing
+
+
+def test_the_forecast_of_the_load_stands_beside_the_runs(evidence: Evidence) -> None:
+    assert evidence.promoted is not None
+    forecast = evidence.promoted.forecast
+    loads = {"max_vio": (forecast, 0.7)}
+    data = expert_balance(replace(evidence, promoted=replace(evidence.promoted, loads=loads))).data
+    row = data.query("rung == 'promoted'").iloc[0]
+    assert (row["forecast"], row["low"], row["measured"]) == (forecast.value, forecast.low, 0.7)
 
 
 def test_a_dead_expert_is_named(evidence: Evidence) -> None:

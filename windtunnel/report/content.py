@@ -72,6 +72,11 @@ class Answer:
         outcome = self.entry.outcome if self.entry else None
         return outcome.loss_nats if outcome else None
 
+    def measured_load(self, name: str) -> float | None:
+        """A measure of expert load on the held-out split, mean over layers."""
+        layers = self.record.load_by_layer if self.record else ()
+        return sum(getattr(layer, name) for layer in layers) / len(layers) if layers else None
+
     @property
     def verdict(self) -> str:
         """The ledger's word: inside, OUTSIDE, open, DIVERGED, ALTERED; or not launched."""
@@ -238,6 +243,11 @@ def promoted_of(answer: Answer | None) -> Promoted | None:
         tokens=float(promotion.spec.train.tokens),
         forecast=promotion.forecast,
         measured=answer.measured,
+        loads={
+            load.name: (load.prediction, answer.measured_load(load.name))
+            for load in promotion.loads
+            if load.prediction is not None
+        },
     )
 
 

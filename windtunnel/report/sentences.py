@@ -84,6 +84,9 @@ def troubles(content: Content) -> list[str]:
             f"The fit is older than {content.unfitted} finished runs; `windtunnel fit "
             f"sweep={content.sweep}` takes them in."
         )
+    statuses = list(dict.fromkeys(warning.status for _, warning in warnings(content)))
+    if statuses:
+        found.append(f"The law's health check warns of {_joined(statuses)}; see The law.")
     if content.study is not None and content.study.exclusions:
         found.append(
             f"{len(content.study.exclusions)} runs were left out of the fit; the table of runs "
@@ -195,16 +198,7 @@ def loads(answer: Answer | None) -> list[tuple[LoadForecast, float | None]]:
     """The forecasts of expert load beside what the promoted run measured, mean over layers."""
     if answer is None:
         return []
-    layers = answer.record.load_by_layer if answer.record else ()
-    return [
-        (
-            forecast,
-            sum(getattr(layer, forecast.name) for layer in layers) / len(layers)
-            if layers
-            else None,
-        )
-        for forecast in answer.promotion.loads
-    ]
+    return [(load, answer.measured_load(load.name)) for load in answer.promotion.loads]
 
 
 def fit_sentence(content: Content) -> str:

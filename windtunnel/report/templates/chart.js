@@ -84,7 +84,7 @@
     const all = view().points, law = view().law, promoted = view().promoted;
     const c = all.map((p) => p.flops).concat(law ? law.flops : [], promoted ? [promoted.flops] : []);
     const l = all.map((p) => p.loss)
-      .concat(law ? [...law.low, ...law.high] : [])
+      .concat(law ? law.loss : []) // not its band, which may be wider than any page
       .concat(promoted ? [promoted.low, promoted.high, promoted.measured ?? promoted.loss] : []);
     return { x: padded(c, 0.03), y: padded(l, 0.05) };
   };
@@ -169,7 +169,7 @@
   }
 
   function drawAxes(svg, box, x, y, xr, yr, width) {
-    const yTicks = yr[1] / yr[0] < 4 ? evenTicks(...yr, 12) : logTicks(...yr, 8);
+    const yTicks = yr[1] / yr[0] < 8 ? evenTicks(...yr, 12) : logTicks(...yr, 8);
     for (const tick of yTicks) {
       svg.append(make("line", {
         class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick),
