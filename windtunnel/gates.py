@@ -81,15 +81,15 @@ def holdout_gate(holdouts: tuple[Holdout, ...], thresholds: GateThresholds) -> G
         sentence = "no budget was held out, so the law was never tested"
         return GateResult(name="holdout_error", passed=False, sentence=sentence)
     worst, most = max(held.mean_abs_error for held in holdouts), thresholds.holdout_error
-    found = ", ".join(
-        f"{held.mean_abs_error:.2%} over {len(held.points)} ({held.num_inside} inside)"
+    found = "; ".join(
+        f"without the largest {held.budgets} of the budgets {held.mean_abs_error:.2%} over "
+        f"{len(held.points)} runs, {held.num_inside} inside"
         for held in holdouts
     )
     return GateResult(
         name="holdout_error",
         passed=worst <= most,
-        sentence=f"mean miss of held-out runs without the largest 1 to {len(holdouts)} budgets: "
-        f"{found}; at most {most:.2%}",
+        sentence=f"mean miss {found}; at most {most:.2%}",
     )
 
 
