@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.records import RunRecord, load_records
@@ -13,6 +13,7 @@ from sweeps import grid
 from sweeps.measure import planned_corpus
 from sweeps.plan import Plan, SweepConfig
 from sweeps.store import Store
+from windtunnel.along import Evaluated, evaluations_in
 from windtunnel.commands.status import known_plan
 
 
@@ -28,6 +29,8 @@ class FinishedSweep:
     """Planned runs without a record."""
     study: Study
     corpus: PreparedCorpus
+    evaluations: dict[str, tuple[Evaluated, ...]] = field(default_factory=dict)
+    """By run id, what was measured on the way."""
 
 
 def load_sweep(root: Path, name: str) -> FinishedSweep:
@@ -73,6 +76,10 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         unfinished=tuple(run_id for run_id in run_ids if not _is_measured(store, run_id)),
         study=study,
         corpus=planned_corpus(plan.runs[0].spec),
+        evaluations={
+            run_id: evaluations_in(store.run_dir(run_id) / "metrics.jsonl")
+            for run_id in study.points.label
+        },
     )
 
 

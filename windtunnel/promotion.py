@@ -20,6 +20,7 @@ from model.errors import ConfigError
 from model.typed import build, to_plain
 from sweeps.files import content_hash, write_atomic
 from sweeps.spec import RunSpec
+from windtunnel.along import Waypoint
 from windtunnel.choices import Choice
 from windtunnel.gates import GateResult, GateThresholds
 from windtunnel.load_forecast import LoadForecast
@@ -78,8 +79,10 @@ class Promotion:
     second_opinion: Prediction | None
     """The same loss by another form, L(C) through the lowest loss of each budget; shown, not
     judged. None where the sweep has too few budgets for it."""
+    waypoints: tuple[Waypoint, ...]
+    """The loss at each evaluation on the way; empty where it can't be forecast."""
     along_the_run: str
-    """What is forecast for the loss on the way, or why nothing is."""
+    """How the waypoints were made, or why there are none."""
     loads: tuple[LoadForecast, ...]
     choices: tuple[Choice, ...]
     gates: tuple[GateResult, ...]

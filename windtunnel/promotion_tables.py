@@ -11,6 +11,7 @@ from rich.text import Text
 from analysis.results import Interval
 from model.memory import PrecisionPlan, activation_memory, state_memory
 from sweeps.spec import RunSpec
+from windtunnel.along import Evaluated, Waypoint
 from windtunnel.choices import Choice
 from windtunnel.console import si, table
 from windtunnel.ledger import Entry
@@ -41,6 +42,8 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
     if promotion.second_opinion is not None:
         yield Text(f"  by L(C) through the lowest losses: {nats(promotion.second_opinion)}")
     yield Text(f"  {promotion.along_the_run}")
+    for waypoint in promotion.waypoints:
+        yield Text(f"    at step {waypoint.step}: {nats(waypoint.forecast)}")
     for load in promotion.loads:
         yield Text(f"  {load.name}: {load.note or interval_text(load)}")
     yield table(
@@ -85,6 +88,16 @@ def interval_text(load: LoadForecast) -> str:
     found = load.prediction
     assert found is not None, "a forecast without a prediction has a note"
     return f"{found.value:.3g}, {found.level:.0%} interval {found.low:.3g} to {found.high:.3g}"
+
+
+def waypoint_text(waypoint: Waypoint, found: Evaluated) -> str:
+    """An evaluation on the way against its band."""
+    band = waypoint.forecast
+    verdict = "inside" if band.contains(found.loss_nats) else "OUTSIDE"
+    return (
+        f"in flight, step {waypoint.step}: measured {found.loss_nats:.4f} nats, {verdict} "
+        f"{band.low:.4f} to {band.high:.4f}"
+    )
 
 
 def verdict_text(entry: Entry) -> str:

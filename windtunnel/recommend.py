@@ -17,7 +17,6 @@ from analysis.study import Study
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig, require
 from model.errors import ConfigError
-from model.training.config import ScheduleConfig
 from model.typed import to_plain
 from sweeps.files import content_hash
 from sweeps.plan import SweepConfig, spec_for
@@ -26,6 +25,7 @@ from sweeps.provenance import git_state, hardware
 from sweeps.recipe import PowerLawRule, shape_for
 from sweeps.spec import RunSpec, run_id
 from windtunnel import gates
+from windtunnel.along import forecast_along
 from windtunnel.choices import Allocated, Choice, SizeRange, allocate, formula
 from windtunnel.finished import FinishedSweep
 from windtunnel.gates import GateResult, GateThresholds
@@ -76,6 +76,9 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
     counts = count_params(spec.model)
     forecast = study.surface.predict(size, spec.train.tokens, level=settings.level)
     second = _second_opinion(study, size * spec.train.tokens, settings.level)
+    waypoints, along_the_run = forecast_along(
+        study, sweep.evaluations, size, spec.train, settings.level
+    )
     promotion = Promotion(
         id="",
         created_at=utc_now(),
@@ -89,7 +92,8 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
         train_flops=size * spec.train.tokens,
         forecast=forecast,
         second_opinion=second,
-        along_the_run=along_the_run(spec.train.schedule),
+        waypoints=waypoints,
+        along_the_run=along_the_run,
         loads=forecast_loads(
             sweep.records, size * spec.train.tokens, settings.level, study.settings
         ),
@@ -118,19 +122,6 @@ def _second_opinion(study: Study, train_flops: float, level: float) -> Predictio
     except FitError:
         return None
     return envelope.predict(train_flops, level=level)
-
-
-def along_the_run(schedule: ScheduleConfig) -> str:
-    """Whether the law of final losses speaks of the losses on the way; mostly it does not."""
-    if schedule.kind == "constant":
-        return (
-            "no forecast along the run: the law was fitted to final losses, each after its own "
-            "warm-up at its own learning rate, batch and length"
-        )
-    return (
-        f"no forecast along the run: the law was fitted to losses after a full {schedule.kind} "
-        "decay, and the losses on the way, before it, lie above that law"
-    )
 
 
 def _aim(target: Target, sweep: FinishedSweep, largest_flops: float) -> Aim:

@@ -20,7 +20,7 @@ from analysis.settings import FitSettings
 from analysis.study import Study, make_study
 from model.accounting import count_params, flops_per_token
 from model.errors import ConfigError
-from model.training.config import ScheduleConfig
+from model.training.config import EvaluationConfig
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.typed import to_plain
 from sweeps.files import content_hash
@@ -29,13 +29,14 @@ from sweeps.protocol import fingerprint, protocol_of
 from sweeps.spec import run_id
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders
+from windtunnel.along import Evaluated, evaluations_in, forecast_along
 from windtunnel.commands import promote as promote_command
 from windtunnel.commands.status import known_plan
 from windtunnel.finished import FinishedSweep, load_sweep
 from windtunnel.gates import GATES
 from windtunnel.load_forecast import forecast_loads
 from windtunnel.promotion import Promotion, Promotions, promotion_hash, read_promotion
-from windtunnel.recommend import Settings, along_the_run, recommend
+from windtunnel.recommend import Settings, recommend
 from windtunnel.targets import ComputeBudget, LingTarget, NextRung, ParamBudget, TokenBudget
 
 # Optimum inside the ladder at its largest compute: M = 1.6e6 of 2.6e5 to 4.2e6.
@@ -283,10 +284,62 @@ def test_a_target_within_the_sweep_is_refused(sweep: FinishedSweep, settings: Se
             recommend(sweep, target, settings)
 
 
-def test_the_law_of_final_losses_is_not_read_along_the_run(promotion: Promotion) -> None:
-    assert promotion.along_the_run.startswith("no forecast along the run")
-    assert "wsd" in promotion.along_the_run
-    assert "own" in along_the_run(ScheduleConfig(kind="constant"))
+# --- along the run
+
+
+def _on_the_way(sweep: FinishedSweep, surfaces: list[LossSurface]) -> dict[str, Any]:
+    """Evaluations of every run that follow a known surface at each moment."""
+    return {
+        record.run_id: tuple(
+            Evaluated(
+                step=round(record.steps * (index + 1) / (len(surfaces) + 1)),
+                loss_nats=float(surface(record.flops_per_token, record.tokens)),
+            )
+            for index, surface in enumerate(surfaces)
+        )
+        for record in sweep.records
+    }
+
+
+def test_each_moment_on_the_way_is_forecast_by_its_own_surface(
+    sweep: FinishedSweep, settings: Settings
+) -> None:
+    asked = sweep.config.evaluation.num_intermediate
+    surfaces = [replace(TRUTH, E=1.1 + 0.3 * (asked - k), B=85.0 + 9 * k) for k in range(asked)]
+    made = recommend(replace(sweep, evaluations=_on_the_way(sweep, surfaces)), NEXT, settings)
+    assert len(made.waypoints) == asked > 0
+    train = made.spec.train
+    for index, (waypoint, surface) in enumerate(zip(made.waypoints, surfaces, strict=True)):
+        truth = float(surface(made.flops_per_token, train.tokens))
+        assert waypoint.step == round(train.num_steps * (index + 1) / (asked + 1))
+        assert waypoint.forecast.value == pytest.approx(truth, rel=1e-3)
+        assert waypoint.forecast.contains(truth)
+        assert not made.forecast.contains(truth)  # the final law would have missed all of them
+
+
+def test_without_evaluations_there_is_a_reason_and_no_number(
+    sweep: FinishedSweep, promotion: Promotion, settings: Settings
+) -> None:
+    assert promotion.waypoints == ()
+    assert "23 of 23 runs lack evaluations" in promotion.along_the_run
+    train = replace(
+        promotion.spec.train, evaluation=EvaluationConfig(heldout_tokens=1024, num_intermediate=0)
+    )
+    found, reason = forecast_along(sweep.study, {}, 1e6, train, settings.level)
+    assert found == ()
+    assert "evaluates no run on the way" in reason
+
+
+def test_evaluations_are_read_up_to_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert evaluations_in(path) == ()
+    path.write_text(
+        '{"kind": "train", "step": 1, "train_loss_nats": 5.0}\n'
+        '{"kind": "eval", "step": 2, "loss_nats": 4.0}\n'
+        '{"kind": "eval", "step": 9, "loss_nats": 3.0, "final": true}\n'
+        '{"kind": "eval", "st'
+    )
+    assert evaluations_in(path) == (Evaluated(step=2, loss_nats=4.0),)
 
 
 # --- expert load

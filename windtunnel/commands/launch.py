@@ -23,17 +23,20 @@ from rich.console import Console
 from model.config import require_positive
 from model.training.config import RuntimeConfig, TrackerConfig
 from model.training.data import PreparedCorpus
+from sweeps.attempt import attempt_dir
 from sweeps.cost import SHIPPED, RunCost, Sample, calibrated, cost_of, usage_of
+from sweeps.events import Event
 from sweeps.executors import ExecutorConfig, make_executor
 from sweeps.executors.config import usable_cores
 from sweeps.measure import planned_corpus
 from sweeps.plan import Plan, PlannedRun
 from sweeps.spec import read_spec
 from sweeps.store import Store
+from windtunnel.along import evaluations_in, in_flight
 from windtunnel.console import duration
 from windtunnel.launch import Launched, accepted_overrides, launch, ledger_of
 from windtunnel.promotion import Promotion, Promotions
-from windtunnel.promotion_tables import describe, verdict_text
+from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
 
@@ -76,6 +79,7 @@ def run(config: Config, console: Console) -> int:
         return 0
     run = PlannedRun(run_id=promotion.run_id, spec=promotion.spec, cost=cost)
     with SweepProgress(console, Plan(name=promotion.id, runs=(run,)), store) as progress:
+        band = InFlight(promotion, store, progress)
         launched = launch(
             promotion,
             cost=cost,
@@ -84,9 +88,30 @@ def run(config: Config, console: Console) -> int:
             executor=make_executor(config.executor, runtime),
             runtime=runtime,
             overrides=overrides,
-            on_event=progress.show,
+            on_event=band.show,
         )
     return _conclude(launched, promotion, console)
+
+
+class InFlight:
+    """The progress of a launch, and each evaluation on the way against its band as it comes."""
+
+    def __init__(self, promotion: Promotion, store: Store, progress: SweepProgress) -> None:
+        self._promotion = promotion
+        self._store = store
+        self._progress = progress
+        self._shown: set[int] = set()
+
+    def show(self, event: Event) -> None:
+        """Take in one event of `run_sweep`."""
+        if event.kind != "skipped" and event.attempt:
+            folder = attempt_dir(self._store.run_dir(event.run.run_id), event.attempt)
+            measured = evaluations_in(folder / "metrics.jsonl")
+            for waypoint, found in in_flight(self._promotion.waypoints, measured):
+                if waypoint.step not in self._shown:
+                    self._shown.add(waypoint.step)
+                    self._progress.line(waypoint_text(waypoint, found))
+        self._progress.show(event)
 
 
 def estimated_cost(promotion: Promotion, store: Store, corpus: PreparedCorpus) -> RunCost:
