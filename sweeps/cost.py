@@ -7,14 +7,15 @@ finished runs of this machine, :func:`calibrated` moves them to what those runs 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
 from model.training.config import TrainConfig
+from sweeps.recipe import sizes_of
 
 # Weight of the shipped prices against one finished run, in relative errors. Low: five runs of
 # different shapes decide all four prices, one run still scales them together.
@@ -71,7 +72,7 @@ def usage_of(
     A forward pass is a third of a training step's FLOPs; an evaluation on the way reads an eighth
     of the held-out tokens (see EvaluationConfig).
     """
-    flops = flops_per_token(model, train.sequence_length).others["all_matmuls"]
+    _, flops = sizes_of(model, train.sequence_length)
     evaluation = train.evaluation
     heldout_tokens = evaluation.heldout_tokens * num_domains
     evaluated_tokens = heldout_tokens * (1 + evaluation.num_intermediate / 8)
@@ -80,21 +81,20 @@ def usage_of(
         1.0,
         float(train.num_steps),
         float(train.num_steps * layers),
-        flops * (train.tokens + evaluated_tokens / 3),
+        flops.others["all_matmuls"] * (train.tokens + evaluated_tokens / 3),
     )
 
 
 def cost_of(prices: CostModel, model: ModelConfig, train: TrainConfig, num_domains: int) -> RunCost:
     """The row of the plan's table for one run."""
-    params = count_params(model)
-    size = flops_per_token(model, train.sequence_length).house
+    params, flops = sizes_of(model, train.sequence_length)
     usage = usage_of(model, train, num_domains)
     return RunCost(
         total_params=params.total,
         active_params=params.active,
-        flops_per_token=size,
-        train_flops=size * train.tokens,
-        wall_s=float(np.dot(usage, _prices(prices))),
+        flops_per_token=flops.house,
+        train_flops=flops.house * train.tokens,
+        wall_s=sum(map(operator.mul, usage, _prices(prices))),
     )
 
 
@@ -125,4 +125,4 @@ def calibrated(prices: CostModel, samples: Sequence[Sample]) -> CostModel:
 
 
 def _prices(model: CostModel) -> tuple[float, ...]:
-    return astuple(model)[:4]
+    return model.start_s, model.step_s, model.layer_step_s, model.flop_s

@@ -57,12 +57,21 @@ def read_json(path: Path) -> Any:
 
 
 def content_hash(value: Any, digits: int) -> str:
-    """Hex digits of the SHA-256 of plain values in canonical form.
+    """Hex digits of the SHA-256 of plain values in canonical form."""
+    return text_hash(canonical_text(value), digits)
 
-    Keys are sorted, and a whole number hashes alike whether it was written 1 or 1.0.
-    """
-    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+def text_hash(text: str, digits: int) -> str:
+    """Hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def canonical_text(value: Any) -> str:
+    """JSON with sorted keys, in which a whole number is the same written 1 or 1.0."""
+    return _encode(_canonical(value))
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def _canonical(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from model.errors import ConfigError
 from model.typed import build, to_plain
+from sweeps.files import canonical_text
 
 T = TypeVar("T")
 
@@ -43,11 +44,10 @@ def zipped(*grids: Grid) -> Grid:
 
 def chain(*grids: Grid) -> Grid:
     """One grid after the other, each mapping once: a repeated one keeps its first place."""
-    unique: list[Overrides] = []
+    unique: dict[str, Overrides] = {}
     for mapping in itertools.chain(*grids):
-        if mapping not in unique:
-            unique.append(mapping)
-    return tuple(unique)
+        unique.setdefault(canonical_text(mapping), mapping)
+    return tuple(unique.values())
 
 
 def replaced(config: T, overrides: Mapping[str, Any]) -> T:

@@ -5,7 +5,8 @@ The plan alone is enough to run, rerun or check the sweep: ``plan.json`` holds e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from model.training.data import PreparedCorpus
 from model.typed import build, to_plain
 from sweeps import grid
 from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
-from sweeps.files import read_json, write_json
+from sweeps.files import read_json, write_atomic
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.order import makespan_s, start_order
 from sweeps.recipe import Recipe, shape_for, train_for
@@ -201,19 +202,17 @@ def variants_of(config: SweepConfig) -> grid.Grid:
 def write_plan(plan: Plan, path: Path) -> None:
     """Write ``plan.json``; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"spec_version": SPEC_VERSION, **to_plain(plan)})
+    whole = replace(plan, runs=())
+    head = json.dumps({"spec_version": SPEC_VERSION, **to_plain(whole)}, indent=1)
+    # A line a run: it can be searched, and is written and read several times faster.
+    lines = [json.dumps(to_plain(run), allow_nan=False) for run in plan.runs]
+    text = head.replace('"runs": []', '"runs": [\n' + ",\n".join(lines) + "\n ]", 1)
+    write_atomic(path, text.encode() + b"\n")
 
 
 def read_plan(path: Path) -> Plan:
     """Read a ``plan.json`` back, and check that every run id still follows from its spec."""
-    mapping = read_json(path)
-    version = mapping.pop("spec_version", None)
-    if version != SPEC_VERSION:
-        raise ConfigError(
-            f"{path}: spec version {version}, this program reads {SPEC_VERSION}; "
-            "plan the sweep again"
-        )
-    plan = build(Plan, mapping, where=str(path))
+    plan = build(Plan, _read_mapping(path), where=str(path))
     for run in plan.runs:
         if run.run_id != run_id(run.spec):
             raise ConfigError(
@@ -221,6 +220,44 @@ def read_plan(path: Path) -> Plan:
                 "by another version; plan the sweep again"
             )
     return plan
+
+
+def skim_plan(path: Path) -> Plan:
+    """The plan without its config, its specs built only where they are asked for, unchecked.
+
+    Enough for a status, which looks at all runs but asks for the specs of few.
+    """
+    mapping = _read_mapping(path)
+    try:
+        return Plan(name=mapping["name"], runs=tuple(map(_SkimmedRun, mapping["runs"])))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a plan ({error!r}); plan the sweep again") from None
+
+
+class _SkimmedRun(PlannedRun):
+    """A row whose spec is built when it is first asked for."""
+
+    def __init__(self, plain: dict[str, Any]) -> None:
+        values = {"run_id": plain["run_id"], "variant": plain["variant"], "_spec": plain["spec"]}
+        self.__dict__.update(values, cost=RunCost(**plain["cost"]))
+
+    def __getattr__(self, name: str) -> RunSpec:
+        if name != "spec":
+            raise AttributeError(name)
+        spec = build(RunSpec, self.__dict__["_spec"], where=f"{self.run_id}.spec")
+        self.__dict__["spec"] = spec
+        return spec
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    mapping = read_json(path)
+    version = mapping.pop("spec_version", None) if isinstance(mapping, dict) else None
+    if version != SPEC_VERSION:
+        raise ConfigError(
+            f"{path}: spec version {version}, this program reads {SPEC_VERSION}; "
+            "plan the sweep again"
+        )
+    return mapping
 
 
 def _notes(runs: list[PlannedRun], num_cells: int, corpus: PreparedCorpus) -> tuple[str, ...]:

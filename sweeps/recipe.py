@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from model.accounting import flops_per_token
+from model.accounting import FlopCounts, ParamCounts, count_params, flops_per_token
 from model.config import AttentionConfig, ModelConfig, MoEConfig, require, require_positive
 from model.errors import ConfigError
 from model.training.config import (
@@ -130,6 +130,12 @@ class Recipe:
     training: TrainingRecipe
 
 
+@lru_cache(maxsize=65_536)
+def sizes_of(model: ModelConfig, sequence_length: int) -> tuple[ParamCounts, FlopCounts]:
+    """Parameters and FLOPs per token; kept, since the runs of a plan share a few models."""
+    return count_params(model), flops_per_token(model, sequence_length)
+
+
 @lru_cache(maxsize=4096)
 def shape_for(
     recipe: ShapeRecipe, target_flops_per_token: float, sequence_length: int, vocab_size: int
@@ -186,8 +192,8 @@ def train_for(
     ``tokens / min_steps``; the tokens are then rounded to whole batches and the learning-rate law
     is read at the compute the run really takes.
     """
-    size = flops_per_token(model, sequence_length).house
-    wanted = recipe.batch_factor * recipe.batch_tokens(size * tokens)
+    _, flops = sizes_of(model, sequence_length)
+    wanted = recipe.batch_factor * recipe.batch_tokens(flops.house * tokens)
     most = max(1, tokens // (recipe.min_steps * sequence_length))
     batch_tokens = min(most, max(1, _nearest(wanted / sequence_length))) * sequence_length
     whole_tokens = max(1, _nearest(tokens / batch_tokens)) * batch_tokens
@@ -197,7 +203,7 @@ def train_for(
         sequence_length=sequence_length,
         seed=seed,
         optimizer=OptimizerConfig(
-            peak_lr=recipe.peak_lr_factor * recipe.peak_lr(size * whole_tokens),
+            peak_lr=recipe.peak_lr_factor * recipe.peak_lr(flops.house * whole_tokens),
             beta1=recipe.beta1,
             beta2=recipe.beta2,
             weight_decay=recipe.weight_decay,

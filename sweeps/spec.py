@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from model.config import ModelConfig
 from model.errors import ConfigError
 from model.training.config import CorpusConfig, RuntimeConfig, TrainConfig
 from model.typed import build, to_plain
-from sweeps.files import content_hash, read_json
+from sweeps.files import canonical_text, read_json, text_hash
 
 SPEC_VERSION = 1
 """Version of the fields below; adding, removing or renaming one raises it (a test pins them)."""
@@ -53,6 +55,40 @@ def science(spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def science_text(spec: RunSpec) -> str:
+    """The canonical text of :func:`science`, put together from parts that many runs share.
+
+    A plan of 100,000 runs has few different models and schedules; their texts are kept.
+    """
+    train = {
+        part.name: _text_of(getattr(spec.train, part.name))
+        for part in fields(spec.train)
+        if part.name != "checkpoint"
+    }
+    parts = {
+        "spec_version": str(spec.spec_version),
+        "numerics": str(spec.numerics),
+        "model": _text_of_part(spec.model),
+        "train": _object_text(train),
+        "corpus_fingerprint": canonical_text(spec.corpus_fingerprint),
+    }
+    return _object_text(parts)
+
+
+def _text_of(value: Any) -> str:
+    is_part = is_dataclass(value)
+    return _text_of_part(value) if is_part else canonical_text(value)
+
+
+@lru_cache(maxsize=65_536)
+def _text_of_part(part: Hashable) -> str:
+    return canonical_text(to_plain(part))
+
+
+def _object_text(texts: dict[str, str]) -> str:
+    return "{" + ",".join(f'"{name}":{texts[name]}' for name in sorted(texts)) + "}"
+
+
 def run_id(spec: RunSpec) -> str:
     """A slug for people and 12 hex digits of the science: ``w64l3e32k4-d524k-s0-3fa91c07be52``.
 
@@ -63,7 +99,7 @@ def run_id(spec: RunSpec) -> str:
     experts = f"e{moe.num_experts}k{moe.experts_per_token}" if moe else ""
     slug = f"w{model.hidden_size}l{model.num_layers}{experts}"
     length = f"d{short_count(spec.train.tokens)}-s{spec.train.seed}"
-    return f"{slug}-{length}-{content_hash(science(spec), digits=12)}"
+    return f"{slug}-{length}-{text_hash(science_text(spec), digits=12)}"
 
 
 def short_count(count: float) -> str:

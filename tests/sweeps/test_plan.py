@@ -9,7 +9,7 @@ from model.accounting import count_params, flops_per_token
 from model.errors import ConfigError
 from sweeps.cost import SHIPPED, CostModel, RunCost, Sample, calibrated, cost_of, usage_of
 from sweeps.order import SCOUT_FRAC, makespan_s, start_order
-from sweeps.plan import PlannedRun, make_plan, read_plan, write_plan
+from sweeps.plan import PlannedRun, make_plan, read_plan, skim_plan, write_plan
 from sweeps.spec import run_id
 
 
@@ -75,6 +75,10 @@ def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
     path = tmp_path / "sweeps" / "small" / "plan.json"
     write_plan(plan, path)
     assert read_plan(path) == plan
+    assert len(path.read_text().splitlines()) > len(plan.runs)
+    skimmed = skim_plan(path)
+    assert [run.cost for run in skimmed.runs] == [run.cost for run in plan.runs]
+    assert [run.spec for run in skimmed.runs] == [run.spec for run in plan.runs]
     edited = json.loads(path.read_text())
     edited["runs"][0]["spec"]["train"]["seed"] = 77
     path.write_text(json.dumps(edited))

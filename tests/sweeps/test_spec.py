@@ -20,8 +20,9 @@ from model.training.config import (
     WandbTracker,
 )
 from model.typed import to_plain
+from sweeps.files import canonical_text, content_hash
 from sweeps.protocol import differences, fingerprint, protocol_of
-from sweeps.spec import RunSpec, read_spec, run_id, science, short_count
+from sweeps.spec import RunSpec, read_spec, run_id, science, science_text, short_count
 
 SPEC = RunSpec(
     rung="r1",
@@ -106,9 +107,11 @@ def _changed(value):
     return "other" if isinstance(value, str) else 1
 
 
-def test_every_scientific_field_changes_the_id():
-    from sweeps.files import content_hash
+def test_the_text_put_together_from_parts_is_the_canonical_one():
+    assert science_text(SPEC) == canonical_text(science(SPEC))
 
+
+def test_every_scientific_field_changes_the_id():
     plain = science(SPEC)
     original = content_hash(plain, 12)
     for path in leaves(plain):

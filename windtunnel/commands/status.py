@@ -11,7 +11,7 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from model.config import require_positive
 from model.errors import ConfigError
-from sweeps.plan import Plan, read_plan
+from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci, table
@@ -51,7 +51,7 @@ def run(config: Config, console: Console) -> int:
     store = Store(config.root)
     if config.sweep is None:
         return _list_sweeps(store, console)
-    plan = known_plan(store, config.sweep)
+    plan = known_plan(store, config.sweep, read=skim_plan)
     status = sweep_status(plan, store)
     if config.watch:
         with Live(console=console, auto_refresh=False) as live:
@@ -67,13 +67,13 @@ def run(config: Config, console: Console) -> int:
     return 0 if status.is_complete else 1
 
 
-def known_plan(store: Store, sweep: str) -> Plan:
+def known_plan(store: Store, sweep: str, *, read: Callable[[Path], Plan] = read_plan) -> Plan:
     """The plan of ``sweep``; ConfigError lists the sweeps there are."""
     path = store.plan_path(sweep)
     if not path.exists():
         names = ", ".join(sweep_names(store)) or "none"
         raise ConfigError(f"sweep={sweep}: no such sweep under {store.root}. There are: {names}")
-    return read_plan(path)
+    return read(path)
 
 
 def sweep_names(store: Store) -> list[str]:
@@ -132,7 +132,7 @@ def _list_sweeps(store: Store, console: Console) -> int:
         return 1
     rows, all_done = [], True
     for name in names:
-        status = sweep_status(read_plan(store.plan_path(name)), store)
+        status = sweep_status(skim_plan(store.plan_path(name)), store)
         all_done &= status.is_complete
         rows.append([name, counts_text(status), len(status.runs), sci(status.train_flops)])
     console.print(table(["sweep", "state", "runs", "FLOPs"], rows, left=2))
