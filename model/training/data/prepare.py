@@ -250,7 +250,8 @@ def _fingerprint(manifest: Mapping[str, Any]) -> str:
 
 
 def _open_array(path: Path, expected_sha256: str) -> NDArray[np.integer]:
-    array: NDArray[np.integer] = np.load(path, mmap_mode="r", allow_pickle=False)
+    # A plain view of the mapped file: indexing np.memmap itself costs more than the reading.
+    array: NDArray[np.integer] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     if _hash_array(array) != expected_sha256:
         raise ValueError(f"{path.name} is not what was written")
     return array
