@@ -120,13 +120,11 @@ def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
         measured = outcome.loss_nats if outcome is not None else None
         yield (
             row.promotion_id,
-            row.registered_at[:16].replace("T", " "),
-            f"{row.train_flops:.2e}",
+            row.registered_at[:10],
             f"{forecast.extrapolation_ratio:.3g}x",
             f"{forecast.value:.4f}",
             f"{forecast.low:.4f}..{forecast.high:.4f}",
             "" if measured is None else f"{measured:.4f}",
-            "" if measured is None else f"{measured - forecast.value:+.4f}",
             entry.verdict,
         )
 
@@ -134,12 +132,10 @@ def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
 LEDGER_COLUMNS = (
     "promotion",
     "registered",
-    "FLOPs",
     "beyond",
     "forecast",
     "interval",
     "measured",
-    "miss",
     "verdict",
 )
 
