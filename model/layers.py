@@ -72,11 +72,11 @@ class RMSNorm(nn.Module):
 
 
 class Rotary:
-    """Cosines and sines of the rotary embedding, computed once for a length and kept."""
+    """Cosines and sines of the rotary embedding, computed once and kept."""
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
-        self._tables: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._longest: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def tables(
         self, length: int, device: torch.device, dtype: torch.dtype
@@ -86,22 +86,26 @@ class Rotary:
         Spelled out for every query and key head: a product with a factor that has to be repeated
         over the heads runs three times slower.
         """
-        key = (length, device, dtype)
-        if key not in self._tables:
-            c = self.config
-            working = torch.promote_types(dtype, torch.float32)
-            frequency, factor = rotary_frequencies(c, working)
-            angle = torch.outer(torch.arange(length, dtype=working), frequency)
-            cos, sin = angle.cos() * factor, angle.sin() * factor
-            passed = torch.ones(length, c.head_dim - c.rotary_dim, dtype=working)
-            shape = (length, c.num_heads + c.num_kv_heads, c.head_dim)
-            cos_TH = torch.cat([cos, cos, passed], dim=-1).to(device, dtype)
-            sin_TH = torch.cat([-sin, sin, torch.zeros_like(passed)], dim=-1).to(device, dtype)
-            self._tables[key] = (
-                cos_TH[:, None].expand(shape).contiguous(),
-                sin_TH[:, None].expand(shape).contiguous(),
-            )
-        return self._tables[key]
+        key = (device, dtype)
+        if key not in self._longest or len(self._longest[key][0]) < length:
+            self._longest[key] = self._make(length, device, dtype)
+        cos, sin = self._longest[key]
+        return cos[:length], sin[:length]
+
+    def _make(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        c = self.config
+        working = torch.promote_types(dtype, torch.float32)
+        frequency, factor = rotary_frequencies(c, working)
+        angle = torch.outer(torch.arange(length, dtype=working), frequency)
+        cos, sin = angle.cos() * factor, angle.sin() * factor
+        passed = torch.ones(length, c.head_dim - c.rotary_dim, dtype=working)
+        cos_TH = torch.cat([cos, cos, passed], dim=-1).to(device, dtype)
+        sin_TH = torch.cat([-sin, sin, torch.zeros_like(passed)], dim=-1).to(device, dtype)
+        shape = (length, c.num_heads + c.num_kv_heads, c.head_dim)
+        return (
+            cos_TH[:, None].expand(shape).contiguous(),
+            sin_TH[:, None].expand(shape).contiguous(),
+        )
 
 
 def rotary_frequencies(config: AttentionConfig, dtype: torch.dtype) -> tuple[Tensor, float]:

@@ -77,15 +77,23 @@ def test_scores_depend_on_the_distance_of_positions_alone():
         torch.testing.assert_close(diagonal, diagonal[0].expand_as(diagonal))
 
 
-def test_tables_are_made_once_for_a_length_and_type():
+def test_tables_are_made_once_and_serve_shorter_rows():
     tables = rotary()
     device = torch.device("cpu")
-    first = tables.tables(16, device, torch.float32)
-    assert tables.tables(16, device, torch.float32)[0] is first[0]
-    # A half-precision model gets float32 angles, rounded once: 300 radians in bfloat16 are noise.
-    half = tables.tables(301, device, torch.bfloat16)[0]
-    exact = tables.tables(301, device, torch.float32)[0]
-    assert torch.equal(half, exact.bfloat16())
+    long = tables.tables(16, device, torch.float32)
+    short = tables.tables(9, device, torch.float32)
+    assert short[0].data_ptr() == long[0].data_ptr()
+    fresh = rotary().tables(9, device, torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(short, fresh, strict=True))
+    assert tables.tables(40, device, torch.float32)[0].shape[0] == 40
+
+
+def test_angles_of_a_half_precision_model_are_rounded_once():
+    # 300 radians in bfloat16 would be 300 ± 1: noise.
+    device = torch.device("cpu")
+    half = rotary().tables(301, device, torch.bfloat16)
+    exact = rotary().tables(301, device, torch.float32)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(half, exact, strict=True))
 
 
 def test_yarn_keeps_fast_pairs_divides_slow_ones_and_ramps_between():
