@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.descent import minimise
 from analysis.laws import Array, Law
 from analysis.results import Interval, stretched
+from analysis.solving import Solved
 
 RUNS_BOOTSTRAP = "runs drawn with replacement, percentiles stretched by Student's quantile"
 
@@ -20,6 +22,13 @@ def resample_runs(num_points: int, replicates: int, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     equal = np.full(num_points, 1 / num_points)
     return rng.multinomial(num_points, equal, size=replicates).astype(float)
+
+
+def replicate(solved: Solved, log_loss_N: Array, counts_RN: Array) -> Array:
+    """The law fitted to every draw, from the optimum: the parameters [R, P]."""
+    start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
+    found = minimise(solved.form.logsum, start_RP, log_loss_N, counts_RN, solved.loss)
+    return solved.form.decode(found.theta_BP)
 
 
 def intervals(

@@ -15,8 +15,8 @@ import numpy as np
 
 from analysis import health
 from analysis.allocation import log_optimal_size
-from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, resample_runs
-from analysis.descent import TOLERANCE, minimise
+from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate, resample_runs
+from analysis.descent import TOLERANCE
 from analysis.laws import Array, Law, LossSurface, PowerLaw, SaturatingPowerLaw
 from analysis.noise import noise_floor
 from analysis.points import Points
@@ -162,14 +162,7 @@ def fit_law(
     solved = solve(law, variables, values, settings)
     made = make_law(solved, constants)
     counts = resample_runs(len(values), settings.replicates, settings.seed)
-    replicas = minimise(
-        solved.form.logsum,
-        np.repeat(solved.theta_P[None], settings.replicates, axis=0),
-        np.log(values),
-        counts,
-        solved.loss,
-    )
-    replicates = solved.form.decode(replicas.theta_BP)
+    replicates = replicate(solved, np.log(values), counts)
     noise_sd, noise_df = new_run_spread(solved.residual_N, num_parameters)
     compute = np.asarray(made.compute(*variables))
     return Fit(
@@ -187,7 +180,9 @@ def fit_law(
             value=solved.value,
             starts=solved.starts,
             basins=len(solved.optima),
-            spread=solved.optima[1] / solved.optima[0] - 1 if len(solved.optima) > 1 else 0.0,
+            spread=solved.optima[1] / max(solved.optima[0], 1e-30) - 1
+            if solved.optima[1:]
+            else 0.0,
             steps=solved.steps,
             tolerance=TOLERANCE,
         ),

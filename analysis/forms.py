@@ -18,10 +18,10 @@ from analysis.laws import Array, Law
 from analysis.logsum import LogSum
 from analysis.projection import scatter
 
-LOG_COEFFICIENT_RANGE = 35.0
-"""A term's log in the middle of the data stays within e^±35 of the smallest or largest loss."""
 NOTHING = 1e-6
-"""A term below this share of the smallest loss is reported as a coefficient of zero."""
+"""A term that is held at this share of the smallest loss is reported as a coefficient of zero."""
+MOST = 1e15
+"""A term is at most this many times the largest loss, in the middle of the data."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,6 @@ class Form:
     logsum: LogSum
     center_KP: Array
     """What centring took out of each term: mean factor by parameter."""
-    smallest_log: float
-    """Log of the smallest measured value."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -46,7 +44,7 @@ class Form:
         for columns, center_P in zip(self.logsum.columns, self.center_KP, strict=True):
             coefficient = columns[0]
             log_B = theta_BP[:, coefficient] - theta_BP @ center_P
-            present_B = theta_BP[:, coefficient] > np.log(NOTHING) + self.smallest_log
+            present_B = theta_BP[:, coefficient] > self.logsum.lower_P[coefficient]
             decoded_BP[:, coefficient] = np.where(present_B, np.exp(log_B), 0.0)
         return decoded_BP
 
@@ -98,14 +96,10 @@ def make_form(law: type[Law], variables: Sequence[Array], values_N: Array) -> Fo
     for index, name in enumerate(names):
         lower[index], upper[index] = law.EXPONENTS.get(
             name,
-            (
-                log_values_N.min() - LOG_COEFFICIENT_RANGE,
-                log_values_N.max() + LOG_COEFFICIENT_RANGE,
-            ),
+            (log_values_N.min() + np.log(NOTHING), log_values_N.max() + np.log(MOST)),
         )
     return Form(
         law=law,
         logsum=LogSum(tuple(terms), tuple(columns), lower, upper),
         center_KP=np.stack(centers),
-        smallest_log=float(log_values_N.min()),
     )

@@ -2,8 +2,8 @@
 
 Thousands of exponent vectors are tried, the coefficients of each solved exactly (non-negative
 least squares in relative loss, then reweighted towards the robust loss), and the best start of
-every region handed on to the descent. The search has two dimensions instead of five and a condition number
-of order ten instead of 1e11 (Czech et al., arXiv:2603.22339).
+every region handed on to the descent. The search has two dimensions instead of five and a condition
+number of order ten instead of 1e11 (Czech et al., arXiv:2603.22339).
 
 Shapes: S starts, N points, K terms, Q exponents (the parameters that are no log coefficient).
 """
@@ -75,11 +75,12 @@ def _solve(
         ]
     )
     relative_KSN = np.exp(log_terms_KSN - log_loss_N)
+    ones_SN = np.ones_like(relative_KSN[0])
     reweight_SN: Array | None = None
     for last in range(REWEIGHTINGS + 1):
         weight_SN = weight_N if reweight_SN is None else weight_N * reweight_SN
-        coefficient_SK = _non_negative(
-            relative_KSN, np.broadcast_to(weight_SN, relative_KSN[0].shape)
+        coefficient_SK = non_negative(
+            relative_KSN, ones_SN, np.broadcast_to(weight_SN, ones_SN.shape)
         )
         fitted_SN = np.einsum("sk,ksn->sn", coefficient_SK, relative_KSN)
         residual_SN = -np.log(np.maximum(fitted_SN, 1e-300))
@@ -93,30 +94,49 @@ def _solve(
         return np.maximum(np.log(coefficient_SK), floor), objective_S
 
 
-def _non_negative(columns_KSN: Array, weight_SN: Array) -> Array:
-    """Weighted non-negative least squares of the constant 1 on K columns, S problems: [S, K].
+def non_negative(columns_KSN: Array, target_SN: Array, weight_SN: Array) -> Array:
+    """Weighted non-negative least squares of a target on K columns, S problems at once: [S, K].
 
-    With K of at most five, every choice of positive coefficients is tried and the best feasible
-    one kept: exact, and without a branch per problem.
+    Where the plain solution is negative somewhere, every choice of positive coefficients is tried
+    and the best feasible one kept: exact for the five terms a law has at most.
     """
     num_terms, num_problems, _ = columns_KSN.shape
-    weighted_KSN = columns_KSN * weight_SN
-    gram_SKK = np.einsum("ksn,lsn->skl", weighted_KSN, columns_KSN, optimize=True)
-    target_SK = weighted_KSN.sum(axis=2).T
-    best_S = np.zeros(num_problems)
-    best_SK = np.zeros((num_problems, num_terms))
-    for count in range(1, num_terms + 1):
+    gram_SKK = np.empty((num_problems, num_terms, num_terms))
+    right_SK = np.empty((num_problems, num_terms))
+    for k in range(num_terms):
+        weighted_SN = columns_KSN[k] * weight_SN
+        right_SK[:, k] = np.einsum("sn,sn->s", weighted_SN, target_SN)
+        for other in range(k, num_terms):
+            product_S = np.einsum("sn,sn->s", weighted_SN, columns_KSN[other])
+            gram_SKK[:, k, other] = gram_SKK[:, other, k] = product_S
+    solved_SK = _solve_all(gram_SKK, right_SK)
+    bad_S = np.flatnonzero(~(solved_SK >= 0).all(axis=1))
+    if len(bad_S):
+        solved_SK[bad_S] = _best_feasible(gram_SKK[bad_S], right_SK[bad_S])
+    return solved_SK
+
+
+def _best_feasible(gram_SKK: Array, right_SK: Array) -> Array:
+    num_problems, num_terms = right_SK.shape
+    best_S, best_SK = np.zeros(num_problems), np.zeros((num_problems, num_terms))
+    for count in range(1, num_terms):
         for chosen in combinations(range(num_terms), count):
             pick = np.array(chosen)
-            part_SKK = gram_SKK[:, pick[:, None], pick]
-            ridge = 1e-13 * np.trace(part_SKK, axis1=1, axis2=2)
-            part_SKK = part_SKK + ridge[:, None, None] * np.eye(count)
-            solved_SK = np.linalg.solve(part_SKK, target_SK[:, pick][..., None])[..., 0]
-            # The explained sum of squares is target · solution; the more the better.
-            explained_S = (solved_SK * target_SK[:, pick]).sum(axis=1)
+            solved_SK = _solve_all(gram_SKK[:, pick[:, None], pick], right_SK[:, pick])
+            # The explained sum of squares is right side · solution; the more the better.
+            explained_S = (solved_SK * right_SK[:, pick]).sum(axis=1)
             better_S = (solved_SK >= 0).all(axis=1) & (explained_S > best_S)
             best_S = np.where(better_S, explained_S, best_S)
             filled_SK = np.zeros((num_problems, num_terms))
             filled_SK[:, pick] = solved_SK
             best_SK = np.where(better_S[:, None], filled_SK, best_SK)
     return best_SK
+
+
+def _solve_all(gram_SKK: Array, right_SK: Array) -> Array:
+    """Normal equations, columns scaled to length one and a hair of ridge against exact ties."""
+    length_SK = np.sqrt(np.einsum("skk->sk", gram_SKK)) + 1e-300
+    scaled_SKK = gram_SKK / length_SK[:, :, None] / length_SK[:, None, :]
+    scaled_SKK += 1e-13 * np.eye(right_SK.shape[1])
+    solved_SK = np.linalg.solve(scaled_SKK, (right_SK / length_SK)[..., None])[..., 0]
+    return np.asarray(solved_SK / length_SK)

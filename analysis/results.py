@@ -6,7 +6,7 @@ but look; :class:`~model.errors.ConfigError` means the caller can correct someth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
@@ -114,7 +114,7 @@ class Fit:
     law: Law
     coefficients: dict[str, Interval]
     """Each parameter with its bootstrap interval."""
-    replicates: tuple[tuple[float, ...], ...]
+    replicates: tuple[tuple[float, ...], ...] = field(repr=False)
     """Parameters of every bootstrap replicate, in the law's order."""
     bootstrap: str
     """How the replicates were drawn, in words."""

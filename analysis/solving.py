@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from analysis.descent import minimise
+from analysis.descent import MAX_STEPS, Minima, minimise
 from analysis.forms import Form, make_form
 from analysis.laws import Array, Law
 from analysis.logsum import Loss
@@ -24,6 +25,15 @@ EFFICIENT_DELTA = 1.345
 MANY_POINTS_PER_PARAMETER = 20
 SAME_OPTIMUM = 1e-5
 """Optima whose objectives differ by less than this share count as one."""
+FIRST_STEPS = 40
+HOPELESS = 1.5
+"""Times the best objective: a start still above it after the first steps is given up."""
+ROUNDING = {"huber": 1e-20, "squares": 1e-20, "lad": 1e-9}
+"""Of the objective per point: a perfect fit's optima differ by this and are still one."""
+MOST_RIVALS = 16
+RIVAL_STEPS = 100
+EQUAL_OPTIMUM = 1e-9
+"""Of optima that differ by less, the one that took the fewest steps is reported."""
 WINSOR = 3.0
 """Residuals count as at most this many robust standard deviations in the spread of a new run."""
 
@@ -57,12 +67,21 @@ def solve(
     first, rule = _loss(settings, len(values), form.logsum.num_parameters)
     theta_SP, objective_S = starts(form.logsum, log_N, ones_N, first, exponents)
     picked = best_of_regions(exponents, unit, objective_S)
-    found = minimise(form.logsum, theta_SP[picked], log_N, ones_N, first)
-    loss = first
+    loss, begin_BP = first, theta_SP[picked]
     if rule is None:
-        loss, rule = _efficient_loss(form, found.theta_BP[found.objective_B.argmin()], log_N)
-        found = minimise(form.logsum, found.theta_BP, log_N, ones_N, loss)
-    best = int(np.argmin(found.objective_B))
+        rough = minimise(form.logsum, begin_BP, log_N, ones_N, first, max_steps=FIRST_STEPS)
+        loss, rule = _efficient_loss(form, rough.theta_BP[rough.objective_B.argmin()], log_N)
+        begin_BP = rough.theta_BP
+    if loss.kind == "lad":  # its limit of small deltas is slow: only from where Huber's loss ended
+        near = _descend(form, begin_BP, log_N, Loss(kind="huber", delta=REFERENCE_DELTA))
+        rows = np.argsort(near.objective_B)[:MOST_RIVALS]
+        found = minimise(form.logsum, near.theta_BP[rows], log_N, ones_N, loss)
+        picked = picked[rows]
+    else:
+        found = _descend(form, begin_BP, log_N, loss)
+    lowest = found.objective_B.min()
+    equal_B = found.objective_B <= lowest * (1 + EQUAL_OPTIMUM) + 1e-20
+    best = int(np.argmin(np.where(equal_B, found.steps_B, np.iinfo(np.intp).max)))
     theta_P = found.theta_BP[best]
     if not np.isfinite(found.objective_B[best]):
         raise FitError(f"{law.__name__}: no start reached a finite objective")
@@ -74,11 +93,41 @@ def solve(
         delta_rule=rule,
         value=float(found.objective_B[best]),
         starts=len(exponents),
-        optima=_distinct(found.objective_B[found.converged_B]),
+        optima=_distinct(found.objective_B[found.converged_B], ROUNDING[loss.kind] * len(log_N)),
         converged=bool(found.converged_B[best]),
         steps=int(found.steps_B[best]),
         residual_N=log_N - form.logsum.log_values(theta_P[None])[0],
     )
+
+
+def _descend(form: Form, start_BP: Array, log_N: Array, loss: Loss) -> Minima:
+    """Some steps from every start, then the best and its rivals to the end.
+
+    Starts far from any optimum may crawl along a ridge for hundreds of steps; the ones that are far
+    above the best after the first steps are left there, not converged.
+    """
+    ones_N = np.ones(len(log_N))
+    found = minimise(form.logsum, start_BP, log_N, ones_N, loss, max_steps=FIRST_STEPS)
+    rivals = ~found.converged_B & (found.objective_B < HOPELESS * found.objective_B.min())
+    rows = np.flatnonzero(rivals)[np.argsort(found.objective_B[rivals])][:MOST_RIVALS]
+    _continue(found, rows, form, log_N, loss, RIVAL_STEPS)
+    best = int(np.argmin(found.objective_B))
+    if not found.converged_B[best]:
+        _continue(found, np.array([best]), form, log_N, loss, MAX_STEPS)
+    return found
+
+
+def _continue(
+    found: Minima, rows: NDArray[np.intp], form: Form, log_N: Array, loss: Loss, most: int
+) -> None:
+    """Further steps for some of the problems, in place."""
+    if len(rows) == 0:
+        return
+    start_BP, ones_N = found.theta_BP[rows], np.ones(len(log_N))
+    end = minimise(form.logsum, start_BP, log_N, ones_N, loss, max_steps=most)
+    found.theta_BP[rows], found.objective_B[rows] = end.theta_BP, end.objective_B
+    found.converged_B[rows] = end.converged_B
+    found.steps_B[rows] += end.steps_B
 
 
 def make_law(solved: Solved, constants: dict[str, float] | None = None) -> Law:
@@ -115,10 +164,10 @@ def robust_sd(residual_N: Array, num_parameters: int) -> float:
 def _loss(settings: FitSettings, num_points: int, num_parameters: int) -> tuple[Loss, str | None]:
     """The loss to begin with, and the rule in words; None if delta waits for the residuals.
 
-    The field's delta of 1e-3 is far below the noise of most runs, so it is least absolute deviation
-    in disguise: robust, but it throws away a third of the information when noise is normal. With
-    240 points that is affordable and keeps results comparable; with 20 it is not, and the intervals of
-    so rough a loss are too wide by measurement.
+    The field's delta of 1e-3 is far below the noise of most runs, so it is least absolute
+    deviation in disguise: robust, but it throws away a third of the information when noise is
+    normal. With 240 points that is affordable and keeps results comparable; with 20 it is not, and
+    the intervals of so rough a loss came out too wide by measurement (they covered 0.97).
     """
     if settings.loss == "lad":
         return Loss(kind="lad", delta=0.0), "absolute values, no delta"
@@ -144,9 +193,9 @@ def _efficient_loss(form: Form, theta_P: Array, log_N: Array) -> tuple[Loss, str
     return Loss(kind="huber", delta=float(delta)), rule
 
 
-def _distinct(objectives: Array) -> tuple[float, ...]:
+def _distinct(objectives: Array, rounding: float) -> tuple[float, ...]:
     distinct: list[float] = []
     for value in np.sort(objectives):
-        if not distinct or value > distinct[-1] * (1 + SAME_OPTIMUM) + 1e-20:
+        if not distinct or value > distinct[-1] * (1 + SAME_OPTIMUM) + rounding:
             distinct.append(float(value))
     return tuple(distinct)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def points_from_table(
     kept = np.array([row for row in frame.index if row not in table.dropped], dtype=np.intp)
     if len(kept) == 0:
         raise ConfigError(f"{path}: no row is left of {len(frame)}")
-    at = kept - FIRST_ROW
+    at = kept - table.first
     labels = table.labels(columns)
     points = make_points(
         size_variable=cast(str, columns.params),
@@ -122,14 +123,10 @@ def points_from_table(
     if rules.check_units:
         check_units(points, kept, str(path), params_are=columns.params_are)
     excluded = tuple(
-        Exclusion(label=labels[row - FIRST_ROW], reason=reason)
+        Exclusion(label=labels[row - table.first], reason=reason)
         for row, reason in sorted(table.dropped.items())
     )
     return points, excluded
-
-
-FIRST_ROW = 2
-"""The row below the header."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -139,7 +136,7 @@ def read_table(path: Path) -> pd.DataFrame:
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith((".jsonl", ".ndjson")):
-            frame = pd.read_json(path, lines=True, dtype=False)
+            frame = pd.DataFrame(_json_lines(path))
         elif name.endswith(".parquet"):
             frame = pd.read_parquet(path)
         elif name.endswith((".csv", ".tsv", ".txt")):
@@ -165,7 +162,9 @@ def read_table(path: Path) -> pd.DataFrame:
     if frame.empty:
         raise ConfigError(f"{path}: a table without rows")
     frame.columns = [str(column).strip() for column in frame.columns]
-    frame.index = pd.RangeIndex(FIRST_ROW, FIRST_ROW + len(frame))
+    # A text table's header is row 1, so its first run stands in row 2; other kinds have no header.
+    first = 2 if name.endswith((".csv", ".tsv", ".txt")) else 1
+    frame.index = pd.RangeIndex(first, first + len(frame))
     return frame
 
 
@@ -174,6 +173,7 @@ class _Table:
 
     def __init__(self, path: Path, frame: pd.DataFrame, rules: TableRules) -> None:
         self.path, self.frame, self.rules = path, frame, rules
+        self.first = int(frame.index[0])
         self.dropped: dict[int, str] = {}
 
     def filter(self, wanted: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ class _Table:
                     f"filter.{name}={value}: no row of {self.path} has it; it has: {seen}"
                 )
             for row in np.flatnonzero(~matches):
-                self.dropped.setdefault(int(row) + FIRST_ROW, f"filter: {name} is not {value}")
+                self.dropped.setdefault(int(row) + self.first, f"filter: {name} is not {value}")
 
     def numbers(self, role: str, name: str | None) -> Array:
         """One column as positive numbers; rows that are none are refused or dropped."""
@@ -224,13 +224,13 @@ class _Table:
             self._column("columns.seed", columns.seed)
             same |= frame.duplicated([*key[:2], columns.seed])
         found = np.zeros(len(self.frame), dtype=bool)
-        found[frame.index[same].to_numpy() - FIRST_ROW] = True
+        found[frame.index[same].to_numpy() - self.first] = True
         return found
 
     def drop_highest(self, loss: Array, count: int) -> None:
         """The outlier rule."""
         kept = [row for row in self.frame.index if row not in self.dropped]
-        kept.sort(key=lambda row: -loss[row - FIRST_ROW])
+        kept.sort(key=lambda row: -loss[row - self.first])
         for row in kept[:count]:
             self.dropped[row] = f"among the {count} highest losses (drop_highest_losses)"
 
@@ -253,7 +253,7 @@ class _Table:
 
     def refuse_or_drop(self, what: str, bad: Rows, cells: list[str] | None = None) -> None:
         """One kind of bad row: an error that names them, or exclusions."""
-        rows = [int(i) + FIRST_ROW for i in np.flatnonzero(bad)]
+        rows = [int(i) + self.first for i in np.flatnonzero(bad)]
         rows = [row for row in rows if row not in self.dropped]
         if not rows:
             return
@@ -261,7 +261,7 @@ class _Table:
             self.dropped.update(dict.fromkeys(rows, what))
             return
         shown = [
-            f"row {row}" + (f" ({cells[row - FIRST_ROW]})" if cells else "")
+            f"row {row}" + (f" ({cells[row - self.first]})" if cells else "")
             for row in rows[:MOST_SHOWN]
         ]
         more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
@@ -310,13 +310,25 @@ def _listed(names: Iterable[str], most: int = 40) -> str:
     return ", ".join(names[:most]) + more
 
 
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    with _opened(path) as file:
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    rows = []
+    for number, line in lines:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}: line {number} is not a mapping")
+        rows.append(row)
+    return rows
+
+
+def _opened(path: Path) -> TextIO:
+    opener = gzip.open if path.suffix == ".gz" else open
+    return cast(TextIO, opener(path, "rt", encoding="utf-8-sig"))
+
+
 def _separator(path: Path) -> str:
     """Of tab, semicolon and comma the one that the header holds most often."""
-    opened = (
-        gzip.open(path, "rt", encoding="utf-8-sig")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8-sig")
-    )
-    with opened as file:
+    with _opened(path) as file:
         header = file.readline()
     return max(",;\t", key=header.count)

@@ -78,8 +78,8 @@ def _check_factor(factor: Array, rows: NDArray[np.intp], where: str) -> None:
         )
     if not 1 / FLOPS_FACTOR < median < FLOPS_FACTOR:
         raise ConfigError(
-            f"{where}: flops / (6·params·tokens) is {median:.3g} in the median of {len(rows)} rows; "
-            "one of the three columns has another unit. Set table.params_unit or "
+            f"{where}: flops / (6·params·tokens) is {median:.3g} in the median of {len(rows)} "
+            "rows; one of the three columns has another unit. Set table.params_unit or "
             "table.tokens_unit, or if they are right say table.check_units=false"
         )
 

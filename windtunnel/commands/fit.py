@@ -1,7 +1,8 @@
 """Fit laws to a sweep or to any table of runs: coefficients, intervals, hold-out, warnings.
 
-L(N, D) = E + A/N^alpha + B/D^beta over all runs and L(C) along its compute-optimal frontier, written
-to fit.json. The exit code is 2 for runs or columns that can't be used, 3 when no estimate exists.
+L(N, D) = E + A/N^alpha + B/D^beta over all runs and L(C) along its compute-optimal frontier,
+written to fit.json. The exit code is 2 for runs or columns that can't be used, 3 when no estimate
+exists.
 
 Example:
   windtunnel fit sweep=quickstart

@@ -1,0 +1,168 @@
+"""The bundle: one JSON round trip, one screen, the hold-out, what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.allocation import exponents, optimum
+from analysis.budgets import budget_ranks
+from analysis.laws import LossSurface
+from analysis.noise import noise_floor
+from analysis.points import Points, make_points, take
+from analysis.results import Exclusion
+from analysis.settings import FitSettings
+from analysis.study import Study, make_study
+from model.errors import ConfigError
+
+Draw = Callable[..., Points]
+QUICK = FitSettings(replicates=200, starts=500, holdout_budgets=3)
+
+
+@pytest.fixture
+def study(ladder_points: Draw) -> Study:
+    return make_study(
+        "quickstart",
+        ladder_points(noise_sd=0.003),
+        (Exclusion(label="run-99", reason="diverged: loss 9.1 at step 40"),),
+        QUICK,
+        protocol={"data": {"fingerprint": "abc"}},
+        protocol_fingerprints=("p1",),
+        convention="ling-1",
+        source={"sweep": "quickstart"},
+    )
+
+
+def test_json_reads_back_into_the_same_object(study: Study, tmp_path: Path) -> None:
+    assert Study.from_json(study.to_json()) == study
+    path = tmp_path / "deep" / "fit.json"
+    study.save(path)
+    assert Study.load(path) == study
+    assert [file.name for file in path.parent.iterdir()] == ["fit.json"]
+
+
+def test_a_study_read_back_predicts_the_same(study: Study) -> None:
+    again = Study.from_json(study.to_json())
+    assert again.surface.predict(1e8, 1e8) == study.surface.predict(1e8, 1e8)
+    assert again.compute_law.predict(1e16) == study.compute_law.predict(1e16)
+
+
+def test_broken_files_are_named(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; run `windtunnel fit`"):
+        Study.load(tmp_path / "fit.json")
+    with pytest.raises(ConfigError, match="not JSON"):
+        Study.from_json("{")
+    with pytest.raises(ConfigError, match="fit schema 99"):
+        Study.from_json(study.to_json().replace('"schema_version":1', '"schema_version":99', 1))
+
+
+def test_summary_is_one_screen(study: Study) -> None:
+    text = study.summary()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 45
+    for word in ("alpha", "90% interval", "1 diverged: loss 9.1 at step 40 (run-99)", "hold-out",
+                 "seeds differ by", "N* =", "optima", "huber on log-loss"):  # fmt: skip
+        assert word in text, word
+    assert "C = 1e+18" in study.summary(flops=1e18)
+
+
+def test_hold_out_leaves_the_largest_budgets_out(study: Study) -> None:
+    assert [holdout.budgets for holdout in study.holdouts] == [1, 2, 3]
+    assert [len(holdout.points) for holdout in study.holdouts] == [1, 3, 6]
+    largest = max(study.points.flops)
+    assert study.holdouts[0].points[0].flops == largest
+    for holdout in study.holdouts:
+        held = {point.label for point in holdout.points}
+        seen = [
+            f for f, x in zip(study.points.flops, study.points.label, strict=True) if x not in held
+        ]
+        for point in holdout.points:
+            assert point.forecast.extrapolation_ratio == pytest.approx(point.flops / max(seen))
+        assert holdout.mean_abs_error < 0.02
+
+
+def test_hold_out_does_not_see_what_it_forecasts(ladder_points: Draw) -> None:
+    """A largest run that is far off is a miss, and the warning says so."""
+    points = ladder_points(noise_sd=0.002)
+    loss = points.array("loss")
+    loss[points.array("flops").argmax()] *= 1.1
+    bent = make_points(
+        size_variable=points.size_variable, label=points.label, size=points.array("size"),
+        tokens=points.array("tokens"), loss=loss, flops=points.array("flops"),
+    )  # fmt: skip
+    study = make_study("x", bent, (), QUICK)
+    first = study.holdouts[0]
+    assert first.mean_abs_error == pytest.approx(0.09, abs=0.02)
+    assert first.num_inside == 0
+    assert any(w.status == "HOLDOUT_MISSED" for w in study.surface.warnings)
+
+
+def test_one_budget_or_one_size_is_refused(ladder_points: Draw) -> None:
+    points = ladder_points()
+    iso = [i for i, f in enumerate(points.flops) if f == np.median(points.flops)]
+    with pytest.raises(ConfigError, match=f"one budget only: all {len(iso)} runs used"):
+        make_study("x", take(points, iso), (), QUICK)
+    with pytest.raises(ConfigError, match="one size only: all 4 runs have 1e"):
+        make_study("x", take(points, [0, 1, 2, 3]), (), QUICK)
+    tokens = [i for i, d in enumerate(points.tokens) if d == points.tokens[0]]
+    with pytest.raises(ConfigError, match="one token count only"):
+        make_study("x", take(points, tokens), (), QUICK)
+
+
+def test_noise_floor_pools_the_repeated_cells(ladder_points: Draw) -> None:
+    points = ladder_points(noise_sd=0.01, seeds=400)
+    noise = noise_floor(points)
+    assert noise is not None
+    assert (noise.degrees_of_freedom, noise.cells) == (400, 1)
+    assert noise.sd == pytest.approx(0.01, rel=0.1)
+    assert noise_floor(ladder_points(seeds=0)) is None
+
+
+def test_budgets_are_groups_or_octaves() -> None:
+    ladder = np.outer(2.0 ** np.arange(5), 2.0 ** np.arange(4)).ravel()
+    assert max(budget_ranks(ladder)) == 7
+    rough = ladder * np.exp(np.random.default_rng(0).uniform(-0.05, 0.05, 20))
+    assert budget_ranks(rough) == budget_ranks(ladder)
+    iso = np.repeat([1e18, 3e18, 1e19], 4)
+    assert budget_ranks(iso) == (0,) * 4 + (1,) * 4 + (2,) * 4
+    continuum = np.geomspace(1.0, 1000.0, 300)
+    assert 9 <= max(budget_ranks(continuum)) <= 10
+    assert budget_ranks(continuum)[-1] == max(budget_ranks(continuum))
+
+
+def test_optimum_has_intervals_around_the_truth(study: Study, truth: LossSurface) -> None:
+    flops = 10 * max(study.points.flops)
+    best, true = optimum(study.surface, flops), truth.optimum(flops)
+    assert best.size.low < true.size < best.size.high
+    assert best.tokens.low < true.tokens < best.tokens.high
+    assert best.size.value * best.tokens.value == pytest.approx(flops)
+    assert best.loss.contains(true.loss)
+    size, tokens = exponents(study.surface)
+    assert size.low < truth.optimal_size().b < size.high
+    assert size.value + tokens.value == pytest.approx(1.0)
+    with pytest.raises(ConfigError, match="needs a fitted LossSurface"):
+        optimum(study.compute_law, flops)
+
+
+def test_an_optimum_that_does_not_exist_is_no_number(study: Study) -> None:
+    law = replace(study.surface.law, B=0.0)
+    with pytest.raises(ConfigError, match="no optimum"):
+        optimum(replace(study.surface, law=law), 1e15)
+
+
+def test_analysis_imports_quickly_and_without_torch() -> None:
+    code = (
+        "import sys, time; sys.modules['torch'] = None; began = time.process_time(); "
+        "import analysis.study, analysis.tables, analysis.records; "
+        "print(time.process_time() - began); "
+        "assert not {'hydra', 'omegaconf', 'wandb', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 3.0, "1.5 s on a quiet machine"
