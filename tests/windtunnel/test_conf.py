@@ -94,8 +94,8 @@ def test_every_sweep_plans_on_a_generated_corpus(
 )
 def test_yaml_holds_values_only_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    about = [line for line in text.splitlines() if line.startswith("# ")]
-    assert about, "the first comment is what --help shows"
+    first = next(line for line in text.splitlines() if not line.startswith("# @package"))
+    assert first.startswith("# "), "the first comment is what --help shows"
     assert not re.search(r"_target_|_partial_|oc\.eval|!!python|\$\{oc\.env", text)
     for key, value in values(yaml.safe_load(text)):
         assert value is None or isinstance(value, (bool, int, float, str)), key

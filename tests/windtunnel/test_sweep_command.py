@@ -15,6 +15,7 @@ from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import sweep as command
 from windtunnel.console import sci
+from windtunnel.yaml_folders import CONF_DIR
 
 Capture = pytest.CaptureFixture[str]
 SMOKE = "sweep=smoke"
@@ -92,6 +93,27 @@ def test_the_plan_is_kept_with_the_config_it_was_made_from(
     assert plan.config.runtime.threads == 2
     assert plan.config.runtime.tracker.kind == "wandb"
     assert plan.config.runtime.data_dir == root / "data"
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["--config-dir", "./conf"])
+def test_a_sweep_of_the_users_own_in_yaml(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, flag: bool
+) -> None:
+    folder = root / ("mine" if flag else "conf")
+    (folder / "sweep").mkdir(parents=True)
+    (folder / "ladder").mkdir()
+    (folder / "sweep" / "short.yaml").write_text(
+        "# @package _global_\n# My own.\ndefaults:\n  - override /ladder: stubby\n"
+        "  - override /data: toy\nname: short\n"
+    )
+    ladder = (CONF_DIR / "ladder" / "laptop.yaml").read_text()
+    (folder / "ladder" / "stubby.yaml").write_text(ladder.replace("sizes: 5", "sizes: 2"))
+    monkeypatch.chdir(root)
+    words = ["--config-dir", "mine"] if flag else []
+    assert cli.main(["sweep", "sweep=short", f"root={root}", "dry_run=true", *words]) == 0
+    assert "11 runs" in capsys.readouterr().out, "two sizes, four budgets, three noise seeds"
+    assert cli.main(["sweep", "--help", *words]) == 0
+    assert "short            My own." in capsys.readouterr().out
 
 
 # Bad input.
@@ -184,6 +206,27 @@ def test_exit_codes_and_last_words(
     text = capsys.readouterr().out
     assert "Stopped: asked to stop." in text
     assert "2 left; the same command goes on" in text
+
+
+def test_redo_and_retry_reach_the_engine_but_not_in_a_dry_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redone: list[str] = []
+    retried: list[object] = []
+
+    def drive(plan: Plan, *args: object, **options: object) -> SweepResult:
+        retried.append(options["retry"])
+        return SweepResult(finished=tuple(run.run_id for run in plan.runs))
+
+    monkeypatch.setattr(Store, "redo", lambda store, name: redone.append(name))
+    monkeypatch.setattr(command, "run_sweep", drive)
+    assert sweep(root, "redo=[a,b]", "retry=all", "dry_run=true") == 0
+    assert (redone, retried) == ([], [])
+    assert sweep(root, "redo=[a,b]", "retry=all") == 0
+    assert redone == ["a", "b"]
+    assert sweep(root, "retry=failed") == 0
+    assert sweep(root) == 0
+    assert retried == [("failed", "diverged"), ("failed",), ()]
 
 
 def test_a_sweep_whose_runs_all_failed_is_one_line_and_exit_code_3(
