@@ -17,18 +17,24 @@ import pytest
 from rich.console import Console
 
 from analysis.records import RunRecord
+from analysis.results import Prediction
 from model.errors import ConfigError, RunFailed
 from model.training.config import RuntimeConfig
 from sweeps.attempt import Progress
 from sweeps.cost import RunCost
+from sweeps.events import Event
+from sweeps.plan import Plan, PlannedRun
 from sweeps.spec import RunSpec
 from sweeps.store import Store
 from sweeps.worker import Report, run_worker
 from windtunnel import cli
+from windtunnel.along import Waypoint
 from windtunnel.commands import ledger as ledger_command
+from windtunnel.commands.launch import InFlight
 from windtunnel.gates import LaunchRefused
 from windtunnel.launch import Launched, launch, ledger_of
 from windtunnel.promotion import Promotion, Promotions, sealed
+from windtunnel.sweep_progress import SweepProgress
 
 Measure = Callable[[RunSpec, Path, Report], RunRecord]
 
@@ -302,6 +308,37 @@ def test_a_promotion_that_differs_from_its_row_is_reported(
     config = ledger_command.Config(root=root)
     assert ledger_command.run(config, Console(file=screen, width=300)) == 2
     assert "altered after it was made" in screen.getvalue()
+
+
+def test_each_evaluation_is_held_against_its_band_once(root: Path, made: Promotion) -> None:
+    def band(step: int, middle: float) -> Waypoint:
+        forecast = Prediction(
+            value=middle, low=middle - 0.1, high=middle + 0.1, extrapolation_ratio=6.0
+        )
+        return Waypoint(step=step, forecast=forecast)
+
+    promotion = replace(made, waypoints=(band(10, 3.0), band(20, 2.5)))
+    store = Store(root)
+    folder = store.create(made.spec) / "attempts" / "0001"
+    folder.mkdir(parents=True)
+    cost = RunCost(
+        total_params=1, active_params=1, flops_per_token=1.0, train_flops=1.0, wall_s=1.0
+    )
+    run = PlannedRun(run_id=made.run_id, spec=made.spec, cost=cost)
+    screen = io.StringIO()
+    console = Console(file=screen, width=100)
+    with SweepProgress(console, Plan(name="x", runs=(run,)), store) as progress:
+        flight = InFlight(promotion, store, progress)
+        for step, loss in ((10, 3.05), (20, 2.7)):
+            with (folder / "metrics.jsonl").open("a") as metrics:
+                metrics.write(json.dumps({"kind": "eval", "step": step, "loss_nats": loss}) + "\n")
+            for _ in range(2):
+                flight.show(Event(kind="started", run=run, attempt=1))
+    lines = [line for line in screen.getvalue().splitlines() if line.startswith("in flight")]
+    assert lines == [
+        "in flight, step 10: measured 3.0500 nats, inside 2.9000 to 3.1000",
+        "in flight, step 20: measured 2.7000 nats, OUTSIDE 2.4000 to 2.6000",
+    ]
 
 
 # --- the command, with real training
