@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Config:
     sweep: str | None
     records: Path | None
     columns: Columns
+    filter: dict[str, Any]
     table: TableRules
     size: SizeVariable
     variant: dict[str, Any]
@@ -90,11 +91,12 @@ def _study(config: Config) -> tuple[Study, Path]:
 
 
 def _of_table(config: Config, path: Path) -> tuple[Study, Path]:
-    points, excluded = points_from_table(path, config.columns, config.table)
+    rules = replace(config.table, filter=config.filter)
+    points, excluded = points_from_table(path, config.columns, rules)
     source = {
         "table": str(path),
         "columns": to_plain(config.columns),
-        "rules": to_plain(config.table),
+        "rules": to_plain(rules),
     }
     study = make_study(str(path), points, excluded, config.fit, source=source)
     stem = path.name.split(".")[0]

@@ -1,0 +1,273 @@
+"""`windtunnel fit`: sweeps, folders and tables in, one screen and fit.json out, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.laws import LossSurface
+from analysis.records import RunRecord
+from analysis.study import Study
+from model.accounting import CONVENTION, count_params, flops_per_token
+from model.typed import to_plain
+from sweeps.events import SweepResult
+from sweeps.plan import Plan, PlannedRun, read_plan
+from sweeps.protocol import fingerprint, protocol_of
+from sweeps.store import Store
+from windtunnel import cli
+from windtunnel.commands import sweep as sweep_command
+
+Capture = pytest.CaptureFixture[str]
+LAW = LossSurface(E=1.8, A=60.0, B=80.0, alpha=0.35, beta=0.37)
+QUICK = ["fit.replicates=100", "fit.starts=300"]
+
+
+def record_of(run: PlannedRun, loss: float) -> RunRecord:
+    """What a worker would have measured."""
+    spec = run.spec
+    moe = spec.model.moe
+    assert moe is not None
+    params = count_params(spec.model)
+    flops = flops_per_token(spec.model, spec.train.sequence_length).house
+    return RunRecord(
+        run_id=run.run_id,
+        status="done",
+        role=spec.role,
+        rung=spec.rung,
+        seed=spec.train.seed,
+        protocol=protocol_of(spec),
+        protocol_fingerprint=fingerprint(protocol_of(spec)),
+        total_params=params.total,
+        active_params=params.active,
+        active_non_embedding_params=params.active_non_embedding,
+        convention=CONVENTION,
+        flops_per_token=flops,
+        train_flops=flops * spec.train.tokens,
+        other_flops_per_token={},
+        tokens=spec.train.tokens,
+        batch_tokens=spec.train.batch_tokens,
+        steps=spec.train.num_steps,
+        sequence_length=spec.train.sequence_length,
+        peak_lr=spec.train.optimizer.peak_lr,
+        num_layers=spec.model.num_layers,
+        hidden_size=spec.model.hidden_size,
+        num_experts=moe.num_experts,
+        experts_per_token=moe.experts_per_token,
+        num_shared_experts=moe.num_shared_experts,
+        expert_width=moe.expert_width,
+        activation_ratio=moe.activation_ratio,
+        granularity=spec.model.granularity or 0.0,
+        loss_nats=loss,
+        bits_per_byte=loss / np.log(2),
+        train_loss_nats=loss,
+        by_domain={},
+        load_by_layer=(),
+        wall_s=1.0,
+        tokens_per_s=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def planned_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the plan of the smoke sweep, its corpus, and no run."""
+    root = tmp_path_factory.mktemp("tunnel")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sweep_command, "run_sweep", lambda plan, store, *a, **k: SweepResult())
+    cli.main(["sweep", "sweep=smoke", f"root={root}"])
+    patch.undo()
+    return root
+
+
+@pytest.fixture
+def measured(planned_root: Path, tmp_path: Path) -> tuple[Path, Plan]:
+    """The same with a record for every run, drawn from LAW with the noise of 0.2%."""
+    plan_path = Store(planned_root).plan_path("smoke")
+    store = Store(tmp_path)
+    store.plan_path("smoke").parent.mkdir(parents=True)
+    store.plan_path("smoke").write_bytes(plan_path.read_bytes())
+    plan = read_plan(plan_path)
+    rng = np.random.default_rng(0)
+    for run in plan.runs:
+        size = flops_per_token(run.spec.model, run.spec.train.sequence_length).house
+        loss = float(LAW(size, run.spec.train.tokens)) * np.exp(0.002 * rng.standard_normal())
+        write(store, record_of(run, float(loss)))
+    return tmp_path, plan
+
+
+def write(store: Store, record: RunRecord) -> None:
+    folder = store.run_dir(record.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(to_plain(record)), encoding="utf-8")
+
+
+def fit(root: Path, *words: str) -> int:
+    return cli.main(["fit", f"root={root}", *QUICK, *words])
+
+
+def error_of(capsys: Capture) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_a_sweep_gives_one_screen_and_a_study(measured: tuple[Path, Plan], capsys: Capture) -> None:
+    root, plan = measured
+    assert fit(root, "sweep=smoke") == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines()[:-1])) <= 100
+    assert f"Fit of smoke: {len(plan.runs)} points" in text
+    study = Study.load(root / "sweeps/smoke/fit.json")
+    assert set(study.points.label) == {run.run_id for run in plan.runs}
+    assert study.convention == CONVENTION
+    assert study.protocol["data"]["kind"] == plan.runs[0].spec.corpus.kind
+    assert study.points.size_variable == "flops_per_token"
+    flops = study.points.array("flops")
+    np.testing.assert_allclose(flops, study.points.array("size") * study.points.array("tokens"))
+    assert study.noise is not None
+    assert 0 < study.noise.sd < 0.01
+
+
+def test_other_size_variables(measured: tuple[Path, Plan]) -> None:
+    root, _ = measured
+    assert fit(root, "sweep=smoke", "size=active_params", f"out={root}/other.json") == 0
+    study = Study.load(root / "other.json")
+    assert study.points.size_variable == "active_params"
+    law = study.surface.law
+    assert isinstance(law, LossSurface)
+    assert law.flops_per_size_token > 1
+
+
+def test_runs_without_a_record_are_counted_with_their_state(
+    measured: tuple[Path, Plan], capsys: Capture
+) -> None:
+    root, plan = measured
+    store = Store(root)
+    lost, diverged = plan.runs[0].run_id, plan.runs[1].run_id
+    (store.run_dir(lost) / "record.json").unlink()
+    bad = replace(record_of(plan.runs[1], 9.0), status="diverged", reason="loss 9 at step 3")
+    write(store, bad)
+    assert fit(root, "sweep=smoke") == 0
+    assert "2 left out" in capsys.readouterr().out
+    study = Study.load(root / "sweeps/smoke/fit.json")
+    reasons = {e.label: e.reason for e in study.exclusions}
+    assert reasons == {lost: "planned", diverged: "diverged: loss 9 at step 3"}
+
+
+def test_mixed_protocols_are_refused_by_name(measured: tuple[Path, Plan], capsys: Capture) -> None:
+    root, plan = measured
+    record = record_of(plan.runs[2], 3.0)
+    other = replace(
+        record, protocol={**record.protocol, "precision": "fp8"}, protocol_fingerprint="other"
+    )
+    write(Store(root), other)
+    assert fit(root, "sweep=smoke") == 2
+    message = error_of(capsys)
+    assert "precision" in message
+    assert plan.runs[2].run_id in message
+    assert fit(root, "sweep=smoke", "allow_mixed_protocols=true") == 0
+    study = Study.load(root / "sweeps/smoke/fit.json")
+    assert len(study.protocol_fingerprints) == 2
+
+
+def test_a_sweep_whose_runs_all_failed(planned_root: Path, tmp_path: Path, capsys: Capture) -> None:
+    store = Store(tmp_path)
+    store.plan_path("smoke").parent.mkdir(parents=True)
+    store.plan_path("smoke").write_bytes(Store(planned_root).plan_path("smoke").read_bytes())
+    assert fit(tmp_path, "sweep=smoke") == 2
+    assert "none of its 11 runs can be fitted" in error_of(capsys)
+
+
+def test_a_folder_of_runs(measured: tuple[Path, Plan], capsys: Capture) -> None:
+    root, plan = measured
+    assert fit(root, f"records={root}/runs") == 0
+    assert f"{len(plan.runs)} points" in capsys.readouterr().out
+    assert (root / "fits/runs/fit.json").exists()
+
+
+def test_nothing_or_both_named(measured: tuple[Path, Plan], capsys: Capture) -> None:
+    root, _ = measured
+    assert fit(root) == 2
+    assert f"Sweeps under {root}: smoke" in error_of(capsys)
+    assert fit(root, "sweep=smoke", "records=x.csv") == 2
+    assert "one of the two" in error_of(capsys)
+    assert fit(root, "sweep=smok") == 2
+    assert "no such sweep" in error_of(capsys)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., Path]:
+    """A CSV of 40 runs from LAW; keyword arguments replace a column's first cell."""
+
+    def make(rows: int = 40, **cells: object) -> Path:
+        rng = np.random.default_rng(2)
+        size = np.repeat(1e6 * 2.0 ** np.arange(8), 5)[:rows]
+        tokens = np.tile(1e6 * 2.0 ** np.arange(5), 8)[:rows]
+        loss = LAW(size, tokens) * np.exp(0.003 * rng.standard_normal(len(size)))
+        lines = [
+            [str(cells[k]) if i == 0 and k in cells else f"{v:.17g}" for k, v in row.items()]
+            for i, row in enumerate(
+                {"N": n, "D": d, "L": x} for n, d, x in zip(size, tokens, loss, strict=True)
+            )
+        ]
+        path = tmp_path / "runs.csv"
+        path.write_text("N,D,L\n" + "\n".join(",".join(line) for line in lines) + "\n")
+        return path
+
+    return make
+
+
+COLUMNS = ["columns.params=N", "columns.tokens=D", "columns.loss=L"]
+
+
+def test_any_table(table: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:
+    path = table()
+    assert fit(tmp_path, f"records={path}", *COLUMNS, "at_flops=1e18") == 0
+    text = capsys.readouterr().out
+    assert "C = 1e+18" in text
+    study = Study.load(tmp_path / "fits/runs/fit.json")
+    assert study.source["columns"]["params"] == "N"
+    assert study.surface.coefficients["alpha"].contains(LAW.alpha)
+    assert str(tmp_path / "fits/runs/fit.json") in text
+
+
+@pytest.mark.parametrize(
+    ("cells", "words", "code", "message"),
+    [
+        ({}, ["columns.loss=Loss"], 2, "no column 'Loss'"),
+        ({"L": "abc"}, [], 2, "is not a number in 1 of 40 rows: row 2 ('abc')"),
+        ({"L": "-3"}, [], 2, "is not positive in 1 of 40 rows: row 2"),
+        ({"N": "1"}, [], 2, "seems to hold two units: row 2 of 40"),
+        ({}, ["fit.level=90"], 2, "fit: level must be between 0 and 1, got 90"),
+        ({}, ["fit.loss=hubert"], 2, "fit.loss: 'hubert' is not one of: huber, lad, squares"),
+        ({}, ["filter.N=7"], 2, "no row of"),
+        ({}, ["table.drop_highest_losses=35"], 3, "5 points for the 5 parameters"),
+    ],
+)
+def test_bad_tables_give_one_line(
+    table: Callable[..., Path],
+    cells: dict[str, str],
+    words: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    path = table(**cells)
+    assert fit(tmp_path, f"records={path}", *COLUMNS, *words) == code
+    assert message in error_of(capsys)
+    assert not (tmp_path / "fits").exists()
+
+
+def test_one_budget_only(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "iso.csv"
+    sizes = 1e7 * 2.0 ** np.arange(8)
+    path.write_text(
+        "N,D,L\n" + "\n".join(f"{n},{1e18 / n},{float(LAW(n, 1e18 / n))}" for n in sizes)
+    )
+    assert fit(tmp_path, f"records={path}", *COLUMNS) == 2
+    assert "one budget only: all 8 runs" in error_of(capsys)
