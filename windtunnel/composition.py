@@ -211,7 +211,7 @@ def _close(word: str, options: Iterable[str]) -> list[str]:
 
 
 def _hint(names: Sequence[str]) -> str:
-    return f"; did you mean {names[0]}?" if names else "."
+    return f"; did you mean {' or '.join(names)}?" if names else "."
 
 
 def _one_line(error: Exception) -> str:
