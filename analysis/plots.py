@@ -6,12 +6,13 @@ from analysis.plots_evidence import Evidence, Promoted
 from analysis.plots_experts import expert_balance, expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
-from analysis.plots_runs import residuals, training_curves
+from analysis.plots_runs import flight, residuals, training_curves
 from analysis.plots_style import Drawing, save, to_svg
 from analysis.plots_surface import contours, isoflop
 
 FIGURES = (
     loss_compute,
+    flight,
     isoflop,
     contours,
     loss_tokens,

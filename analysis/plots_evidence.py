@@ -18,6 +18,16 @@ from analysis.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnTheWay:
+    """The promoted run at one moment before its end."""
+
+    tokens: float
+    forecast: Prediction
+    measured: float | None
+    """None where the run has not come so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Promoted:
     """The run that a promotion forecast, and what it measured once it had run."""
 
@@ -31,6 +41,9 @@ class Promoted:
     """Held-out loss in nats per token; None before the run has ended."""
     loads: Mapping[str, tuple[Prediction, float | None]] = field(default_factory=dict)
     """``max_vio`` and ``normalized_entropy``, mean over layers: forecast and what was measured."""
+    waypoints: tuple[OnTheWay, ...] = ()
+    curve: Curve | None = None
+    """Its training curve, as far as it has come."""
 
     def size_in(self, study: Study) -> float:
         """Its size in the variable the law was fitted in."""

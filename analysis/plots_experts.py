@@ -41,7 +41,7 @@ VIO_STEPS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """The same for MaxVio during training."""
 MOST_ROWS = 36
 MOST_RUNGS = 8
-NO_EXPERTS = "These runs have no routed experts, or their records hold no load."
+NO_EXPERTS = "These runs have no routed experts, or nothing was recorded about their load."
 
 
 def expert_load(evidence: Evidence) -> Drawing:
@@ -154,8 +154,8 @@ def expert_training(evidence: Evidence) -> Drawing:
         title=title,
         how_to_read="Each row is one mixture-of-experts layer of the longest run of a size, from "
         "its first step at the left to its last. The neutral colour is an even load; the browner, "
-        "the further the busiest expert lies above the mean. A layer that stays brown to the end was "
-        "not balanced in time.",
+        "the further the busiest expert lies above the mean. A layer that stays brown to the end "
+        "was not balanced in time.",
         distrust="MaxVio of a single batch is noisier and larger than over the held-out split, the "
         "more so the smaller the batch, and the batch grows along the ladder.",
         data=pd.DataFrame(rows),
@@ -241,6 +241,7 @@ def _draw_stack(axes: Axes, blocks: list[Block], mappable: ScalarMappable, *, ri
             cmap=mappable.cmap,
             norm=norm,
             edgecolors="face",
+            antialiased=False,
             linewidth=0.15,
         )
         middle = top + len(layers) / 2

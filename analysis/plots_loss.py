@@ -43,7 +43,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
         return absent(name, title, NO_RUNS)
     rows = _run_rows(evidence)
     with style():
-        figure, (axes,) = new_figure(2.75)
+        figure, (axes,) = new_figure(2.9)
         study, promoted = evidence.study, evidence.promoted
         if study is not None:
             rows += _draw_frontier(axes, study, _compute_range(evidence))
@@ -56,7 +56,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
         flops_axis(axes.xaxis, *padded(data["train_flops"].to_numpy(), 0.04))
         loss_axis(axes.yaxis, *padded(_loss_extent(data), 0.05))
         light_grid(axes)
-        _legends(figure, axes, evidence, marks_outside=False)
+        _legends(figure, evidence, law=evidence.study is not None)
     band_leaves = (
         " The band is wider than the picture: the law hardly knows the loss there."
         if "high" in data and data["high"].max() > axes.get_ylim()[1]
@@ -96,7 +96,7 @@ def loss_tokens(evidence: Evidence) -> Drawing:
         return absent(name, title, NO_RUNS)
     rows = _run_rows(evidence)
     with style():
-        figure, (axes,) = new_figure(2.5)
+        figure, (axes,) = new_figure(2.6)
         if evidence.study is not None:
             rows += _draw_rung_lines(axes, evidence, evidence.study, against="tokens")
             rows += _draw_holdout(axes, evidence, against="tokens")
@@ -107,7 +107,7 @@ def loss_tokens(evidence: Evidence) -> Drawing:
         count_axis(axes.xaxis, *padded(data["tokens"].to_numpy()), "Training tokens")
         loss_axis(axes.yaxis, *padded(_loss_extent(data), 0.05))
         light_grid(axes)
-        _legends(figure, axes, evidence, marks_outside=True)
+        _legends(figure, evidence, law=False)
     return Drawing(
         name=name,
         title=title,
@@ -271,11 +271,11 @@ def _loss_extent(data: pd.DataFrame) -> Array:
     return np.asarray(values[np.isfinite(values)])
 
 
-def _legends(figure: Figure, axes: Axes, evidence: Evidence, *, marks_outside: bool) -> None:
-    """Sizes in a row above, where no curve can run into them; marks in a free corner or below."""
+def _legends(figure: Figure, evidence: Evidence, *, law: bool) -> None:
+    """Sizes in a row above, marks below: no curve can run into either."""
     size_legend(figure, evidence)
     marks: list[Line2D] = []
-    if evidence.study is not None and not marks_outside:
+    if law:
         marks.append(Line2D([], [], color=INK, label="law along the optimum, 90% band"))
     if evidence.held_out:
         marks.append(_mark("o", MUTED, PAPER, "held out, with its forecast"))
@@ -285,10 +285,8 @@ def _legends(figure: Figure, axes: Axes, evidence: Evidence, *, marks_outside: b
         marks.append(_mark("|", FORECAST, PAPER, "forecast, 90%"))
         if evidence.promoted.measured is not None:
             marks.append(_mark("D", INK, INK, "promoted run, measured"))
-    if marks_outside and marks:
-        figure.legend(handles=marks, loc="outside lower left", ncols=3, columnspacing=1)
-    elif marks:
-        axes.legend(handles=marks, loc="lower left")
+    if marks:
+        figure.legend(handles=marks, loc="outside lower left", ncols=2, columnspacing=1)
 
 
 def _mark(marker: str, color: str, face: str, label: str) -> Line2D:

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
-from analysis.plots_evidence import Evidence, size_legend, surface_of
+from analysis.plots_evidence import Evidence, OnTheWay, size_legend, surface_of
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
+    EXCLUDED,
+    FORECAST,
     INK,
     MUTED,
     PAPER,
@@ -22,7 +25,9 @@ from analysis.plots_style import (
     loss_axis,
     new_figure,
     padded,
+    si,
     style,
+    tidy,
 )
 
 MOST_CURVES = 60
@@ -73,6 +78,81 @@ def training_curves(evidence: Evidence) -> Drawing:
         distrust="Training and held-out loss are measured on different text and need not meet. "
         "A spike, a flat stretch or a line that rises is a reason to leave that run out.",
         data=data,
+        figure=figure,
+    )
+
+
+def flight(evidence: Evidence) -> Drawing:
+    """The promoted run from its first token to its last, against what was forecast for it."""
+    name, title = "flight", "The promoted run against its forecast"
+    promoted = evidence.promoted
+    if promoted is None:
+        return absent(name, title, "Nothing has been promoted from this sweep yet.")
+    end = OnTheWay(tokens=promoted.tokens, forecast=promoted.forecast, measured=promoted.measured)
+    points, curve = [*promoted.waypoints, end], promoted.curve
+    rows = [
+        {
+            "series": "end" if point is end else "on the way",
+            "tokens": point.tokens,
+            "forecast": point.forecast.value,
+            "low": point.forecast.low,
+            "high": point.forecast.high,
+            "measured": point.measured,
+        }
+        for point in points
+    ]
+    forecast = pd.DataFrame(rows)
+    with style():
+        figure, (axes,) = new_figure(2.5)
+        axes.errorbar(
+            forecast["tokens"],
+            forecast["forecast"],
+            yerr=[forecast["forecast"] - forecast["low"], forecast["high"] - forecast["forecast"]],
+            color=FORECAST,
+            linestyle="",
+            linewidth=1.6,
+            capsize=4,
+            marker="_",
+            markersize=5,
+            zorder=4,
+        )
+        shown = [*forecast["low"], *forecast["high"], *forecast["measured"].dropna()]
+        handles = [Line2D([], [], linestyle="", marker="|", color=FORECAST, label="forecast, 90%")]
+        if curve is not None:
+            late = curve.tokens >= 0.4 * points[0].tokens
+            axes.plot(curve.tokens[late], curve.loss[late], color=EXCLUDED, linewidth=0.8)
+            shown += list(curve.loss[late])
+            handles.append(Line2D([], [], color=EXCLUDED, label="training loss"))
+            rows += tidy("training loss", {"tokens": curve.tokens, "measured": curve.loss})
+        if forecast["measured"].notna().any():
+            axes.plot(forecast["tokens"], forecast["measured"], "D", color=INK, markersize=3.6)
+            handles.append(
+                Line2D([], [], linestyle="", marker="D", color=INK, label="held-out loss")
+            )
+        span = [*forecast["tokens"], 0.4 * points[0].tokens]
+        axes.set_xlim(min(span) * 0.95, max(span) * 1.05)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+        axes.set_xlabel("Training tokens")
+        loss_axis(axes.yaxis, *padded(np.array(shown), 0.06))
+        light_grid(axes)
+        figure.legend(handles=handles, loc="outside lower left", ncols=3, columnspacing=1)
+    passed = [point for point in points if point.measured is not None]
+    inside = sum(point.forecast.contains(point.measured or 0.0) for point in passed)
+    so_far = (
+        f"{inside} of {len(passed)} measurements so far lie inside. "
+        if passed
+        else "Nothing has been measured yet. "
+    )
+    on_the_way = "" if promoted.waypoints else "Only the end was forecast. "
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="Bars are the 90% intervals written down before the run began, diamonds what "
+        f"it measured on held-out text. {on_the_way}{so_far}The line is its training loss.",
+        distrust="Evaluations on the way use fewer held-out tokens than the last one. Their "
+        "forecasts come from the same runs, so they miss together and don't count as "
+        "independent hits.",
+        data=pd.DataFrame(rows),
         figure=figure,
     )
 

@@ -17,10 +17,11 @@ import pytest
 from analysis import plots, plots_style
 from analysis.curves import read_curve, thin
 from analysis.plots import FIGURES, Evidence, Promoted, draw_all
+from analysis.plots_evidence import OnTheWay
 from analysis.plots_experts import expert_balance, expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
-from analysis.plots_runs import residuals, training_curves
+from analysis.plots_runs import flight, residuals, training_curves
 from analysis.plots_surface import contours, isoflop
 from analysis.records import RunRecord
 
@@ -212,6 +213,24 @@ def test_the_forecast_of_the_load_stands_beside_the_runs(evidence: Evidence) -> 
     data = expert_balance(replace(evidence, promoted=replace(evidence.promoted, loads=loads))).data
     row = data.query("rung == 'promoted'").iloc[0]
     assert (row["forecast"], row["low"], row["measured"]) == (forecast.value, forecast.low, 0.7)
+
+
+def test_the_flight_holds_every_waypoint_and_counts_the_hits(evidence: Evidence) -> None:
+    promoted = evidence.promoted
+    assert promoted is not None
+    band = promoted.forecast
+    waypoints = (
+        OnTheWay(tokens=0.3 * promoted.tokens, forecast=band, measured=band.high * 1.01),
+        OnTheWay(tokens=0.6 * promoted.tokens, forecast=band, measured=band.value),
+        OnTheWay(tokens=0.8 * promoted.tokens, forecast=band, measured=None),
+    )
+    ongoing = replace(promoted, waypoints=waypoints, measured=None)
+    drawing = flight(replace(evidence, promoted=ongoing))
+    assert "1 of 2 measurements so far lie inside" in drawing.how_to_read
+    assert list(drawing.data["tokens"]) == [w.tokens for w in waypoints] + [promoted.tokens]
+    assert list(drawing.data["measured"].dropna()) == [band.high * 1.01, band.value]
+    assert "Only the end was forecast" in flight(evidence).how_to_read
+    assert "Nothing has been promoted" in flight(replace(evidence, promoted=None)).missing
 
 
 def test_a_dead_expert_is_named(evidence: Evidence) -> None:

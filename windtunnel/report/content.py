@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.curves import read_curve
-from analysis.plots_evidence import Evidence, Promoted
+from analysis.curves import Curve, read_curve
+from analysis.plots_evidence import Evidence, OnTheWay, Promoted
 from analysis.plots_loss import use_of
 from analysis.records import RunRecord
 from analysis.study import Study
@@ -18,6 +18,7 @@ from model.accounting import count_params
 from model.errors import ConfigError
 from sweeps.plan import Plan, PlannedRun
 from sweeps.store import RunState, Store
+from windtunnel.along import evaluations_in
 from windtunnel.commands.status import known_plan
 from windtunnel.ledger import Entry, Ledger
 from windtunnel.promotion import Promotion, Promotions
@@ -65,6 +66,10 @@ class Answer:
     """Its line in the ledger; None before a launch."""
     record: RunRecord | None
     """What the promoted run measured."""
+    waypoints: tuple[OnTheWay, ...]
+    """Forecasts along the run, and what it measured there."""
+    curve: Curve | None
+    """Its training curve, as far as it has come."""
 
     @property
     def measured(self) -> float | None:
@@ -152,9 +157,7 @@ def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
         made_at=made_at,
         version=version,
         plan=plan,
-        runs=tuple(
-            run_row(run, states[run.run_id], records.get(run.run_id), evidence) for run in plan.runs
-        ),
+        runs=run_rows(plan, states, records, evidence),
         evidence=evidence,
         answer=answer,
         problems=(*problems, *(f"{ledger.path}, {text}" for text in ledger.problems())),
@@ -172,6 +175,19 @@ def _named_by_plan(record: RunRecord, run: PlannedRun) -> RunRecord:
 
 def _variant(run: PlannedRun) -> str:
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.variant.items())
+
+
+def run_rows(
+    plan: Plan,
+    states: Mapping[str, RunState],
+    records: Mapping[str, RunRecord],
+    evidence: Evidence,
+) -> tuple[RunRow, ...]:
+    """The table of runs, small to large and short to long."""
+    rows = [
+        run_row(run, states[run.run_id], records.get(run.run_id), evidence) for run in plan.runs
+    ]
+    return tuple(sorted(rows, key=lambda r: (r.flops_per_token, r.tokens, r.seed, r.run_id)))
 
 
 def run_row(
@@ -219,8 +235,21 @@ def latest_answer(
     if not found:
         return None, tuple(problems)
     newest = max(found, key=lambda promotion: (promotion.created_at, promotion.id))
+    metrics = store.run_dir(newest.run_id) / "metrics.jsonl"
+    found_at = {found.step: found.loss_nats for found in evaluations_in(metrics)}
     answer = Answer(
-        promotion=newest, entry=ledger.find(newest.id), record=store.record(newest.run_id)
+        promotion=newest,
+        entry=ledger.find(newest.id),
+        record=store.record(newest.run_id),
+        waypoints=tuple(
+            OnTheWay(
+                tokens=float(waypoint.step * newest.spec.train.batch_tokens),
+                forecast=waypoint.forecast,
+                measured=found_at.get(waypoint.step),
+            )
+            for waypoint in newest.waypoints
+        ),
+        curve=read_curve(metrics),
     )
     return answer, tuple(problems)
 
@@ -248,6 +277,8 @@ def promoted_of(answer: Answer | None) -> Promoted | None:
             for load in promotion.loads
             if load.prediction is not None
         },
+        waypoints=answer.waypoints,
+        curve=answer.curve,
     )
 
 
