@@ -82,7 +82,7 @@ class BalanceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The held-out measurement: the same first ``heldout_tokens`` of each domain, in every run."""
+    """The held-out measurement: the same windows in every run, spread evenly over each domain."""
 
     heldout_tokens: int = 65_536
     """Tokens evaluated per domain at the end (fewer only where the domain holds fewer)."""

@@ -179,11 +179,14 @@ def _prepare(corpus: CorpusConfig, source: Source, data_dir: Path, progress: Pro
         _write_synced(building / "tokenizer.json", codec_text.encode())
         _write_synced(building / "manifest.json", json.dumps(manifest, indent=1).encode())
         fingerprint = _fingerprint(manifest)
-        if not (data_dir / fingerprint).exists():
-            building.chmod(0o755)
+        building.chmod(0o755)
+        try:
             os.rename(building, data_dir / fingerprint)
+        except OSError:
+            # The same corpus is there already, from other files or from a process beside this one.
+            if not (data_dir / fingerprint).exists():
+                raise
     finally:
-        # Still there when something failed, or when another process prepared the same corpus.
         shutil.rmtree(building, ignore_errors=True)
     return fingerprint
 

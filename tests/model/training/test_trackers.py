@@ -1,6 +1,7 @@
 """The metrics file: whole lines only; and a mirror that may break without being noticed."""
 
 import json
+import subprocess
 import sys
 import types
 
@@ -140,6 +141,38 @@ def test_a_machine_without_wandb_trains_all_the_same(tmp_path, monkeypatch, capl
     WandbMirror(WandbTracker(), tmp_path, "id", {}).log({"step": 1})
 
     assert "W&B did not start" in caplog.text
+
+
+OFFLINE = """
+import json, sys
+from pathlib import Path
+from model.training.config import WandbTracker
+from model.training.trackers import open_mirror
+
+folder, run_id = Path(sys.argv[1]), sys.argv[2]
+mirror = open_mirror(WandbTracker(), folder, run_id, {"train": {"tokens": 1}})
+mirror.log({"kind": "train", "step": 1, "lr": 0.5})
+mirror.summary({"loss_nats": 2.0})
+mirror.close()
+print(mirror.id)
+"""
+
+
+@pytest.mark.slow
+def test_the_real_one_offline_without_a_word(tmp_path):
+    """Two attempts of one run, as two processes: both under the same id, nothing on the screen."""
+    run_id = ""
+    for _ in range(2):
+        command = [sys.executable, "-W", "error", "-c", OFFLINE, str(tmp_path), run_id]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert run_id in ("", done.stdout.strip())
+        run_id = done.stdout.strip()
+
+    kept = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert kept
+    assert all(name.endswith(run_id) for name in kept)
 
 
 def test_without_a_mirror_nobody_is_told(tmp_path):

@@ -1,6 +1,8 @@
 """A corpus from text to windows: fingerprints, what is found again, what is refused."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,6 +65,35 @@ def test_second_call_finds_what_the_first_prepared(library, tmp_path, monkeypatc
 
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.windows(0, 9, 32), first.windows(0, 9, 32))
+
+
+def test_two_processes_may_prepare_the_same_corpus(library, tmp_path, monkeypatch):
+    rename = os.rename
+
+    def the_other_was_quicker(building, target):
+        shutil.copytree(building, target)
+        rename(building, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", the_other_was_quicker)
+        prepared = prepare_corpus(library, tmp_path / "data")
+
+    assert prepared.windows(0, 2, 16).shape == (2, 17)
+    names = {path.name for path in (tmp_path / "data").iterdir()}
+    assert names == {prepared.fingerprint, "keys"}
+
+
+def test_a_full_disk_leaves_nothing_half_made(library, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare_corpus(library, tmp_path / "data")
+
+    assert not list((tmp_path / "data").iterdir())
+    prepare_corpus(library, tmp_path / "data")
 
 
 def test_fingerprint_covers_everything_a_run_can_see_and_nothing_else(library, tmp_path):
