@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.curves import Curve
 from analysis.holdout import Holdout
 from analysis.laws import LossSurface
-from analysis.plots_style import si, size_colors
+from analysis.plots_style import EXCLUDED, MUTED, PAPER, si, size_colors
 from analysis.records import RunRecord
 from analysis.results import Prediction
 from analysis.study import Study
@@ -62,25 +65,25 @@ class Evidence:
     variants: Mapping[str, str] = field(default_factory=dict)
     """By run id what a sweep's axes set for it, in words; a fit is of one variant."""
 
-    @property
+    @cached_property
     def done(self) -> tuple[RunRecord, ...]:
         """Runs that ended with a loss, cheapest first."""
         finished = (record for record in self.records if record.status == "done")
         return tuple(sorted(finished, key=lambda r: (r.train_flops, r.run_id)))
 
-    @property
+    @cached_property
     def rungs(self) -> tuple[str, ...]:
         """Names of the sizes, small to large."""
         size = {record.rung: record.flops_per_token for record in self.done}
         return tuple(sorted(size, key=lambda rung: (size[rung], rung)))
 
-    @property
+    @cached_property
     def colors(self) -> dict[str, str]:
         """Rung to its colour, the same in every figure."""
         rungs = self.rungs
         return dict(zip(rungs, size_colors(len(rungs)), strict=True)) if rungs else {}
 
-    @property
+    @cached_property
     def excluded(self) -> dict[str, str]:
         """Run id to the reason why the fit left it out."""
         return {e.label: e.reason for e in self.study.exclusions} if self.study else {}
@@ -90,7 +93,7 @@ class Evidence:
         """The hardest hold-out: the one that left out most budgets."""
         return self.study.holdouts[-1] if self.study and self.study.holdouts else None
 
-    @property
+    @cached_property
     def held_out(self) -> frozenset[str]:
         """Runs of the largest budgets, which the hold-out forecast from the rest."""
         return (
@@ -110,6 +113,31 @@ def surface_of(study: Study) -> LossSurface:
     law = study.surface.law
     assert isinstance(law, LossSurface)
     return law
+
+
+def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, float, str]]) -> None:
+    """Runs at (x, y) in the colour of their rung, by what the fit did with them.
+
+    One call of matplotlib for each colour and kind: sweeps may have thousands of runs.
+    """
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for run_id, (x, y, rung) in at.items():
+        if run_id in evidence.excluded:
+            kind, color = "x", EXCLUDED
+        else:
+            kind = "hollow" if run_id in evidence.held_out else "dot"
+            color = evidence.colors.get(rung, MUTED)
+        groups[kind, color].append((x, y))
+    for (kind, color), places in groups.items():
+        axes.plot(
+            *zip(*places, strict=True),
+            linestyle="",
+            marker="x" if kind == "x" else "o",
+            color=color,
+            markerfacecolor=PAPER if kind == "hollow" else color,
+            markeredgewidth=0.9,
+            zorder=4,
+        )
 
 
 def size_legend(figure: Figure, evidence: Evidence, most: int = 7) -> None:

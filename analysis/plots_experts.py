@@ -174,12 +174,14 @@ def expert_balance(evidence: Evidence) -> Drawing:
     rows = [_balance_row(record) for record in runs]
     with style():
         figure, (upper, lower) = new_figure(3.6, rows=2)
-        for record, row in zip(runs, rows, strict=True):
-            color, flops = evidence.colors[record.rung], record.train_flops
-            upper.vlines(flops, row["max_vio_min"], row["max_vio_max"], color=color, linewidth=0.8)
-            upper.plot(flops, row["max_vio_mean"], "o", color=color)
-            lower.vlines(flops, row["entropy_min"], row["entropy_max"], color=color, linewidth=0.8)
-            lower.plot(flops, row["entropy_mean"], "o", color=color)
+        for rung, color in evidence.colors.items():
+            own = pd.DataFrame([row for row in rows if row["rung"] == rung])
+            if own.empty:
+                continue
+            for axes, measure in ((upper, "max_vio"), (lower, "entropy")):
+                ends = own[f"{measure}_min"], own[f"{measure}_max"]
+                axes.vlines(own["train_flops"], *ends, color=color, linewidth=0.8)
+                axes.plot(own["train_flops"], own[f"{measure}_mean"], "o", color=color)
         marked = [record.train_flops for record in runs]
         if evidence.promoted is not None and evidence.promoted.loads:
             marked.append(evidence.promoted.flops)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array
-from analysis.plots_evidence import Evidence, Promoted, size_legend, surface_of
+from analysis.plots_evidence import Evidence, Promoted, draw_dots, size_legend, surface_of
 from analysis.plots_style import (
     EXCLUDED,
     FORECAST,
@@ -123,15 +123,11 @@ def loss_tokens(evidence: Evidence) -> Drawing:
 
 def draw_runs(axes: Axes, evidence: Evidence, x: str, y: str = "loss_nats") -> None:
     """A dot a run: filled if fitted, hollow if held out, a cross if left out of the fit."""
-    colors, held_out, excluded = evidence.colors, evidence.held_out, evidence.excluded
-    for record in evidence.done:
-        color = colors[record.rung]
-        at = (getattr(record, x), getattr(record, y))
-        if record.run_id in excluded:
-            axes.plot(*at, "x", color=EXCLUDED, markersize=4, zorder=4)
-        else:
-            face = PAPER if record.run_id in held_out else color
-            axes.plot(*at, "o", color=color, markerfacecolor=face, markeredgewidth=0.9, zorder=4)
+    at = {
+        record.run_id: (getattr(record, x), getattr(record, y), record.rung)
+        for record in evidence.done
+    }
+    draw_dots(axes, evidence, at)
 
 
 def _run_rows(evidence: Evidence) -> list[dict[str, Any]]:

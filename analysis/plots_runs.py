@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
@@ -166,22 +168,27 @@ def residuals(evidence: Evidence) -> Drawing:
     points = study.points
     values = surface_of(study)(points.array("size"), points.array("tokens"))
     off = 100 * (points.array("loss") / values - 1)
-    rung = {record.run_id: record.rung for record in evidence.done}
     noise = study.noise.sd if study.noise else study.surface.noise_sd
     rows: list[dict[str, Any]] = []
     with style():
         figure, (axes,) = new_figure(2.5)
         axes.axhspan(-164.5 * noise, 164.5 * noise, color=INK, alpha=0.08, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.8)
-        for label, flops, residual in zip(points.label, points.flops, off, strict=True):
-            color = evidence.colors.get(rung.get(label, ""), MUTED)
-            axes.plot(flops, residual, "o", color=color, zorder=4)
-            rows.append(_residual_row("fitted", label, flops, residual))
-        for point in evidence.holdout.points if evidence.holdout else ():
-            error = 100 * (point.measured / point.forecast.value - 1)
-            color = evidence.colors.get(rung.get(point.label, ""), MUTED)
-            axes.plot(point.flops, error, "o", color=color, markerfacecolor=PAPER, zorder=5)
-            rows.append(_residual_row("held out", point.label, point.flops, error))
+        for held_out, series in ((False, "fitted"), (True, "held out")):
+            if held_out:
+                places = {
+                    point.label: (
+                        point.flops,
+                        100 * (point.measured / point.forecast.value - 1),
+                    )
+                    for point in (evidence.holdout.points if evidence.holdout else ())
+                }
+            else:
+                places = dict(
+                    zip(points.label, zip(points.flops, off.tolist(), strict=True), strict=True)
+                )
+            _draw_residuals(axes, evidence, places, hollow=held_out)
+            rows += [_residual_row(series, label, *place) for label, place in places.items()]
         flops_axis(axes.xaxis, *padded(points.flops, 0.05))
         reach = 1.1 * max(164.5 * noise, *(abs(row["residual_percent"]) for row in rows))
         axes.set_ylim(-reach, reach)
@@ -212,6 +219,19 @@ def residuals(evidence: Evidence) -> Drawing:
         data=pd.DataFrame(rows),
         figure=figure,
     )
+
+
+def _draw_residuals(
+    axes: Axes, evidence: Evidence, places: dict[str, tuple[float, float]], *, hollow: bool
+) -> None:
+    rung = {record.run_id: record.rung for record in evidence.done}
+    by_color: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for label, place in places.items():
+        by_color[evidence.colors.get(rung.get(label, ""), MUTED)].append(place)
+    for color, dots in by_color.items():
+        x, y = zip(*dots, strict=True)
+        face = PAPER if hollow else color
+        axes.plot(x, y, "o", color=color, markerfacecolor=face, zorder=5 if hollow else 4)
 
 
 def _residual_row(series: str, label: str, flops: float, percent: float) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.laws import LossSurface
-from analysis.plots_evidence import Evidence, size_legend, surface_of
+from analysis.plots_evidence import Evidence, draw_dots, size_legend, surface_of
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
     EXCLUDED,
     FORECAST,
     INK,
     MUTED,
-    PAPER,
     Drawing,
     absent,
     count_axis,
@@ -136,12 +135,15 @@ def contours(evidence: Evidence) -> Drawing:
         figure, (axes,) = new_figure(3.0)
         _draw_contours(axes, law, (x0, x1), (y0, y1))
         rows += _draw_path(axes, study, (x0, x1), (y0, y1))
-        sizes = dict(zip(study.points.label, zip(size, tokens, strict=True), strict=True))
-        for record in evidence.done:
-            if record.run_id in sizes:
-                color = evidence.colors[record.rung]
-                face = PAPER if record.run_id in evidence.held_out else color
-                axes.plot(*sizes[record.run_id], "o", color=color, markerfacecolor=face, zorder=4)
+        rung = {record.run_id: record.rung for record in evidence.done}
+        draw_dots(
+            axes,
+            evidence,
+            {
+                label: (n, d, rung.get(label, ""))
+                for label, n, d in zip(study.points.label, size, tokens, strict=True)
+            },
+        )
         handles = [
             Line2D([], [], color=INK, label="best split of compute, 90%"),
             Line2D([], [], color=MUTED, linestyle=":", label="equal compute"),

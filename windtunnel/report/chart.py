@@ -16,7 +16,7 @@ from windtunnel.report.conventions import SIZE_WORDS, View
 
 
 def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
-    """Runs, law with band, rung lines and forecast, for each way to count size."""
+    """Runs once, and for each way to count size the law with its band, rung lines and forecast."""
     sizes = {record.rung: record.flops_per_token for record in evidence.done}
     drawn: list[View | None] = [*views] or [None]
     return {
@@ -24,6 +24,7 @@ def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
             {"name": rung, "color": _color_name(color), "flops_per_token": sizes[rung]}
             for rung, color in evidence.colors.items()
         ],
+        "points": _points(evidence, views),
         "views": [_view(evidence, view, is_own=i == 0) for i, view in enumerate(drawn)],
     }
 
@@ -35,7 +36,6 @@ def _view(evidence: Evidence, view: View | None, *, is_own: bool) -> dict[str, A
     return {
         "key": key,
         "name": SIZE_WORDS.get(key, key),
-        "points": _points(evidence, size, is_own=is_own),
         "law": _law(evidence, view.surface) if view else None,
         "fit": _fit(view.surface) if view else None,
         "lines": _lines(evidence, view.surface, size) if view else [],
@@ -43,11 +43,16 @@ def _view(evidence: Evidence, view: View | None, *, is_own: bool) -> dict[str, A
     }
 
 
-def _points(evidence: Evidence, size: dict[str, float], *, is_own: bool) -> list[dict[str, Any]]:
+def _points(evidence: Evidence, views: Sequence[View]) -> list[dict[str, Any]]:
     """``fitted`` runs enter a refit, held-out ones too: their intervals are the check's."""
     held: dict[str, Prediction] = {}
-    if evidence.holdout is not None and is_own:
+    if evidence.holdout is not None:
         held = {point.label: point.forecast for point in evidence.holdout.points}
+    fitted = set(views[0].points.label) if views else set()
+    sizes: dict[str, dict[str, float]] = {}
+    for view in views:
+        for label, size in zip(view.points.label, view.points.size, strict=True):
+            sizes.setdefault(label, {})[view.key] = size
     points = []
     for record in evidence.done:
         forecast = held.get(record.run_id)
@@ -58,11 +63,11 @@ def _points(evidence: Evidence, size: dict[str, float], *, is_own: bool) -> list
                 "color": _color_name(evidence.colors[record.rung]),
                 "flops": record.train_flops,
                 "tokens": record.tokens,
-                "size": size.get(record.run_id, record.flops_per_token),
+                "sizes": sizes.get(record.run_id, {"flops_per_token": record.flops_per_token}),
                 "loss": record.loss_nats,
                 "low": forecast.low if forecast else None,
                 "high": forecast.high if forecast else None,
-                "fitted": record.run_id in size,
+                "fitted": record.run_id in fitted,
                 "excluded": record.run_id in evidence.excluded,
                 "note": use_of(record, evidence),
             }

@@ -176,8 +176,8 @@ def recommended(answer: Answer) -> list[tuple[str, str]]:
         ("Compute", Markup("{} FLOPs").format(flops(promotion.train_flops))),
         ("FLOPs per token", si(promotion.flops_per_token)),
         ("Width", str(model.hidden_size)),
-        ("Layers", f"{model.num_layers}, {model.num_dense_layers} dense"),
-        ("Heads", f"{model.attention.num_heads} of {model.attention.head_dim}"),
+        ("Layers", f"{model.num_layers} ({model.num_dense_layers} dense)"),
+        ("Heads", f"{model.attention.num_heads} of width {model.attention.head_dim}"),
     ]
     if model.moe is not None:
         moe = model.moe

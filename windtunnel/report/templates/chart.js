@@ -61,7 +61,7 @@
     return ticks;
   };
   const padded = (values, share) => {
-    const low = Math.min(...values), high = Math.max(...values);
+    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
     const pad = high > low ? (high / low) ** share : 1.05;
     return [low / pad, high * pad];
   };
@@ -72,6 +72,15 @@
     return map;
   };
 
+  // Each view has the runs with their size in its own convention; the hold-out was made in the first.
+  data.views.forEach((view, index) => {
+    view.points = data.points.map((point) => ({
+      ...point,
+      size: point.sizes[view.key] ?? null,
+      low: index === 0 ? point.low : null,
+      high: index === 0 ? point.high : null,
+    }));
+  });
   const view = () => data.views[state.view];
   const marks = () => {
     const shown = view().points.map((point) => ({ ...point, kind: "run" }));
@@ -324,7 +333,7 @@
       rows.push(["held-out forecast", `${mark.low.toFixed(4)} to ${mark.high.toFixed(4)}`]);
     }
     rows.push(["compute", `${power(mark.flops)} FLOPs`], ["tokens", si(mark.tokens)]);
-    rows.push([view().name, si(mark.size)]);
+    if (mark.size !== null) rows.push([view().name, si(mark.size)]);
     if (mark.note) rows.push(["fit", mark.note]);
     return rows;
   }
