@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import ConfigError
+from model.files import sync_folder
 from model.typed import build, to_plain
-from sweeps.files import read_json, sync_folder, write_json
+from sweeps.files import read_json, write_json
 from sweeps.liveness import Owner, this_process
 
 Status = Literal["done", "diverged", "failed", "interrupted"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from model.files import sync_folder
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -31,15 +32,6 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:

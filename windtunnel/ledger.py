@@ -20,8 +20,9 @@ from typing import Any, BinaryIO, Literal
 
 from analysis.results import Prediction
 from model.errors import ConfigError
+from model.files import sync_folder
 from model.typed import build_union, to_plain
-from sweeps.files import content_hash, sync_folder
+from sweeps.files import content_hash
 
 LEDGER_VERSION = 1
 FIRST = "0" * 64

@@ -24,6 +24,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from model.files import sync_folder, write_file
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -58,8 +60,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     unfinished = folder / f"{UNFINISHED}{uuid.uuid4().hex}"
     unfinished.mkdir(parents=True)
     try:
-        _write_synced(unfinished / "tensors.safetensors", content)
-        _write_synced(unfinished / "state.json", text.encode())
+        write_file(unfinished / "tensors.safetensors", content)
+        write_file(unfinished / "state.json", text.encode())
         sync_folder(unfinished)
         target = folder / f"step-{checkpoint.step:08d}"
         # There only if a run went back to an earlier checkpoint and has now come here again.
@@ -130,22 +132,6 @@ def load_newest(
         )
         shutil.rmtree(path)
     return None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _hash_json(value: Any) -> str:
