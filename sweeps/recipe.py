@@ -48,7 +48,7 @@ class ShapeRecipe:
     """Widths are multiples of this."""
     head_dim: int
     heads_per_kv_head: int
-    """Query heads sharing one key-value head, at most (Ling: 4)."""
+    """Query heads sharing one key-value head (Ling: 4); the same on every rung."""
     rotary_frac: float
     """Share of each head that is rotated (Ling: 0.5)."""
     rope_base: float
@@ -220,7 +220,7 @@ def train_for(
 
 def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelConfig:
     num_layers = max(recipe.min_layers, _nearest(width / recipe.width_per_layer))
-    num_heads = max(1, _nearest(width / recipe.head_dim))
+    num_kv_heads = max(1, _nearest(width / (recipe.head_dim * recipe.heads_per_kv_head)))
     expert_width = _multiple(2 * width / recipe.granularity, recipe.expert_width_multiple)
     moe = MoEConfig(
         num_experts=recipe.num_experts,
@@ -242,8 +242,8 @@ def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelCo
         if recipe.dense
         else _multiple(width * recipe.dense_width_ratio, recipe.expert_width_multiple),
         attention=AttentionConfig(
-            num_heads=num_heads,
-            num_kv_heads=_kv_heads(num_heads, recipe.heads_per_kv_head),
+            num_heads=num_kv_heads * recipe.heads_per_kv_head,
+            num_kv_heads=num_kv_heads,
             head_dim=recipe.head_dim,
             rotary_dim=2 * math.floor(recipe.head_dim * recipe.rotary_frac / 2),
             rope_base=recipe.rope_base,
@@ -253,15 +253,6 @@ def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelCo
         num_dense_layers=0 if recipe.dense else _nearest(num_layers * recipe.dense_layer_frac),
         mtp_depth=recipe.mtp_depth,
         init_std=recipe.init_std * math.sqrt(max(1.0, recipe.init_width / width)),
-    )
-
-
-def _kv_heads(num_heads: int, most_per_kv_head: int) -> int:
-    """The fewest key-value heads that divide the query heads and serve at most so many each."""
-    return next(
-        kv
-        for kv in range(1, num_heads + 1)
-        if num_heads % kv == 0 and num_heads // kv <= most_per_kv_head
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from sweeps.attempt import attempt_dir
 from sweeps.events import Event
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.local import LocalExecutor, Spawner
-from sweeps.plan import Plan
+from sweeps.plan import Plan, make_plan
 from sweeps.run import Budget, DiskFull, run_sweep
 
 
@@ -139,13 +140,15 @@ def test_the_budget_leaves_the_rest_for_the_next_session(plan, toy):
     assert result.is_complete
 
 
-def test_a_grown_plan_runs_only_what_is_new(plan, wide_plan, toy):
+def test_a_grown_plan_runs_only_what_is_new(plan, sweep_config, corpus, toy):
     collect(plan, toy)
-    result, _ = collect(wide_plan, toy)
-    known = {run.run_id for run in plan.runs} & {run.run_id for run in wide_plan.runs}
-    assert known
+    ladder = replace(sweep_config.ladder, sizes=3, noise_seeds=(1, 2, 3))
+    grown = make_plan(replace(sweep_config, ladder=ladder), corpus)
+    result, _ = collect(grown, toy)
+    known = {run.run_id for run in plan.runs}
     assert set(result.skipped) == known
-    assert len(result.finished) == len(wide_plan.runs) - len(known)
+    assert set(result.finished) == {run.run_id for run in grown.runs} - known
+    assert len(result.finished) == 3
 
 
 def test_redo_sets_the_old_measurement_aside(plan, toy):
