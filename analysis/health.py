@@ -23,6 +23,8 @@ OUTLIER = 5.0
 """Robust standard deviations."""
 RIVAL = 1.1
 """An optimum is a rival when its objective is below this many times the best one's."""
+EDGE = 1.05
+"""An optimal size this much beyond the sizes tried is still one of them."""
 FEW = 3
 """Fewer distinct budgets or values of a variable than this leave a power law's bend open."""
 UNLIKELY = 0.1
@@ -205,7 +207,7 @@ def _edge(solved: Solved, variables: Sequence[Array]) -> Iterator[tuple[FitStatu
     size_N, tokens_N = variables
     largest = float((size_N * tokens_N).max())
     best = law.optimum(largest).size
-    if not size_N.min() <= best <= size_N.max():
+    if not size_N.min() / EDGE <= best <= size_N.max() * EDGE:
         side = "above" if best > size_N.max() else "below"
         yield (
             FitStatus.EDGE_OPTIMUM,

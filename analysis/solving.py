@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from analysis.descent import MAX_STEPS, Minima, minimise
 from analysis.forms import Form, make_form
 from analysis.laws import Array, Law
-from analysis.logsum import Loss
+from analysis.logsum import LogSum, Loss
 from analysis.projection import best_of_regions, starts
 from analysis.results import FitError
 from analysis.settings import FitSettings
@@ -25,13 +25,17 @@ EFFICIENT_DELTA = 1.345
 MANY_POINTS_PER_PARAMETER = 20
 SAME_OPTIMUM = 1e-5
 """Optima whose objectives differ by less than this share count as one."""
+MOST_SEARCHED = 4_000
+"""Points on which the starts and regions are searched."""
+ROUGH_STEPS = 15
+"""Enough for the residuals' spread."""
 FIRST_STEPS = 40
 HOPELESS = 1.5
 """Times the best objective: a start still above it after the first steps is given up."""
 ROUNDING = {"huber": 1e-20, "squares": 1e-20, "lad": 1e-9}
 """Of the objective per point: a perfect fit's optima differ by this and are still one."""
-MOST_RIVALS = 16
-RIVAL_STEPS = 100
+MOST_RIVALS = 8
+RIVAL_STEPS = 60
 EQUAL_OPTIMUM = 1e-9
 """Of optima that differ by less, the one that took the fewest steps is reported."""
 WINSOR = 3.0
@@ -64,21 +68,25 @@ def solve(
     form = make_form(law, variables, values)
     log_N, ones_N = np.log(values), np.ones(len(values))
     exponents, unit = form.exponent_starts(settings.starts)
-    first, rule = _loss(settings, len(values), form.logsum.num_parameters)
-    theta_SP, objective_S = starts(form.logsum, log_N, ones_N, first, exponents)
+    loss, rule = _loss(settings, len(values), form.logsum.num_parameters)
+    # Regions are searched on a part of very many points; the best go on with all of them.
+    part = _part(len(values))
+    few, log_M = form.logsum.take(part), log_N[part]
+    theta_SP, objective_S = starts(few, log_M, ones_N[part], loss, exponents)
     picked = best_of_regions(exponents, unit, objective_S)
-    loss, begin_BP = first, theta_SP[picked]
+    begin_BP = theta_SP[picked]
     if rule is None:
-        rough = minimise(form.logsum, begin_BP, log_N, ones_N, first, max_steps=FIRST_STEPS)
+        rough = minimise(few, begin_BP, log_M, ones_N[part], loss, max_steps=ROUGH_STEPS)
         loss, rule = _efficient_loss(form, rough.theta_BP[rough.objective_B.argmin()], log_N)
         begin_BP = rough.theta_BP
     if loss.kind == "lad":  # its limit of small deltas is slow: only from where Huber's loss ended
-        near = _descend(form, begin_BP, log_N, Loss(kind="huber", delta=REFERENCE_DELTA))
-        rows = np.argsort(near.objective_B)[:MOST_RIVALS]
-        found = minimise(form.logsum, near.theta_BP[rows], log_N, ones_N, loss)
-        picked = picked[rows]
+        found = _descend(few, begin_BP, log_M, Loss(kind="huber", delta=REFERENCE_DELTA))
     else:
-        found = _descend(form, begin_BP, log_N, loss)
+        found = _descend(few, begin_BP, log_M, loss)
+    if loss.kind == "lad" or len(part) < len(values):
+        rows = np.argsort(found.objective_B)[:MOST_RIVALS]
+        found = minimise(form.logsum, found.theta_BP[rows], log_N, ones_N, loss)
+        picked = picked[rows]
     lowest = found.objective_B.min()
     equal_B = found.objective_B <= lowest * (1 + EQUAL_OPTIMUM) + 1e-20
     best = int(np.argmin(np.where(equal_B, found.steps_B, np.iinfo(np.intp).max)))
@@ -100,31 +108,37 @@ def solve(
     )
 
 
-def _descend(form: Form, start_BP: Array, log_N: Array, loss: Loss) -> Minima:
+def _part(num_points: int) -> NDArray[np.intp]:
+    """All points, or MOST_SEARCHED of them drawn without order."""
+    if num_points <= MOST_SEARCHED:
+        return np.arange(num_points)
+    return np.sort(np.random.default_rng(0).permutation(num_points)[:MOST_SEARCHED])
+
+
+def _descend(law: LogSum, start_BP: Array, log_N: Array, loss: Loss) -> Minima:
     """Some steps from every start, then the best and its rivals to the end.
 
     Starts far from any optimum may crawl along a ridge for hundreds of steps; the ones that are far
     above the best after the first steps are left there, not converged.
     """
-    ones_N = np.ones(len(log_N))
-    found = minimise(form.logsum, start_BP, log_N, ones_N, loss, max_steps=FIRST_STEPS)
+    found = minimise(law, start_BP, log_N, np.ones(len(log_N)), loss, max_steps=FIRST_STEPS)
     rivals = ~found.converged_B & (found.objective_B < HOPELESS * found.objective_B.min())
     rows = np.flatnonzero(rivals)[np.argsort(found.objective_B[rivals])][:MOST_RIVALS]
-    _continue(found, rows, form, log_N, loss, RIVAL_STEPS)
+    _continue(found, rows, law, log_N, loss, RIVAL_STEPS)
     best = int(np.argmin(found.objective_B))
     if not found.converged_B[best]:
-        _continue(found, np.array([best]), form, log_N, loss, MAX_STEPS)
+        _continue(found, np.array([best]), law, log_N, loss, MAX_STEPS)
     return found
 
 
 def _continue(
-    found: Minima, rows: NDArray[np.intp], form: Form, log_N: Array, loss: Loss, most: int
+    found: Minima, rows: NDArray[np.intp], law: LogSum, log_N: Array, loss: Loss, most: int
 ) -> None:
     """Further steps for some of the problems, in place."""
     if len(rows) == 0:
         return
-    start_BP, ones_N = found.theta_BP[rows], np.ones(len(log_N))
-    end = minimise(form.logsum, start_BP, log_N, ones_N, loss, max_steps=most)
+    ones_N = np.ones(len(log_N))
+    end = minimise(law, found.theta_BP[rows], log_N, ones_N, loss, max_steps=most)
     found.theta_BP[rows], found.objective_B[rows] = end.theta_BP, end.objective_B
     found.converged_B[rows] = end.converged_B
     found.steps_B[rows] += end.steps_B

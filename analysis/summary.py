@@ -11,7 +11,7 @@ from analysis.results import Interval
 from analysis.study import Study
 
 WIDTH = 100
-INDENT = 13
+INDENT = 14
 AHEAD = 10.0
 """Without a compute of the caller's, the optimum is shown at this many times the largest run's."""
 MOST_LABELS = 3

@@ -63,7 +63,7 @@ def run(config: Config, console: Console) -> int:
     study, out = _study(config)
     console.print(study.summary(flops=config.at_flops), markup=False, end="", soft_wrap=True)
     study.save(out)
-    console.print(f"  {'written':<11}{out}", markup=False, soft_wrap=True)
+    console.print(f"  {'written':<12}{out}", markup=False, soft_wrap=True)
     return 0
 
 
