@@ -62,23 +62,30 @@ def loss_compute(evidence: Evidence) -> Drawing:
         if "high" in data and data["high"].max() > axes.get_ylim()[1]
         else ""
     )
-    reach = (
+    law = (
         "The curve is the loss of the best split of each compute budget between size and tokens, "
         "by the fitted surface; solid where runs were measured, dashed beyond, with the 90% band "
-        "of one new run. "
+        f"of one new run. Runs lie above it because most are not at the best split.{band_leaves} "
         if study is not None
         else "No law is drawn, since none has been fitted. "
     )
+    held_out = (
+        "Hollow dots, of the largest budgets, were held out: their bars are what the rest "
+        "forecast for them. "
+        if evidence.held_out
+        else ""
+    )
+    lines = "; thin lines follow one size through its token budgets" if study is not None else ""
     return Drawing(
         name=name,
         title=title,
-        how_to_read="Each dot is one finished run, coloured by model size; thin lines follow one "
-        f"size through its token budgets. {reach}Hollow dots, of the largest budgets, were held "
-        "out: their bars are what the rest forecast for them. Runs lie above the curve because "
-        f"most of them are not at the best split. Both axes are logarithmic.{band_leaves}",
+        how_to_read=f"Each dot is one finished run, coloured by model size{lines}. {law}{held_out}"
+        "Both axes are logarithmic.",
         distrust="The band knows the spread between runs and of the coefficients. It doesn't know "
         "whether the law's form still holds beyond the last dot, nor whether the recipe for "
-        f"learning rate and batch is equally good at every size.{_warned(study)}",
+        f"learning rate and batch is equally good at every size.{_warned(study)}"
+        if study is not None
+        else "Runs of unlike size and budget differ for more than one reason at once.",
         data=data,
         figure=figure,
     )
@@ -111,9 +118,13 @@ def loss_tokens(evidence: Evidence) -> Drawing:
     return Drawing(
         name=name,
         title=title,
-        how_to_read="Dots are finished runs; the line through one colour is the fitted surface at "
-        "that size. Where a line flattens, more tokens buy that size little and a larger model is "
-        "the better use of compute.",
+        how_to_read="Dots are finished runs, coloured by model size. "
+        + (
+            "The line through one colour is the fitted surface at that size. Where it flattens, "
+            "more tokens buy that size little and a larger model is the better use of compute."
+            if evidence.study is not None
+            else ""
+        ),
         distrust="Every budget is a run of its own with its own learning-rate schedule, so these "
         "are final losses, not snapshots along one run.",
         data=data,

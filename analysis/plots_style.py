@@ -216,12 +216,14 @@ def flops_axis(
     axis: Axis, low: float, high: float, label: str = "Training compute (FLOPs)"
 ) -> None:
     """A logarithmic axis of compute, ticks as powers of ten."""
+    low, high = _at_least(low, high, 10.0)
     _log_axis(axis, low, high, log_ticks(low, high), power_of_ten)
     axis.set_label_text(label)
 
 
 def count_axis(axis: Axis, low: float, high: float, label: str) -> None:
     """A logarithmic axis of tokens, parameters or FLOPs per token, ticks as 10K, 2M, 5B."""
+    low, high = _at_least(low, high, 2.0)
     _log_axis(axis, low, high, log_ticks(low, high), si)
     axis.set_label_text(label)
 
@@ -231,6 +233,14 @@ def loss_axis(axis: Axis, low: float, high: float, label: str = "Loss (nats per 
     ticks = even_ticks(low, high) if high / low < 8 else log_ticks(low, high)
     _log_axis(axis, low, high, ticks, lambda value: f"{value:.4g}")
     axis.set_label_text(label)
+
+
+def _at_least(low: float, high: float, factor: float) -> tuple[float, float]:
+    """The same middle, the ends at least ``factor`` apart: room for two round ticks."""
+    if high / low >= factor:
+        return low, high
+    middle = math.sqrt(low * high)
+    return middle / math.sqrt(factor), middle * math.sqrt(factor)
 
 
 def _log_axis(axis: Axis, low: float, high: float, ticks: Sequence[float], text: object) -> None:

@@ -358,9 +358,11 @@ def test_the_browser_draws_every_run_sorts_the_table_and_switches_the_theme(
       document.getElementById('theme').click();
       const head = [...document.querySelectorAll('#runs-table thead th')]
         .findIndex((cell) => cell.textContent.startsWith('Loss'));
-      document.querySelectorAll('#runs-table thead th button')[head].click();
-      document.body.dataset.order = JSON.stringify(
-        [...document.querySelectorAll('#runs-table tbody tr')].map((row) => row.dataset.run));
+      for (const order of ['rising', 'falling']) {
+        document.querySelectorAll('#runs-table thead th button')[head].click();
+        document.body.dataset[order] = JSON.stringify(
+          [...document.querySelectorAll('#runs-table tbody tr')].map((row) => row.dataset.run));
+      }
       const stage = document.querySelector('.chart-stage');
       stage.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }));
       document.body.dataset.tip = stage.querySelector('.tip').textContent;
@@ -372,8 +374,9 @@ def test_the_browser_draws_every_run_sorts_the_table_and_switches_the_theme(
     root = next(attributes for tag, attributes in page.tags if tag == "html")
     assert root["data-theme"] == "dark"
     body = next(attributes for tag, attributes in page.tags if tag == "body")
-    by_loss = sorted(finished.records, key=lambda record: record.loss_nats)
-    assert json.loads(body["data-order"] or "") == [record.run_id for record in by_loss]
+    by_loss = [r.run_id for r in sorted(finished.records, key=lambda record: record.loss_nats)]
+    assert json.loads(body["data-rising"] or "") == by_loss
+    assert json.loads(body["data-falling"] or "") == by_loss[::-1]
     assert (body["data-tip"] or "").startswith(dots[0] or "")
 
 

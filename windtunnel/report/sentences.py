@@ -119,7 +119,13 @@ def no_fit(content: Content) -> str:
 
 
 def _fit_command(content: Content) -> str:
-    return f"`windtunnel fit sweep={content.sweep}`"
+    variants = [run.variant for run in content.plan.runs if run.variant]
+    chosen = (
+        ", ".join(f"{path}: {value}" for path, value in variants[0].items()) if variants else ""
+    )
+    return f"`windtunnel fit sweep={content.sweep}" + (
+        f" 'variant={{{chosen}}}'`" if chosen else "`"
+    )
 
 
 def outcome(answer: Answer) -> tuple[str, str]:
