@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.catalogue import Law
 from analysis.descent import minimise
-from analysis.laws import Array, Law
+from analysis.laws import Array
 from analysis.results import Interval, stretched
 from analysis.solving import Solved
 

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from analysis import health
 from analysis.allocation import log_optimal_size
 from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate, resample_runs
+from analysis.catalogue import Law
 from analysis.descent import TOLERANCE
-from analysis.laws import Array, Law, LossSurface, PowerLaw, SaturatingPowerLaw
+from analysis.laws import Array, LossSurface, PowerLaw, SaturatingPowerLaw
 from analysis.noise import noise_floor
 from analysis.points import Points
 from analysis.results import Fit, FitError, Objective
@@ -44,6 +45,29 @@ def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
         budgets=points.budget,
         largest_compute=max(points.flops),
         constants={"flops_per_size_token": constant},
+    )
+    more = health.noise_warnings(fit, noise_floor(points))
+    return replace(fit, warnings=(*fit.warnings, *more))
+
+
+def fit_points(law: type[Law], points: Points, settings: FitSettings | None = None) -> Fit:
+    """Any law of a loss, its variables taken from the points' columns by name.
+
+    Raises:
+        ConfigError: the points lack one of the law's variables.
+        FitError: too few points.
+    """
+    if law is LossSurface:
+        return fit_surface(points, settings)
+    variables = [points.column(name, law.__name__) for name in law.VARIABLES]
+    fit = fit_law(
+        law,
+        variables,
+        points.array("loss"),
+        settings,
+        name="loss",
+        labels=points.label,
+        budgets=points.budget,
     )
     more = health.noise_warnings(fit, noise_floor(points))
     return replace(fit, warnings=(*fit.warnings, *more))
@@ -164,7 +188,8 @@ def fit_law(
     counts = resample_runs(len(values), settings.replicates, settings.seed)
     replicates = replicate(solved, np.log(values), counts)
     noise_sd, noise_df = new_run_spread(solved.residual_N, num_parameters)
-    compute = np.asarray(made.compute(*variables))
+    measure: Callable[..., Array] = made.compute
+    compute = measure(*variables)
     return Fit(
         name=name,
         law=made,

@@ -9,12 +9,13 @@ Shapes: B problems, N points, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws import Array, Law
+from analysis.catalogue import Law
+from analysis.laws import Array, Term
 from analysis.logsum import LogSum
 from analysis.projection import scatter
 
@@ -82,7 +83,8 @@ def make_form(law: type[Law], variables: Sequence[Array], values_N: Array) -> Fo
     names = list(law.PARAMETERS)
     log_values_N = np.log(values_N)
     terms, columns, centers = [], [], []
-    for term in law.terms(*variables):
+    law_terms: Callable[..., tuple[Term, ...]] = law.terms
+    for term in law_terms(*variables):
         factors = [np.ones(len(values_N))]
         center_P = np.zeros(len(names))
         for name, factor_N in term.factors.items():

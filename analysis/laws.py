@@ -221,6 +221,3 @@ class LossSurface:
                 f"loss {loss:g} is never reached at size {size:g}: its limit is {floor:g} nats"
             )
         return math.exp(-math.log(left / self.B) / self.beta)
-
-
-Law = PowerLaw | SaturatingPowerLaw | LossSurface

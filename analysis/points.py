@@ -61,6 +61,18 @@ class Points:
         values = self.extra[name] if name in self.extra else getattr(self, name)
         return np.asarray(values, dtype=float)
 
+    def column(self, name: str, law: str) -> Array:
+        """A law's variable; ConfigError names the columns there are."""
+        if name == "tokens_per_size":
+            return self.array("tokens") / self.array("size")
+        if name in ("size", "tokens", "flops") or name in self.extra:
+            return self.array(name)
+        raise ConfigError(
+            f"{law} needs {name}, which the points lack; they have: size, tokens, flops, "
+            f"{', '.join(self.extra) or 'nothing else'}. Name a table's column with "
+            f"columns.variables.{name}=COLUMN"
+        )
+
 
 def make_points(
     *,

@@ -6,6 +6,7 @@ but look; :class:`~model.errors.ConfigError` means the caller can correct someth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri, stdtrit
 
-from analysis.laws import Array, Law
+from analysis.catalogue import Law
+from analysis.laws import Array
 
 
 class FitError(RuntimeError):
@@ -135,7 +137,8 @@ class Fit:
     def predict(self, *x: float, level: float = 0.9) -> Prediction:
         """A newly measured value at ``x`` (in the law's order of variables), with its interval."""
         value, low, high = self.predict_many(*x, level=level)
-        ratio = float(self.law.compute(*x)) / self.largest_compute
+        compute: Callable[..., Array] = self.law.compute
+        ratio = float(compute(*x)) / self.largest_compute
         return Prediction(
             value=float(value),
             low=float(low),
@@ -151,9 +154,10 @@ class Fit:
         about and the spread of one run about the law.
         """
         arrays = [np.asarray(values, dtype=float) for values in x]
-        center = np.log(self.law(*arrays))
+        formula: Callable[..., Array] = self.law.formula
+        center = np.log(formula(self.law.parameters, *arrays))
         replicates = np.asarray(self.replicates)[(slice(None), *([None] * center.ndim))]
-        spread = np.log(self.law.formula(replicates, *arrays)) - center
+        spread = np.log(formula(replicates, *arrays)) - center
         spread = stretched(spread, self.noise_df, level)
         tail = (1 - level) / 2
         low, high = (

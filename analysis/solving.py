@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from analysis.catalogue import Law
 from analysis.descent import MAX_STEPS, Minima, minimise
 from analysis.forms import Form, make_form
-from analysis.laws import Array, Law
+from analysis.laws import Array
 from analysis.logsum import LogSum, Loss
 from analysis.projection import best_of_regions, starts
 from analysis.results import FitError

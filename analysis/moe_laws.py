@@ -1,0 +1,272 @@
+"""Laws with the variables of a mixture of experts: how many experts, how fine, how sparse.
+
+Each is a sum of terms whose logs are linear in the parameters, so one fitter serves them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.laws import POSITIVE_EXPONENT, Array, Term
+
+EITHER_SIGN = (-1.0, 1.0)
+CROSS = (-0.1, 0.1)
+"""A product of two logs moves an exponent along the ladder; more than 0.1 a unit would turn it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GranularityLaw:
+    """L = c + (g/G^gamma + a)/N^alpha + b/D^beta (Krajewski et al., arXiv:2402.07871, eq. 9)."""
+
+    PARAMETERS: ClassVar[tuple[str, ...]] = ("c", "g", "a", "b", "gamma", "alpha", "beta")
+    VARIABLES: ClassVar[tuple[str, ...]] = ("size", "tokens", "granularity")
+    EXPONENTS: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "gamma": POSITIVE_EXPONENT,
+        "alpha": POSITIVE_EXPONENT,
+        "beta": POSITIVE_EXPONENT,
+    }
+
+    kind: Literal["granularity"] = "granularity"
+    c: float
+    g: float
+    a: float
+    b: float
+    gamma: float
+    alpha: float
+    beta: float
+
+    @staticmethod
+    def formula(
+        parameters: ArrayLike, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike
+    ) -> Array:
+        """Losses for parameters [..., 7]; all broadcast."""
+        c, g, a, b, gamma, alpha, beta = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
+        size, tokens = np.asarray(size, dtype=float), np.asarray(tokens, dtype=float)
+        fine = g * np.asarray(granularity, dtype=float) ** -gamma + a
+        return np.asarray(c + fine * size**-alpha + b * tokens**-beta)
+
+    @staticmethod
+    def terms(size: Array, tokens: Array, granularity: Array) -> tuple[Term, ...]:
+        """The bracket multiplied out."""
+        size_log = -np.log(size)
+        return (
+            Term(coefficient="c"),
+            Term(coefficient="g", factors={"gamma": -np.log(granularity), "alpha": size_log}),
+            Term(coefficient="a", factors={"alpha": size_log}),
+            Term(coefficient="b", factors={"beta": -np.log(tokens)}),
+        )
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([self.c, self.g, self.a, self.b, self.gamma, self.alpha, self.beta])
+
+    def __call__(self, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike) -> Array:
+        """Loss at size, tokens and granularity."""
+        return self.formula(self.parameters, size, tokens, granularity)
+
+    def compute(self, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike) -> Array:
+        """What extrapolation is measured in: size times tokens."""
+        return _product(size, tokens, granularity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointExpertLaw:
+    """L = c + a·E^delta·N^-(alpha + gamma·ln E) + b·E^omega·D^-(beta + zeta·ln E) (Ludziejewski et
+    al., arXiv:2502.05172, eq. 6, E experts in place of its saturated E-hat).
+    """
+
+    PARAMETERS: ClassVar[tuple[str, ...]] = (
+        "c", "a", "b", "delta", "alpha", "gamma", "omega", "beta", "zeta",
+    )  # fmt: skip
+    VARIABLES: ClassVar[tuple[str, ...]] = ("size", "tokens", "num_experts")
+    EXPONENTS: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "delta": EITHER_SIGN,
+        "alpha": POSITIVE_EXPONENT,
+        "gamma": CROSS,
+        "omega": EITHER_SIGN,
+        "beta": POSITIVE_EXPONENT,
+        "zeta": CROSS,
+    }
+
+    kind: Literal["joint_experts"] = "joint_experts"
+    c: float
+    a: float
+    b: float
+    delta: float
+    alpha: float
+    gamma: float
+    omega: float
+    beta: float
+    zeta: float
+
+    @staticmethod
+    def formula(
+        parameters: ArrayLike, size: ArrayLike, tokens: ArrayLike, num_experts: ArrayLike
+    ) -> Array:
+        """Losses for parameters [..., 9]; all broadcast."""
+        c, a, b, delta, alpha, gamma, omega, beta, zeta = np.moveaxis(
+            np.asarray(parameters, dtype=float), -1, 0
+        )
+        size, tokens = np.asarray(size, dtype=float), np.asarray(tokens, dtype=float)
+        log_experts = np.log(np.asarray(num_experts, dtype=float))
+        of_size = a * np.exp(delta * log_experts) * size ** -(alpha + gamma * log_experts)
+        of_tokens = b * np.exp(omega * log_experts) * tokens ** -(beta + zeta * log_experts)
+        return np.asarray(c + of_size + of_tokens)
+
+    @staticmethod
+    def terms(size: Array, tokens: Array, num_experts: Array) -> tuple[Term, ...]:
+        """Both powers as exponentials of sums."""
+        log_size, log_tokens, log_experts = np.log(size), np.log(tokens), np.log(num_experts)
+        return (
+            Term(coefficient="c"),
+            Term(
+                coefficient="a",
+                factors={
+                    "delta": log_experts,
+                    "alpha": -log_size,
+                    "gamma": -log_size * log_experts,
+                },
+            ),
+            Term(
+                coefficient="b",
+                factors={
+                    "omega": log_experts,
+                    "beta": -log_tokens,
+                    "zeta": -log_tokens * log_experts,
+                },
+            ),
+        )
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([getattr(self, name) for name in self.PARAMETERS])
+
+    def __call__(self, size: ArrayLike, tokens: ArrayLike, num_experts: ArrayLike) -> Array:
+        """Loss at size, tokens and number of experts."""
+        return self.formula(self.parameters, size, tokens, num_experts)
+
+    def compute(self, size: ArrayLike, tokens: ArrayLike, num_experts: ArrayLike) -> Array:
+        """What extrapolation is measured in: size times tokens."""
+        return _product(size, tokens, num_experts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityLaw:
+    """L = e + a/N^alpha + b/D^beta + c/A^lambda_ + d/(A^delta·N^gamma), A = 1 - S the share of
+    experts at work (Abnar et al., arXiv:2501.12370, eq. 5).
+    """
+
+    PARAMETERS: ClassVar[tuple[str, ...]] = (
+        "e", "a", "b", "c", "d", "alpha", "beta", "lambda_", "delta", "gamma",
+    )  # fmt: skip
+    VARIABLES: ClassVar[tuple[str, ...]] = ("size", "tokens", "activation_ratio")
+    EXPONENTS: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "alpha": POSITIVE_EXPONENT,
+        "beta": POSITIVE_EXPONENT,
+        "lambda_": EITHER_SIGN,
+        "delta": EITHER_SIGN,
+        "gamma": POSITIVE_EXPONENT,
+    }
+
+    kind: Literal["sparsity"] = "sparsity"
+    e: float
+    a: float
+    b: float
+    c: float
+    d: float
+    alpha: float
+    beta: float
+    lambda_: float
+    delta: float
+    gamma: float
+
+    @staticmethod
+    def formula(
+        parameters: ArrayLike, size: ArrayLike, tokens: ArrayLike, activation_ratio: ArrayLike
+    ) -> Array:
+        """Losses for parameters [..., 10]; all broadcast."""
+        e, a, b, c, d, alpha, beta, lambda_, delta, gamma = np.moveaxis(
+            np.asarray(parameters, dtype=float), -1, 0
+        )
+        size, tokens = np.asarray(size, dtype=float), np.asarray(tokens, dtype=float)
+        active = np.asarray(activation_ratio, dtype=float)
+        plain = e + a * size**-alpha + b * tokens**-beta
+        return np.asarray(plain + c * active**-lambda_ + d * active**-delta * size**-gamma)
+
+    @staticmethod
+    def terms(size: Array, tokens: Array, activation_ratio: Array) -> tuple[Term, ...]:
+        """Five powers as exponentials."""
+        log_size, log_active = np.log(size), np.log(activation_ratio)
+        return (
+            Term(coefficient="e"),
+            Term(coefficient="a", factors={"alpha": -log_size}),
+            Term(coefficient="b", factors={"beta": -np.log(tokens)}),
+            Term(coefficient="c", factors={"lambda_": -log_active}),
+            Term(coefficient="d", factors={"delta": -log_active, "gamma": -log_size}),
+        )
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([getattr(self, name) for name in self.PARAMETERS])
+
+    def __call__(self, size: ArrayLike, tokens: ArrayLike, activation_ratio: ArrayLike) -> Array:
+        """Loss at size, tokens and activation ratio."""
+        return self.formula(self.parameters, size, tokens, activation_ratio)
+
+    def compute(self, size: ArrayLike, tokens: ArrayLike, activation_ratio: ArrayLike) -> Array:
+        """What extrapolation is measured in: size times tokens."""
+        return _product(size, tokens, activation_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyLeverage:
+    """EL(A, G, C): the compute a dense model needs over the mixture's, at equal loss.
+
+    EL = Â^(alpha + gamma·(log2 G)² + beta·log2 G) with alpha = a + d·log10 C and the saturating
+    1/Â = 1/(A + 1/(1/A_start - 1/A_max)) + 1/A_max (arXiv:2507.17702, eqs. 10 and 13). The defaults
+    are the published constants. The paper does not state its bases; log10 for C and log2 for G give
+    back its text (more than 7 at A = 3.1%, G = 12, C = 1e22; the best G near 12), others do not.
+    """
+
+    kind: Literal["efficiency_leverage"] = "efficiency_leverage"
+    a: float = 1.23
+    d: float = -7.61e-2
+    gamma: float = 1.67e-2
+    beta: float = -1.17e-1
+    A_start: float = 1.63e-2
+    A_max: float = 5.28e16
+
+    def __call__(self, activation: ArrayLike, granularity: ArrayLike, flops: ArrayLike) -> Array:
+        """EL at activation ratio A, granularity G, training FLOPs C."""
+        active = np.asarray(activation, dtype=float)
+        start = 1 / (1 / self.A_start - 1 / self.A_max)
+        saturated = 1 / (1 / (active + start) + 1 / self.A_max)
+        fine = np.log2(np.asarray(granularity, dtype=float))
+        power = self.a + self.d * np.log10(np.asarray(flops, dtype=float))
+        return np.asarray(saturated ** (power + self.gamma * fine**2 + self.beta * fine))
+
+    def best_granularity(self) -> float:
+        """The granularity of most leverage, the same at every compute: 2^(-beta/(2·gamma))."""
+        return float(2 ** (-self.beta / (2 * self.gamma)))
+
+    def inverse(self, leverage: float, granularity: float, flops: float) -> float:
+        """The activation ratio at which the mixture reaches ``leverage``."""
+        fine = math.log2(granularity)
+        power = self.a + self.d * math.log10(flops) + self.gamma * fine**2 + self.beta * fine
+        saturated = leverage ** (1 / power)
+        start = 1 / (1 / self.A_start - 1 / self.A_max)
+        return 1 / (1 / saturated - 1 / self.A_max) - start
+
+
+def _product(size: ArrayLike, tokens: ArrayLike, third: ArrayLike) -> Array:
+    product = np.asarray(size, dtype=float) * np.asarray(tokens, dtype=float)
+    return np.asarray(product + 0 * np.asarray(third, dtype=float))
