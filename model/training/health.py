@@ -25,8 +25,8 @@ MAX_DEAD_FRAC = 0.5
 COLLAPSE_RATIO = 1.5
 """A layer has collapsed if the experts in effect, exp(entropy of the load), are fewer than this
 times the experts a token visits: all tokens then go to nearly the same few."""
-COLLAPSE_STEPS = 100
-COLLAPSE_FRAC = 0.1
+COLLAPSE_STEPS = 200
+COLLAPSE_FRAC = 0.25
 """A router is given up after so many collapsed steps in a row, and this share of the run."""
 MIN_CHOICES_PER_EXPERT = 32
 """Expected choices of an expert since the last line, below which its load says nothing."""
