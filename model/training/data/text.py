@@ -146,7 +146,7 @@ def _require_text(file: TextFile) -> None:
         problem = "a zero byte"
     except UnicodeDecodeError as error:
         offset = error.start
-        problem = f"byte 0x{file.content[offset]:02x}, which is not UTF-8"
+        problem = f"not UTF-8 (byte 0x{file.content[offset]:02x})"
     if offset >= 0:
         raise ConfigError(
             f"data.paths: {file.path} is not text: {problem} at offset {offset}; "
