@@ -8,6 +8,7 @@
         attempts/0001/...               everything this attempt writes: checkpoints, metrics, record
         attempts/0001/outcome.json      how it ended; absent while it runs, or if it was killed
         record.json -> attempts/...     the published result, likewise metrics.jsonl, checkpoints
+        outcome.json -> attempts/...    of a run that is done
 
 The attempt's number is the fencing token. A claim appears by renaming a prepared folder to the next
 number, which a file system lets exactly one process do. A worker that was taken over (frozen, cut
@@ -173,8 +174,14 @@ class Attempt:
         sync_folder(self.run_dir)
 
     def end(self, outcome: Outcome) -> None:
-        """Write ``outcome.json``: the attempt is over."""
+        """Write ``outcome.json``: the attempt is over.
+
+        A run that is done stays so; its outcome is shown in the run's folder too, where a status
+        finds it without a look at the attempts.
+        """
         write_json(self.dir / "outcome.json", to_plain(outcome))
+        if outcome.status == "done":
+            _link(self.run_dir / "outcome.json", Path("attempts") / self.dir.name / "outcome.json")
 
 
 def attempt_dir(run_dir: Path, number: int) -> Path:
@@ -207,15 +214,22 @@ def read_heartbeat(folder: Path) -> Heartbeat | None:
 
 def read_outcome(folder: Path) -> Outcome | None:
     """How the attempt ended, None if it did not (yet)."""
-    path = folder / "outcome.json"
+    path = Path(f"{folder}/outcome.json")
     try:
-        mapping = read_json(path)
+        return Outcome(**read_json(path))  # not by ``build``: a status reads 10,000 of these
     except FileNotFoundError:
         return None
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         # Written whole or not at all, so this is damage from outside: the attempt counts as over.
         return Outcome(status="interrupted", reason=str(error), ended=path.stat().st_mtime)
-    return build(Outcome, mapping, where=str(path))
+
+
+def read_done(run_dir: Path) -> int:
+    """The attempt that finished the run, 0 if it is not done."""
+    try:
+        return int(os.readlink(f"{run_dir}/outcome.json").split("/")[1])
+    except FileNotFoundError:
+        return 0
 
 
 def _link(path: Path, target: Path) -> None:

@@ -205,7 +205,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     whole = replace(plan, runs=())
     head = json.dumps({"spec_version": SPEC_VERSION, **to_plain(whole)}, indent=1)
     # A line a run: it can be searched, and is written and read several times faster.
-    lines = [json.dumps(to_plain(run), allow_nan=False) for run in plan.runs]
+    lines = [_line(run) for run in plan.runs]
     text = head.replace('"runs": []', '"runs": [\n' + ",\n".join(lines) + "\n ]", 1)
     write_atomic(path, text.encode() + b"\n")
 
@@ -227,30 +227,47 @@ def skim_plan(path: Path) -> Plan:
 
     Enough for a status, which looks at all runs but asks for the specs of few.
     """
-    mapping = _read_mapping(path)
+    head, _, rest = path.read_text().partition('"runs": [\n')
+    body, _, tail = rest.rpartition("\n ]")
     try:
-        return Plan(name=mapping["name"], runs=tuple(map(_SkimmedRun, mapping["runs"])))
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a plan ({error!r}); plan the sweep again") from None
+        name = _checked_version(json.loads(f'{head}"runs": []{tail}'), path)["name"]
+        return Plan(name=name, runs=tuple(map(_SkimmedRun, body.split(",\n"))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a plan ({error}); plan the sweep again") from None
+
+
+_SPEC = ', "spec": '
+
+
+def _line(run: PlannedRun) -> str:
+    """One run as JSON, its spec last, so that the rest can be read without it."""
+    plain = to_plain(run)
+    spec = plain.pop("spec")
+    return f"{json.dumps(plain)[:-1]}{_SPEC}{json.dumps(spec, allow_nan=False)}}}"
 
 
 class _SkimmedRun(PlannedRun):
-    """A row whose spec is built when it is first asked for."""
+    """A line whose spec is read when it is first asked for."""
 
-    def __init__(self, plain: dict[str, Any]) -> None:
-        values = {"run_id": plain["run_id"], "variant": plain["variant"], "_spec": plain["spec"]}
+    def __init__(self, line: str) -> None:
+        head, _, spec = line.partition(_SPEC)
+        plain = json.loads(head + "}")
+        values = {"run_id": plain["run_id"], "variant": plain["variant"], "_spec": spec[:-1]}
         self.__dict__.update(values, cost=RunCost(**plain["cost"]))
 
     def __getattr__(self, name: str) -> RunSpec:
         if name != "spec":
             raise AttributeError(name)
-        spec = build(RunSpec, self.__dict__["_spec"], where=f"{self.run_id}.spec")
-        self.__dict__["spec"] = spec
+        plain = json.loads(self.__dict__["_spec"])
+        self.__dict__["spec"] = spec = build(RunSpec, plain, where=f"{self.run_id}.spec")
         return spec
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    mapping = read_json(path)
+    return _checked_version(read_json(path), path)
+
+
+def _checked_version(mapping: Any, path: Path) -> dict[str, Any]:
     version = mapping.pop("spec_version", None) if isinstance(mapping, dict) else None
     if version != SPEC_VERSION:
         raise ConfigError(

@@ -22,6 +22,7 @@ from sweeps.attempt import (
     attempt_dir,
     newest_attempt,
     read_claim,
+    read_done,
     read_heartbeat,
     read_outcome,
 )
@@ -55,7 +56,7 @@ class Store:
 
     def run_dir(self, name: str) -> Path:
         """The folder of run ``name``."""
-        return self.runs_dir / name
+        return Path(f"{self.runs_dir}/{name}")
 
     def plan_path(self, sweep: str) -> Path:
         """The plan of a sweep."""
@@ -77,6 +78,8 @@ class Store:
         watch the heartbeat's own time is believed instead: good enough to show, not to act on.
         """
         run_dir = self.run_dir(name)
+        if finished := read_done(run_dir):
+            return RunState(run_id=name, status="done", attempt=finished)
         newest = newest_attempt(run_dir)
         if newest == 0:
             return RunState(run_id=name, status="planned")
