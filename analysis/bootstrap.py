@@ -28,7 +28,8 @@ def resample_runs(num_points: int, replicates: int, seed: int) -> Array:
 def replicate(solved: Solved, log_loss_N: Array, counts_RN: Array) -> Array:
     """The law fitted to every draw, from the optimum: the parameters [R, P]."""
     start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
-    found = minimise(solved.form.logsum, start_RP, log_loss_N, counts_RN, solved.loss)
+    weights_RN = counts_RN * solved.weight_N
+    found = minimise(solved.form.logsum, start_RP, log_loss_N, weights_RN, solved.loss)
     return solved.form.decode(found.theta_BP)
 
 

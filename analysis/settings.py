@@ -13,7 +13,9 @@ class FitSettings:
     """Loss, starts, bootstrap, hold-out."""
 
     loss: Literal["huber", "lad", "squares"] = "huber"
-    """rho of the residual log(measured) - log(law)."""
+    """rho of the residual."""
+    residual: Literal["log", "plain"] = "log"
+    """log(measured) - log(law), or measured - law, as some published fits have it (squares only)."""
     huber_delta: float | None = None
     """Where Huber turns from squares to absolute values, in log-loss; null: see `delta_rule`."""
     starts: int = 4500
@@ -28,6 +30,10 @@ class FitSettings:
     """The largest budget is left out, then the two largest, ... up to this many."""
 
     def __post_init__(self) -> None:
+        require(
+            self.residual == "log" or self.loss == "squares",
+            f"residual=plain is for loss=squares, got loss={self.loss}",
+        )
         require_positive(starts=self.starts, replicates=self.replicates)
         require(
             self.huber_delta is None or self.huber_delta > 0,

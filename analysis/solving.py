@@ -28,6 +28,8 @@ SAME_OPTIMUM = 1e-5
 """Optima whose objectives differ by less than this share count as one."""
 MOST_SEARCHED = 4_000
 """Points on which the starts and regions are searched."""
+PLAIN_ROUNDS = 50
+PLAIN_TOLERANCE = 1e-10
 ROUGH_STEPS = 15
 """Enough for the residuals' spread."""
 FIRST_STEPS = 40
@@ -60,6 +62,8 @@ class Solved:
     steps: int
     residual_N: Array
     """log measured - log law."""
+    weight_N: Array
+    """Of the squared log-residuals; all one unless plain residuals were asked for."""
 
 
 def solve(
@@ -92,6 +96,9 @@ def solve(
     equal_B = found.objective_B <= lowest * (1 + EQUAL_OPTIMUM) + 1e-20
     best = int(np.argmin(np.where(equal_B, found.steps_B, np.iinfo(np.intp).max)))
     theta_P = found.theta_BP[best]
+    value, weight_N = float(found.objective_B[best]), ones_N
+    if settings.residual == "plain":
+        theta_P, weight_N, value = _plain(form.logsum, theta_P, values)
     if not np.isfinite(found.objective_B[best]):
         raise FitError(f"{law.__name__}: no start reached a finite objective")
     return Solved(
@@ -100,13 +107,34 @@ def solve(
         start_P=theta_SP[picked][best],
         loss=loss,
         delta_rule=rule,
-        value=float(found.objective_B[best]),
+        value=value,
         starts=len(exponents),
         optima=_distinct(found.objective_B[found.converged_B], ROUNDING[loss.kind] * len(log_N)),
         converged=bool(found.converged_B[best]),
         steps=int(found.steps_B[best]),
         residual_N=log_N - form.logsum.log_values(theta_P[None])[0],
+        weight_N=weight_N,
     )
+
+
+def _plain(law: LogSum, theta_P: Array, values_N: Array) -> tuple[Array, Array, float]:
+    """Carry an optimum over to half the sum of (measured - law)²: theta, weights, objective.
+
+    With weights law·(measured - law)/log(measured/law) the weighted log-residuals have the plain
+    objective's gradient, so where the weights no longer change, that objective is at its minimum.
+    """
+    log_N, weight_N, theta_BP = np.log(values_N), np.ones(len(values_N)), theta_P[None]
+    squares = Loss(kind="squares", delta=np.inf)
+    for _ in range(PLAIN_ROUNDS):
+        law_N = np.exp(law.log_values(theta_BP)[0])
+        log_ratio_N = np.log(values_N / law_N)
+        safe_N = np.where(log_ratio_N == 0, 1.0, log_ratio_N)
+        weight_N = law_N**2 * np.where(log_ratio_N == 0, 1.0, np.expm1(safe_N) / safe_N)
+        before, theta_BP = theta_BP, minimise(law, theta_BP, log_N, weight_N, squares).theta_BP
+        if np.abs(theta_BP - before).max() < PLAIN_TOLERANCE:
+            break
+    residual_N = values_N - np.exp(law.log_values(theta_BP)[0])
+    return theta_BP[0], weight_N, float((residual_N**2).sum() / 2)
 
 
 def _part(num_points: int) -> NDArray[np.intp]:
