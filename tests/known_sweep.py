@@ -42,7 +42,11 @@ OVERRIDES = (
     "sweep=quickstart",
     "data=synthetic",
     "data.tokens=60000",
+    # Pinned, so that what is tested does not move when the shipped ladder is tuned.
+    "ladder.smallest_flops_per_token=2.6e5",
+    "ladder.size_ratio=2",
     "ladder.smallest_tokens=65536",
+    "ladder.budget_ratio=2",
 )
 
 

@@ -113,6 +113,8 @@ def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: f
             f"{low:.3g}..{high:.3g}, the declared range beyond the largest run; the optimum lies "
             f"{outcome}"
         )
+    elif aim.train_flops is not None:
+        used, note = _held_to_growth(free.value, points, aim.train_flops)
     size = used if aim.flops_per_token is None else aim.flops_per_token
     tokens = used if aim.flops_per_token is not None else aim.tokens
     flops = size * tokens if tokens is not None else best.flops
@@ -148,6 +150,28 @@ def _doubts(fit: Fit, best: Optimum, free: Interval, size_range: SizeRange) -> l
     if FitStatus.EDGE_OPTIMUM in fit.statuses():
         doubts.append("already inside the sweep it lies at the edge of the sizes tried")
     return doubts
+
+
+def _held_to_growth(size: float, points: Points, train_flops: float) -> tuple[float, str]:
+    """The optimum's size, or the nearest at which neither axis outruns compute; and why.
+
+    An optimum far along one axis shrinks the other below what was measured: with 60 times the
+    tokens for 6 times the compute, the law would speak of a region that no run has been near.
+    """
+    growth = train_flops / max(points.flops)
+    low = train_flops / (growth * max(points.tokens))
+    high = growth * max(points.size)
+    used = min(max(size, low), high)
+    if used == size:
+        return size, ""
+    axis = "tokens" if size < low else "size"
+    most = max(points.tokens) if size < low else max(points.size)
+    asked = (train_flops / size if size < low else size) / most
+    return used, (
+        f"the optimum asks for {asked:.3g} times the largest {axis} measured at {growth:.3g} times "
+        f"the compute; the {axis} are held to {growth:.3g} times, so that the law is not asked "
+        "further along one axis than in compute"
+    )
 
 
 def _declared_range(points: Points, aim: Aim, size_range: SizeRange) -> tuple[float, float]:

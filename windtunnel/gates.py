@@ -104,13 +104,27 @@ def width_gate(forecast: Prediction, thresholds: GateThresholds) -> GateResult:
     )
 
 
-def extrapolation_gate(forecast: Prediction, thresholds: GateThresholds) -> GateResult:
-    """How far beyond its evidence the law is asked to reach."""
-    ratio, most = forecast.extrapolation_ratio, thresholds.extrapolation
+def extrapolation_gate(
+    forecast: Prediction, size_ratio: float, tokens_ratio: float, thresholds: GateThresholds
+) -> GateResult:
+    """How far beyond its evidence the law is asked to reach, in compute and along each axis.
+
+    Args:
+        forecast: of the promoted run.
+        size_ratio: its flops_per_token over the largest measured.
+        tokens_ratio: its tokens over the most measured.
+        thresholds: the most that any of the three may be.
+    """
+    ratios = {
+        "compute": forecast.extrapolation_ratio,
+        "size": size_ratio,
+        "tokens": tokens_ratio,
+    }
+    said = ", ".join(f"{ratio:.3g} times the {name}" for name, ratio in ratios.items())
     return GateResult(
         name="extrapolation",
-        passed=ratio <= most,
-        sentence=f"{ratio:.3g} times the compute of the largest run; at most {most:g} times",
+        passed=max(ratios.values()) <= thresholds.extrapolation,
+        sentence=f"{said} of the sweep's largest; at most {thresholds.extrapolation:g} times",
     )
 
 

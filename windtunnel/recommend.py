@@ -295,10 +295,16 @@ def _gates(
     train = spec.train
     epochs = sweep.corpus.epochs(train.tokens // train.sequence_length, train.sequence_length)
     promoted_protocol = fingerprint(protocol_of(spec))
+    promoted_size = flops_per_token(spec.model, spec.train.sequence_length).house
     return (
         gates.holdout_gate(study.holdouts, thresholds),
         gates.width_gate(forecast, thresholds),
-        gates.extrapolation_gate(forecast, thresholds),
+        gates.extrapolation_gate(
+            forecast,
+            promoted_size / max(study.points.size),
+            spec.train.tokens / max(study.points.tokens),
+            thresholds,
+        ),
         gates.health_gate(study.surface.warnings, thresholds),
         gates.noise_gate(study.noise, thresholds),
         gates.repetition_gate(epochs, thresholds),

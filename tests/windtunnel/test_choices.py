@@ -154,3 +154,17 @@ def test_a_fit_of_another_size_is_refused(exact: Fit) -> None:
 def test_a_range_that_is_none_is_refused(least: float, most: float) -> None:
     with pytest.raises(ConfigError, match="least_share"):
         SizeRange(open_ratio=4, least_share=least, most_share=most)
+
+
+def test_neither_axis_outruns_compute() -> None:
+    """Where size buys nothing, a law that asks for a tiny model and endless tokens is held."""
+    starved = LossSurface(E=0.0, A=8e4, B=5.8, alpha=1.14, beta=0.072)
+    truth = points(1e-7)
+    losses = tuple(float(starved(m, d)) for m, d in zip(truth.size, truth.tokens, strict=True))
+    fit = replace(fit_surface(replace(truth, loss=losses), QUICK), warnings=())
+    found = allocate(
+        fit, truth, Aim(train_flops=6 * LARGEST), replace(SIZE_RANGE, open_ratio=1e9), 0.9
+    )
+    assert found.optimum.tokens.value > 20 * BUDGETS[-1]
+    assert found.tokens_at(found.flops_per_token) <= 6 * BUDGETS[-1] * 1.001
+    assert "times the largest tokens measured at 6 times the compute" in found.note

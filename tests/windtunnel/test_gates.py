@@ -49,8 +49,8 @@ def holdout(error: float) -> Holdout:
             gates.width_gate(forecast(half=0.101), THRESHOLDS),
         ),
         (
-            gates.extrapolation_gate(forecast(ratio=10.0), THRESHOLDS),
-            gates.extrapolation_gate(forecast(ratio=10.1), THRESHOLDS),
+            gates.extrapolation_gate(forecast(ratio=10.0), 1.0, 10.0, THRESHOLDS),
+            gates.extrapolation_gate(forecast(ratio=10.1), 1.0, 1.0, THRESHOLDS),
         ),
         (
             gates.health_gate([FitWarning(status="OUTLIERS", sentence="one")], THRESHOLDS),
@@ -125,3 +125,10 @@ def test_an_override_without_a_reason_is_refused(reason: str) -> None:
 def test_an_override_of_no_gate_lists_the_gates() -> None:
     with pytest.raises(ConfigError, match=r"override\.width: no such gate\. Gates: holdout_error"):
         check_gates(RESULTS, {"width": "typo"}, where="x")
+
+
+@pytest.mark.parametrize(("size_ratio", "tokens_ratio"), [(0.1, 60.0), (60.0, 0.1)])
+def test_each_axis_is_an_extrapolation_of_its_own(size_ratio: float, tokens_ratio: float) -> None:
+    result = gates.extrapolation_gate(forecast(ratio=6.0), size_ratio, tokens_ratio, THRESHOLDS)
+    assert not result.passed
+    assert "60 times the" in result.sentence

@@ -1,8 +1,8 @@
 """Write a sweep's report: one HTML page that opens without a network, and every figure as files.
 
 The page says what was asked, what is recommended and how sure that is, shows the evidence, and
-lists every run. It can be written at any time: what is missing yet is said in its place. The figures lie
-beside it as PNG, SVG and PDF, each with its data as CSV.
+lists every run. It can be written at any time: what is missing yet is said in its place. The
+figures lie beside it as PNG, SVG and PDF, each with its data as CSV.
 
 Example:
   windtunnel report sweep=quickstart
