@@ -115,6 +115,13 @@ def allocate(fit: Fit, points: Points, aim: Aim, size_range: SizeRange, level: f
         )
     elif aim.train_flops is not None:
         used, note = _held_to_growth(free.value, points, aim.train_flops)
+    if used < aim.least_size:
+        note = f"{note}; " if note else ""
+        note += (
+            f"a next rung is a model of at least {aim.least_size:.3g} (target.least_size_growth), "
+            f"the choice was {used:.3g}"
+        )
+        used = aim.least_size
     size = used if aim.flops_per_token is None else aim.flops_per_token
     tokens = used if aim.flops_per_token is not None else aim.tokens
     flops = size * tokens if tokens is not None else best.flops

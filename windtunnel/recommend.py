@@ -127,7 +127,8 @@ def _second_opinion(study: Study, train_flops: float, level: float) -> Predictio
 def _aim(target: Target, sweep: FinishedSweep, largest_flops: float) -> Aim:
     match target:
         case NextRung():
-            return Aim(train_flops=target.factor * largest_flops)
+            least = target.least_size_growth * max(sweep.study.points.size)
+            return Aim(train_flops=target.factor * largest_flops, least_size=least)
         case ComputeBudget() | GpuHours() | LingTarget():
             return Aim(train_flops=target.train_flops)
         case TokenBudget():

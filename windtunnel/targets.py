@@ -24,12 +24,19 @@ class NextRung:
     kind: Literal["next_rung"] = "next_rung"
     factor: float
     """Training FLOPs over those of the sweep's largest run."""
+    least_size_growth: float = 0.0
+    """FLOPs per token over the sweep's largest model, at least; 0 leaves it to the optimum."""
 
     def __post_init__(self) -> None:
         require(
             self.factor >= LEAST_STEP,
             f"factor ({self.factor:g}) must be >= {LEAST_STEP:g}, else the forecast is hardly "
             "tested; a smaller budget is target=compute",
+        )
+        require(
+            0 <= self.least_size_growth <= self.factor,
+            f"least_size_growth ({self.least_size_growth:g}) must be between 0 and "
+            f"factor ({self.factor:g})",
         )
 
 
@@ -129,6 +136,8 @@ class Aim:
     train_flops: float | None = None
     flops_per_token: float | None = None
     tokens: int | None = None
+    least_size: float = 0.0
+    """FLOPs per token that the choice may not fall below, with ``train_flops``."""
 
 
 def target_name(target: Target) -> str:

@@ -168,3 +168,12 @@ def test_neither_axis_outruns_compute() -> None:
     assert found.optimum.tokens.value > 20 * BUDGETS[-1]
     assert found.tokens_at(found.flops_per_token) <= 6 * BUDGETS[-1] * 1.001
     assert "times the largest tokens measured at 6 times the compute" in found.note
+
+
+def test_a_next_rung_is_a_larger_model(exact: Fit) -> None:
+    aim = Aim(train_flops=6 * LARGEST, least_size=3 * SIZES[-1])
+    found = choose(exact, aim)
+    assert found.flops_per_token == 3 * SIZES[-1]
+    assert found.tokens_at(found.flops_per_token) == pytest.approx(2 * BUDGETS[-1])
+    assert "a next rung is a model of at least 1.25e+07" in found.note
+    assert choose(exact, replace(aim, least_size=1.0)).note == ""
