@@ -44,13 +44,15 @@ def run(config: Config, console: Console) -> int:
     sweep = load_sweep(config.root, config.sweep)
     settings = Settings(level=config.level, size_range=config.size_range, thresholds=config.gates)
     promotion = recommend(sweep, config.target, settings)
+    promotions = Promotions(config.root)
+    if not config.dry_run:
+        # Kept before it is shown: a closed pipe ends the printing, not the promotion.
+        kept, is_new = promotions.save(promotion)
     for part in describe(promotion):
         console.print(part)
     if config.dry_run:
         console.print("A dry run: nothing was kept.")
         return 0
-    promotions = Promotions(config.root)
-    kept, is_new = promotions.save(promotion)
     path = promotions.path(kept.id)
     console.print(
         f"Kept as {path}" if is_new else f"Promoted before, on {kept.created_at}: {path} stands",
