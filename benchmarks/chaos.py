@@ -36,7 +36,7 @@ with tempfile.TemporaryDirectory() as folder:
     began = time.monotonic()
     calm.run(num_blows=0, pause_s=0.2, timeout_s=600)
     print(f"undisturbed: {len(plan.runs)} runs in {time.monotonic() - began:.1f} s")
-    stormy = Session(plan=plan, store=prepare(root / "stormy", steps=40, step_s=0.05), rng=rng)
+    stormy = Session(plan=plan, store=prepare(root / "stormy", steps=40, step_s=0.1), rng=rng)
     began = time.monotonic()
     stormy.run(num_blows=arguments.blows, pause_s=0.3, timeout_s=3600)
     attempts = [len(list(stormy.store.attempts(run.run_id))) for run in plan.runs]

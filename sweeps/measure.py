@@ -46,7 +46,13 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
         )
 
     result = train(
-        spec.model, spec.train, corpus, spec.runtime, attempt_dir, on_progress=on_progress
+        spec.model,
+        spec.train,
+        corpus,
+        spec.runtime,
+        attempt_dir,
+        on_progress=on_progress,
+        name=run_id(spec),
     )
     return record_of(spec, result, attempt_dir)
 

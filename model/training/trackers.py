@@ -86,7 +86,12 @@ class WandbMirror:
     """W&B, offline unless the user says online. Its first failure ends it, never the run."""
 
     def __init__(
-        self, config: WandbTracker, run_dir: Path, run_id: str, settings: Mapping[str, Any]
+        self,
+        config: WandbTracker,
+        run_dir: Path,
+        run_id: str,
+        settings: Mapping[str, Any],
+        name: str = "",
     ) -> None:
         self.id = run_id
         self._run: Any = None
@@ -97,7 +102,7 @@ class WandbMirror:
                 project=config.project,
                 mode=config.mode,
                 id=run_id,
-                name=run_dir.name,
+                name=name or run_dir.name,
                 resume="allow",
                 dir=str(run_dir),
                 config=dict(settings),
@@ -136,14 +141,18 @@ class WandbMirror:
 
 
 def open_mirror(
-    config: TrackerConfig, run_dir: Path, run_id: str, settings: Mapping[str, Any]
+    config: TrackerConfig,
+    run_dir: Path,
+    run_id: str,
+    settings: Mapping[str, Any],
+    name: str = "",
 ) -> Mirror:
     """The mirror ``config`` asks for; ``run_id`` empty for a run that begins."""
     match config:
         case JsonlTracker():
             return NoMirror()
         case WandbTracker():
-            return WandbMirror(config, run_dir, run_id or uuid.uuid4().hex[:16], settings)
+            return WandbMirror(config, run_dir, run_id or uuid.uuid4().hex[:16], settings, name)
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,12 +98,14 @@ def train(
     run_dir: Path,
     *,
     on_progress: OnProgress | None = None,
+    name: str = "",
 ) -> TrainResult:
     """Train and evaluate one run, resuming from ``run_dir/checkpoints`` if there are any.
 
     Writes ``metrics.jsonl`` and ``checkpoints/`` into ``run_dir``. On SIGTERM (unless the caller
     handles that itself) the run is saved after the step it is in. Whatever ``on_progress`` raises
-    ends the run in the same way, saved.
+    ends the run in the same way, saved. ``name`` is what a mirror calls the run; without one it is
+    the name of ``run_dir``.
 
     Raises:
         ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
@@ -128,7 +130,7 @@ def train(
         logger.info("resuming at step %d of %d", state.step, config.num_steps)
     metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
     settings = {"model": to_plain(model_config), "train": to_plain(config)}
-    mirror = open_mirror(runtime.tracker, run_dir, state.mirror_id, settings)
+    mirror = open_mirror(runtime.tracker, run_dir, state.mirror_id, settings, name)
     state.mirror_id = mirror.id
     watch = Stopwatch(state.seconds)
 

@@ -41,8 +41,8 @@ def plan(sweep_config: SweepConfig, corpus: PreparedCorpus) -> Plan:
 
 @pytest.fixture(scope="session")
 def wide_plan(corpus_dir: Path, corpus: PreparedCorpus) -> Plan:
-    """Forty-four runs."""
-    return make_plan(toy_plans.wide_sweep(corpus_dir), corpus)
+    """Twenty-four runs."""
+    return make_plan(toy_plans.wide_sweep(corpus_dir, num_seeds=6), corpus)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def test_chaos_changes_nothing_that_was_measured(wide_plan, tmp_path):
         store=toy_chaos.prepare(tmp_path / "stormy", step_s=0.05),
         rng=random.Random(1),
     )
-    stormy.run(num_blows=30, pause_s=0.3, timeout_s=200)
-    assert stormy.blows.total() >= 15, "it was over too soon to be disturbed"
+    stormy.run(num_blows=20, pause_s=0.3, timeout_s=200)
+    assert stormy.blows.total() >= 10, "it was over too soon to be disturbed"
     assert stormy.measured() == calm.measured()
     assert stormy.curves() == calm.curves()
     assert stormy.orphans() == []

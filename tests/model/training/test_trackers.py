@@ -99,8 +99,9 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path, monkeypatch):
     first.log({"kind": "train", "step": 1, "lr": 0.5})
     first.summary({"loss_nats": 2.0})
     first.close()
-    second = open_mirror(WandbTracker(), tmp_path, first.id, {})
+    second = open_mirror(WandbTracker(), tmp_path, first.id, {}, "w64l3-s0")
 
+    assert [c["name"] for c in calls] == [tmp_path.name, "w64l3-s0"]
     assert first.id == second.id != ""
     assert [c["id"] for c in calls] == [first.id] * 2
     assert {c["resume"] for c in calls} == {"allow"}
