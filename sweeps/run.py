@@ -40,7 +40,7 @@ GRACE_S = 10.0
 """Seconds a worker has to stop by itself."""
 BACKOFF_S = (1.0, 4.0, 16.0, 64.0)
 """Pauses before a run is tried again after its worker was killed or the store was away: as often as
-there are pauses, in one session. Together they outlast a store that is away for a minute."""
+there are pauses without getting any further. Together they outlast a minute without the store."""
 
 
 class DiskFull(ConfigError):
@@ -129,7 +129,8 @@ class _Driver:
         self._retries: dict[str, int] = {}
         self._attempt_seen: dict[str, int] = {}
         self._elsewhere: set[str] = set()
-        self._train_flops = 0.0
+        self._reached: dict[str, int] = {}
+        self._spent_flops = 0.0
         self._started = time.monotonic()
         self._finished: list[str] = []
         self._skipped: list[str] = []
@@ -213,7 +214,6 @@ class _Driver:
             self._try_again(run, state, trouble.reason, trouble.exit_code)
             return
         self._elsewhere.discard(run.run_id)
-        self._train_flops += run.cost.train_flops
         self._active.append(_Active(run=run, handle=handle, attempt=state.attempt + 1))
         self._tell("started", run, attempt=state.attempt + 1)
 
@@ -237,28 +237,33 @@ class _Driver:
         self._active.remove(active)
         state = self._store.state(run.run_id, self._watch)
         self._attempt_seen[run.run_id] = state.attempt
-        if state.status in ("done", "failed", "diverged"):
+        has_claimed = state.attempt >= active.attempt
+        if has_claimed and state.status in ("done", "failed", "diverged"):
             self._settle(run, state, elsewhere=exit_code == EXIT_HELD)
         elif state.status == "running":
             self._enqueue(run, PROGRESS_S)  # another driver was quicker
-        elif state.attempt < active.attempt and exit_code == EXIT_FAILED:
+        elif not has_claimed and exit_code == EXIT_FAILED:
             # It ended before it could claim the run: a broken installation, not a broken run.
             logs = [self._store.log_tail(r.run_id) for r in (run, *(a.run for a in self._active))]
             raise RunFailed(
                 run.run_id, "workers do not start here", next(filter(None, logs), "no log")
             )
-        elif state.attempt < active.attempt and exit_code == EXIT_USAGE:
+        elif not has_claimed and exit_code == EXIT_USAGE:
             log_tail = self._store.log_tail(run.run_id)
             reason = log_tail.splitlines()[-1] if log_tail else "its spec was refused"
             self._failed[run.run_id] = reason
             self._tell("failed", run, reason=reason, log_tail=log_tail)
         else:
-            self._train_flops -= run.cost.train_flops
+            if active.progress and active.progress.step > self._reached.get(run.run_id, 0):
+                self._reached[run.run_id] = active.progress.step
+                self._retries.pop(run.run_id, None)  # it gets on, however often it is ended
             reason = state.reason or f"its worker ended with exit code {exit_code}"
             self._try_again(run, state, reason, exit_code)
 
     def _settle(self, run: PlannedRun, state: RunState, *, elsewhere: bool) -> None:
         """File a run that is over."""
+        if not elsewhere:
+            self._spent_flops += run.cost.train_flops
         log_tail = ""
         kind: EventKind
         if state.status == "done":
@@ -315,10 +320,14 @@ class _Driver:
     def _beyond_budget(self, run: PlannedRun) -> str:
         """Why the session's budget forbids this run; empty if it does not."""
         flops, hours = self._budget.train_flops, self._budget.hours
-        if flops is not None and self._train_flops + run.cost.train_flops > flops:
-            return f"the budget of {flops:.3g} training FLOPs is used up"
-        if hours is not None and time.monotonic() - self._started > 3600 * hours:
-            return f"the budget of {hours:g} hours is used up"
+        if flops is not None:
+            running = sum(active.run.cost.train_flops for active in self._active)
+            if self._spent_flops + running + run.cost.train_flops > flops:
+                return f"the budget of {flops:.3g} training FLOPs is used up"
+        if hours is not None:
+            spent_s = time.monotonic() - self._started
+            if spent_s + run.cost.wall_s > 3600 * hours:
+                return f"the budget of {hours:g} hours is used up"
         return ""
 
     def end_workers(self) -> None:

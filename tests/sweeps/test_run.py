@@ -1,6 +1,7 @@
 """The driver: what is missing is run once, one failure neither stops nor hides the rest."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 
 from model.errors import RunFailed
 from sweeps import run as run_module
-from sweeps.attempt import attempt_dir
+from sweeps.attempt import attempt_dir, read_claim
 from sweeps.events import Event
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.local import LocalExecutor, Spawner
@@ -138,6 +139,34 @@ def test_the_budget_leaves_the_rest_for_the_next_session(plan, toy):
     assert set(result.finished) | set(result.unfinished) == {run.run_id for run in plan.runs}
     result, _ = collect(plan, toy)
     assert result.is_complete
+
+
+def test_a_budget_of_time_starts_nothing_that_would_not_end_in_it(plan, toy):
+    cheapest = min(run.cost.wall_s for run in plan.runs)
+    result, events = collect(plan, toy, budget=Budget(hours=cheapest / 2 / 3600))
+    assert kinds(events, "started") == []
+    assert "hours is used up" in result.stopped
+    assert len(result.unfinished) == len(plan.runs)
+
+
+def test_a_run_that_gets_on_between_kills_is_never_given_up(plan, toy, monkeypatch):
+    monkeypatch.setattr(run_module, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr(run_module, "PROGRESS_S", 0.05)
+    toy.set(steps=40, step_s=0.05)
+    one = replace(plan, runs=plan.runs[:1])
+    events: list[Event] = []
+    killed_at = [0]
+
+    def kill_every_ten_steps(event):
+        events.append(event)
+        if event.kind == "progress" and killed_at[-1] + 10 <= event.progress.step < 39:
+            killed_at.append(event.progress.step)
+            folder = attempt_dir(toy.store.run_dir(event.run.run_id), event.attempt)
+            os.kill(read_claim(folder).owner.pid, 9)
+
+    result = run_sweep(one, toy.store, toy.executor(), kill_every_ten_steps)
+    assert result.is_complete
+    assert len(killed_at) > 2, "it was not killed often enough to be given up"
 
 
 def test_a_grown_plan_runs_only_what_is_new(plan, sweep_config, corpus, toy):
