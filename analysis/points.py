@@ -24,6 +24,7 @@ EXTRA_COLUMNS = (
     "experts_per_token",
     "activation_ratio",
     "granularity",
+    "active_params",
     "active_non_embedding_params",
     "total_params",
     "peak_lr",
@@ -68,9 +69,8 @@ class Points:
         if name in ("size", "tokens", "flops") or name in self.extra:
             return self.array(name)
         raise ConfigError(
-            f"{law} needs {name}, which the points lack; they have: size, tokens, flops, "
-            f"{', '.join(self.extra) or 'nothing else'}. Name a table's column with "
-            f"columns.variables.{name}=COLUMN"
+            f"{law} needs {name}, which the points lack. Name the table's column that holds it: "
+            f"variables.{name}=COLUMN"
         )
 
 

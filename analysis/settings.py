@@ -15,7 +15,7 @@ class FitSettings:
     loss: Literal["huber", "lad", "squares"] = "huber"
     """rho of the residual."""
     residual: Literal["log", "plain"] = "log"
-    """log(measured) - log(law), or measured - law, as some published fits have it (squares only)."""
+    """log(measured) - log(law), or measured - law, as some published fits have it (for squares)."""
     huber_delta: float | None = None
     """Where Huber turns from squares to absolute values, in log-loss; null: see `delta_rule`."""
     starts: int = 4500

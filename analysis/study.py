@@ -15,10 +15,11 @@ import scipy
 from analysis import health
 from analysis.fitting import fit_surface, frontier_fit
 from analysis.holdout import Holdout
-from analysis.judging import hold_out
+from analysis.judging import Comparison, hold_out
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
 from analysis.results import Exclusion, Fit
+from analysis.sensitivity import Sensitivity
 from analysis.settings import FitSettings
 from model.errors import ConfigError
 from model.typed import build, to_plain
@@ -50,6 +51,10 @@ class Study:
     holdouts: tuple[Holdout, ...]
     """One entry per number of budgets left out, fewest first."""
     settings: FitSettings
+    comparison: Comparison | None = None
+    """Laws by their hold-out error; None where nobody asked."""
+    sensitivity: Sensitivity | None = None
+    """What other defensible choices would have recommended; None where nobody asked."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the points came from: files, columns, rules."""
     software: dict[str, str] = field(default_factory=dict)

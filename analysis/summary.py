@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from textwrap import wrap
 
 from analysis.allocation import exponents, optimum
+from analysis.judging import Comparison
 from analysis.laws import LossSurface
 from analysis.results import Interval
+from analysis.sensitivity import Sensitivity
 from analysis.study import Study
 
 WIDTH = 100
@@ -33,6 +35,12 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
     yield ""
     yield from _evidence(study)
     yield from _warnings(study)
+    if study.comparison is not None:
+        yield ""
+        yield from _comparison(study.comparison)
+    if study.sensitivity is not None:
+        yield ""
+        yield from _sensitivity(study.sensitivity)
 
 
 def _coefficients(study: Study) -> Iterator[str]:
@@ -126,6 +134,42 @@ def _warnings(study: Study) -> Iterator[str]:
         yield from _labelled("warnings", "none")
     for warning in study.surface.warnings:
         yield from _labelled("warning", f"{warning.status}: {warning.sentence}")
+
+
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    most = max(len(score.errors) for score in comparison.scores)
+    heads = "".join(f"{f'-{i + 1} budgets':>12}" for i in range(most))
+    yield f"  Laws by hold-out error    {'mean':>8}{heads}{'inside':>12}{'parameters':>12}"
+    for score in comparison.scores:
+        if not score.errors:
+            yield from wrap(f"    {score.name}: {score.note}", WIDTH, subsequent_indent=" " * 6)
+            continue
+        errors = "".join(f"{error:>12.2%}" for error in score.errors)
+        inside = f"{score.num_inside} of {score.num_points}"
+        line = f"    {score.name:<22}{score.error:>8.2%}{errors}"
+        yield f"{line}{inside:>12}{score.num_parameters:>12}"
+    yield from wrap(f"    use {comparison.picked}: {comparison.reason}", WIDTH)
+
+
+def _sensitivity(sensitivity: Sensitivity) -> Iterator[str]:
+    first = sensitivity.choices[0].flops_per_token
+    yield (
+        f"  Other defensible choices at C = {sensitivity.flops:.2g}: the recommended model differs "
+        f"{sensitivity.spread:.3g}-fold"
+    )
+    yield f"    {'':<47}{'FLOPs/token':>12}{'tokens':>11}{'loss':>9}  of the first"
+    for choice in sensitivity.choices:
+        label = (
+            f"    {choice.group}: {choice.name}" if choice.group != choice.name else "    in use"
+        )
+        if choice.flops_per_token is None or choice.tokens is None:
+            yield from wrap(f"{label}: {choice.note}", WIDTH, subsequent_indent=" " * 6)
+            continue
+        ratio = f"{choice.flops_per_token / first:>10.2f} x" if first else ""
+        loss = f"{choice.loss:>9.4f}" if choice.loss is not None else f"{'':>9}"
+        yield f"{label:<51}{choice.flops_per_token:>12.3g}{choice.tokens:>11.3g}{loss}{ratio}"
+    for name, interval in sensitivity.profile.items():
+        yield f"    profile likelihood, {name}: {_between(interval)}"
 
 
 def _reasons(study: Study) -> str:

@@ -50,6 +50,8 @@ class Columns:
     """Rows equal in size, tokens and seed are one run given twice."""
     label: str | None = None
     """Names the runs; without it their rows do."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Further variables of a law and their columns, e.g. {granularity: G}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,9 @@ def points_from_table(
     else:
         assert flops is not None  # _check_named asks for one of the two
         tokens = flops / pair
+    variables = {
+        name: table.numbers(name, column, "variables") for name, column in columns.variables.items()
+    }
     table.refuse_or_drop("the same run given twice", table.repeated(columns, size, tokens, loss))
     table.drop_highest(loss, rules.drop_highest_losses)
 
@@ -118,7 +123,7 @@ def points_from_table(
         tokens=tokens[at],
         loss=loss[at],
         flops=flops[at],
-        extra=table.extra(at),
+        extra=table.extra(at) | {name: _tuple(v[at]) for name, v in variables.items()},
     )
     if rules.check_units:
         check_units(points, kept, str(path), params_are=columns.params_are)
@@ -196,14 +201,14 @@ class _Table:
             for row in np.flatnonzero(~matches):
                 self.dropped.setdefault(int(row) + self.first, f"filter: {name} is not {value}")
 
-    def numbers(self, role: str, name: str | None) -> Array:
+    def numbers(self, role: str, name: str | None, group: str = "columns") -> Array:
         """One column as positive numbers; rows that are none are refused or dropped."""
-        column = self._column(f"columns.{role}", cast(str, name))
+        column = self._column(f"{group}.{role}", cast(str, name))
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
         text = column.astype(str)
         cells = [f"{cell!r}" for cell in text]
         empty = text.str.strip().isin(["", "nan", "NaN", "None", "NA", "null"]).to_numpy()
-        what = f"{name!r} (columns.{role})"
+        what = f"{name!r} ({group}.{role})"
         self.refuse_or_drop(f"{what} is empty or NaN", empty)
         self.refuse_or_drop(f"{what} is not a number", np.isnan(values) & ~empty, cells)
         self.refuse_or_drop(f"{what} is infinite", np.isinf(values), cells)
@@ -248,7 +253,7 @@ class _Table:
         for name in self.frame.columns:
             values = pd.to_numeric(self.frame[name], errors="coerce").to_numpy(dtype=float)[at]
             if np.isfinite(values).all():
-                found[str(name)] = tuple(values.tolist())
+                found[str(name)] = _tuple(values)
         return found
 
     def refuse_or_drop(self, what: str, bad: Rows, cells: list[str] | None = None) -> None:
@@ -276,6 +281,10 @@ class _Table:
 
 
 Rows = NDArray[np.bool_]
+
+
+def _tuple(column: Array) -> tuple[float, ...]:
+    return tuple(column.tolist())
 
 
 def _check_named(path: Path, frame: pd.DataFrame, columns: Columns) -> None:

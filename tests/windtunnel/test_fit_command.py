@@ -235,6 +235,22 @@ def test_any_table(table: Callable[..., Path], tmp_path: Path, capsys: Capture) 
     assert str(tmp_path / "fits/runs/fit.json") in text
 
 
+def test_laws_and_choices_beside_the_fit(
+    table: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    words = [*COLUMNS, "laws=[hoffmann,gadre]", "sensitivity=true"]
+    assert fit(tmp_path, f"records={table()}", *words) == 0
+    text = capsys.readouterr().out
+    assert "Laws by hold-out error" in text
+    assert "use gadre:" in text or "use hoffmann:" in text
+    assert "Other defensible choices at C =" in text
+    assert max(map(len, text.splitlines()[:-1])) <= 100
+    study = Study.load(tmp_path / "fits/runs/fit.json")
+    assert study.comparison is not None
+    assert study.sensitivity is not None
+    assert study.sensitivity.choices[0].group == "in use"
+
+
 @pytest.mark.parametrize(
     ("cells", "words", "code", "message"),
     [
@@ -245,6 +261,8 @@ def test_any_table(table: Callable[..., Path], tmp_path: Path, capsys: Capture) 
         ({}, ["fit.level=90"], 2, "fit: level must be between 0 and 1, got 90"),
         ({}, ["fit.loss=hubert"], 2, "fit.loss: 'hubert' is not one of: huber, lad, squares"),
         ({}, ["filter.N=7"], 2, "no row of"),
+        ({}, ["variables.granularity=G"], 2, "variables.granularity: no column 'G'"),
+        ({}, ["laws=[abnar]"], 2, "variables.activation_ratio=COLUMN"),
         ({}, ["table.drop_highest_losses=35"], 3, "5 points for the 5 parameters"),
     ],
 )

@@ -7,6 +7,7 @@ exists.
 Example:
   windtunnel fit sweep=quickstart
   windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L
+  windtunnel fit sweep=quickstart sensitivity=true laws=[hoffmann,gadre]
   windtunnel fit records=runs.csv columns.params=N columns.flops=C columns.loss=L \\
       table.drop_highest_losses=5 fit.huber_delta=1e-3 at_flops=5.76e23
 """
@@ -16,20 +17,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
-from analysis.points import SizeVariable, points_from_records
+from analysis.judging import compare_laws
+from analysis.points import Points, SizeVariable, points_from_records
 from analysis.records import RecordSet, check_one_protocol, load_records
 from analysis.results import Exclusion
+from analysis.sensitivity import examine_choices
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
+from analysis.summary import AHEAD
 from analysis.tables import Columns, TableRules, points_from_table
 from model.config import require
 from model.errors import ConfigError
 from model.typed import to_plain
-from sweeps.plan import Plan
+from sweeps.plan import Plan, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan, sweep_names
 
@@ -42,13 +46,16 @@ class Config:
     sweep: str | None
     records: Path | None
     columns: Columns
+    variables: dict[str, str]
     filter: dict[str, Any]
     table: TableRules
     size: SizeVariable
     variant: dict[str, Any]
     allow_mixed_protocols: bool
     fit: FitSettings
+    laws: tuple[str, ...]
     at_flops: float | None
+    sensitivity: bool
     out: Path | None
 
     def __post_init__(self) -> None:
@@ -61,10 +68,28 @@ class Config:
 def run(config: Config, console: Console) -> int:
     """Fit, print one screen, write ``fit.json``."""
     study, out = _study(config)
+    if config.laws:
+        comparison = compare_laws(study.points, config.laws, config.fit)
+        study = replace(study, comparison=comparison)
+    if config.sensitivity:
+        study = _with_sensitivity(config, study)
     console.print(study.summary(flops=config.at_flops), markup=False, end="", soft_wrap=True)
     study.save(out)
     console.print(f"  {'written':<12}{out}", markup=False, soft_wrap=True)
     return 0
+
+
+def _with_sensitivity(config: Config, study: Study) -> Study:
+    flops = config.at_flops or AHEAD * study.surface.largest_compute
+    other_sizes: dict[str, Points] = {}
+    if study.points.size_variable in get_args(SizeVariable):
+        other_sizes = {
+            name: replace(study.points, size_variable=name, size=study.points.extra[name])
+            for name in ("active_params", "active_non_embedding_params", "total_params")
+            if name in study.points.extra and name != study.points.size_variable
+        }
+    found = examine_choices(study.points, config.fit, flops, other_sizes)
+    return replace(study, sensitivity=found)
 
 
 def _study(config: Config) -> tuple[Study, Path]:
@@ -92,10 +117,11 @@ def _study(config: Config) -> tuple[Study, Path]:
 
 def _of_table(config: Config, path: Path) -> tuple[Study, Path]:
     rules = replace(config.table, filter=config.filter)
-    points, excluded = points_from_table(path, config.columns, rules)
+    columns = replace(config.columns, variables=config.variables)
+    points, excluded = points_from_table(path, columns, rules)
     source = {
         "table": str(path),
-        "columns": to_plain(config.columns),
+        "columns": to_plain(columns),
         "rules": to_plain(rules),
     }
     study = make_study(str(path), points, excluded, config.fit, source=source)
@@ -157,7 +183,9 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any]) -> RecordSet
             f"sweep={plan.name}: none of its {len(chosen)} runs can be fitted ({reasons}, ...). "
             f"See `windtunnel status sweep={plan.name}`"
         )
-    return RecordSet(records=loaded.records, excluded=(*loaded.excluded, *missing))
+    named = {run.run_id: run for run in finished}
+    records = tuple(as_planned(record, named[record.run_id]) for record in loaded.records)
+    return RecordSet(records=records, excluded=(*loaded.excluded, *missing))
 
 
 def _missing(store: Store, names: list[str]) -> Iterator[Exclusion]:
