@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from analysis.records import RunRecord
 from model.config import require, require_positive
 from model.errors import ConfigError
 from model.training.config import (
@@ -197,6 +198,13 @@ def variants_of(config: SweepConfig) -> grid.Grid:
             if path == fixed or path.startswith(f"{fixed}."):
                 raise ConfigError(f"{path}: can't be varied within a sweep; plan a sweep for each")
     return grid.chain(grid.product(*axes))
+
+
+def as_planned(record: RunRecord, run: PlannedRun) -> RunRecord:
+    """The record under this plan's names: runs are shared between sweeps, and one sweep's noise
+    cell may be another's grid.
+    """
+    return replace(record, rung=run.spec.rung, role=run.spec.role)
 
 
 def write_plan(plan: Plan, path: Path) -> None:

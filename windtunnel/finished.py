@@ -11,7 +11,7 @@ from model.errors import ConfigError
 from model.training.data import PreparedCorpus
 from sweeps import grid
 from sweeps.measure import planned_corpus
-from sweeps.plan import Plan, SweepConfig
+from sweeps.plan import Plan, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.along import Evaluated, evaluations_in
 from windtunnel.commands.status import known_plan
@@ -53,14 +53,12 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         )
     study = Study.load(plan_path.with_name("fit.json"))
     variant = study.source.get("variant", {})
-    run_ids = [
-        run.run_id
+    runs = {
+        run.run_id: run
         for run in plan.runs
         if all(run.variant.get(path) == value for path, value in variant.items())
-    ]
-    loaded = load_records(
-        store.run_dir(run_id) for run_id in run_ids if _is_measured(store, run_id)
-    )
+    }
+    loaded = load_records(store.run_dir(run_id) for run_id in runs if _is_measured(store, run_id))
     fitted = {*study.points.label, *(exclusion.label for exclusion in study.exclusions)}
     unseen = [record.run_id for record in loaded.records if record.run_id not in fitted]
     if unseen:
@@ -72,8 +70,8 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
     return FinishedSweep(
         plan=plan,
         config=grid.replaced(plan.config, variant),
-        records=loaded.records,
-        unfinished=tuple(run_id for run_id in run_ids if not _is_measured(store, run_id)),
+        records=tuple(as_planned(record, runs[record.run_id]) for record in loaded.records),
+        unfinished=tuple(run_id for run_id in runs if not _is_measured(store, run_id)),
         study=study,
         corpus=planned_corpus(plan.runs[0].spec),
         evaluations={

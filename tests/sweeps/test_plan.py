@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from toy_worker import toy_record
 
 from model.accounting import count_params, flops_per_token
 from model.errors import ConfigError
 from sweeps.cost import SHIPPED, CostModel, RunCost, Sample, calibrated, cost_of, usage_of
 from sweeps.order import SCOUT_FRAC, makespan_s, start_order
-from sweeps.plan import PlannedRun, make_plan, read_plan, skim_plan, write_plan
+from sweeps.plan import PlannedRun, as_planned, make_plan, read_plan, skim_plan, write_plan
 from sweeps.spec import run_id
 
 
@@ -193,3 +194,11 @@ def test_planned_runs_compare_by_value(plan):
     first = plan.runs[0]
     assert isinstance(first.cost, RunCost)
     assert first == PlannedRun(run_id=first.run_id, spec=first.spec, cost=first.cost)
+
+
+def test_a_shared_run_goes_by_the_names_of_the_plan_that_reads_it(plan):
+    first = plan.runs[0]
+    record = toy_record(replace(first.spec, rung="elsewhere", role="promoted"), 2.0)
+    named = as_planned(record, first)
+    assert (named.rung, named.role) == (first.spec.rung, first.spec.role)
+    assert replace(named, rung=record.rung, role=record.role) == record

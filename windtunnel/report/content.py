@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from analysis.records import RunRecord
 from analysis.study import Study
 from model.accounting import count_params
 from model.errors import ConfigError
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState, Store
 from windtunnel.along import evaluations_in
 from windtunnel.commands.status import known_plan
@@ -134,7 +134,7 @@ def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
     study = Study.load(fit_path) if fit_path.exists() else None
     states = {run.run_id: store.state(run.run_id) for run in plan.runs}
     records = {
-        run.run_id: _named_by_plan(record, run)
+        run.run_id: as_planned(record, run)
         for run in plan.runs
         if (record := store.record(run.run_id)) is not None
     }
@@ -166,11 +166,6 @@ def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
         protocol=protocol_rows(evidence.records, study),
         provenance=provenance_rows(evidence.records),
     )
-
-
-def _named_by_plan(record: RunRecord, run: PlannedRun) -> RunRecord:
-    """Runs are shared between sweeps; rung and role are what this plan calls them."""
-    return replace(record, rung=run.spec.rung, role=run.spec.role)
 
 
 def _variant(run: PlannedRun) -> str:
