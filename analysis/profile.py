@@ -8,6 +8,8 @@ likelihood-ratio test for M-estimators; Heritier & Ronchetti, JASA 1994).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import stdtrit
 
@@ -22,7 +24,9 @@ FIRST_REACH = 0.05
 MOST_DOUBLINGS = 12
 
 
-def profile_intervals(solved: Solved, values: Array, level: float) -> dict[str, Interval]:
+def profile_intervals(
+    solved: Solved, values: Array, level: float, names: Sequence[str] | None = None
+) -> dict[str, Interval]:
     """The interval of every exponent, and of a coefficient that stands alone in its term (E).
 
     A coefficient that multiplies a power is left out: it means the term's size at one unit of its
@@ -33,6 +37,8 @@ def profile_intervals(solved: Solved, values: Array, level: float) -> dict[str, 
     exponents = {solved.form.parameters.index(n) for n in solved.form.exponent_names}
     found = {}
     for index in sorted(alone | exponents):
+        if names is not None and solved.form.parameters[index] not in names:
+            continue
         low, high = (_end(solved, np.log(values), index, side, level) for side in (-1.0, 1.0))
         ends = np.repeat(solved.theta_P[None], 3, axis=0)
         ends[0, index], ends[2, index] = low, high
