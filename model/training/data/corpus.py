@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ConfigError
-from model.training.data.stream import Mixture, cut_windows
+from model.training.data.stream import Mixture, cut_windows, shuffled
 from model.training.data.tokenizers import Codec
 
 
@@ -77,9 +77,13 @@ class PreparedCorpus:
         for index, name in enumerate(self.domains):
             rows = np.flatnonzero(domain == index)
             if len(rows):
-                out[rows] = cut_windows(
-                    self.train[name], number[rows] * sequence_length, sequence_length
+                per_pass = (self.domains[name].train_tokens - 1) // sequence_length
+                passed, place = np.divmod(number[rows], per_pass)
+                key = (
+                    self._order_key + passed.astype(np.uint64) * np.uint64(2**32) + np.uint64(index)
                 )
+                starts = shuffled(place, per_pass, key) * sequence_length
+                out[rows] = cut_windows(self.train[name], starts, sequence_length)
         return out
 
     def epochs(self, num_windows: int, sequence_length: int) -> dict[str, float]:
@@ -126,6 +130,11 @@ class PreparedCorpus:
         self._require_window(sequence_length)
         for name in self.domains:
             self.heldout(name, sequence_length, 1)
+
+    @cached_property
+    def _order_key(self) -> np.uint64:
+        """Orders the windows; the fingerprint holds order_seed."""
+        return np.uint64(int(self.fingerprint[:12], 16))
 
     @cached_property
     def _mixture(self) -> Mixture:

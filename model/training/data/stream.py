@@ -20,6 +20,7 @@ from model.errors import ConfigError
 
 NUM_SLOTS = 65_536
 """Windows after which the pattern of domains repeats; weights are rounded to this grain."""
+FEISTEL_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,28 @@ class Mixture:
         rounds, rest = divmod(num_windows, NUM_SLOTS)
         in_rest = np.bincount(self.domain_by_slot[:rest], minlength=len(self.slots_by_domain))
         return rounds * self.slots_by_domain + in_rest
+
+
+def shuffled(index: NDArray[np.int64], size: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where each of 0 .. size - 1 stands in the order that its ``key`` names: a permutation.
+
+    A Feistel network over the next even power of two, walked until it lands below ``size`` (Black
+    and Rogaway, "Ciphers with arbitrary finite domains", 2002): each place is found by itself.
+    """
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    out = index.astype(np.uint64)
+    outside = np.ones(len(out), dtype=bool)
+    while outside.any():
+        left, right = out[outside] >> half, out[outside] & mask
+        for number in range(FEISTEL_ROUNDS):
+            mixed = (right + key[outside] + np.uint64(number)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+            mixed *= np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        out[outside] = (left << half) | right
+        outside = out >= size
+    return out.astype(np.int64)
 
 
 def cut_windows(

@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from model.training.config import BpeTokenizer, StdlibCorpus, SyntheticCorpus, TextCorpus
 from model.training.data import open_corpus, prepare_corpus
 from model.training.data import prepare as prepare_module
+from model.training.data.stream import Mixture
 
 PROJECT = Path(__file__).resolve().parents[4]
 SHARED_CORPORA = PROJECT.parent / "shared" / "data" / "corpora"
@@ -131,20 +132,26 @@ def test_the_stream_does_not_depend_on_the_batch(prepared):
     np.testing.assert_array_equal(whole[:, 1:].shape, (60, 32))
 
 
-def test_windows_walk_through_each_domain(prepared):
-    length = 16
-    rows = prepared.windows(0, 700, length)
-    epochs = prepared.epochs(700, length)
+def test_each_pass_reads_every_window_of_a_domain_once_in_a_new_order(prepared):
+    length, count = 16, 3000
+    rows = prepared.windows(0, count, length)
+    epochs = prepared.epochs(count, length)
 
     assert sum(
         epochs[name] * prepared.domains[name].train_tokens for name in prepared.domains
-    ) == pytest.approx(700 * length)
-    for name, tokens in prepared.train.items():
-        count = round(epochs[name] * len(tokens) / length)
-        endless = np.tile(tokens, int(epochs[name]) + 2)
-        expected = {tuple(endless[k * length : (k + 1) * length + 1]) for k in range(count)}
-        assert expected <= {tuple(row) for row in rows}
-    assert max(epochs.values()) > 1  # it wraps, and says so
+    ) == pytest.approx(count * length)
+    assert max(epochs.values()) > 2  # it wraps, and says so
+    domain, _ = Mixture.of(prepared.weights).locate(np.arange(count))
+    for index, tokens in enumerate(prepared.train.values()):
+        mine = rows[domain == index].tolist()
+        per_pass = (len(tokens) - 1) // length
+        every = [tokens[k * length : (k + 1) * length + 1].tolist() for k in range(per_pass)]
+        first, second = mine[:per_pass], mine[per_pass : 2 * per_pass]
+        assert first != every
+        assert sorted(first) == sorted(every)
+        if len(second) == per_pass:
+            assert sorted(second) == sorted(every)
+            assert second != first
 
 
 def test_weights_decide_the_shares(library, tmp_path):

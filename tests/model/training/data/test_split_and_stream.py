@@ -6,7 +6,7 @@ import pytest
 from model.errors import ConfigError
 from model.training.data.documents import Document
 from model.training.data.split import hash_position, split_documents
-from model.training.data.stream import NUM_SLOTS, Mixture, cut_windows
+from model.training.data.stream import NUM_SLOTS, Mixture, cut_windows, shuffled
 
 
 def documents(count, domain="d", prefix="text"):
@@ -84,3 +84,17 @@ def test_windows_follow_each_other_and_begin_again():
         [102, 103, 104, 105, 106],
         [100, 101, 102, 103, 104],
     ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 15, 16, 17, 1000, 4097])
+def test_a_shuffle_is_a_permutation_that_its_key_names(size):
+    place = np.arange(size)
+    orders = [shuffled(place, size, np.full(size, key, dtype=np.uint64)) for key in (5, 6)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), place)
+    one_by_one = [shuffled(place[i : i + 1], size, np.full(1, 5, dtype=np.uint64)) for i in place]
+    np.testing.assert_array_equal(np.concatenate(one_by_one), orders[0])
+    if size > 100:
+        assert (orders[0] != orders[1]).mean() > 0.9
+        # Neighbours are torn apart: the mean step of a random order is a third of its length.
+        assert np.abs(np.diff(orders[0])).mean() == pytest.approx(size / 3, rel=0.1)
