@@ -1,0 +1,134 @@
+"""Learning rate and batch: bowls of known minimum, edges and maxima named, laws recovered."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from analysis.hyperparams import against_compute, against_size_and_tokens, cell_optima
+from analysis.points import Points, make_points
+from analysis.results import FitError
+from analysis.settings import FitSettings
+from model.errors import ConfigError
+
+QUICK = FitSettings(replicates=100, starts=200)
+CELLS = list(itertools.product([1e6, 4e6, 1.6e7], [2e7, 8e7, 3.2e8]))
+FACTORS = 2.0 ** np.arange(-2, 3)
+
+
+def lr_law(size: float, tokens: float) -> float:
+    return 0.5 * size**-0.2 * tokens**-0.05
+
+
+def batch_law(size: float, tokens: float) -> float:
+    return 0.2 * tokens**0.5
+
+
+def swept(
+    *, batches: bool = True, shift: float = 1.0, sign: float = 1.0, noise_sd: float = 0.0
+) -> Points:
+    """Around each cell's optimum (times ``shift``) a grid of learning rates and batches."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for size, tokens in CELLS:
+        for lr_factor, batch_factor in itertools.product(FACTORS, FACTORS if batches else [1.0]):
+            lr = lr_law(size, tokens) * lr_factor * shift
+            batch = batch_law(size, tokens) * batch_factor
+            off_lr, off_batch = np.log(lr_factor * shift), np.log(batch_factor)
+            bowl = 0.02 * off_lr**2 + 0.01 * off_batch**2 - 0.008 * off_lr * off_batch
+            loss = (2 + 3 * tokens**-0.05) * np.exp(sign * bowl + noise_sd * rng.standard_normal())
+            rows.append((size, tokens, lr, batch, loss))
+    size, tokens, lr, batch, loss = np.array(rows).T
+    return make_points(
+        size_variable="flops_per_token",
+        label=[str(i) for i in range(len(rows))],
+        size=size,
+        tokens=tokens,
+        loss=loss,
+        flops=size * tokens,
+        extra={"peak_lr": tuple(lr.tolist()), "batch_tokens": tuple(batch.tolist())},
+    )
+
+
+def test_minima_of_bowls_in_two_settings() -> None:
+    optima = cell_optima(swept())
+    assert len(optima) == 9
+    for optimum in optima:
+        assert (optimum.status, optimum.num_runs) == ("inside", 25)
+        assert optimum.peak_lr == pytest.approx(lr_law(optimum.size, optimum.tokens), rel=1e-6)
+        assert optimum.batch_tokens == pytest.approx(
+            batch_law(optimum.size, optimum.tokens), rel=1e-6
+        )
+        assert optimum.loss == pytest.approx(2 + 3 * optimum.tokens**-0.05, rel=1e-6)
+        low, high = optimum.lr_range
+        assert low < optimum.peak_lr < high
+
+
+def test_near_optimal_learning_rates_lose_a_quarter_percent() -> None:
+    optimum = cell_optima(swept(batches=False))[0]
+    off = np.log(optimum.lr_range[1] / optimum.peak_lr)
+    assert np.exp(0.02 * off**2) == pytest.approx(1.0025, rel=1e-6)
+
+
+def test_laws_of_the_optima_come_back() -> None:
+    optima = cell_optima(swept(noise_sd=0.0005))
+    lr = against_size_and_tokens(optima, "peak_lr")
+    assert lr.size_exponent.contains(-0.2)
+    assert lr.token_exponent.contains(-0.05)
+    assert lr(4e6, 8e7) == pytest.approx(lr_law(4e6, 8e7), rel=0.05)
+    batch = against_size_and_tokens(optima, "batch_tokens")
+    assert batch.token_exponent.value == pytest.approx(0.5, abs=0.05)
+    fit = against_compute(optima, "peak_lr", QUICK)
+    assert fit.coefficients["b"].value < 0
+    assert fit.num_points == 9
+
+
+def test_an_optimum_at_the_edge_is_a_bound_and_enters_no_law() -> None:
+    optima = cell_optima(swept(batches=False, shift=16.0))
+    for optimum in optima:
+        assert optimum.status == "at_edge"
+        assert optimum.peak_lr == pytest.approx(4 * lr_law(optimum.size, optimum.tokens), rel=1e-6)
+        assert "bound" in optimum.note
+    with pytest.raises(FitError, match=r"0 of 9 cells have their optimum inside.*widen the range"):
+        against_compute(optima, "peak_lr", QUICK)
+
+
+def test_a_bowl_that_opens_downward_has_no_optimum() -> None:
+    assert {o.status for o in cell_optima(swept(sign=-1.0))} == {"opens_downward"}
+
+
+def test_too_few_values_are_said() -> None:
+    points = swept(batches=False)
+    few = make_points(
+        size_variable="flops_per_token", label=points.label[:2], size=points.array("size")[:2],
+        tokens=points.array("tokens")[:2], loss=points.array("loss")[:2],
+        flops=points.array("flops")[:2],
+        extra={name: column[:2] for name, column in points.extra.items()},
+    )  # fmt: skip
+    (optimum,) = cell_optima(few)
+    assert optimum.status == "too_few"
+    assert "three values of each" in optimum.note
+
+
+def test_a_run_about_to_diverge_does_not_tilt_the_bowl() -> None:
+    points = swept()
+    loss = points.array("loss")
+    for cell in range(9):
+        loss[25 * cell + 24] *= 1.3
+    bent = make_points(
+        size_variable="flops_per_token", label=points.label, size=points.array("size"),
+        tokens=points.array("tokens"), loss=loss, flops=points.array("flops"), extra=points.extra,
+    )  # fmt: skip
+    for optimum in cell_optima(bent):
+        assert optimum.peak_lr == pytest.approx(lr_law(optimum.size, optimum.tokens), rel=0.05)
+
+
+def test_points_without_learning_rates_say_so() -> None:
+    points = make_points(
+        size_variable="N", label=["a"], size=np.array([1e6]), tokens=np.array([1e7]),
+        loss=np.array([3.0]), flops=np.array([1e13]),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="learning-rate law needs peak_lr"):
+        cell_optima(points)
