@@ -46,7 +46,7 @@ def starts(
     theta_SP = np.zeros((len(exponents_SQ), law.num_parameters))
     theta_SP[:, exponents] = exponents_SQ
     objective_S = np.empty(len(exponents_SQ))
-    block = max(1, BLOCK_ELEMENTS // law.num_points)
+    block = max(1, 4 * BLOCK_ELEMENTS // law.num_points)  # few passes: calls cost more than cache
     for first in range(0, len(exponents_SQ), block):
         part = slice(first, first + block)
         solved_SK, objective_S[part] = _solve(law, theta_SP[part], log_loss_N, weight_N, loss)
