@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from model.errors import ConfigError
 
 LEAST_LEFT = 2
 """Points per parameter that must be left for the fit."""
+MOST_STARTS, MOST_REPLICATES = 500, 300
+"""Of each hold-out's fit: its forecasts are judged, its coefficients are not reported."""
 NO_BETTER = 1.1
 """A law whose error is within this factor of the best one's is as good; the simplest one wins."""
 
@@ -58,6 +60,11 @@ def hold_out(
 
     One entry per number of budgets, fewest first; empty where not even one can be spared.
     """
+    quick = replace(
+        settings,
+        starts=min(settings.starts, MOST_STARTS),
+        replicates=min(settings.replicates, MOST_REPLICATES),
+    )
     ranks = np.asarray(points.budget)
     distinct = np.unique(ranks)
     columns = [points.column(name, law.__name__) for name in law.VARIABLES]
@@ -69,7 +76,7 @@ def hold_out(
             break
         if min(len(set(rest.size)), len(set(rest.tokens))) < 2:
             break
-        fit = fit_points(law, rest, settings)
+        fit = fit_points(law, rest, quick)
         forecasts = [
             fit.predict(*(float(column[row]) for column in columns), level=settings.level)
             for row in left_out
