@@ -22,10 +22,10 @@ def test_chaos_changes_nothing_that_was_measured(wide_plan, tmp_path):
     calm.run(num_blows=0, pause_s=0.2, timeout_s=120)
     stormy = toy_chaos.Session(
         plan=wide_plan,
-        store=toy_chaos.prepare(tmp_path / "stormy", step_s=0.05),
+        store=toy_chaos.prepare(tmp_path / "stormy", step_s=0.2),
         rng=random.Random(1),
     )
-    stormy.run(num_blows=20, pause_s=0.3, timeout_s=200)
+    stormy.run(num_blows=20, pause_s=0.15, timeout_s=200)
     assert stormy.blows.total() >= 10, "it was over too soon to be disturbed"
     assert stormy.measured() == calm.measured()
     assert stormy.curves() == calm.curves()
