@@ -16,8 +16,6 @@ from analysis.results import Interval, stretched
 from analysis.solving import Solved
 
 RUNS_BOOTSTRAP = "runs drawn with replacement, percentiles stretched by Student's quantile"
-REPLICATE_STEPS = 80
-"""Nine in ten replicates need ten steps; the last ones creep along a valley of equal forecasts."""
 
 
 def resample_runs(num_points: int, replicates: int, seed: int) -> Array:
@@ -31,14 +29,7 @@ def replicate(solved: Solved, log_loss_N: Array, counts_RN: Array) -> Array:
     """The law fitted to every draw, from the optimum: the parameters [R, P]."""
     start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
     weights_RN = counts_RN * solved.weight_N
-    found = minimise(
-        solved.form.logsum,
-        start_RP,
-        log_loss_N,
-        weights_RN,
-        solved.loss,
-        max_steps=REPLICATE_STEPS,
-    )
+    found = minimise(solved.form.logsum, start_RP, log_loss_N, weights_RN, solved.loss)
     return solved.form.decode(found.theta_BP)
 
 

@@ -137,7 +137,7 @@ def _block(
             (theta_BP >= law.upper_P) & (gradient_BP > 0)
         )
         _hold(hessian_BPP, gradient_BP, held_BP)
-        move_BP = np.asarray(np.linalg.solve(hessian_BPP, gradient_BP[..., None])[..., 0])
+        move_BP = _solve(hessian_BPP, gradient_BP, scale_BP)
         tried_BP = np.clip(_moved(theta_BP, move_BP, coefficients), law.lower_P, law.upper_P)
 
         log_BN, tried_shares = law.shares(tried_BP)
@@ -177,6 +177,16 @@ def _block(
             log_loss_BN, weight_BN = log_loss_BN[open_B], weight_BN[open_B]
             open_B = np.ones(len(active), dtype=bool)
     return end_theta, end_objective, end_converged, end_steps
+
+
+def _solve(hessian_BPP: Array, gradient_BP: Array, scale_BP: Array) -> Array:
+    """The steps; a block that holds an exactly singular problem is damped a little more."""
+    try:
+        return np.asarray(np.linalg.solve(hessian_BPP, gradient_BP[..., None])[..., 0])
+    except np.linalg.LinAlgError:
+        diagonal = np.arange(hessian_BPP.shape[1])
+        hessian_BPP[:, diagonal, diagonal] += 1e-6 * scale_BP + 1e-12
+        return np.asarray((np.linalg.pinv(hessian_BPP) @ gradient_BP[..., None])[..., 0])
 
 
 def _moved(theta_BP: Array, move_BP: Array, coefficients: list[int]) -> Array:

@@ -23,8 +23,9 @@ from analysis.noise import noise_floor
 from analysis.points import Points
 from analysis.profile import profile_intervals
 from analysis.results import Fit, FitError, Interval, Objective
+from analysis.robust import new_run_spread
 from analysis.settings import FitSettings
-from analysis.solving import Solved, make_law, new_run_spread, solve
+from analysis.solving import Solved, make_law, solve
 from model.errors import ConfigError
 
 
@@ -91,7 +92,7 @@ def fit_compute_law(points: Points, settings: FitSettings | None = None) -> Fit:
         (flops,),
         losses,
         settings,
-        name="lowest loss of each budget",
+        name="through the lowest loss of each budget",
         labels=[points.label[row] for row in rows],
         budgets=[points.budget[row] for row in rows],
     )
@@ -116,7 +117,7 @@ def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
     frontier = law.frontier()
     replicates = frontier_parameters(np.asarray(surface.replicates), law.flops_per_size_token)
     return Fit(
-        name="loss along the compute-optimal frontier of L(N, D)",
+        name="along the compute-optimal frontier of L(N, D)",
         law=frontier,
         coefficients=intervals(frontier, replicates, level, surface.noise_df),
         replicates=tuple(map(tuple, replicates.tolist())),

@@ -15,7 +15,8 @@ from analysis.holdout import Holdout
 from analysis.laws import Array, LossSurface
 from analysis.noise import NoiseFloor
 from analysis.results import Fit, FitStatus, FitWarning
-from analysis.solving import Solved, make_law, robust_sd
+from analysis.robust import robust_sd
+from analysis.solving import Solved, make_law
 
 RIDGE = 1e3
 """Condition number, columns scaled to length one, from which a direction counts as free."""

@@ -20,8 +20,8 @@ from analysis.fitting import fit_power_law
 from analysis.laws import Array
 from analysis.points import Points
 from analysis.results import Fit, FitError, Interval, stretched
+from analysis.robust import robust_sd
 from analysis.settings import FitSettings
-from analysis.solving import robust_sd
 
 FEWEST_CELLS = 3
 NEAR_OPTIMAL = 0.0025

@@ -187,6 +187,11 @@ class LossSurface:
         With C = k·N·D fixed, dL/dN = 0 gives alpha·A·N^-alpha = beta·B·D^-beta, so
         N = G·(C/k)^(beta/(alpha+beta)) with G = (alpha·A / (beta·B))^(1/(alpha+beta)), D = C/(k·N).
         """
+        if not (self.A > 0 and self.B > 0):
+            raise ConfigError(
+                f"no compute-optimal size: A = {self.A:g} and B = {self.B:g}, so loss falls with "
+                f"{'tokens' if self.B > 0 else 'size'} alone"
+            )
         total = self.alpha + self.beta
         ratio = flops / self.flops_per_size_token
         balance = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)

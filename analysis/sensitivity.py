@@ -19,8 +19,9 @@ from analysis.laws import LossSurface
 from analysis.points import Points, take
 from analysis.profile import profile_intervals
 from analysis.results import FitError, Interval
+from analysis.robust import REFERENCE_DELTA, robust_sd
 from analysis.settings import FitSettings
-from analysis.solving import REFERENCE_DELTA, Solved, make_law, robust_sd, solve
+from analysis.solving import Solved, make_law, solve
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from analysis.catalogue import Law
 from analysis.descent import MAX_STEPS, Minima, minimise
@@ -17,13 +16,9 @@ from analysis.laws import Array
 from analysis.logsum import LogSum, Loss
 from analysis.projection import best_of_regions, starts
 from analysis.results import FitError
+from analysis.robust import REFERENCE_DELTA, chosen_loss, efficient_loss
 from analysis.settings import FitSettings
 
-REFERENCE_DELTA = 1e-3
-"""Hoffmann et al. (arXiv:2203.15556) and the replication by Besiroglu et al. (arXiv:2404.10102)."""
-EFFICIENT_DELTA = 1.345
-"""Huber's delta, in standard deviations, that keeps 95% of the efficiency on normal noise."""
-MANY_POINTS_PER_PARAMETER = 20
 SAME_OPTIMUM = 1e-5
 """Optima whose objectives differ by less than this share count as one."""
 MOST_SEARCHED = 4_000
@@ -41,8 +36,6 @@ MOST_RIVALS = 8
 RIVAL_STEPS = 60
 EQUAL_OPTIMUM = 1e-9
 """Of optima that differ by less, the one that took the fewest steps is reported."""
-WINSOR = 3.0
-"""Residuals count as at most this many robust standard deviations in the spread of a new run."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def solve(
     form = make_form(law, variables, values)
     log_N, ones_N = np.log(values), np.ones(len(values))
     exponents, unit = form.exponent_starts(settings.starts)
-    loss, rule = _loss(settings, len(values), form.logsum.num_parameters)
+    loss, rule = chosen_loss(settings, len(values), form.logsum.num_parameters)
     # Regions are searched on a part of very many points; the best go on with all of them.
     part = _part(len(values))
     few, log_M = form.logsum.take(part), log_N[part]
@@ -82,7 +75,9 @@ def solve(
     begin_BP = theta_SP[picked]
     if rule is None:
         rough = minimise(few, begin_BP, log_M, ones_N[part], loss, max_steps=ROUGH_STEPS)
-        loss, rule = _efficient_loss(form, rough.theta_BP[rough.objective_B.argmin()], log_N)
+        best_P = rough.theta_BP[rough.objective_B.argmin()]
+        residual_N = log_N - form.logsum.log_values(best_P[None])[0]
+        loss, rule = efficient_loss(residual_N, form.logsum.num_parameters)
         begin_BP = rough.theta_BP
     if loss.kind == "lad":  # its limit of small deltas is slow: only from where Huber's loss ended
         found = _descend(few, begin_BP, log_M, Loss(kind="huber", delta=REFERENCE_DELTA))
@@ -179,61 +174,6 @@ def make_law(solved: Solved, constants: dict[str, float] | None = None) -> Law:
     named = dict(zip(solved.form.parameters, map(float, parameters), strict=True))
     fields: dict[str, Any] = {**named, **(constants or {})}
     return solved.form.law(**fields)
-
-
-def new_run_spread(residual_N: Array, num_parameters: int) -> tuple[float, float]:
-    """Spread of one new run about the law in log-loss, and its degrees of freedom.
-
-    The residuals' standard deviation with the parameters' degrees of freedom taken off. Residuals
-    beyond three robust standard deviations count as three, so that an outlier (which the report
-    names) does not widen every forecast.
-    """
-    degrees = len(residual_N) - num_parameters
-    most = WINSOR * robust_sd(residual_N, num_parameters)
-    kept_N = np.minimum(np.abs(residual_N), most) if most > 0 else np.abs(residual_N)
-    return float(np.sqrt((kept_N**2).sum() / degrees)), float(degrees)
-
-
-def robust_sd(residual_N: Array, num_parameters: int) -> float:
-    """Standard deviation from the median absolute residual.
-
-    A robust fit brings about as many residuals to nearly zero as it has parameters; the smallest
-    ones are left out of the median (Street, Carroll & Ruppert, 1988).
-    """
-    ordered_N = np.sort(np.abs(residual_N))[num_parameters - 1 :]
-    return float(np.median(ordered_N) / ndtri(0.75))
-
-
-def _loss(settings: FitSettings, num_points: int, num_parameters: int) -> tuple[Loss, str | None]:
-    """The loss to begin with, and the rule in words; None if delta waits for the residuals.
-
-    The field's delta of 1e-3 is far below the noise of most runs, so it is least absolute
-    deviation in disguise: robust, but it throws away a third of the information when noise is
-    normal. With 240 points that is affordable and keeps results comparable; with 20 it is not, and
-    the intervals of so rough a loss came out too wide by measurement (they covered 0.97).
-    """
-    if settings.loss == "lad":
-        return Loss(kind="lad", delta=0.0), "absolute values, no delta"
-    if settings.loss == "squares":
-        return Loss(kind="squares", delta=np.inf), "squares, no delta"
-    if settings.huber_delta is not None:
-        return Loss(kind="huber", delta=settings.huber_delta), "given"
-    begin = Loss(kind="huber", delta=REFERENCE_DELTA)
-    many = MANY_POINTS_PER_PARAMETER * num_parameters
-    if num_points >= many:
-        return begin, f"1e-3, the field's reference, from {many} points on"
-    return begin, None
-
-
-def _efficient_loss(form: Form, theta_P: Array, log_N: Array) -> tuple[Loss, str]:
-    residual_N = log_N - form.logsum.log_values(theta_P[None])[0]
-    spread = robust_sd(residual_N, form.logsum.num_parameters)
-    delta = max(REFERENCE_DELTA, EFFICIENT_DELTA * spread)
-    rule = (
-        f"{EFFICIENT_DELTA} robust standard deviations of the residuals, at least 1e-3: below "
-        f"{MANY_POINTS_PER_PARAMETER * form.logsum.num_parameters} points"
-    )
-    return Loss(kind="huber", delta=float(delta)), rule
 
 
 def _distinct(objectives: Array, rounding: float) -> tuple[float, ...]:

@@ -13,9 +13,10 @@ import numpy as np
 import scipy
 
 from analysis import health
-from analysis.fitting import fit_surface, frontier_fit
+from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
 from analysis.holdout import Holdout
 from analysis.judging import Comparison, hold_out
+from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
 from analysis.results import Exclusion, Fit
@@ -136,7 +137,7 @@ def make_study(
         protocol_fingerprints=protocol_fingerprints,
         convention=convention,
         surface=surface,
-        compute_law=frontier_fit(surface, settings.level),
+        compute_law=_compute_law(points, surface, settings),
         noise=noise_floor(points),
         holdouts=holdouts,
         settings=settings,
@@ -147,6 +148,15 @@ def make_study(
             "scipy": scipy.__version__,
         },
     )
+
+
+def _compute_law(points: Points, surface: Fit, settings: FitSettings) -> Fit:
+    """L(C) along the surface's frontier, or where it has none through each budget's best run."""
+    law = surface.law
+    assert isinstance(law, LossSurface)
+    if law.A > 0 and law.B > 0:
+        return frontier_fit(surface, settings.level)
+    return fit_compute_law(points, settings)
 
 
 def check_spread(points: Points) -> None:

@@ -53,11 +53,11 @@ def _coefficients(study: Study) -> Iterator[str]:
 
 
 def _frontier(study: Study) -> Iterator[str]:
-    law, fit = study.compute_law.law, study.compute_law
-    E, a, b = law.parameters
+    fit = study.compute_law
+    E, a, b = fit.law.parameters
     yield from _labelled(
-        "frontier",
-        f"L(C) = {E:.4g} + {a:.4g}·C^-{b:.4g}, exponent {_between(fit.coefficients['b'])}",
+        "L(C)",
+        f"{E:.4g} + {a:.4g}·C^-{b:.4g}, exponent {_between(fit.coefficients['b'])}: {fit.name}",
     )
 
 

@@ -157,6 +157,51 @@ def test_an_optimum_that_does_not_exist_is_no_number(study: Study) -> None:
         optimum(replace(study.surface, law=law), 1e15)
 
 
+ODD_LOSSES = {
+    "all equal": lambda size, tokens: np.full_like(size, 2.0),
+    "no size term": lambda size, tokens: 1.5 + 60 * tokens**-0.3,
+    "no token term": lambda size, tokens: 1.5 + 50 * size**-0.3,
+    "rising with size": lambda size, tokens: 2.0 + 1e-3 * size**0.3 + 60 * tokens**-0.3,
+    "a straight line in log size": lambda size, tokens: 10 - 0.4 * np.log10(size),
+    "noise alone": lambda size, tokens: np.exp(np.random.default_rng(1).uniform(-3, 3, len(size))),
+}
+
+
+@pytest.mark.parametrize("shape", ODD_LOSSES)
+@pytest.mark.parametrize("loss", ["huber", "lad", "squares"])
+def test_points_of_any_shape_end_in_a_study_with_warnings(
+    shape: str, loss: str, ladder_points: Draw
+) -> None:
+    points = ladder_points(noise_sd=0.0)
+    losses = ODD_LOSSES[shape](points.array("size"), points.array("tokens"))
+    odd = make_points(
+        size_variable="N", label=points.label, size=points.array("size"),
+        tokens=points.array("tokens"), loss=losses, flops=points.array("flops"),
+    )  # fmt: skip
+    settings = FitSettings(replicates=100, starts=200, loss=loss)  # type: ignore[arg-type]
+    study = make_study(shape, odd, (), settings)
+    assert study.surface.warnings
+    assert Study.from_json(study.to_json()) == study
+    assert max(map(len, study.summary().splitlines())) <= 100
+
+
+def test_without_a_size_term_the_compute_law_goes_through_the_best_runs(
+    ladder_points: Draw,
+) -> None:
+    points = ladder_points(noise_sd=0.0)
+    flat = make_points(
+        size_variable="N", label=points.label, size=points.array("size"),
+        tokens=points.array("tokens"), loss=ODD_LOSSES["no size term"](
+            points.array("size"), points.array("tokens")), flops=points.array("flops"),
+    )  # fmt: skip
+    study = make_study("x", flat, (), QUICK)
+    assert study.surface.coefficients["A"].value == 0
+    assert "lowest loss of each budget" in study.compute_law.name
+    assert isinstance(study.surface.law, LossSurface)
+    with pytest.raises(ConfigError, match="loss falls with tokens alone"):
+        study.surface.law.optimum(1e15)
+
+
 def test_analysis_imports_quickly_and_without_torch() -> None:
     code = (
         "import sys, time; sys.modules['torch'] = None; began = time.process_time(); "
