@@ -1,7 +1,7 @@
 """The promotion record: what will be trained, what it is forecast to reach, and on what evidence.
 
 Made once by ``windtunnel promote``, kept as ``<root>/promotions/<id>.yaml``, frozen: its hash is
-checked whenever it is read. The id holds a hash of the decision alone (not of the time or the
+checked whenever it is read. The id holds a hash of what it was made from (not of the time or the
 machine), so the same evidence gives the same promotion, once.
 """
 
@@ -99,11 +99,23 @@ class Promotion:
 
 
 def sealed(promotion: Promotion, slug: str) -> Promotion:
-    """Give ``promotion`` its id, made of ``slug`` and the decision's hash, and its content hash."""
-    decision = to_plain(promotion)
-    for name in ("id", "created_at", "provenance", "content_hash"):
-        del decision[name]
-    named = replace(promotion, id=f"{slug}-{content_hash(decision, digits=8)}")
+    """Give ``promotion`` its id, made of ``slug`` and its grounds' hash, and its content hash.
+
+    The grounds are what the promotion was made from, not what was computed from it: a threaded
+    linear-algebra library may move a forecast's last digit from one call to the next, and that must
+    not make a second promotion of one decision.
+    """
+    grounds = {
+        "schema_version": promotion.schema_version,
+        "sweep": promotion.sweep,
+        "target": to_plain(promotion.target),
+        "thresholds": to_plain(promotion.thresholds),
+        "level": promotion.forecast.level,
+        "spec": to_plain(promotion.spec),
+        "study_hash": promotion.evidence.study_hash,
+        "unfinished": promotion.evidence.unfinished,
+    }
+    named = replace(promotion, id=f"{slug}-{content_hash(grounds, digits=8)}")
     return replace(named, content_hash=promotion_hash(to_plain(named)))
 
 

@@ -35,7 +35,7 @@ from windtunnel.commands.status import known_plan
 from windtunnel.finished import FinishedSweep, load_sweep
 from windtunnel.gates import GATES
 from windtunnel.load_forecast import forecast_loads
-from windtunnel.promotion import Promotion, Promotions, promotion_hash, read_promotion
+from windtunnel.promotion import Promotion, Promotions, promotion_hash, read_promotion, sealed
 from windtunnel.recommend import Settings, recommend
 from windtunnel.targets import ComputeBudget, LingTarget, NextRung, ParamBudget, TokenBudget
 
@@ -409,6 +409,16 @@ def test_the_same_evidence_gives_the_same_promotion_once(
     assert promotions.save(again) == (promotion, False)
     other = recommend(sweep, NextRung(factor=7.0), settings)
     assert other.id != promotion.id
+
+
+def test_a_forecasts_last_digit_makes_no_second_promotion(promotion: Promotion) -> None:
+    slug = promotion.id.rpartition("-")[0]
+    value = np.nextafter(promotion.forecast.value, 9.0)
+    moved = replace(promotion, forecast=replace(promotion.forecast, value=float(value)))
+    assert sealed(moved, slug).id == promotion.id
+    assert sealed(moved, slug).content_hash != promotion.content_hash
+    refitted = replace(promotion, evidence=replace(promotion.evidence, study_hash="0" * 64))
+    assert sealed(refitted, slug).id != promotion.id
 
 
 def test_latest_is_the_one_promoted_last_even_if_kept_before(
