@@ -236,7 +236,7 @@ def skim_plan(path: Path) -> Plan:
     Enough for a status, which looks at all runs but asks for the specs of few.
     """
     head, _, rest = path.read_text().partition('"runs": [\n')
-    body, _, tail = rest.rpartition("\n ]")
+    body, _, tail = rest.partition("\n ]")
     try:
         name = _checked_version(json.loads(f'{head}"runs": []{tail}'), path)["name"]
         return Plan(name=name, runs=tuple(map(_SkimmedRun, body.split(",\n"))))

@@ -66,6 +66,15 @@ def test_what_comes_out_the_same_is_run_once_and_said(sweep_config, corpus):
     assert "10 of 12 cells came out as a run already planned" in plan.notes[0]
 
 
+def test_a_plan_with_notes_can_be_skimmed(sweep_config, corpus, tmp_path):
+    ladder = replace(sweep_config.ladder, smallest_tokens=200_000)
+    plan = make_plan(replace(sweep_config, ladder=ladder), corpus)
+    assert plan.notes
+    write_plan(plan, tmp_path / "plan.json")
+    skimmed = skim_plan(tmp_path / "plan.json")
+    assert [run.spec for run in skimmed.runs] == [run.spec for run in plan.runs]
+
+
 def test_reading_the_corpus_more_than_once_is_said(sweep_config, corpus):
     ladder = replace(sweep_config.ladder, smallest_tokens=200_000)
     (note,) = make_plan(replace(sweep_config, ladder=ladder), corpus).notes
