@@ -33,6 +33,13 @@ EXTRA_COLUMNS = (
 """Of a record, kept beside the points for laws in these variables."""
 
 
+NOT_FITTED = {
+    "promoted": "promoted: it judges the fit and does not enter it",
+    "trunk": "trunk: at a constant rate; what was read out of it enters the fit",
+}
+"""Roles whose runs are no evidence, and why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Points:
     """Runs as columns of equal length."""
@@ -118,11 +125,11 @@ def points_from_records(
         ConfigError: no run is left.
     """
     left_out = [
-        Exclusion(label=record.run_id, reason="promoted: it judges the fit and does not enter it")
+        Exclusion(label=record.run_id, reason=NOT_FITTED[record.role])
         for record in records.records
-        if record.role == "promoted"
+        if record.role in NOT_FITTED
     ]
-    kept = [record for record in records.records if record.role != "promoted"]
+    kept = [record for record in records.records if record.role not in NOT_FITTED]
     excluded = (*records.excluded, *left_out)
     if not kept:
         reasons = "; ".join(f"{e.label}: {e.reason}" for e in excluded[:3])

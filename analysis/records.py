@@ -54,7 +54,8 @@ class RunRecord:
     status: Literal["done", "diverged"]
     reason: str = ""
     """Why a run diverged, and at which step; empty for a done one."""
-    role: Literal["grid", "noise", "promoted"] = "grid"
+    role: Literal["grid", "noise", "promoted", "trunk"] = "grid"
+    """A trunk is the constant-rate run that others are readouts of; no law is fitted to it."""
     rung: str
     """Name of the model size within its ladder."""
     seed: int

@@ -73,3 +73,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of an optimizer step lies below a folder of them."""
+    return folder / f"step-{step:08d}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.training.config import TrainConfig
+from model.training.schedules import trunk_steps
 from sweeps.recipe import sizes_of
 
 # Weight of the shipped prices against one finished run, in relative errors. Low: five runs of
@@ -31,6 +32,9 @@ class RunCost:
     flops_per_token: float
     """M of the shape that was found, not of the ladder's target."""
     train_flops: float
+    """C = M · tokens, whoever trains them."""
+    own_flops: float
+    """What this run trains itself: less than C where it shares a trunk."""
     wall_s: float
     """Estimated seconds on one worker."""
 
@@ -65,8 +69,13 @@ class Sample:
     wall_s: float
 
 
+def own_steps(train: TrainConfig, *, shares_trunk: bool) -> int:
+    """Steps a run trains itself."""
+    return train.num_steps - trunk_steps(train) if shares_trunk else train.num_steps
+
+
 def usage_of(
-    model: ModelConfig, train: TrainConfig, num_domains: int
+    model: ModelConfig, train: TrainConfig, num_domains: int, *, shares_trunk: bool = False
 ) -> tuple[float, float, float, float]:
     """(starts, steps, layer steps, FLOPs) of one run, evaluation included.
 
@@ -78,23 +87,33 @@ def usage_of(
     heldout_tokens = evaluation.heldout_tokens * num_domains
     evaluated_tokens = heldout_tokens * (1 + evaluation.num_intermediate / 8)
     layers = model.num_layers + model.mtp_depth
+    steps = own_steps(train, shares_trunk=shares_trunk)
     return (
         1.0,
-        float(train.num_steps),
-        float(train.num_steps * layers),
-        flops.others["all_matmuls"] * (train.tokens + evaluated_tokens / 3),
+        float(steps),
+        float(steps * layers),
+        flops.others["all_matmuls"] * (steps * train.batch_tokens + evaluated_tokens / 3),
     )
 
 
-def cost_of(prices: CostModel, model: ModelConfig, train: TrainConfig, num_domains: int) -> RunCost:
+def cost_of(
+    prices: CostModel,
+    model: ModelConfig,
+    train: TrainConfig,
+    num_domains: int,
+    *,
+    shares_trunk: bool = False,
+) -> RunCost:
     """The row of the plan's table for one run."""
     params, flops = sizes_of(model, train.sequence_length)
-    usage = usage_of(model, train, num_domains)
+    usage = usage_of(model, train, num_domains, shares_trunk=shares_trunk)
+    own = own_steps(train, shares_trunk=shares_trunk)
     return RunCost(
         total_params=params.total,
         active_params=params.active,
         flops_per_token=flops.house,
         train_flops=flops.house * train.tokens,
+        own_flops=flops.house * own * train.batch_tokens,
         wall_s=sum(map(operator.mul, usage, _prices(prices))),
     )
 

@@ -57,6 +57,10 @@ class LadderConfig:
             f"({self.seed}): equal seeds measure no noise",
         )
 
+    def tokens_at(self, budget: int) -> int:
+        """Tokens of a budget, from 0."""
+        return round(self.smallest_tokens * self.budget_ratio**budget)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -91,6 +95,6 @@ def _cell(
         rung=f"r{size}",
         role=role,
         flops_per_token=ladder.smallest_flops_per_token * ladder.size_ratio**size,
-        tokens=round(ladder.smallest_tokens * ladder.budget_ratio**budget),
+        tokens=ladder.tokens_at(budget),
         seed=seed,
     )

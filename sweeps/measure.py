@@ -18,6 +18,8 @@ from sweeps.attempt import Progress
 from sweeps.protocol import fingerprint, protocol_of
 from sweeps.provenance import provenance
 from sweeps.spec import NUMERICS_VERSION, RunSpec, run_id
+from sweeps.store import Store
+from sweeps.trunks import has_snapshots
 
 if TYPE_CHECKING:
     from model.training.trainer import TrainResult
@@ -32,6 +34,10 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
             f"planned for numerics version {spec.numerics}, this program computes by version "
             f"{NUMERICS_VERSION}; its numbers would not be comparable; plan the sweep again"
         )
+    run_dir = attempt_dir.parents[1]
+    trunk = _diverged_trunk(spec, run_dir)
+    if trunk is not None:
+        return record_of(spec, trunk, attempt_dir)
     corpus = planned_corpus(spec)
     metrics = attempt_dir / "metrics.jsonl"
 
@@ -53,8 +59,36 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
         attempt_dir,
         on_progress=on_progress,
         name=run_id(spec),
+        snapshots_dir=run_dir / "snapshots",
+        trunk_dir=run_dir.parent / spec.trunk / "snapshots" if spec.trunk else None,
     )
     return record_of(spec, result, attempt_dir)
+
+
+def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:
+    """What a run measures whose trunk went wrong before the run's own first step; else None."""
+    from model.training.trainer import TrainResult
+
+    store = Store(run_dir.parents[1])
+    trunk = store.record(spec.trunk) if spec.trunk else None
+    if trunk is None or trunk.status == "done" or has_snapshots(store, spec):
+        return None
+    return TrainResult(
+        status="diverged",
+        reason=f"its trunk {spec.trunk} diverged: {trunk.reason}",
+        steps=trunk.steps,
+        tokens=trunk.tokens,
+        loss_nats=None,
+        bits_per_byte=None,
+        train_loss_nats=trunk.train_loss_nats,
+        by_domain={},
+        load_by_layer=(),
+        wall_s=0.0,
+        tokens_per_s=0.0,
+        seconds={},
+        epochs={},
+        numerics={},
+    )
 
 
 def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecord:
@@ -133,6 +167,7 @@ def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecor
             "numerics": dict(result.numerics),
             "seconds": dict(result.seconds),
             "epochs": dict(result.epochs),
+            **({"trunk": spec.trunk} if spec.trunk else {}),
         },
     )
 

@@ -6,6 +6,8 @@ The plan alone is enough to run, rerun or check the sweep: ``plan.json`` holds e
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +30,9 @@ from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
 from sweeps.files import read_json, write_atomic
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.order import makespan_s, start_order
-from sweeps.recipe import Recipe, shape_for, train_for
+from sweeps.recipe import Recipe, Trunk, shape_for, train_for
 from sweeps.spec import SPEC_VERSION, RunSpec, run_id
+from sweeps.trunks import with_trunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,19 @@ class Plan:
     """What a person should know before starting it."""
 
     @property
+    def measured(self) -> tuple[PlannedRun, ...]:
+        """The runs whose losses are studied: all but the trunks they were read out of."""
+        return tuple(run for run in self.runs if run.spec.role != "trunk")
+
+    @property
     def train_flops(self) -> float:
-        """Sum over the runs."""
-        return sum(run.cost.train_flops for run in self.runs)
+        """What the runs train, each step that several share counted once."""
+        return sum(run.cost.own_flops for run in self.runs)
+
+    @property
+    def separate_flops(self) -> float:
+        """What they would train if each stood by itself."""
+        return sum(run.cost.train_flops for run in self.measured)
 
     @property
     def worker_s(self) -> float:
@@ -113,7 +126,7 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         ConfigError: an axis names no field, a size is out of reach, a recipe contradicts itself.
     """
     corpus.require_length(config.sequence_length)
-    planned: dict[str, PlannedRun] = {}
+    planned: dict[str, tuple[RunSpec, dict[str, Any]]] = {}
     num_cells = 0
     for index, variant in enumerate(variants_of(config)):
         varied = grid.replaced(config, variant)
@@ -129,21 +142,51 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
                 rung=cell.rung,
                 role=cell.role,
             )
-            name = run_id(spec)
-            if name not in planned:
-                cost = cost_of(prices, spec.model, spec.train, len(corpus.domains))
-                planned[name] = PlannedRun(run_id=name, spec=spec, cost=cost, variant=variant)
-    runs = list(planned.values())
-    order = start_order(
-        [run.cost.wall_s for run in runs], [(run.spec.rung, str(run.variant)) for run in runs]
-    )
+            planned.setdefault(run_id(spec), (spec, variant))
+    specs, variants = zip(*planned.values(), strict=True)
+    trunks, specs = with_trunks(specs)
+    runs = [
+        _priced(prices, spec, variant, len(corpus.domains))
+        for spec, variant in (
+            *((trunk, {}) for trunk in trunks),
+            *zip(specs, variants, strict=True),
+        )
+    ]
     return Plan(
         name=config.name,
         config=config,
-        runs=tuple(runs[index] for index in order),
-        num_duplicates=num_cells - len(runs),
-        notes=_notes(runs, num_cells, corpus),
+        runs=tuple(_in_order(runs)),
+        num_duplicates=num_cells - len(planned),
+        notes=_notes(runs, num_cells, num_cells - len(planned), corpus),
     )
+
+
+def _priced(
+    prices: CostModel, spec: RunSpec, variant: dict[str, Any], num_domains: int
+) -> PlannedRun:
+    cost = cost_of(prices, spec.model, spec.train, num_domains, shares_trunk=bool(spec.trunk))
+    return PlannedRun(run_id=run_id(spec), spec=spec, cost=cost, variant=variant)
+
+
+def _in_order(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
+    """In the order to start them; what is read out of a trunk follows it, the shortest first."""
+    readouts: dict[str, list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        if run.spec.trunk:
+            readouts[run.spec.trunk].append(run)
+    roots = [run for run in runs if not run.spec.trunk]
+    order = start_order(
+        [
+            run.cost.wall_s + sum(readout.cost.wall_s for readout in readouts[run.run_id])
+            for run in roots
+        ],
+        [(run.spec.rung, str(run.variant)) for run in roots],
+    )
+    for index in order:
+        yield roots[index]
+        yield from sorted(
+            readouts[roots[index].run_id], key=lambda run: (run.spec.train.tokens, run.run_id)
+        )
 
 
 def spec_for(
@@ -175,6 +218,7 @@ def spec_for(
         checkpoint=config.checkpoint,
         precision=config.precision,
         mtp_loss_weight=config.mtp_loss_weight,
+        trunk=_trunk(config.ladder, tokens) if config.schedule.trunk else None,
     )
     return RunSpec(
         rung=rung,
@@ -184,6 +228,16 @@ def spec_for(
         corpus=config.corpus,
         corpus_fingerprint=corpus.fingerprint,
         runtime=config.runtime,
+    )
+
+
+def _trunk(ladder: LadderConfig, tokens: int) -> Trunk:
+    """One for all budgets of the ladder; a longer run, promoted from it, gets its own rates."""
+    smallest, largest = ladder.tokens_at(0), ladder.tokens_at(ladder.budgets - 1)
+    return Trunk(
+        shortest=smallest if tokens <= largest else tokens,
+        longest=max(largest, tokens),
+        warmup_of=smallest,
     )
 
 
@@ -285,11 +339,13 @@ def _checked_version(mapping: Any, path: Path) -> dict[str, Any]:
     return mapping
 
 
-def _notes(runs: list[PlannedRun], num_cells: int, corpus: PreparedCorpus) -> tuple[str, ...]:
+def _notes(
+    runs: list[PlannedRun], num_cells: int, num_duplicates: int, corpus: PreparedCorpus
+) -> tuple[str, ...]:
     notes = []
-    if num_cells > len(runs):
+    if num_duplicates:
         notes.append(
-            f"{num_cells - len(runs)} of {num_cells} cells came out as a run already planned "
+            f"{num_duplicates} of {num_cells} cells came out as a run already planned "
             "(sizes nearer than the widths of the recipe, or values that change nothing)"
         )
     longest = max((run.spec.train for run in runs), key=lambda train: train.tokens)

@@ -8,7 +8,7 @@ uses the same recipe as the rungs it was predicted from.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -130,6 +130,18 @@ class Recipe:
     training: TrainingRecipe
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What runs that share a trunk take in place of their own tokens."""
+
+    shortest: int
+    """Tokens that must hold min_steps steps."""
+    longest: int
+    """Tokens at which the laws of learning rate and batch are read."""
+    warmup_of: int
+    """Tokens that schedule.warmup_frac is a share of."""
+
+
 @lru_cache(maxsize=65_536)
 def sizes_of(model: ModelConfig, sequence_length: int) -> tuple[ParamCounts, FlopCounts]:
     """Parameters and FLOPs per token; kept, since the runs of a plan share a few models."""
@@ -185,25 +197,33 @@ def train_for(
     checkpoint: CheckpointConfig,
     precision: Literal["fp32", "bf16"],
     mtp_loss_weight: float,
+    trunk: Trunk | None = None,
 ) -> TrainConfig:
     """How ``model`` is trained on about ``tokens`` tokens.
 
     The batch law is read at the asked compute, the batch rounded to whole sequences and held below
     ``tokens / min_steps``; the tokens are then rounded to whole batches and the learning-rate law
-    is read at the compute the run really takes.
+    is read at the compute the run really takes. With a ``trunk`` both laws are read where it says,
+    so that runs of different budgets have the same first steps.
     """
     _, flops = sizes_of(model, sequence_length)
-    wanted = recipe.batch_factor * recipe.batch_tokens(flops.house * tokens)
-    most = max(1, tokens // (recipe.min_steps * sequence_length))
+    shortest, laws_at = (tokens, tokens) if trunk is None else (trunk.shortest, trunk.longest)
+    wanted = recipe.batch_factor * recipe.batch_tokens(flops.house * laws_at)
+    most = max(1, shortest // (recipe.min_steps * sequence_length))
     batch_tokens = min(most, max(1, _nearest(wanted / sequence_length))) * sequence_length
     whole_tokens = max(1, _nearest(tokens / batch_tokens)) * batch_tokens
+    if trunk is None:
+        laws_at = whole_tokens
+    else:
+        warmup = schedule.warmup_frac * trunk.warmup_of
+        schedule = replace(schedule, warmup_tokens=_nearest(warmup))
     return TrainConfig(
         tokens=whole_tokens,
         batch_tokens=batch_tokens,
         sequence_length=sequence_length,
         seed=seed,
         optimizer=OptimizerConfig(
-            peak_lr=recipe.peak_lr_factor * recipe.peak_lr(flops.house * whole_tokens),
+            peak_lr=recipe.peak_lr_factor * recipe.peak_lr(flops.house * laws_at),
             beta1=recipe.beta1,
             beta2=recipe.beta2,
             weight_decay=recipe.weight_decay,

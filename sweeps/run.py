@@ -31,6 +31,7 @@ from sweeps.trouble import (
     disk_full,
     store_trouble,
 )
+from sweeps.trunks import has_snapshots
 
 POLL_S = 0.05
 """Pause between looks at the workers."""
@@ -196,6 +197,13 @@ class _Driver:
                 self._enqueue(run, PROGRESS_S)
             elif is_new and state.status in ("done", "failed", "diverged"):
                 self._settle(run, state, elsewhere=True)
+            elif reason := self._missing_trunk(run):
+                self._failed[run.run_id] = reason
+                self._tell("failed", run, attempt=state.attempt, reason=reason)
+            elif self._waits_for_trunk(run):
+                self._enqueue(run, PROGRESS_S)
+            elif run.spec.trunk in self._left:
+                self._left.append(run.run_id)
             elif reason := self._beyond_budget(run):
                 self._left.append(run.run_id)
                 self._stopped = reason
@@ -263,7 +271,7 @@ class _Driver:
     def _settle(self, run: PlannedRun, state: RunState, *, elsewhere: bool) -> None:
         """File a run that is over."""
         if not elsewhere:
-            self._spent_flops += run.cost.train_flops
+            self._spent_flops += run.cost.own_flops
         log_tail = ""
         kind: EventKind
         if state.status == "done":
@@ -317,12 +325,27 @@ class _Driver:
                 elsewhere=True,
             )
 
+    def _missing_trunk(self, run: PlannedRun) -> str:
+        """Why a readout can't be had in this session; empty if it can."""
+        trunk = run.spec.trunk
+        if trunk in self._failed and not has_snapshots(self._store, run.spec):
+            return f"its trunk {trunk} failed: {self._failed[trunk]}"
+        return ""
+
+    def _waits_for_trunk(self, run: PlannedRun) -> bool:
+        """Whether what a readout begins with is still being trained."""
+        trunk = run.spec.trunk
+        if trunk not in self._place or trunk in self._left:
+            return False  # left out: what a trunk has not trained, the run trains itself
+        is_over = self._store.state(trunk, self._watch).status in ("done", "diverged")
+        return not (is_over or has_snapshots(self._store, run.spec))
+
     def _beyond_budget(self, run: PlannedRun) -> str:
         """Why the session's budget forbids this run; empty if it does not."""
         flops, hours = self._budget.train_flops, self._budget.hours
         if flops is not None:
-            running = sum(active.run.cost.train_flops for active in self._active)
-            if self._spent_flops + running + run.cost.train_flops > flops:
+            running = sum(active.run.cost.own_flops for active in self._active)
+            if self._spent_flops + running + run.cost.own_flops > flops:
                 return f"the budget of {flops:.3g} training FLOPs is used up"
         if hours is not None:
             spent_s = time.monotonic() - self._started

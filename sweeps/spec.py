@@ -14,7 +14,7 @@ from model.training.config import CorpusConfig, RuntimeConfig, TrainConfig
 from model.typed import build, to_plain
 from sweeps.files import canonical_text, read_json, text_hash
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 """Version of the fields below; adding, removing or renaming one raises it (a test pins them)."""
 
 NUMERICS_VERSION = 1
@@ -23,26 +23,28 @@ NUMERICS_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What ``spec.json`` holds. ``runtime``, ``role`` and ``rung`` do not enter the run id."""
+    """What ``spec.json`` holds; runtime, role, rung and trunk do not enter the run id."""
 
     spec_version: int = SPEC_VERSION
     numerics: int = NUMERICS_VERSION
     rung: str
-    role: Literal["grid", "noise", "promoted"] = "grid"
+    role: Literal["grid", "noise", "promoted", "trunk"] = "grid"
     model: ModelConfig
     train: TrainConfig
     corpus: CorpusConfig
     corpus_fingerprint: str
     """Hash of the prepared corpus: documents, split, tokenizer, order, weights."""
     runtime: RuntimeConfig
+    trunk: str = ""
+    """Id of the run whose first steps are this one's too, and whose snapshots it goes on from."""
 
 
 def science(spec: RunSpec) -> dict[str, Any]:
     """The fields that decide the numbers, and nothing else.
 
-    Left out: role and rung (what the run is for), runtime (where it computes), the checkpoint
-    interval (a resumed run has the same bits), and the corpus's paths: its fingerprint says what is
-    in it, wherever it lies.
+    Left out: role and rung (what the run is for), runtime (where it computes), what is saved when
+    (a resumed run has the same bits), the trunk (a run that shares one, too), and the corpus's
+    paths: its fingerprint says what is in it, wherever it lies.
     """
     train = to_plain(spec.train)
     del train["checkpoint"]

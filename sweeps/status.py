@@ -56,12 +56,12 @@ class SweepStatus:
     @property
     def train_flops_done(self) -> float:
         """Training FLOPs of what is done, with the shares of what is half-way."""
-        return sum(report.run.cost.train_flops * report.done_frac for report in self.runs)
+        return sum(report.run.cost.own_flops * report.done_frac for report in self.runs)
 
     @property
     def train_flops(self) -> float:
         """Training FLOPs of the whole plan."""
-        return sum(report.run.cost.train_flops for report in self.runs)
+        return sum(report.run.cost.own_flops for report in self.runs)
 
     def left_s(self, slots: int) -> float:
         """Seconds to the end with ``slots`` workers, at least the longest run's."""

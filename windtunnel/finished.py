@@ -55,7 +55,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
     variant = study.source.get("variant", {})
     runs = {
         run.run_id: run
-        for run in plan.runs
+        for run in plan.measured
         if all(run.variant.get(path) == value for path, value in variant.items())
     }
     loaded = load_records(store.run_dir(run_id) for run_id in runs if _is_measured(store, run_id))

@@ -28,7 +28,7 @@ def plan_table(plan: Plan, status: SweepStatus) -> Table:
     rows: list[list[str]] = []
     for report in sorted(status.runs, key=_in_ladder_order):
         run, train = report.run, report.run.spec.train
-        rung = run.spec.rung if run.spec.role == "grid" else f"{run.spec.rung} seed {train.seed}"
+        rung = _rung_label(run)
         words = [rung, *[report.state.status] * has_states, *[variant_text(run)] * has_variants]
         rows.append(
             [
@@ -38,13 +38,13 @@ def plan_table(plan: Plan, status: SweepStatus) -> Table:
                 si(train.tokens),
                 str(train.batch_tokens),
                 str(train.num_steps),
-                sci(run.cost.train_flops),
+                sci(run.cost.own_flops),
                 sci(train.optimizer.peak_lr),
                 duration(run.cost.wall_s),
             ]
         )
     made = table(columns, rows, title=f"Plan of {plan.name}", left=left)
-    tokens = sum(run.spec.train.tokens for run in plan.runs)
+    tokens = sum(run.spec.train.tokens for run in plan.measured)
     totals = [
         f"{len(plan.runs)} run{'s' * (len(plan.runs) > 1)}",
         *[""] * (left - 1),
@@ -57,6 +57,14 @@ def plan_table(plan: Plan, status: SweepStatus) -> Table:
     made.add_section()
     made.add_row(*totals, sci(plan.train_flops), "", duration(plan.worker_s))
     return made
+
+
+def _rung_label(run: PlannedRun) -> str:
+    spec = run.spec
+    seed = "" if spec.role == "grid" else f" seed {spec.train.seed}"
+    if spec.role == "trunk":
+        return f"{spec.rung} trunk{seed if spec.train.seed else ''}"
+    return f"{spec.rung}{seed}"
 
 
 def variant_text(run: PlannedRun) -> str:

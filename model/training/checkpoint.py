@@ -9,6 +9,7 @@ otherwise the checkpoint before it is taken, and that is said. No pickle.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,7 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.files import sync_folder, write_file
+from model.files import step_folder, sync_folder, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,17 @@ class BrokenCheckpoint(Exception):
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write ``checkpoint`` below ``folder`` and remove all but the newest ``keep``."""
+    target = keep_checkpoint(folder, checkpoint, replaces=True)
+    for old in checkpoint_paths(folder)[keep:]:
+        shutil.rmtree(old)
+    return target
+
+
+def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, replaces: bool = False) -> Path:
+    """Write ``checkpoint`` below ``folder`` for good; one of that step stays unless ``replaces``.
+
+    One is there if the run went back to an earlier checkpoint and has now come here again.
+    """
     content = safetensors.torch.save(checkpoint.tensors)
     body = {
         "format": FORMAT,
@@ -63,16 +75,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         write_file(unfinished / "tensors.safetensors", content)
         write_file(unfinished / "state.json", text.encode())
         sync_folder(unfinished)
-        target = folder / f"step-{checkpoint.step:08d}"
-        # There only if a run went back to an earlier checkpoint and has now come here again.
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(unfinished, target)
+        target = step_folder(folder, checkpoint.step)
+        if replaces:
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.rename(unfinished, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(unfinished)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     sync_folder(folder)
-    for old in checkpoint_paths(folder)[keep:]:
-        shutil.rmtree(old)
     return target
 
 

@@ -38,26 +38,48 @@ class ScheduleConfig:
     """Learning rate over a run, in fractions of its tokens: warm-up, then stable or cosine, decay.
 
     ``wsd``: linear warm-up, constant, then decay over the last ``decay_frac``;
+    ``wsm``: warm-up and constant to the end, where the checkpoints of the last ``decay_frac`` are
+    averaged with the weights that stand for that decay (arXiv:2507.17634);
     ``cosine``: linear warm-up, then a cosine to ``final_frac``; ``constant``: warm-up only.
     """
 
-    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    kind: Literal["wsd", "wsm", "cosine", "constant"] = "wsd"
     warmup_frac: float = 0.05
+    """Of the run's tokens; with ``trunk`` of the ladder's smallest budget."""
     decay_frac: float = 0.2
-    """Share of the run spent decaying (wsd only)."""
+    """Share of the run spent decaying (wsd), or that the average reaches back over (wsm)."""
     decay_shape: Literal["linear", "1-sqrt", "cosine"] = "1-sqrt"
-    """How a wsd decay goes from the peak to final_frac of it (Hägele et al., arXiv:2405.18392)."""
+    """How a wsd decay goes from the peak to final_frac of it (Hägele et al., arXiv:2405.18392), or
+    the decay a wsm average stands for; ``linear`` is then the plain mean."""
     final_frac: float = 0.0
     """Last learning rate as a fraction of the peak."""
+    num_merged: int = 8
+    """Checkpoints averaged, evenly spaced (wsm only)."""
+    trunk: bool = False
+    """The runs of a rung and seed are readouts of one constant-rate run: they have one learning
+    rate, batch and warm-up whatever their budget (wsd and wsm)."""
+    warmup_tokens: int | None = None
+    """Warm-up that does not depend on the run's length; the plan sets it where a trunk is shared,
+    and it then stands in place of warmup_frac."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_frac", "decay_frac", "final_frac"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
         require(
-            self.kind != "wsd" or self.warmup_frac + self.decay_frac <= 1,
+            self.kind not in ("wsd", "wsm") or self.warmup_frac + self.decay_frac <= 1,
             f"warmup_frac ({self.warmup_frac}) and decay_frac ({self.decay_frac}) "
             "overlap: their sum must be <= 1",
+        )
+        require(self.num_merged >= 1, f"num_merged must be >= 1, got {self.num_merged}")
+        require(
+            not self.trunk or self.kind != "cosine",
+            "trunk: a cosine's rate falls from the start, so it has no trunk to share; use wsd or "
+            "wsm, or trunk=false",
+        )
+        require(
+            self.warmup_tokens is None or self.warmup_tokens >= 0,
+            f"warmup_tokens must be >= 0, got {self.warmup_tokens}",
         )
 
 
@@ -105,6 +127,12 @@ class CheckpointConfig:
     """Seconds of training between checkpoints."""
     keep: int = 2
     """Newest checkpoints kept."""
+    states_at: tuple[int, ...] = ()
+    """Steps whose whole state a trunk keeps, for other runs to go on from."""
+    weights_at: tuple[int, ...] = ()
+    """Steps whose weights a trunk keeps, for other runs to average."""
+    ends_at: tuple[int, ...] = ()
+    """Steps at which runs end that are averaged from this trunk: it keeps their training loss."""
 
     def __post_init__(self) -> None:
         require(self.every_s >= 0, f"every_s must be >= 0, got {self.every_s}")

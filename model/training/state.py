@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ class RunState:
     """Choices of each mixture layer's experts since the last line."""
     step: int = 0
     """Optimizer steps done."""
+    first_step: int = 0
+    """Of these, steps that a trunk did."""
     line_step: int = 0
     """Step of the last line of metrics."""
     line_nats: float = 0.0
@@ -33,6 +36,8 @@ class RunState:
     tail_steps: int = 0
     tail_nats: float = 0.0
     """Sum of the losses of the run's last tenth."""
+    tails: dict[str, float] = field(default_factory=dict)
+    """The same for the runs that end on this trunk, by the step of their end."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by activity."""
     mirror_id: str = ""
@@ -50,6 +55,19 @@ class RunState:
         self.line_nats = self.line_mtp_nats = self.line_grad_norm = 0.0
         self.load_LE.zero_()
 
+    def count_tails(self, loss_nats: float, ends: Iterable[int]) -> None:
+        """The step just done lies in the last tenth of the runs that end at some of ``ends``."""
+        for end in ends:
+            if tail_begins(end) < self.step <= end:
+                self.tails[str(end)] = self.tails.get(str(end), 0.0) + loss_nats
+
+    def begin_from_trunk(self, trunk: RunState, num_steps: int) -> None:
+        """Go on where ``trunk`` stands, as a run of ``num_steps`` of one's own."""
+        self.health = trunk.health
+        self.step = self.first_step = self.line_step = trunk.step
+        self.tail_steps = max(0, trunk.step - tail_begins(num_steps))
+        self.tail_nats = trunk.tails.get(str(num_steps), 0.0)
+
     def to_plain(self) -> dict[str, Any]:
         """All but the tensors, for a checkpoint."""
         return {
@@ -62,6 +80,11 @@ class RunState:
     def from_plain(cls, plain: dict[str, Any], load_LE: Tensor) -> RunState:
         """The inverse of :meth:`to_plain`."""
         return cls(**{**plain, "health": HealthState(**plain["health"]), "load_LE": load_LE})
+
+
+def tail_begins(num_steps: int) -> int:
+    """The step after which a run's last tenth begins."""
+    return num_steps - max(1, num_steps // 10)
 
 
 class Stopwatch:
@@ -83,27 +106,42 @@ def collect_tensors(
     model: Transformer, optimizer: torch.optim.Optimizer, state: RunState
 ) -> dict[str, Tensor]:
     """Weights with the selection biases, optimizer, sums of loads, random state: all on the CPU."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {
+    tensors = {
         f"optimizer.{name}": value for name, value in optimizer_tensors(model, optimizer).items()
     }
     tensors["run.load"] = state.load_LE
     tensors["run.rng"] = torch.get_rng_state()
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return collect_weights(model) | _on_cpu(tensors)
+
+
+def collect_weights(model: Transformer) -> dict[str, Tensor]:
+    """The weights with the selection biases alone: all that an average of checkpoints needs."""
+    return _on_cpu({f"model.{name}": value for name, value in model.state_dict().items()})
 
 
 def restore_tensors(
     tensors: dict[str, Tensor], model: Transformer, optimizer: torch.optim.Optimizer
-) -> None:
-    """Put a checkpoint's weights, optimizer and random state back (``run.load`` is the state's)."""
+) -> bool:
+    """Put a checkpoint's weights, optimizer and random state back (``run.load`` is the state's).
+
+    Returns:
+        Whether there were weights alone: training can't go on from them.
+    """
     model.load_state_dict(model_weights(tensors))
+    if "run.rng" not in tensors:
+        return True
     load_optimizer_tensors(model, optimizer, _below("optimizer.", tensors))
     torch.set_rng_state(tensors["run.rng"])
+    return False
 
 
 def model_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The model's part of a checkpoint's tensors, under the model's own names."""
     return _below("model.", tensors)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

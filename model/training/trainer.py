@@ -33,9 +33,17 @@ from model.training.health import Health
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from model.training.precision import computing_in
 from model.training.runtime import describe_numerics, set_up
-from model.training.schedules import learning_rate
-from model.training.state import RunState, Stopwatch, collect_tensors, restore_tensors
+from model.training.schedules import learning_rate, merged_steps
+from model.training.state import (
+    RunState,
+    Stopwatch,
+    collect_tensors,
+    collect_weights,
+    restore_tensors,
+    tail_begins,
+)
 from model.training.trackers import MetricsFile, open_mirror
+from model.training.trunk import Snapshots, trunk_identity
 from model.transformer import Transformer, build_model
 from model.typed import to_plain
 
@@ -99,13 +107,16 @@ def train(
     *,
     on_progress: OnProgress | None = None,
     name: str = "",
+    snapshots_dir: Path | None = None,
+    trunk_dir: Path | None = None,
 ) -> TrainResult:
     """Train and evaluate one run, resuming from ``run_dir/checkpoints`` if there are any.
 
     Writes ``metrics.jsonl`` and ``checkpoints/`` into ``run_dir``. On SIGTERM (unless the caller
     handles that itself) the run is saved after the step it is in. Whatever ``on_progress`` raises
     ends the run in the same way, saved. ``name`` is what a mirror calls the run; without one it is
-    the name of ``run_dir``.
+    the name of ``run_dir``. ``snapshots_dir`` is where the run keeps what outlives an attempt
+    (``run_dir/snapshots`` by default), ``trunk_dir`` that folder of the trunk it may begin from.
 
     Raises:
         ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
@@ -123,11 +134,22 @@ def train(
     identity = _identity(model_config, config, corpus)
     checkpoints, metrics_path = run_dir / "checkpoints", run_dir / "metrics.jsonl"
     found = load_newest(checkpoints, lambda c: _why_unusable(c, identity, metrics_path))
+    snapshots = Snapshots(
+        snapshots_dir or run_dir / "snapshots",
+        trunk_identity(model_config, config, corpus.fingerprint),
+        trunk_dir,
+    )
+    is_merged = False
     if found is not None:
-        restore_tensors(found.tensors, model, optimizer)
+        is_merged = restore_tensors(found.tensors, model, optimizer)
         state = RunState.from_plain(found.state["run"], found.tensors["run.load"].to(device))
-        health.state = state.health
         logger.info("resuming at step %d of %d", state.step, config.num_steps)
+    elif (trunk := snapshots.start_for(config)) is not None:
+        restore_tensors(trunk.tensors, model, optimizer)
+        before = RunState.from_plain(trunk.state["run"], no_load_LE)
+        state.begin_from_trunk(before, config.num_steps)
+        logger.info("going on from a trunk at step %d of %d", state.step, config.num_steps)
+    health.state = state.health
     metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
     settings = {"model": to_plain(model_config), "train": to_plain(config)}
     mirror = open_mirror(runtime.tracker, run_dir, state.mirror_id, settings, name)
@@ -139,21 +161,34 @@ def train(
         metrics.write(line)
         mirror.log(line)
 
+    def keep(step: int) -> None:
+        if step in kept_states:
+            tensors = collect_tensors(model, optimizer, state)
+        else:
+            tensors = collect_weights(model)
+        snapshots.keep(step, tensors, {"run": state.to_plain()})
+        watch.lap("checkpoint")
+
     def save() -> None:
         plain = {
             "identity": identity,
             "metrics_offset": metrics.synced_offset(),
             "run": state.to_plain(),
         }
-        tensors = collect_tensors(model, optimizer, state)
+        if is_merged:
+            tensors = {**collect_weights(model), "run.load": state.load_LE}
+        else:
+            tensors = collect_tensors(model, optimizer, state)
         contents = Checkpoint(state.step, tensors, plain)
         save_checkpoint(checkpoints, contents, keep=config.checkpoint.keep)
         watch.lap("checkpoint")
 
     windows_per_step = config.batch_tokens // config.sequence_length
     line_every = math.ceil(config.num_steps / LINES_PER_RUN)
-    tail_begins = config.num_steps - max(1, config.num_steps // 10)
     brief_steps = _brief_steps(config)
+    is_merge = config.schedule.kind == "wsm"
+    kept_states = frozenset(config.checkpoint.states_at)
+    kept = kept_states.union(config.checkpoint.weights_at, merged_steps(config) if is_merge else ())
     saved_step, saved_at = state.step if found else None, watch.last
     shown_step, shown_at = state.step, watch.last
     reason = ""
@@ -179,9 +214,10 @@ def train(
                 if loads:
                     state.load_LE += torch.stack(loads)
                 state.count(loss_nats, mtp_nats, grad_norm)
-                if state.step > tail_begins:
+                if state.step > tail_begins(config.num_steps):
                     state.tail_steps += 1
                     state.tail_nats += loss_nats
+                state.count_tails(loss_nats, config.checkpoint.ends_at)
                 reason = health.check_loss(state.step, loss_nats)
                 now = watch.lap("step")
 
@@ -193,6 +229,8 @@ def train(
                 if state.step in brief_steps:
                     log(_evaluation_line(evaluate_briefly(model)))
                     watch.lap("evaluate")
+                if state.step in kept and not reason and not snapshots.has(state.step):
+                    keep(state.step)
                 if now - saved_at >= config.checkpoint.every_s or is_stopping.is_set():
                     save()
                     saved_step, saved_at = state.step, watch.last
@@ -209,6 +247,10 @@ def train(
 
         if reason:
             log({"kind": "diverged", "reason": reason})
+        elif is_merge and not is_merged:
+            model.load_state_dict(snapshots.merged(config))
+            is_merged = True
+            save()
         elif saved_step != state.step:
             save()
         evaluation = evaluate(model)
@@ -218,7 +260,6 @@ def train(
         else:
             log({**_evaluation_line(evaluation), "final": True})
         watch.lap("evaluate")
-        trained_s = state.seconds["step"] + state.seconds["data"]
         result = TrainResult(
             status="diverged" if reason else "done",
             reason=reason,
@@ -230,7 +271,7 @@ def train(
             by_domain=evaluation.by_domain if is_finite else {},
             load_by_layer=evaluation.load_by_layer,
             wall_s=sum(state.seconds.values()),
-            tokens_per_s=state.step * config.batch_tokens / trained_s,
+            tokens_per_s=_tokens_per_s(state, config),
             seconds=dict(state.seconds),
             epochs=corpus.epochs(state.step * windows_per_step, config.sequence_length),
             numerics=describe_numerics(device),
@@ -308,7 +349,6 @@ def _train_line(
     state: RunState, config: TrainConfig, lr: float, layers: tuple[int, ...], loads: list[Tensor]
 ) -> dict[str, Any]:
     num_steps = state.step - state.line_step
-    trained_s = state.seconds["step"] + state.seconds["data"]
     line: dict[str, Any] = {
         "kind": "train",
         "train_loss_nats": state.line_nats / num_steps,
@@ -320,7 +360,7 @@ def _train_line(
         metrics = load_metrics(torch.stack(loads))._asdict()
         line |= {"layers": layers, **{name: value.tolist() for name, value in metrics.items()}}
     return line | {
-        "tokens_per_s": state.step * config.batch_tokens / trained_s,
+        "tokens_per_s": _tokens_per_s(state, config),
         "wall_s": sum(state.seconds.values()),
     }
 
@@ -332,6 +372,13 @@ def _evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
         "bits_per_byte": evaluation.bits_per_byte,
         "by_domain": {name: to_plain(loss) for name, loss in evaluation.by_domain.items()},
     }
+
+
+def _tokens_per_s(state: RunState, config: TrainConfig) -> float:
+    """Of the run's own steps; 0 where a trunk did them all."""
+    trained_s = state.seconds.get("step", 0.0) + state.seconds.get("data", 0.0)
+    done = (state.step - state.first_step) * config.batch_tokens
+    return done / trained_s if done else 0.0
 
 
 def _tail_loss(state: RunState) -> float:

@@ -110,6 +110,7 @@ def fly(root: Path, promotion: Promotion, measure: Measure, **overrides: str) ->
         active_params=promotion.active_params,
         flops_per_token=promotion.flops_per_token,
         train_flops=promotion.train_flops,
+        own_flops=promotion.train_flops,
         wall_s=1.0,
     )
     return launch(
@@ -322,7 +323,12 @@ def test_each_evaluation_is_held_against_its_band_once(root: Path, made: Promoti
     folder = store.create(made.spec) / "attempts" / "0001"
     folder.mkdir(parents=True)
     cost = RunCost(
-        total_params=1, active_params=1, flops_per_token=1.0, train_flops=1.0, wall_s=1.0
+        total_params=1,
+        active_params=1,
+        flops_per_token=1.0,
+        train_flops=1.0,
+        own_flops=1.0,
+        wall_s=1.0,
     )
     run = PlannedRun(run_id=made.run_id, spec=made.spec, cost=cost)
     screen = io.StringIO()

@@ -163,12 +163,14 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any]) -> RecordSet
     """The sweep's records; every run of the plan that has none is an exclusion with its state."""
     chosen = [
         run
-        for run in plan.runs
+        for run in plan.measured
         if all(run.variant.get(key) == value for key, value in variant.items())
     ]
     variants = {str(run.variant): run.variant for run in chosen}
     if len(variants) != 1:
-        shown = ", ".join(list(variants)[:4] or sorted({str(run.variant) for run in plan.runs})[:4])
+        shown = ", ".join(
+            list(variants)[:4] or sorted({str(run.variant) for run in plan.measured})[:4]
+        )
         raise ConfigError(
             f"sweep={plan.name} holds {len(variants)} variants along its axes "
             f"that match variant={dict(variant)}; choose one: variant={{...}}. There are: {shown}"

@@ -122,7 +122,7 @@ def estimated_cost(promotion: Promotion, store: Store, corpus: PreparedCorpus) -
         record = store.record(run_id)
         if record is not None:
             spec = read_spec(store.run_dir(run_id) / "spec.json")
-            usage = usage_of(spec.model, spec.train, num_domains)
+            usage = usage_of(spec.model, spec.train, num_domains, shares_trunk=bool(spec.trunk))
             samples.append(Sample(usage=usage, wall_s=record.wall_s))
     spec = promotion.spec
     return cost_of(calibrated(SHIPPED, samples), spec.model, spec.train, num_domains)

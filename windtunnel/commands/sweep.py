@@ -150,7 +150,12 @@ def priced_plan(sweep: SweepConfig, corpus: PreparedCorpus, store: Store) -> Pla
     plan = make_plan(sweep, corpus)
     samples = [
         Sample(
-            usage=usage_of(run.spec.model, run.spec.train, len(corpus.domains)),
+            usage=usage_of(
+                run.spec.model,
+                run.spec.train,
+                len(corpus.domains),
+                shares_trunk=bool(run.spec.trunk),
+            ),
             wall_s=record.wall_s,
         )
         for run in plan.runs
@@ -187,6 +192,14 @@ def _print_plan(plan: Plan, status: SweepStatus, console: Console, *, rows: bool
     say(
         console, f"Sweep {plan.name}: {len(plan.runs)} runs, {sci(plan.train_flops)} training FLOPs"
     )
+    num_trunks = len(plan.runs) - len(plan.measured)
+    if num_trunks:
+        say(
+            console,
+            f"{num_trunks} of them are trunks that the other {len(plan.measured)} share; each by "
+            f"itself, those would take {sci(plan.separate_flops)} training FLOPs "
+            f"({plan.separate_flops / plan.train_flops:.1f} times as many)",
+        )
 
 
 def _conclude(

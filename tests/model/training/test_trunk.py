@@ -1,0 +1,181 @@
+"""Runs that share a trunk measure what they would have measured by themselves, to the bit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.errors import ConfigError
+from model.files import step_folder
+from model.training import trainer
+from model.training.checkpoint import checkpoint_paths, read_checkpoint
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    SyntheticCorpus,
+    TrainConfig,
+)
+from model.training.data import prepare_corpus
+from model.training.schedules import learning_rate, merged_steps, trunk_schedule, trunk_steps
+from model.training.state import model_weights
+from model.training.trainer import train
+
+RUNTIME = RuntimeConfig()
+MODEL = ModelConfig(
+    vocab_size=257,
+    hidden_size=16,
+    num_layers=2,
+    dense_width=32,
+    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
+    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
+    init_std=0.02,
+)
+SHARED = ScheduleConfig(kind="wsd", trunk=True, warmup_tokens=500, decay_frac=0.25, num_merged=4)
+BRANCH = TrainConfig(
+    tokens=128 * 20,
+    batch_tokens=128,
+    sequence_length=32,
+    seed=3,
+    optimizer=OptimizerConfig(peak_lr=1e-2),
+    schedule=SHARED,
+    balance=BalanceConfig(update_rate=0.01),
+    evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=1),
+    checkpoint=CheckpointConfig(every_s=1e9),
+)
+MERGE = replace(BRANCH, schedule=replace(SHARED, kind="wsm"))
+TRUNK = replace(
+    BRANCH,
+    tokens=128 * 30,
+    schedule=trunk_schedule(SHARED),
+    checkpoint=CheckpointConfig(
+        every_s=1e9,
+        states_at=(trunk_steps(BRANCH),),
+        weights_at=merged_steps(MERGE),
+        ends_at=(20,),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
+    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trunk(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trunk")
+    train(MODEL, TRUNK, corpus, RUNTIME, folder)
+    return folder / "snapshots"
+
+
+def final_weights(run_dir):
+    return model_weights(read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0]).tensors)
+
+
+def assert_same_measurement(one, one_dir, other, other_dir):
+    for name in ("status", "steps", "tokens", "loss_nats", "by_domain", "load_by_layer"):
+        assert getattr(one, name) == getattr(other, name), name
+    # Summed in another order: the part before the branch came with the trunk.
+    assert one.train_loss_nats == pytest.approx(other.train_loss_nats, rel=1e-12)
+    weights, others = final_weights(one_dir), final_weights(other_dir)
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def test_the_steps_of_a_trunk():
+    assert trunk_steps(BRANCH) == 15
+    assert learning_rate(BRANCH, 14) == learning_rate(TRUNK, 14) > learning_rate(BRANCH, 15)
+    assert learning_rate(TRUNK, 1) == pytest.approx(1e-2 * 1.5 * 128 / 500)
+    assert merged_steps(MERGE) == (15, 17, 18, 20)
+    assert trunk_steps(MERGE) == 20
+
+
+@pytest.mark.parametrize("config", [BRANCH, MERGE], ids=["branch", "merge"])
+def test_shared_or_alone_it_is_the_same_measurement(corpus, trunk, tmp_path, config):
+    alone = train(MODEL, config, corpus, RUNTIME, tmp_path / "alone")
+    shared = train(MODEL, config, corpus, RUNTIME, tmp_path / "shared", trunk_dir=trunk)
+
+    assert_same_measurement(shared, tmp_path / "shared", alone, tmp_path / "alone")
+    lines = (tmp_path / "shared" / "metrics.jsonl").read_text().splitlines()
+    trained = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == ([] if config is MERGE else list(range(16, 21)))
+    assert (shared.tokens_per_s == 0) == (config is MERGE)
+
+
+def test_a_merge_is_not_the_last_checkpoint(corpus, trunk, tmp_path):
+    merged = train(MODEL, MERGE, corpus, RUNTIME, tmp_path / "merged", trunk_dir=trunk)
+    last = replace(MERGE, schedule=replace(MERGE.schedule, num_merged=1))
+    alone = train(MODEL, last, corpus, RUNTIME, tmp_path / "last", trunk_dir=trunk)
+
+    assert alone.loss_nats != merged.loss_nats
+    steps = [read_checkpoint(step_folder(trunk, step)).tensors for step in (15, 17, 18, 20)]
+    name = "model.output.weight"
+    w1, w2, w3 = (1 - (i / 4) ** 0.5 for i in (1, 2, 3))
+    by_hand = sum(
+        c * t[name].double() for c, t in zip((1 - w1, w1 - w2, w2 - w3, w3), steps, strict=True)
+    )
+    torch.testing.assert_close(
+        final_weights(tmp_path / "merged")["output.weight"], by_hand.float(), rtol=1e-6, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("stop_at", [3, 16, 20])
+@pytest.mark.parametrize("config", [BRANCH, MERGE, TRUNK], ids=["branch", "merge", "trunk"])
+def test_stopped_and_gone_on_it_is_the_same(corpus, tmp_path, monkeypatch, config, stop_at):
+    whole = train(MODEL, config, corpus, RUNTIME, tmp_path / "whole")
+    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+
+    def stop(step, *_):
+        if step == stop_at:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(MODEL, config, corpus, RUNTIME, tmp_path / "run", on_progress=stop)
+    resumed = train(MODEL, config, corpus, RUNTIME, tmp_path / "run")
+    again = train(MODEL, config, corpus, RUNTIME, tmp_path / "run")
+
+    assert_same_measurement(resumed, tmp_path / "run", whole, tmp_path / "whole")
+    assert_same_measurement(again, tmp_path / "run", whole, tmp_path / "whole")
+    assert resumed.train_loss_nats == whole.train_loss_nats
+    if config is not BRANCH:
+        for path in checkpoint_paths(tmp_path / "whole" / "snapshots"):
+            tensors = read_checkpoint(tmp_path / "run" / "snapshots" / path.name).tensors
+            for name, tensor in read_checkpoint(path).tensors.items():
+                assert torch.equal(tensor, tensors[name]), (path, name)
+
+
+def test_a_snapshot_that_is_missing_costs_time_only(corpus, trunk, tmp_path):
+    part = tmp_path / "part"
+    part.mkdir()
+    step_folder(part, 15).symlink_to(step_folder(trunk, 15))
+    whole = train(MODEL, MERGE, corpus, RUNTIME, tmp_path / "whole", trunk_dir=trunk)
+
+    result = train(MODEL, MERGE, corpus, RUNTIME, tmp_path / "run", trunk_dir=part)
+
+    assert_same_measurement(result, tmp_path / "run", whole, tmp_path / "whole")
+    kept = sorted(path.name for path in (tmp_path / "run" / "snapshots").iterdir())
+    assert kept == ["step-00000017", "step-00000018", "step-00000020"]
+
+
+def test_another_runs_trunk_is_refused(corpus, trunk, tmp_path):
+    other = replace(BRANCH, seed=4)
+    with pytest.raises(ConfigError, match="belongs to another trunk"):
+        train(MODEL, other, corpus, RUNTIME, tmp_path, trunk_dir=trunk)
+
+
+def test_too_many_checkpoints_to_merge_are_refused():
+    crowded = replace(MERGE, schedule=replace(MERGE.schedule, num_merged=9))
+    with pytest.raises(ConfigError, match="9 checkpoints do not fit into the last 5 steps of 20"):
+        merged_steps(crowded)
+
+
+def test_a_cosine_has_no_trunk():
+    with pytest.raises(ConfigError, match="no trunk to share"):
+        ScheduleConfig(kind="cosine", trunk=True)
