@@ -289,11 +289,14 @@ def skim_plan(path: Path) -> Plan:
 
     Enough for a status, which looks at all runs but asks for the specs of few.
     """
-    head, _, rest = path.read_text().partition('"runs": [\n')
+    head, _, rest = path.read_bytes().decode().partition('"runs": [\n')
     body, _, tail = rest.partition("\n ]")
     try:
         name = _checked_version(json.loads(f'{head}"runs": []{tail}'), path)["name"]
-        return Plan(name=name, runs=tuple(map(_SkimmedRun, body.split(",\n"))))
+        lines = [line.partition(_SPEC) for line in body.split(",\n")]
+        plain = json.loads(f"[{'},'.join(head for head, _, _ in lines)}}}]")  # one parse for all
+        runs = map(_SkimmedRun, plain, (spec for _, _, spec in lines))
+        return Plan(name=name, runs=tuple(runs))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a plan ({error}); plan the sweep again") from None
 
@@ -311,11 +314,8 @@ def _line(run: PlannedRun) -> str:
 class _SkimmedRun(PlannedRun):
     """A line whose spec is read when it is first asked for."""
 
-    def __init__(self, line: str) -> None:
-        head, _, spec = line.partition(_SPEC)
-        plain = json.loads(head + "}")
-        values = {"run_id": plain["run_id"], "variant": plain["variant"], "_spec": spec[:-1]}
-        self.__dict__.update(values, cost=RunCost(**plain["cost"]))
+    def __init__(self, plain: dict[str, Any], spec: str) -> None:
+        self.__dict__.update(plain, cost=RunCost(**plain["cost"]), _spec=spec[:-1])
 
     def __getattr__(self, name: str) -> RunSpec:
         if name != "spec":

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -306,6 +307,37 @@ def test_status_exit_code_says_whether_all_is_done(
     assert status(store, "sweep=smoke", "watch=true") == 0
     assert status(store) == 0
     assert "smoke" in capsys.readouterr().out
+
+
+def test_status_shows_some_of_many_failures_and_says_how_many_there_are(
+    planned: tuple[Store, Plan], capsys: Capture
+) -> None:
+    store, plan = planned
+    for run in plan.runs[:3]:
+        end(store, run.run_id, Outcome(status="failed", reason="it broke", ended=time.time()))
+    capsys.readouterr()
+    assert status(store, "sweep=smoke", "rows=1") == 1
+    text = capsys.readouterr().out
+    assert text.count("it broke") == 1
+    assert "failed: 2 more; rows=3 shows all" in text
+    assert status(store, "sweep=smoke", "rows=3") == 1
+    assert capsys.readouterr().out.count("it broke") == 3
+
+
+def test_status_watches_until_the_last_run_is_over(
+    planned: tuple[Store, Plan], capsys: Capture
+) -> None:
+    store, plan = planned
+
+    def finish() -> None:
+        for run in plan.runs:
+            end(store, run.run_id, Outcome(status="done", ended=time.time()))
+
+    worker = threading.Timer(0.3, finish)
+    worker.start()
+    assert status(store, "sweep=smoke", "watch=true", "every_s=0.05") == 0
+    assert not worker.is_alive()
+    assert "11 runs, 11 done" in capsys.readouterr().out
 
 
 def test_status_of_a_sweep_that_is_not_there(

@@ -28,8 +28,6 @@ from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci, table
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 
-MOST_RUNNING_ROWS = 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -41,9 +39,11 @@ class Config:
     watch: bool
     every_s: float
     """Seconds between redraws."""
+    rows: int
+    """Running runs, failed, diverged and interrupted ones that are shown of each kind."""
 
     def __post_init__(self) -> None:
-        require_positive(every_s=self.every_s)
+        require_positive(every_s=self.every_s, rows=self.rows)
 
 
 def run(config: Config, console: Console) -> int:
@@ -56,10 +56,10 @@ def run(config: Config, console: Console) -> int:
     if config.watch:
         with Live(console=console, auto_refresh=False) as live:
             while status.with_status("running", "planned"):
-                live.update(Group(*describe(plan, status, store)), refresh=True)
+                live.update(Group(*describe(plan, status, store, config.rows)), refresh=True)
                 time.sleep(config.every_s)
                 status = sweep_status(plan, store)
-    for part in describe(plan, status, store):
+    for part in describe(plan, status, store, config.rows):
         if isinstance(part, Text):
             say(console, part.plain)
         else:
@@ -82,22 +82,30 @@ def sweep_names(store: Store) -> list[str]:
     return sorted(path.parent.name for path in plans)
 
 
-def describe(plan: Plan, status: SweepStatus, store: Store) -> Iterator[Table | Text]:
-    """What there is to say, part by part."""
+def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterator[Table | Text]:
+    """What there is to say, part by part; of each kind of run at most ``rows``."""
     yield Text(f"Sweep {plan.name}: {len(plan.runs)} runs, {counts_text(status)}")
     running = status.with_status("running")
     if running:
         columns = ["running", "phase", "step", "loss", "tokens/s", "left"]
-        yield table(columns, map(_running_row, running[:MOST_RUNNING_ROWS]), left=2)
-    for report in status.with_status("failed", "diverged", "interrupted"):
-        state = report.state
-        yield Text(f"{state.status}: {run_label(report.run)}: {brief(state.reason)}")
-        if state.status == "failed":
-            yield from map(Text, quoted(store.log_tail(state.run_id)))
+        yield table(columns, map(_running_row, running[:rows]), left=2)
+        yield from _rest("running", len(running), rows)
+    for kind in ("failed", "diverged", "interrupted"):
+        reports = status.with_status(kind)
+        for report in reports[:rows]:
+            yield Text(f"{kind}: {run_label(report.run)}: {brief(report.state.reason)}")
+            if kind == "failed":
+                yield from map(Text, quoted(store.log_tail(report.state.run_id)))
+        yield from _rest(kind, len(reports), rows)
     cost = f"Cost: {sci(status.train_flops_done)} of {sci(status.train_flops)} training FLOPs"
     left_s = status.left_s(slots=1)
     yield Text(f"{cost}; about {duration(left_s)} of one worker to come" if left_s else cost)
     yield Text(_next_step(plan, status))
+
+
+def _rest(kind: str, count: int, rows: int) -> Iterator[Text]:
+    if count > rows:
+        yield Text(f"{kind}: {count - rows} more; rows={count} shows all")
 
 
 def _running_row(report: RunReport) -> list[str]:
