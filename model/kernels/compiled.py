@@ -1,7 +1,7 @@
-"""Compile the C++ kernel once per machine, into a cache, with the compiler that is there.
+"""Compile the C++ kernels once per machine, into a cache, with the compiler that is there.
 
-The library is built for the very CPU it will run on (``-march=native``), so the cache key holds the
-source, the flags, the compiler and the CPU's own feature list: a home directory shared by unlike
+A library is built for the very CPU it will run on (``-march=native``), so the cache key holds the
+sources, the flags, the compiler and the CPU's own feature list: a home directory shared by unlike
 machines never serves one machine's build to another.
 """
 
@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
+"""The expert kernel."""
 FLAGS = (
     "-O3",
     "-march=native",
@@ -36,16 +37,16 @@ class NoCompiledKernel(RuntimeError):
 
 
 @cache
-def load_library() -> ctypes.CDLL:
-    """The compiled kernel, built first if this machine has not built it yet.
+def load_library(source: Path = SOURCE) -> ctypes.CDLL:
+    """The library of one C++ file, built first if this machine has not built it yet.
 
     Raises:
         NoCompiledKernel: no compiler was found, or it failed; with its first error line.
     """
     compiler = find_compiler()
-    path = cache_dir() / f"experts-{_key(compiler)}.so"
+    path = cache_dir() / f"{source.stem}-{_key(compiler, source)}.so"
     if not path.exists():
-        _compile(compiler, path)
+        _compile(compiler, source, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -68,9 +69,11 @@ def cache_dir() -> Path:
     return Path(base) / "windtunnel" / "kernels"
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, source: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    parts = [SOURCE.read_text(), " ".join(FLAGS), version.stdout, _cpu_features()]
+    headers = sorted(SOURCE.parent.glob("*.h"))
+    texts = [path.read_text() for path in (source, *headers)]
+    parts = [*texts, " ".join(FLAGS), version.stdout, _cpu_features()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -84,13 +87,13 @@ def _cpu_features() -> str:
     return platform.processor() or platform.machine()
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, source: Path, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             # Built under another name and renamed: a worker beside us sees a whole file or none.
             built = Path(folder) / path.name
-            command = [compiler, *FLAGS, "-o", str(built), str(SOURCE)]
+            command = [compiler, *FLAGS, "-o", str(built), str(source), f"-I{SOURCE.parent}"]
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
             )

@@ -1,8 +1,7 @@
-"""The fused CPU kernel behind autograd: one call forward, one backward, fp32.
+"""The fused CPU kernel behind autograd: one call forward, one backward, fp32 or bfloat16 products.
 
-The mathematics, the tiling and the threading are described at the top of ``cpu.cpp``. Measured on a
-Zen 4 core (117 GFLOP/s of fp32 multiply-adds): 50 to 75 % of that over widths 64 to 512, 1.4 to 3.9
-times ``torch.nn.functional.grouped_mm`` (2026-11-23, LOG.md).
+The mathematics, the tiling and the threading are described at the top of ``cpu.cpp``; what it
+reaches beside the alternatives is measured by ``benchmarks/experts.py``.
 """
 
 # Shapes: T tokens, D model width, E experts, K experts per token, H expert width.
@@ -21,7 +20,14 @@ from model.kernels.compiled import load_library
 
 
 def routed_experts(
-    x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_gate_up_E2HD: Tensor, w_down_EHD: Tensor
+    x_TD: Tensor,
+    expert_TK: Tensor,
+    gate_TK: Tensor,
+    w_gate_up_E2HD: Tensor,
+    w_down_EHD: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    recompute: bool = False,
 ) -> Tensor:
     """Weighted sum of each token's experts, [T, D]; gradients for all but ``expert_TK``.
 
@@ -31,34 +37,54 @@ def routed_experts(
         gate_TK: their weights, fp32.
         w_gate_up_E2HD: [E, 2H, D], gate rows first.
         w_down_EHD: [E, H, D].
+        dtype: fp32, or bfloat16: the factors of every product are rounded to it, the sums, the
+            answer and the gradients stay fp32. Needs ``has_bfloat16()`` and an even H.
+        recompute: keep nothing for the backward pass, and compute the pre-activations again.
 
     Raises:
         NoCompiledKernel: this machine cannot build the kernel.
     """
-    y_TD: Tensor = _RoutedExperts.apply(x_TD, expert_TK, gate_TK, w_gate_up_E2HD, w_down_EHD)
+    settings = (dtype == torch.bfloat16, recompute)
+    y_TD: Tensor = _RoutedExperts.apply(
+        x_TD, expert_TK, gate_TK, w_gate_up_E2HD, w_down_EHD, settings
+    )
     return y_TD
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 (AVX512-BF16) and the kernel was built for that."""
+    return bool(_kernel().wt_has_bf16())
 
 
 class _RoutedExperts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_in: Tensor, w_out: Tensor
+        ctx: Any,
+        x_TD: Tensor,
+        expert_TK: Tensor,
+        gate_TK: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        settings: tuple[bool, bool],
     ) -> Tensor:
         x_TD, expert_TK, gate_TK, w_in, w_out = (
             t.contiguous() for t in (x_TD, expert_TK, gate_TK, w_in, w_out)
         )
         shape = _checked_shape(x_TD, expert_TK, gate_TK, w_in, w_out)
         num_experts, expert_width = w_out.shape[:2]
+        bf16, recompute = settings
+        if bf16 and (expert_width % 2 or not has_bfloat16()):
+            raise ValueError("bfloat16 needs a CPU with AVX512-BF16 and an even expert width")
         kernel = _kernel()
         saved = None
-        if any(ctx.needs_input_grad):
-            saved = x_TD.new_empty(
-                kernel.wt_saved_floats(expert_TK.numel(), num_experts, expert_width)
-            )
+        if any(ctx.needs_input_grad) and not recompute:
+            pairs = expert_TK.numel()
+            saved = x_TD.new_empty(kernel.wt_saved_floats(pairs, num_experts, expert_width, bf16))
         y_TD = torch.empty_like(x_TD)
         inputs = (x_TD, expert_TK, gate_TK, w_in, w_out)
-        _call(kernel.wt_experts_forward, shape, (*inputs, y_TD, saved))
+        _call(kernel.wt_experts_forward, shape, (*inputs, y_TD, saved), bf16)
         ctx.save_for_backward(*inputs, saved)
+        ctx.bf16 = bf16
         return y_TD
 
     @staticmethod
@@ -69,9 +95,9 @@ class _RoutedExperts(torch.autograd.Function):
         shape = _checked_shape(*inputs)
         grads = [torch.empty_like(t) for t in (x_TD, gate_TK, w_in, w_out)]
         tensors = (*inputs, saved, dy_TD.contiguous(), *grads)
-        _call(_kernel().wt_experts_backward, shape, tensors)
+        _call(_kernel().wt_experts_backward, shape, tensors, ctx.bf16)
         dx_TD, dgate_TK, dw_in, dw_out = grads
-        return dx_TD, None, dgate_TK, dw_in, dw_out
+        return dx_TD, None, dgate_TK, dw_in, dw_out, None
 
 
 def _checked_shape(
@@ -98,21 +124,24 @@ def _checked_shape(
 
 
 def _call(
-    function: Callable[..., int], shape: tuple[int, ...], tensors: Sequence[Tensor | None]
+    function: Callable[..., int],
+    shape: tuple[int, ...],
+    tensors: Sequence[Tensor | None],
+    bf16: bool,
 ) -> None:
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    if function(*shape, *pointers, torch.get_num_threads()) != 0:
+    if function(*shape, *pointers, bf16, torch.get_num_threads()) != 0:
         raise IndexError(f"expert_TK holds an index outside 0 to {shape[2] - 1}")
 
 
 @cache
 def _kernel() -> ctypes.CDLL:
     library = load_library()
-    sizes, pointer, threads = [ctypes.c_int64] * 5, ctypes.c_void_p, ctypes.c_int32
-    library.wt_saved_floats.argtypes = [ctypes.c_int64] * 3
+    sizes, pointer, flag = [ctypes.c_int64] * 5, ctypes.c_void_p, ctypes.c_int32
+    library.wt_saved_floats.argtypes = [*[ctypes.c_int64] * 3, flag]
     library.wt_saved_floats.restype = ctypes.c_int64
-    library.wt_experts_forward.argtypes = [*sizes, *[pointer] * 7, threads]
+    library.wt_experts_forward.argtypes = [*sizes, *[pointer] * 7, flag, flag]
     library.wt_experts_forward.restype = ctypes.c_int32
-    library.wt_experts_backward.argtypes = [*sizes, *[pointer] * 11, threads]
+    library.wt_experts_backward.argtypes = [*sizes, *[pointer] * 11, flag, flag]
     library.wt_experts_backward.restype = ctypes.c_int32
     return library

@@ -16,6 +16,7 @@ from model.kernels.grouped import grouped
 from model.kernels.reference import reference
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Tokens, chosen experts, gates and both weights in; the experts' weighted sum out."""
 
 KERNELS: dict[str, Kernel] = {
     "reference": reference,
@@ -43,7 +44,7 @@ def select(
     """The fastest kernel that can do this, or the one asked for by name.
 
     Args:
-        dtype: of the tokens and the weights.
+        dtype: in which the products are computed.
         width: of the model.
         expert_width: inner width of an expert.
         device: its type, "cpu" or "cuda".
@@ -56,13 +57,16 @@ def select(
     if dtype == torch.float64:
         return Choice("reference", "only the plain loop computes in float64")
     without_compiled = ""
-    if device == "cpu" and dtype == torch.float32:
+    if device == "cpu" and dtype in (torch.float32, torch.bfloat16):
         try:
             load_library()
         except NoCompiledKernel as error:
             without_compiled = f"; {error}"
         else:
-            return Choice("cpu", "compiled for this machine")
+            if dtype == torch.float32:
+                return Choice("cpu", "compiled for this machine")
+            if cpu.has_bfloat16() and expert_width % 2 == 0:
+                return Choice("cpu", "compiled for this machine and its bfloat16 units")
     for name, value in (("hidden_size", width), ("expert_width", expert_width)):
         if value * dtype.itemsize % 16:
             reason = f"grouped_mm needs rows of a multiple of 16 bytes, {name} is {value}"

@@ -1,0 +1,140 @@
+// Matrix products small enough for the cache, in fp32 or with bfloat16 factors and fp32 sums.
+//
+// A factor is an array of 32-bit words: one float, or (BF16) two bfloat16 that are neighbours along the
+// dimension summed over. One multiply-add of words is then one fp32 multiply-add or one vdpbf16ps, and
+// everything else is the same code.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int MAX_NR = 4, ACCUMULATORS = 26;
+#elif defined(__AVX__)
+constexpr int MAX_NR = 3, ACCUMULATORS = 12;
+#else
+constexpr int MAX_NR = 3, ACCUMULATORS = 24;
+#endif
+
+template <bool BF16>
+inline vec multiply_add(vec sum, vec a, vec b) {
+#if defined(__AVX512BF16__)
+    if constexpr (BF16) return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+    return sum + a * b;
+}
+
+// Where a product goes: rows at `data + i * stride`, or at `rows[i]` each scaled by `scale[i]`.
+struct Destination {
+    float* data;
+    int64_t stride;
+    float* const* rows;
+    const float* scale;
+    bool add;
+
+    float* row(int64_t i) const { return rows ? rows[i] : data + i * stride; }
+};
+
+// The right factor: K rows of N words at `data + k * stride`, or at `rows[k]`.
+struct Right {
+    const float* data;
+    int64_t stride;
+    const float* const* rows;
+};
+
+// C[M, N] = or += A[M, K] . B[K, N], K in words. A is read one word at a time, at a + i*a_row + k*a_k.
+struct Product {
+    const float* a;
+    int64_t a_row, a_k;
+    Right b;
+    int64_t M, N, K;
+    Destination c;
+};
+
+// MR x NR accumulators; with TAIL the last of the NR vectors holds only `tail` columns.
+template <bool BF16, int MR, int NR, bool TAIL>
+void tile(const Product& p, int64_t i0, int64_t j0, int tail) {
+    vec acc[MR][NR];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < NR; j++) acc[i][j] = vec{};
+    if (p.c.add)
+        for (int i = 0; i < MR; i++) prefetch(p.c.row(i0 + i) + j0, NR * LANES);
+    const float* a = p.a + i0 * p.a_row;
+    for (int64_t k = 0; k < p.K; k++) {
+        const float* b = (p.b.rows ? p.b.rows[k] : p.b.data + k * p.b.stride) + j0;
+        vec bv[NR];
+#pragma GCC unroll 8
+        for (int j = 0; j < NR; j++)
+            bv[j] = TAIL && j == NR - 1 ? load_first(b + j * LANES, tail) : load(b + j * LANES);
+#pragma GCC unroll 32
+        for (int i = 0; i < MR; i++) {
+            const vec av = splat(a[i * p.a_row]);
+#pragma GCC unroll 8
+            for (int j = 0; j < NR; j++) acc[i][j] = multiply_add<BF16>(acc[i][j], av, bv[j]);
+        }
+        a += p.a_k;
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < MR; i++) {
+        float* c = p.c.row(i0 + i) + j0;
+        const vec scale = splat(p.c.scale ? p.c.scale[i0 + i] : 1.0f);
+#pragma GCC unroll 8
+        for (int j = 0; j < NR; j++) {
+            float* at = c + j * LANES;
+            if (TAIL && j == NR - 1) {
+                const vec old = p.c.add ? load_first(at, tail) : vec{};
+                store_first(at, acc[i][j] * scale + old, tail);
+            } else {
+                const vec old = p.c.add ? load(at) : vec{};
+                store(at, acc[i][j] * scale + old);
+            }
+        }
+    }
+}
+
+// The tile with exactly `rows` rows, found by counting down from the most that fit in registers.
+template <bool BF16, int MR, int NR, bool TAIL>
+void tile_of(int rows, const Product& p, int64_t i0, int64_t j0, int tail) {
+    if constexpr (MR > 0) {
+        if (rows == MR) return tile<BF16, MR, NR, TAIL>(p, i0, j0, tail);
+        tile_of<BF16, MR - 1, NR, TAIL>(rows, p, i0, j0, tail);
+    }
+}
+
+constexpr int max_rows(int nr) { return std::min(12, ACCUMULATORS / nr); }
+
+template <bool BF16, int NR, bool TAIL>
+void strip(const Product& p, int64_t j0, int tail) {
+    // As few row groups as registers allow, of as equal height as possible: 20 rows are 7+7+6.
+    const int64_t groups = (p.M + max_rows(NR) - 1) / max_rows(NR);
+    for (int64_t g = 0, i = 0; g < groups; g++) {
+        const int rows = static_cast<int>((p.M - i + groups - g - 1) / (groups - g));
+        tile_of<BF16, max_rows(NR), NR, TAIL>(rows, p, i, j0, tail);
+        i += rows;
+    }
+}
+
+template <bool BF16, int NR>
+void strip_of(int nr, const Product& p, int64_t j0, int tail) {
+    if constexpr (NR > 0) {
+        if (nr != NR) return strip_of<BF16, NR - 1>(nr, p, j0, tail);
+        if (tail) return strip<BF16, NR, true>(p, j0, tail);
+        return strip<BF16, NR, false>(p, j0, tail);
+    }
+}
+
+template <bool BF16>
+void multiply(const Product& p) {
+    const int tail_columns = static_cast<int>(p.N % LANES);
+    const int64_t vectors = (p.N + LANES - 1) / LANES;
+    const int64_t strips = (vectors + MAX_NR - 1) / MAX_NR;
+    for (int64_t s = 0, v = 0; s < strips; s++) {
+        const int nr = static_cast<int>((vectors - v + strips - s - 1) / (strips - s));
+        const bool last = v + nr == vectors;
+        strip_of<BF16, MAX_NR>(nr, p, v * LANES, last ? tail_columns : 0);
+        v += nr;
+    }
+}
+
+}  // namespace

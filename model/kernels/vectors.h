@@ -1,0 +1,140 @@
+// What all compiled kernels share: vectors of floats, exp, a transpose, a buffer.
+// Only plain C++ and the compiler's vector types, but for masked loads and bfloat16 on AVX-512.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+inline vec load(const float* p) { return *reinterpret_cast<const vec_unaligned*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vec_unaligned*>(p) = v; }
+#if defined(__AVX512F__)
+inline vec splat(float s) { return (vec)_mm512_set1_ps(s); }  // also of two bfloat16: the bits as they are
+#else
+inline vec splat(float s) { return s - vec{}; }
+#endif
+inline void prefetch(const float* p, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i);
+}
+
+// The first `count` lanes, the others zero.
+inline vec load_first(const float* p, int count) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+    vec v{};
+    std::memcpy(&v, p, count * sizeof(float));
+    return v;
+#endif
+}
+inline void store_first(float* p, vec v, int count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+    std::memcpy(p, &v, count * sizeof(float));
+#endif
+}
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// exp(x) for x in [-87, 87], clamped outside; Cephes polynomial, relative error below 2e-7.
+inline vec exponential(vec x) {
+    x = x < -87.0f ? splat(-87.0f) : x;
+    x = x > 87.0f ? splat(87.0f) : x;
+    const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+    vec n = x * 1.44269504088896341f + magic;
+    const ivec exponent = ((ivec)n) << 23;
+    n = n - magic;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (vec)((ivec)p + exponent);
+}
+
+inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Lanes added up in pairs, the order the same on every call.
+inline float sum_lanes(vec v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+// LANES x LANES transpose by a butterfly of two-source shuffles.
+inline void transpose(vec (&r)[LANES]) {
+#pragma GCC unroll 8
+    for (int half = 1; half < LANES; half *= 2) {
+        ivec low, high;
+        for (int i = 0; i < LANES; i++) {
+            low[i] = (i & half) ? i - half + LANES : i;
+            high[i] = (i & half) ? i + LANES : i + half;
+        }
+#pragma GCC unroll 32
+        for (int i = 0; i < LANES; i++) {
+            if (i & half) continue;
+            const vec a = r[i], b = r[i + half];
+            r[i] = __builtin_shuffle(a, b, low);
+            r[i + half] = __builtin_shuffle(a, b, high);
+        }
+    }
+}
+
+#if defined(__AVX512BF16__)
+// Two bfloat16 in each 32-bit word: `first` in the low halves, `second` in the high ones.
+inline vec pair_words(vec first, vec second) {
+    const __m512i joined = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (vec)_mm512_permutexvar_epi16(order, joined);
+}
+// 32 neighbouring floats as 16 words.
+inline vec neighbour_words(vec first_half, vec second_half) {
+    return (vec)_mm512_cvtne2ps_pbh((__m512)second_half, (__m512)first_half);
+}
+inline void store_bf16(uint16_t* p, vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+inline vec load_bf16(const uint16_t* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+}
+#endif
+
+// Uninitialised floats on a cache line's boundary.
+struct Buffer {
+    explicit Buffer(int64_t count)
+        : data(static_cast<float*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * 4, 64)))) {}
+    ~Buffer() { std::free(data); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    float* data;
+};
+
+}  // namespace
