@@ -1,16 +1,26 @@
-"""Training curves: ``metrics.jsonl`` read back and thinned to what an eye can tell apart."""
+"""Training curves: ``metrics.jsonl`` read back and thinned to what an eye can tell apart.
+
+A short log is read whole and its steps are averaged in bins. Of a long one only lines at places
+spread evenly in log tokens are read, so that a million logged steps cost what a thousand do.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from analysis.laws import Array
+
+WHOLE_BYTES = 1_000_000
+"""A longer log is sampled."""
+SAMPLES = 1200
+BLOCK = 4096
+"""Bytes read at a place: more than a line has."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,9 @@ class Curve:
     loss: Array
     """Mean training loss of each bin, nats per token."""
     lines: int
-    """Logged steps behind the curve."""
+    """Logged steps in the file; of a sampled one what its length says."""
+    sampled: bool = False
+    """Whether only some of its lines were read."""
     layers: tuple[int, ...] = ()
     """Blocks with routed experts; empty where none were logged."""
     max_vio: Array = field(default_factory=lambda: np.zeros((0, 0)))
@@ -36,14 +48,22 @@ def read_curve(path: Path, bins: int = 120) -> Curve | None:
     """
     if not path.exists():
         return None
-    steps = list(_steps(path))
+    size = path.stat().st_size
+    sampled = size > WHOLE_BYTES
+    with path.open("rb") as file:
+        lines = list(_sampled(file, size) if sampled else file)
+    steps = [row for row in _rows(lines) if row.get("kind") == "train"]
     if not steps:
         return None
     tokens = np.array([step["tokens"] for step in steps], dtype=float)
     loss = np.array([step["train_loss_nats"] for step in steps], dtype=float)
     layers = tuple(steps[-1].get("layers", ()))
     max_vio = np.array([step.get("max_vio", ()) for step in steps], dtype=float)
-    return thin(tokens, loss, bins, layers=layers, max_vio=max_vio)
+    curve = thin(tokens, loss, bins, layers=layers, max_vio=max_vio)
+    if sampled:
+        per_line = sum(map(len, lines)) / len(lines)
+        return replace(curve, lines=round(size / per_line), sampled=True)
+    return curve
 
 
 def thin(
@@ -73,13 +93,27 @@ def thin(
     )
 
 
-def _steps(path: Path) -> Iterator[dict[str, Any]]:
-    """The training lines; evaluations and other kinds are passed over."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            if row.get("kind") == "train":
-                yield row
+def _rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines as mappings, up to the first that a crash tore."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _sampled(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Whole lines at the start, at the end, and where log-spaced places between them fall."""
+    yield file.readline()
+    last = file.tell()
+    for place in np.geomspace(last, size - BLOCK, SAMPLES):
+        if place < last:
+            continue
+        file.seek(int(place))
+        head, cut, rest = file.read(BLOCK).partition(b"\n")
+        line, end, _ = rest.partition(b"\n")
+        if cut and end:
+            yield line
+            last = int(place) + len(head) + len(line) + 1
+    file.seek(max(last, size - BLOCK))
+    yield from file.read(size - file.tell()).split(b"\n")[-2:-1]

@@ -19,6 +19,9 @@ from analysis.records import RunRecord
 from analysis.results import Prediction
 from analysis.study import Study
 
+MOST_CURVES = 60
+"""More lines than this are a smear; then only the longest run of each size is drawn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnTheWay:
@@ -99,6 +102,21 @@ class Evidence:
         return (
             frozenset(point.label for point in self.holdout.points) if self.holdout else frozenset()
         )
+
+    @cached_property
+    def fitted(self) -> frozenset[str]:
+        """Runs the law was fitted to."""
+        return frozenset(self.study.points.label) if self.study else frozenset()
+
+    @cached_property
+    def fitted_variants(self) -> frozenset[str]:
+        """The variants those runs are of."""
+        return frozenset(self.variants.get(label, "") for label in self.fitted)
+
+    def with_curves(self) -> tuple[RunRecord, ...]:
+        """The runs whose curves are drawn: all, or of very many the longest of each size."""
+        longest = self.largest_run_by_rung()
+        return self.done if len(self.done) <= MOST_CURVES else tuple(longest.values())
 
     def largest_run_by_rung(self) -> dict[str, RunRecord]:
         """The longest run of each rung, small to large."""

@@ -163,10 +163,8 @@ def use_of(record: RunRecord, evidence: Evidence) -> str:
         return f"left out: {evidence.excluded[record.run_id]}"
     if evidence.study is None:
         return "not fitted yet"
-    fitted = evidence.study.points.label
-    if record.run_id not in fitted:
-        variants = {evidence.variants.get(label, "") for label in fitted}
-        if evidence.variants.get(record.run_id, "") not in variants:
+    if record.run_id not in evidence.fitted:
+        if evidence.variants.get(record.run_id, "") not in evidence.fitted_variants:
             return "another variant than the fitted one"
         return "finished after the fit"
     return "fitted, and held out in the check" if record.run_id in evidence.held_out else "fitted"

@@ -32,9 +32,6 @@ from analysis.plots_style import (
     tidy,
 )
 
-MOST_CURVES = 60
-"""More lines than this are a smear; then only the longest run of each size is drawn."""
-
 
 def training_curves(evidence: Evidence) -> Drawing:
     """Training loss against tokens, each run to its own end, with its final held-out loss."""
@@ -43,10 +40,8 @@ def training_curves(evidence: Evidence) -> Drawing:
     if not runs:
         why = "No run has logged its training loss." if evidence.done else NO_RUNS
         return absent(name, title, why)
-    thinned = len(runs) > MOST_CURVES
-    if thinned:
-        longest = {record.run_id for record in evidence.largest_run_by_rung().values()}
-        runs = [record for record in runs if record.run_id in longest]
+    drawn = {record.run_id for record in evidence.with_curves()}
+    runs = [record for record in runs if record.run_id in drawn]
     rows: list[dict[str, Any]] = []
     with style():
         figure, (axes,) = new_figure(2.6)
@@ -67,8 +62,8 @@ def training_curves(evidence: Evidence) -> Drawing:
         light_grid(axes)
         size_legend(figure, evidence)
     which = (
-        f"Of {len(evidence.curves)} runs the longest of each size is drawn. "
-        if thinned
+        f"Of {len(evidence.done)} runs the longest of each size is drawn. "
+        if len(drawn) < len(evidence.done)
         else "Every run is drawn. "
     )
     return Drawing(

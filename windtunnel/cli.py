@@ -33,12 +33,14 @@ VERBS = (
     "status",
     "fit",
     "report",
+    "view",
     "promote",
     "launch",
     "ledger",
     "train",
     "model",
     "convert",
+    "machine",
     "doctor",
 )
 """Each is a module of `windtunnel.commands`; in the order of the way to a checked forecast."""

@@ -11,20 +11,26 @@ from analysis.laws import LossSurface
 from analysis.plots_evidence import Evidence, Promoted
 from analysis.plots_loss import use_of
 from analysis.plots_style import SIZES
+from analysis.records import RunRecord
 from analysis.results import Fit, Prediction
 from windtunnel.report.conventions import SIZE_WORDS, View
+
+MOST_MARKS = 1500
+"""More dots than this overlap; of the rest only what a refit needs is sent."""
 
 
 def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
     """Runs once, and for each way to count size the law with its band, rung lines and forecast."""
     sizes = {record.rung: record.flops_per_token for record in evidence.done}
     drawn: list[View | None] = [*views] or [None]
+    marked, rest = _thinned(evidence)
     return {
         "rungs": [
             {"name": rung, "color": _color_name(color), "flops_per_token": sizes[rung]}
             for rung, color in evidence.colors.items()
         ],
-        "points": _points(evidence, views),
+        "points": _points(evidence, views, marked),
+        "rest": _rest(evidence, views, rest),
         "views": [_view(evidence, view, is_own=i == 0) for i, view in enumerate(drawn)],
     }
 
@@ -43,7 +49,42 @@ def _view(evidence: Evidence, view: View | None, *, is_own: bool) -> dict[str, A
     }
 
 
-def _points(evidence: Evidence, views: Sequence[View]) -> list[dict[str, Any]]:
+def _thinned(evidence: Evidence) -> tuple[list[RunRecord], list[RunRecord]]:
+    """Runs to draw, and the others: evenly along compute, those that were held out always drawn."""
+    done = evidence.done
+    if len(done) <= MOST_MARKS:
+        return list(done), []
+    even = set(np.linspace(0, len(done) - 1, MOST_MARKS).astype(int).tolist())
+    marked: list[RunRecord] = []
+    rest: list[RunRecord] = []
+    for index, record in enumerate(done):
+        chosen = index in even or record.run_id in evidence.held_out
+        (marked if chosen else rest).append(record)
+    return marked, rest
+
+
+def _rest(
+    evidence: Evidence, views: Sequence[View], records: Sequence[RunRecord]
+) -> dict[str, Any]:
+    """Fitted runs that are not drawn, in columns: rung by number, tokens, loss, size by view."""
+    rungs = {rung: index for index, rung in enumerate(evidence.rungs)}
+    kept = [record for record in records if record.run_id in evidence.fitted]
+    sizes = {}
+    for view in views:
+        size = dict(zip(view.points.label, view.points.size, strict=True))
+        sizes[view.key] = [size[record.run_id] for record in kept]
+    return {
+        "runs": len(records),
+        "rung": [rungs[record.rung] for record in kept],
+        "tokens": [record.tokens for record in kept],
+        "loss": _short([record.loss_nats for record in kept]),
+        "sizes": sizes,
+    }
+
+
+def _points(
+    evidence: Evidence, views: Sequence[View], records: Sequence[RunRecord]
+) -> list[dict[str, Any]]:
     """``fitted`` runs enter a refit, held-out ones too: their intervals are the check's."""
     held: dict[str, Prediction] = {}
     if evidence.holdout is not None:
@@ -54,7 +95,7 @@ def _points(evidence: Evidence, views: Sequence[View]) -> list[dict[str, Any]]:
         for label, size in zip(view.points.label, view.points.size, strict=True):
             sizes.setdefault(label, {})[view.key] = size
     points = []
-    for record in evidence.done:
+    for record in records:
         forecast = held.get(record.run_id)
         points.append(
             {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.curves import Curve, read_curve
+from analysis.curves import Curve
 from analysis.plots_evidence import Evidence, OnTheWay, Promoted
 from analysis.plots_loss import use_of
 from analysis.records import RunRecord
@@ -17,11 +17,11 @@ from analysis.study import Study
 from model.accounting import count_params
 from model.errors import ConfigError
 from sweeps.plan import Plan, PlannedRun, as_planned
-from sweeps.store import RunState, Store
+from sweeps.store import RunState
 from windtunnel.along import evaluations_in
-from windtunnel.commands.status import known_plan
 from windtunnel.ledger import Entry, Ledger
 from windtunnel.promotion import Promotion, Promotions
+from windtunnel.report.sources import Sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,36 +122,36 @@ class Content:
         return sum(row.use == "finished after the fit" for row in self.runs)
 
 
-def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
+def gather(
+    sweep: str, root: Path, *, made_at: str, version: str, sources: Sources | None = None
+) -> Content:
     """Read plan, runs, fit, promotion and ledger of ``sweep``; only the plan has to exist.
 
     Raises:
         ConfigError: no sweep of that name was ever planned under ``root``.
     """
-    store = Store(root)
-    plan, path = known_plan(store, sweep), store.plan_path(sweep)
-    fit_path = path.with_name("fit.json")
-    study = Study.load(fit_path) if fit_path.exists() else None
-    states = {run.run_id: store.state(run.run_id) for run in plan.runs}
+    sources = sources or Sources(root)
+    store, plan, study = sources.store, sources.plan(sweep), sources.study(sweep)
+    states = {run.run_id: store.state(run.run_id) for run in plan.measured}
     records = {
         run.run_id: as_planned(record, run)
-        for run in plan.runs
-        if (record := store.record(run.run_id)) is not None
+        for run in plan.measured
+        if (record := sources.record(run.run_id)) is not None
     }
     ledger = Ledger(root / "ledger.jsonl")
-    answer, problems = latest_answer(root, sweep, ledger, store)
-    curves = {
-        name: curve
-        for name in records
-        if (curve := read_curve(store.run_dir(name) / "metrics.jsonl")) is not None
-    }
-    evidence = Evidence(
+    answer, problems = latest_answer(root, sweep, ledger, sources)
+    bare = Evidence(
         records=tuple(records.values()),
         study=study,
         promoted=promoted_of(answer),
-        curves=curves,
-        variants={run.run_id: _variant(run) for run in plan.runs},
+        variants={run.run_id: _variant(run) for run in plan.measured},
     )
+    curves = {
+        record.run_id: curve
+        for record in bare.with_curves()
+        if (curve := sources.curve(record.run_id)) is not None
+    }
+    evidence = replace(bare, curves=curves)
     return Content(
         sweep=sweep,
         made_at=made_at,
@@ -162,7 +162,7 @@ def gather(sweep: str, root: Path, *, made_at: str, version: str) -> Content:
         answer=answer,
         problems=(*problems, *(f"{ledger.path}, {text}" for text in ledger.problems())),
         ledger=ledger.entries(),
-        fit_path=fit_path,
+        fit_path=sources.fit_path(sweep),
         protocol=protocol_rows(evidence.records, study),
         provenance=provenance_rows(evidence.records),
     )
@@ -180,7 +180,7 @@ def run_rows(
 ) -> tuple[RunRow, ...]:
     """The table of runs, small to large and short to long."""
     rows = [
-        run_row(run, states[run.run_id], records.get(run.run_id), evidence) for run in plan.runs
+        run_row(run, states[run.run_id], records.get(run.run_id), evidence) for run in plan.measured
     ]
     return tuple(sorted(rows, key=lambda r: (r.flops_per_token, r.tokens, r.seed, r.run_id)))
 
@@ -214,7 +214,7 @@ def run_row(
 
 
 def latest_answer(
-    root: Path, sweep: str, ledger: Ledger, store: Store
+    root: Path, sweep: str, ledger: Ledger, sources: Sources
 ) -> tuple[Answer | None, tuple[str, ...]]:
     """The newest promotion of ``sweep``; those that were altered are named instead of believed."""
     promotions = Promotions(root)
@@ -230,12 +230,12 @@ def latest_answer(
     if not found:
         return None, tuple(problems)
     newest = max(found, key=lambda promotion: (promotion.created_at, promotion.id))
-    metrics = store.run_dir(newest.run_id) / "metrics.jsonl"
+    metrics = sources.metrics_path(newest.run_id)
     found_at = {found.step: found.loss_nats for found in evaluations_in(metrics)}
     answer = Answer(
         promotion=newest,
         entry=ledger.find(newest.id),
-        record=store.record(newest.run_id),
+        record=sources.record(newest.run_id),
         waypoints=tuple(
             OnTheWay(
                 tokens=float(waypoint.step * newest.spec.train.batch_tokens),
@@ -244,7 +244,7 @@ def latest_answer(
             )
             for waypoint in newest.waypoints
         ),
-        curve=read_curve(metrics),
+        curve=sources.curve(newest.run_id),
     )
     return answer, tuple(problems)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,23 +17,54 @@ from windtunnel.console import duration
 from windtunnel.report import sentences, theme
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
-from windtunnel.report.conventions import views_of
+from windtunnel.report.conventions import View, views_of
 from windtunnel.report.numbers import flops, interval, loss, number, percent, prose, sentence, si
 
 LARGEST_CSV_BYTES = 400_000
 """Larger data stays beside the page, so that the page opens at once."""
 
 
+SECTIONS = (
+    ("asked", "What was asked"),
+    ("answer", "The answer"),
+    ("ledger", "Forecast ledger"),
+    ("evidence", "The evidence"),
+    ("law", "The law"),
+    ("runs", "Runs"),
+    ("protocol", "Protocol"),
+    ("provenance", "Provenance"),
+)
+"""Anchor and heading, in the order of the decision."""
+
+
 def render(content: Content, drawings: Sequence[Drawing]) -> str:
     """The whole HTML text."""
-    environment = Environment(
-        loader=PackageLoader("windtunnel.report"),
+    views = views_of(content.evidence)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            **values(content, drawings, views, live=False),
+            **look("theme", "page"),
+            sections=SECTIONS,
+            chart=chart_data(content.evidence, views),
+            runs_sentence=sentences.runs_sentence(content),
+            has_variants=any(row.variant for row in content.runs),
+        )
+    )
+
+
+@cache
+def environment(package: str = "windtunnel.report") -> Environment:
+    """Jinja with the page's filters; everything from outside is escaped."""
+    made = Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "si": si,
         "flops": flops,
         "loss": loss,
@@ -42,38 +75,55 @@ def render(content: Content, drawings: Sequence[Drawing]) -> str:
         "prose": prose,
         "sentence": sentence,
     }
-    answer, views = content.answer, views_of(content.evidence)
+    return made
+
+
+def values(
+    content: Content, drawings: Sequence[Drawing], views: Sequence[View], *, live: bool
+) -> dict[str, Any]:
+    """What the parts of the page are typeset from; ``live``: served, not kept as a file."""
+    answer = content.answer
     told, told_class = sentences.outcome(answer) if answer else ("", "")
-    assets = files("windtunnel.report") / "templates"
-    return environment.get_template("page.html").render(
-        content=content,
-        drawings=drawings,
-        inline_svg=theme.inline_svg,
-        csv_link=csv_link,
-        chart=chart_data(content.evidence, views),
-        views=views,
-        asked=sentences.asked(content),
-        facts=sentences.facts(content),
-        troubles=sentences.troubles(content),
-        no_answer=sentences.no_answer(content),
-        no_fit=sentences.no_fit(content),
-        outcome=told,
-        outcome_class=told_class,
-        strip=sentences.strip(answer) if answer else None,
-        recommended=sentences.recommended(answer) if answer else (),
-        loads=sentences.loads(answer),
-        calibration=calibration_sentence(calibration(content.ledger)),
-        fit_sentence=sentences.fit_sentence(content) if content.study else "",
-        warnings=sentences.warnings(content),
-        runs_sentence=sentences.runs_sentence(content),
-        has_variants=any(row.variant for row in content.runs),
-        light=Markup(theme.variables(dark=False)),
-        dark=Markup(theme.variables(dark=True)),
-        style=Markup((assets / "page.css").read_text(encoding="utf-8")),
-        page_script=Markup((assets / "page.js").read_text(encoding="utf-8")),
-        law_script=Markup((assets / "law.js").read_text(encoding="utf-8")),
-        chart_script=Markup((assets / "chart.js").read_text(encoding="utf-8")),
-    )
+    return {
+        "live": live,
+        "content": content,
+        "study": content.study,
+        "answer": answer,
+        "drawings": drawings,
+        "views": views,
+        "inline_svg": theme.inline_svg,
+        "csv_link": csv_link,
+        "asked": sentences.asked(content),
+        "facts": sentences.facts(content),
+        "troubles": sentences.troubles(content),
+        "no_answer": sentences.no_answer(content),
+        "no_fit": sentences.no_fit(content),
+        "outcome": told,
+        "outcome_class": told_class,
+        "strip": sentences.strip(answer) if answer else None,
+        "recommended": sentences.recommended(answer) if answer else (),
+        "loads": sentences.loads(answer),
+        "calibration": calibration_sentence(calibration(content.ledger)),
+        "fit_sentence": sentences.fit_sentence(content) if content.study else "",
+        "warnings": sentences.warnings(content),
+    }
+
+
+def look(*scripts: str) -> dict[str, Any]:
+    """Style, both themes, and the scripts a page needs: the chart's between those named."""
+    first, *last = scripts
+    names = (first, "law", "chart", *last)
+    return {
+        "light": Markup(theme.variables(dark=False)),
+        "dark": Markup(theme.variables(dark=True)),
+        "style": asset("page.css"),
+        "scripts": [asset(f"{name}.js") for name in names],
+    }
+
+
+def asset(name: str, package: str = "windtunnel.report") -> Markup:
+    """A shipped stylesheet or script."""
+    return Markup((files(package) / "templates" / name).read_text(encoding="utf-8"))
 
 
 def csv_link(drawing: Drawing) -> str | None:

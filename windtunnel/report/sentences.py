@@ -119,7 +119,7 @@ def no_fit(content: Content) -> str:
 
 
 def _fit_command(content: Content) -> str:
-    variants = [run.variant for run in content.plan.runs if run.variant]
+    variants = [run.variant for run in content.plan.measured if run.variant]
     chosen = (
         ", ".join(f"{path}: {value}" for path, value in variants[0].items()) if variants else ""
     )

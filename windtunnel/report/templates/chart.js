@@ -1,13 +1,11 @@
 // The main chart: loss against compute, drawn anew at every width, with hover, zoom and the choice of
 // the size convention. It replaces the static figure, which stays for readers without scripts.
-(() => {
+// `note` tells what leaving runs out moves; `kept` is what the reader chose in an earlier drawing.
+const lossChart = (host, data, note, kept) => {
   "use strict";
-  const source = document.getElementById("chart-data");
-  const host = document.getElementById("chart");
-  if (!source || !host) return;
-  const data = JSON.parse(source.textContent);
   const SVG = "http://www.w3.org/2000/svg"; // a name, not an address: nothing is fetched
-  const state = { view: 0, zoom: null, out: new Set() }; // out: ids of runs left out by the reader
+  // out: ids of runs left out by the reader; outRungs: sizes left out whole.
+  const state = kept ?? { view: 0, zoom: null, out: new Set(), outRungs: new Set() };
 
   const make = (tag, attributes = {}, text) => {
     const node = document.createElementNS(SVG, tag);
@@ -80,6 +78,11 @@
       low: index === 0 ? point.low : null,
       high: index === 0 ? point.high : null,
     }));
+    // Fitted runs that are not drawn, where a sweep has more than an eye can tell apart.
+    const rest = data.rest, size = rest.sizes[view.key] ?? [];
+    view.rest = size.map((n, i) => ({
+      size: n, tokens: rest.tokens[i], loss: rest.loss[i], rung: data.rungs[rest.rung[i]].name,
+    }));
   });
   const view = () => data.views[state.view];
   const marks = () => {
@@ -102,8 +105,9 @@
   const enough = (points) =>
     points.length > 6 && ["size", "tokens"].every((k) => new Set(points.map((p) => p[k])).size > 1);
   function moved() {
-    const fitted = view().points.filter((point) => point.fitted);
-    const left = fitted.filter((point) => !state.out.has(point.id));
+    const fitted = view().points.filter((point) => point.fitted).concat(view().rest);
+    const left = fitted.filter((point) =>
+      !(point.id === undefined ? state.outRungs.has(point.rung) : state.out.has(point.id)));
     if (!view().fit || left.length === fitted.length) return { gone: 0, law: null };
     const law = enough(left) ? refit(left, view().fit) : null;
     return { gone: fitted.length - left.length, law };
@@ -119,7 +123,6 @@
     return lossAt(law, size, ratio / size);
   }
 
-  const note = document.getElementById("moved");
   function tellMoved({ gone, law }) {
     if (!gone) { note.textContent = ""; return; }
     const runs = gone === 1 ? "1 run" : `${gone} runs`;
@@ -426,14 +429,20 @@
       dot.style.background = `var(--${rung.color})`;
       key.append(dot, html("span", "", si(rung.flops_per_token)));
       key.addEventListener("click", () => {
-        const ids = runsOf(rung.name);
-        leave(ids, !ids.every((id) => state.out.has(id)));
+        const ids = runsOf(rung.name), out = !ids.every((id) => state.out.has(id));
+        out ? state.outRungs.add(rung.name) : state.outRungs.delete(rung.name);
+        leave(ids, out);
       });
       keys.push([rung.name, key]);
       list.append(key);
     }
     return list;
   }
+  // The coefficients of the chosen convention.
+  const showView = () =>
+    document.querySelectorAll("[data-view]").forEach((node) => {
+      node.hidden = node.dataset.view !== view().key;
+    });
   function conventions() {
     if (data.views.length < 2) return null;
     const group = html("div", "switch");
@@ -445,15 +454,13 @@
       const button = html("button", "", option.name);
       button.type = "button";
       button.setAttribute("role", "radio");
-      button.setAttribute("aria-checked", String(index === 0));
+      button.setAttribute("aria-checked", String(index === state.view));
       button.addEventListener("click", () => {
         state.view = index;
         state.zoom = null;
         group.querySelectorAll("button").forEach((other, i) =>
           other.setAttribute("aria-checked", String(i === index)));
-        document.querySelectorAll("[data-view]").forEach((node) => {
-          node.hidden = node.dataset.view !== option.key;
-        });
+        showView();
         draw();
       });
       group.append(button);
@@ -467,6 +474,8 @@
   bar.append(reset);
   host.append(bar, stage);
   host.parentElement.classList.add("live");
-  new ResizeObserver(draw).observe(stage);
+  const observer = new ResizeObserver(draw);
+  observer.observe(stage);
   draw();
-})();
+  return { state, showView, stop: () => observer.disconnect() };
+};

@@ -1,20 +1,6 @@
-// Theme, sortable tables, and finding a run in the table. Everything works without this script, too.
+// Sortable tables, finding a run in the table, the chart. Everything can be read without this script.
 (() => {
   "use strict";
-  const root = document.documentElement;
-  const toggle = document.getElementById("theme");
-  const dark = () =>
-    root.dataset.theme
-      ? root.dataset.theme === "dark"
-      : matchMedia("(prefers-color-scheme: dark)").matches;
-  const label = () => { toggle.textContent = dark() ? "Light" : "Dark"; };
-  toggle.hidden = false;
-  toggle.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    label();
-  });
-  label();
-
   const key = (row, column) => {
     const cell = row.cells[column];
     const text = cell.dataset.sort ?? cell.textContent.trim();
@@ -70,4 +56,10 @@
       if (found) row.scrollIntoView({ block: "center", behavior: "smooth" });
     }
   });
+
+  const source = document.getElementById("chart-data");
+  if (source) {
+    const host = document.getElementById("chart");
+    lossChart(host, JSON.parse(source.textContent), document.getElementById("moved"));
+  }
 })();
