@@ -9,6 +9,7 @@ from analysis.plots_recipe import recipe
 from analysis.plots_runs import flight, residuals, training_curves
 from analysis.plots_style import Drawing, save, to_svg
 from analysis.plots_surface import contours, isoflop
+from analysis.plots_variants import feature_trials, leverage
 
 FIGURES = (
     loss_compute,
@@ -22,6 +23,8 @@ FIGURES = (
     expert_training,
     expert_balance,
     recipe,
+    leverage,
+    feature_trials,
 )
 
 

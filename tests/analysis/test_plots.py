@@ -23,6 +23,7 @@ from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
 from analysis.plots_runs import flight, residuals, training_curves
 from analysis.plots_surface import contours, isoflop
+from analysis.plots_variants import feature_trials, leverage
 from analysis.records import RunRecord
 
 HOSTILE = '<script>alert("1")</script> $x^{2$ \\frac{&\'\n' + "長" * 5 + "a" * 10_000
@@ -378,3 +379,52 @@ def test_a_torn_metrics_file_gives_the_steps_before_the_tear(tmp_path: Path) -> 
 
 def test_figures_leave_no_global_state(known_sweep: ModuleType) -> None:
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def with_variant(evidence: Evidence, loss_ratio: float, activation: float) -> Evidence:
+    """Every run a second time, as a variant whose loss is ``loss_ratio`` of the first's."""
+    twins = tuple(
+        replace(
+            record,
+            run_id=f"twin-{record.run_id}",
+            loss_nats=loss_ratio * record.loss_nats,
+            activation_ratio=activation,
+        )
+        for record in evidence.records
+    )
+    names = {r.run_id: "num_experts=32" for r in evidence.records}
+    names |= {r.run_id: f"num_experts=64 {HOSTILE}" for r in twins}
+    return replace(evidence, records=(*evidence.records, *twins), variants=names)
+
+
+def test_a_variant_is_shown_against_the_fitted_one_cell_by_cell(evidence: Evidence) -> None:
+    drawing = feature_trials(with_variant(evidence, 0.98, 0.08))
+    assert drawing.figure is not None
+    cells = {(r.rung, r.tokens) for r in evidence.records}
+    assert len(drawing.data) == len(cells)
+    assert drawing.data["difference_percent"].to_numpy() == pytest.approx(-2.0, abs=1e-6)
+    assert "num_experts=32" in drawing.how_to_read
+    plots.to_svg(drawing)
+    alone = feature_trials(evidence)
+    assert "one variant" in alone.missing
+
+
+def test_leverage_is_the_compute_the_law_needs_for_what_a_variant_reached(
+    evidence: Evidence,
+) -> None:
+    drawing = leverage(with_variant(evidence, 0.98, 0.08))
+    assert drawing.figure is not None
+    data = drawing.data.set_index("run_id")
+    assert evidence.study is not None
+    law = evidence.study.surface.law
+    record = evidence.done[0]
+    row = data.loc[f"twin-{record.run_id}"]
+    usual = float(law(record.flops_per_token, record.tokens))  # type: ignore[operator]
+    needed, base = (law.inverse(loss) for loss in (0.98 * record.loss_nats, usual))  # type: ignore[union-attr]
+    assert row["leverage"] == pytest.approx(needed / base)
+    assert row["low"] <= row["leverage"] <= row["high"]
+    assert data["leverage"].median() > 1
+    plots.to_svg(drawing)
+    assert "same in every run" in leverage(evidence).missing
+    impossible = leverage(with_variant(evidence, 0.2, 0.08))
+    assert "can ever reach" in impossible.how_to_read

@@ -224,9 +224,9 @@
     const versions = state.versions ?? {};
     const changed = Object.keys(versions).filter((name) => versions[name] !== shown[name]);
     changed.sort((a, b) => (b === "chart") - (a === "chart"));
-    for (const name of changed) await showPart(name, versions[name]);
     const rows = `${state.runs} ${JSON.stringify(state.now?.counts)}`;
     if (rows !== rowsOf) { rowsOf = rows; await showRows(); }
+    for (const name of changed) await showPart(name, versions[name]);
   }
   const fresh = byId("fresh");
   async function follow() {

@@ -1,0 +1,262 @@
+"""What a sweep's axes bought: loss against the reference variant, compute saved at equal loss."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.laws import Array, SaturatingPowerLaw
+from analysis.plots_evidence import Evidence, size_legend, surface_of
+from analysis.plots_loss import NO_FIT, NO_RUNS
+from analysis.plots_style import (
+    INK,
+    MUTED,
+    PAPER,
+    Drawing,
+    absent,
+    even_ticks,
+    flops_axis,
+    light_grid,
+    log_ticks,
+    new_figure,
+    padded,
+    safe_label,
+    style,
+)
+from analysis.plots_surface import replicate_surfaces
+from analysis.records import RunRecord
+from analysis.study import Study
+
+ONE_VARIANT = (
+    "This sweep has one variant, so nothing was tried against anything. An axis such as "
+    "recipe.shape.num_experts=[16,32,64] makes variants."
+)
+ONE_SHAPE = (
+    "Activation and granularity are the same in every run, so no leverage of either can be seen. "
+    "Axes such as recipe.shape.num_experts=[16,32,64] vary them."
+)
+NO_REFERENCE = (
+    "Every finished run is of the fitted variant: there is no other whose compute could be held "
+    "against its law."
+)
+MOST_VARIANTS = 8
+LEVEL = (0.05, 0.95)
+MARKERS = "osD^vP*X"
+
+
+def feature_trials(evidence: Evidence) -> Drawing:
+    """Loss of every variant against the reference's at the same size and tokens, over compute."""
+    name, title = "feature_trials", "Variants against the reference, and their trend"
+    if not evidence.done:
+        return absent(name, title, NO_RUNS)
+    cells: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    flops: dict[tuple[str, int], float] = {}
+    for record in evidence.done:
+        cell = (record.rung, record.tokens)
+        cells[cell][evidence.variants.get(record.run_id, "")].append(record.loss_nats)
+        flops[cell] = record.train_flops
+    names = list(dict.fromkeys(evidence.variants.get(r.run_id, "") for r in evidence.done))
+    if len(names) < 2:
+        return absent(name, title, ONE_VARIANT)
+    fitted = sorted(evidence.fitted_variants)
+    reference = fitted[0] if len(fitted) == 1 and fitted[0] in names else min(names)
+    others = [variant for variant in names if variant != reference]
+    rows: list[dict[str, Any]] = []
+    for cell, losses in cells.items():
+        if reference not in losses:
+            continue
+        base = float(np.mean(losses[reference]))
+        rows += [
+            {
+                "variant": variant,
+                "rung": cell[0],
+                "tokens": cell[1],
+                "train_flops": flops[cell],
+                "difference_percent": 100 * (float(np.mean(losses[variant])) / base - 1),
+            }
+            for variant in others
+            if variant in losses
+        ]
+    if not rows:
+        return absent(name, title, "No size and budget was run in the reference and in a variant.")
+    data = pd.DataFrame(rows)
+    study = evidence.study
+    noise = (study.noise.sd if study.noise else study.surface.noise_sd) if study else None
+    with style():
+        figure, (axes,) = new_figure(2.7)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        if noise is not None:  # a difference of two runs: the noise of both
+            half = 164.5 * float(np.sqrt(2)) * noise
+            axes.axhspan(-half, half, color=INK, alpha=0.08, linewidth=0)
+        handles = _draw_trials(axes, data, others[:MOST_VARIANTS])
+        flops_axis(axes.xaxis, *padded(data["train_flops"].to_numpy(), 0.05))
+        axes.set_ylabel("Loss over the reference's, minus 1 (%)")
+        light_grid(axes)
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1)
+    left_out = len(others) - MOST_VARIANTS
+    more = f" {left_out} further variants are in the data only." if left_out > 0 else ""
+    band = (
+        "The grey band holds 90% of the differences that two equal runs would show. "
+        if noise is not None
+        else "The noise between seeds isn't known before a fit, so small differences say nothing. "
+    )
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read=f"The zero line is `{safe_label(reference, 60) or 'the reference'}`; below it "
+        "a variant is better at the same size rung and tokens. A line through a variant's dots is "
+        f"its trend in log compute: what matters is where it goes.{more} " + band,
+        distrust="A variant may cost more or fewer FLOPs at the same rung; the figure of leverage "
+        "counts that. A gain that shrinks along compute may be gone at the target. "
+        "`windtunnel compare` tests it.",
+        data=data,
+        figure=figure,
+    )
+
+
+def _draw_trials(axes: Axes, data: pd.DataFrame, variants: list[str]) -> list[Line2D]:
+    greys = np.linspace(0.0, 0.55, len(variants))
+    handles = []
+    for variant, grey, marker in zip(variants, greys, MARKERS, strict=False):
+        own = data[data["variant"] == variant].sort_values("train_flops")
+        color = str(round(float(grey), 3))
+        x, y = own["train_flops"].to_numpy(), own["difference_percent"].to_numpy()
+        axes.plot(x, y, marker, color=color, markerfacecolor=PAPER, linestyle="")
+        if len(np.unique(x)) > 2:
+            slope, height = np.polyfit(np.log(x), y, 1)
+            ends = np.array([x.min(), x.max()])
+            axes.plot(ends, height + slope * np.log(ends), color=color, linewidth=0.9)
+        handles.append(
+            Line2D([], [], color=color, marker=marker, markerfacecolor=PAPER, linewidth=0.9)
+        )
+        handles[-1].set_label(safe_label(variant, 30))
+    return handles
+
+
+def leverage(evidence: Evidence) -> Drawing:
+    """Compute the fitted variant would need for each other run's loss, over that run's own."""
+    name, title = "leverage", "Efficiency leverage against activation and granularity"
+    study = evidence.study
+    if not evidence.done:
+        return absent(name, title, NO_RUNS)
+    shapes = {(record.activation_ratio, record.granularity) for record in evidence.done}
+    if len(shapes) < 2:
+        return absent(name, title, ONE_SHAPE)
+    if study is None:
+        return absent(name, title, NO_FIT)
+    others = [
+        record
+        for record in evidence.done
+        if record.run_id not in evidence.fitted and record.run_id not in evidence.excluded
+    ]
+    if not others or study.points.size_variable != "flops_per_token":
+        return absent(name, title, NO_REFERENCE)
+    rows = [_leverage_row(study, record) for record in others]
+    fitted = {r.run_id: r for r in evidence.done if r.run_id in evidence.fitted}
+    base = next(iter(fitted.values()), None)
+    data = pd.DataFrame(rows)
+    with style():
+        figure, panels = new_figure(4.2, rows=2)
+        for axes, column, label in zip(
+            panels,
+            ("activation_ratio", "granularity"),
+            ("Activation ratio", "Granularity"),
+            strict=True,
+        ):
+            _draw_leverage(axes, evidence, data, column)
+            if base is not None:
+                axes.axvline(getattr(base, column), color=MUTED, linewidth=0.6, linestyle=":")
+            axes.set_xlabel(label)
+        size_legend(figure, evidence)
+    unreached = int(data["leverage"].isna().sum())
+    never = (
+        f" {unreached} runs lie below what the fitted law can ever reach; they have no leverage "
+        "and are in the data only."
+        if unreached
+        else ""
+    )
+    return Drawing(
+        name=name,
+        title=title,
+        how_to_read="A dot is a run of another variant: the compute the fitted variant would need "
+        "for the loss it reached, over what it would need for the loss its own law gives at the "
+        "same size and tokens. Above 1 the variant saves compute. Bars are 90% intervals from the "
+        "bootstrap and the noise of a run; the dotted line is the fitted variant." + never,
+        distrust="Where activation and granularity move together, neither panel shows the effect "
+        "of one alone. The reference is the fitted variant; a leverage over a dense model needs a "
+        "dense ladder.",
+        data=data,
+        figure=figure,
+    )
+
+
+def _leverage_row(study: Study, record: RunRecord) -> dict[str, Any]:
+    law = surface_of(study)
+    size, tokens = record.flops_per_token, record.tokens
+    at = _saved(law.frontier(), record.loss_nats, float(law(size, tokens)))
+    rng = np.random.default_rng(0)
+    noise = study.noise.sd if study.noise else study.surface.noise_sd
+    replicates = replicate_surfaces(study, 300)
+    spread = np.array(
+        [
+            _saved(surface.frontier(), loss, float(surface(size, tokens)))
+            for surface, loss in zip(
+                replicates,
+                record.loss_nats * np.exp(rng.normal(0, noise, len(replicates))),
+                strict=True,
+            )
+        ]
+    )
+    low, high = _ends(spread) if len(spread) else (at, at)
+    return {
+        "run_id": record.run_id,
+        "rung": record.rung,
+        "activation_ratio": record.activation_ratio,
+        "granularity": record.granularity,
+        "train_flops": record.train_flops,
+        "leverage": at,
+        "low": min(low, at),
+        "high": max(high, at),
+    }
+
+
+def _saved(frontier: SaturatingPowerLaw, loss: float, usual: float) -> float:
+    """Compute for ``loss`` over compute for ``usual``; nan where the law never gets there."""
+    if loss <= frontier.E or usual <= frontier.E:
+        return float("nan")
+    return frontier.inverse(loss) / frontier.inverse(usual)
+
+
+def _ends(spread: Array) -> tuple[float, float]:
+    """Quantiles; a replicate that never gets there counts as the upper end."""
+    low, high = np.quantile(np.where(np.isnan(spread), np.inf, spread), LEVEL, method="nearest")
+    most = np.nanmax(spread) if np.isfinite(spread).any() else np.nan
+    return float(low if np.isfinite(low) else most), float(high if np.isfinite(high) else most)
+
+
+def _draw_leverage(axes: Axes, evidence: Evidence, data: pd.DataFrame, column: str) -> None:
+    seen = data[data["leverage"].notna()]
+    axes.axhline(1, color=INK, linewidth=0.8)
+    for rung, color in evidence.colors.items():
+        own = seen[seen["rung"] == rung]
+        axes.vlines(own[column], own["low"], own["high"], color=color, linewidth=0.8)
+        axes.plot(own[column], own["leverage"], "o", color=color)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ends = [1.0, *seen["low"].dropna(), *seen["high"].dropna()]
+    low, high = padded([max(min(ends), 1e-3), min(max(ends), 1e3)], 0.08)
+    axes.set_ylim(low, high)
+    ticks = log_ticks(low, high) if high / low > 4 else even_ticks(low, high)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    places = sorted(set(data[column]))
+    axes.set_xticks(places, [f"{place:.3g}" for place in places])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(*padded(places, 0.15))
+    axes.set_ylabel("Leverage")
+    light_grid(axes)
