@@ -14,6 +14,7 @@ from model.block import Block
 from model.config import ModelConfig
 from model.init import initialize
 from model.layers import RMSNorm, Rotary, at_least_float32
+from model.loss import token_nats
 from model.mtp import MultiTokenPrediction
 from model.router import Router
 
@@ -100,8 +101,7 @@ class Transformer(nn.Module):
         return hidden_BTD, mtp_BTD, [stats for stats in all_stats if stats is not None]
 
     def _token_nats(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        logits = at_least_float32(self.output(hidden_BTD)).flatten(0, 1)
-        nats = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
+        nats = token_nats(hidden_BTD.flatten(0, 1), self.output.weight, targets_BT.flatten())
         return nats.view_as(targets_BT)
 
 

@@ -9,7 +9,9 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(WT_FEW_TILES)  // the sanitizers' build, which would take minutes with all of them
+constexpr int MAX_NR = 4, ACCUMULATORS = 8;
+#elif defined(__AVX512F__)
 constexpr int MAX_NR = 4, ACCUMULATORS = 26;
 #elif defined(__AVX__)
 constexpr int MAX_NR = 3, ACCUMULATORS = 12;
