@@ -131,6 +131,7 @@ def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
         smallest_compute=surface.smallest_compute,
         condition_number=surface.condition_number,
         warnings=surface.warnings,
+        drift=surface.drift,
     )
 
 

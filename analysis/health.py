@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
+from analysis.curvature import bend_chance
 from analysis.descent import minimise
 from analysis.forms import Form
 from analysis.holdout import Holdout
@@ -28,6 +29,8 @@ EDGE = 1.05
 """An optimal size this much beyond the sizes tried is still one of them."""
 FEW = 3
 """Fewer distinct budgets or values of a variable than this leave a power law's bend open."""
+BENT = 0.05
+"""Chance below which residuals are said to bend."""
 UNLIKELY = 0.1
 """Chance below which a hold-out's misses, or the residuals' excess over the noise, are named."""
 
@@ -47,6 +50,7 @@ def examine(
             *_ridge(solved),
             *_counts(solved, budgets, variables),
             *_outliers(solved, labels),
+            *_curved(solved, variables),
             *_edge(solved, variables),
         )
     )
@@ -199,6 +203,17 @@ def _outliers(solved: Solved, labels: Sequence[str]) -> Iterator[tuple[FitStatus
         FitStatus.OUTLIERS,
         f"beyond {OUTLIER:.0f} robust standard deviations: {named}{more}; without: {changes}",
     )
+
+
+def _curved(solved: Solved, variables: Sequence[Array]) -> Iterator[tuple[FitStatus, str]]:
+    chance = bend_chance(solved, variables)
+    if chance < BENT:
+        yield (
+            FitStatus.CURVED,
+            f"the residuals bend along the ladder (by chance once in {1 / chance:.3g} fits of a "
+            f"law of the right form): the local exponents still change, so what lies beyond the "
+            f"points is known less well than the bootstrap says",
+        )
 
 
 def _edge(solved: Solved, variables: Sequence[Array]) -> Iterator[tuple[FitStatus, str]]:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from analysis.results import Prediction
+import numpy as np
+
+from analysis.budgets import SAME_BUDGET
+from analysis.drift import GROWTH, Drift
+from analysis.laws import Array
+from analysis.results import Fit, Prediction, stretched
+
+LEVEL = 0.9
+"""Where Student's quantile is compared with the normal one."""
+FAR = 2.0
+"""A cut whose rate is this many of its standard deviations from zero shows a wrong form. On sweeps
+that follow the law one in twenty has such a cut, with CURVED one in eight (LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +49,10 @@ class Holdout:
     budgets: int
     """How many of the largest budgets were left out."""
     points: tuple[HeldOutPoint, ...]
+    rate: float
+    """log(forecast / measured) one e-fold of compute beyond the points fitted."""
+    rate_sd: float
+    """Standard deviation of it for a law of the right form: the replicates' and the noise's."""
 
     @property
     def mean_abs_error(self) -> float:
@@ -46,3 +63,48 @@ class Holdout:
     def num_inside(self) -> int:
         """How many measured losses lie in their intervals."""
         return sum(point.inside for point in self.points)
+
+
+def miss_rate(fit: Fit, left_out: Sequence[Array], measured: Array) -> tuple[float, float]:
+    """How fast ``fit`` goes wrong beyond its points, and what that would vary by if it were right.
+
+    Least squares through the origin of log(forecast / measured) on distance^GROWTH, the distance
+    being log(compute / largest fitted).
+
+    Args:
+        fit: of the smaller budgets.
+        left_out: the law's variables at the held-out points.
+        measured: what was measured there.
+    """
+    compute: Callable[..., Array] = fit.law.compute
+    formula: Callable[..., Array] = fit.law.formula
+    # Where size times tokens misses the table's compute, a held-out point may lie no further out.
+    ratio = np.maximum(compute(*left_out) / fit.largest_compute, SAME_BUDGET)
+    distance = np.log(ratio) ** GROWTH
+    share = distance / (distance**2).sum()
+    forecast = np.log(formula(fit.law.parameters, *left_out))
+    replicates = np.asarray(fit.replicates)[:, None, :]
+    spread = (np.log(formula(replicates, *left_out)) - forecast) @ share
+    sds = stretched(
+        np.array([spread.std(), fit.noise_sd * np.linalg.norm(share)]), fit.noise_df, LEVEL
+    )
+    return float((forecast - np.log(measured)) @ share), float(np.linalg.norm(sds))
+
+
+def drift_of(holdouts: Sequence[Holdout], *, curved: bool) -> Drift | None:
+    """The drift of a law that ``holdouts`` or its residuals show to be wrong; None for a sound one.
+
+    Args:
+        holdouts: one for each number of budgets left out.
+        curved: whether the residuals of the whole fit bend.
+    """
+    rates = [holdout.rate for holdout in holdouts]
+    far = any(abs(holdout.rate) > FAR * holdout.rate_sd for holdout in holdouts)
+    if not rates or not (curved or far):
+        return None
+    side: Literal["below", "above", "both"] = "both"
+    if min(rates) > 0:
+        side = "below"
+    elif max(rates) < 0:
+        side = "above"
+    return Drift(rate=max(map(abs, rates)), cuts=len(rates), side=side)

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.catalogue import LAWS, Law
 from analysis.fitting import fit_points
-from analysis.holdout import HeldOutPoint, Holdout
+from analysis.holdout import HeldOutPoint, Holdout, miss_rate
 from analysis.laws import LossSurface
 from analysis.points import Points, take
 from analysis.results import FitError
@@ -68,6 +68,7 @@ def hold_out(
     ranks = np.asarray(points.budget)
     distinct = np.unique(ranks)
     columns = [points.column(name, law.__name__) for name in law.VARIABLES]
+    losses = points.array("loss")
     found: list[Holdout] = []
     for count in range(1, min(settings.holdout_budgets, len(distinct) - 2) + 1):
         left_out = np.flatnonzero(ranks >= distinct[-count])
@@ -81,9 +82,12 @@ def hold_out(
             fit.predict(*(float(column[row]) for column in columns), level=settings.level)
             for row in left_out
         ]
+        rate, rate_sd = miss_rate(fit, [column[left_out] for column in columns], losses[left_out])
         found.append(
             Holdout(
                 budgets=count,
+                rate=rate,
+                rate_sd=rate_sd,
                 points=tuple(
                     HeldOutPoint(
                         label=points.label[row],

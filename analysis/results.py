@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.catalogue import Law
+from analysis.drift import Drift
 from analysis.laws import Array
 
 
@@ -34,6 +35,7 @@ class FitStatus(Enum):
     FEW_BUDGETS = "too few distinct budgets or sizes"
     OUTLIERS = "some points lie far outside the residual spread"
     EDGE_OPTIMUM = "the optimum lies at the edge of what was tried"
+    CURVED = "the residuals bend: local exponents still change along the ladder"
     MISFIT = "the law misses the points by more than repeated seeds differ"
     HOLDOUT_MISSED = "the held-out points lie outside their forecast"
     UNMEASURED_NOISE = "no repeated seeds: the noise floor is the fit's own residual"
@@ -132,6 +134,8 @@ class Fit:
     """Smallest and largest value of each variable among the points."""
     condition_number: float
     warnings: tuple[FitWarning, ...] = ()
+    drift: Drift | None = None
+    """How fast its forecasts go wrong beyond the points, where its form is seen to be wrong."""
 
     def predict(self, *x: float, level: float = 0.9) -> Prediction:
         """A newly measured value at ``x`` (in the law's order of variables), with its interval."""
@@ -150,7 +154,7 @@ class Fit:
         """Value, low and high at arrays of ``x``: a figure's curve and its band.
 
         The interval is for a newly measured value, so it holds both what the replicates disagree
-        about and the spread of one run about the law.
+        about and the spread of one run about the law; beyond the points also the law's drift.
         """
         arrays = [np.asarray(values, dtype=float) for values in x]
         formula: Callable[..., Array] = self.law.formula
@@ -162,11 +166,12 @@ class Fit:
         low, high = (
             _mixture_quantile(spread, self.noise_sd, self.noise_df, q) for q in (tail, 1 - tail)
         )
-        return (
-            np.exp(center),
-            np.exp(center + np.minimum(low, 0.0)),
-            np.exp(center + np.maximum(high, 0.0)),
-        )
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        if self.drift is not None:
+            compute: Callable[..., Array] = self.law.compute
+            below, above = self.drift.allowance(compute(*arrays) / self.largest_compute, level)
+            low, high = -np.hypot(low, below), np.hypot(high, above)
+        return np.exp(center), np.exp(center + low), np.exp(center + high)
 
     def statuses(self) -> tuple[FitStatus, ...]:
         """The soft troubles of this fit."""

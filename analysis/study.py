@@ -14,18 +14,18 @@ import scipy
 
 from analysis import health
 from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
-from analysis.holdout import Holdout
+from analysis.holdout import Holdout, drift_of
 from analysis.judging import Comparison, hold_out
 from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
-from analysis.results import Exclusion, Fit
+from analysis.results import Exclusion, Fit, FitStatus
 from analysis.sensitivity import Sensitivity
 from analysis.settings import FitSettings
 from model.errors import ConfigError
 from model.typed import build, to_plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ONE_BUDGET = 1.5
 """Computes within this factor are one budget."""
 
@@ -128,7 +128,11 @@ def make_study(
     check_spread(points)
     surface = fit_surface(points, settings)
     holdouts = hold_out(points, settings)
-    surface = replace(surface, warnings=(*surface.warnings, *health.holdout_warnings(holdouts)))
+    surface = replace(
+        surface,
+        warnings=(*surface.warnings, *health.holdout_warnings(holdouts)),
+        drift=drift_of(holdouts, curved=FitStatus.CURVED in surface.statuses()),
+    )
     return Study(
         name=name,
         points=points,

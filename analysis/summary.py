@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from textwrap import wrap
 
 from analysis.allocation import exponents, optimum
+from analysis.drift import Drift
 from analysis.judging import Comparison
 from analysis.laws import LossSurface
 from analysis.results import Interval
@@ -125,8 +126,19 @@ def _evidence(study: Study) -> Iterator[str]:
             f"off by {holdout.mean_abs_error:.2%} on average, {holdout.num_inside} of "
             f"{len(holdout.points)} inside their intervals",
         )
+    if fit.drift is not None:
+        yield from _labelled("drift", _drift(fit.drift))
     if not study.holdouts:
         yield from _labelled("hold-out", "none: too few points to leave a budget out")
+
+
+def _drift(drift: Drift) -> str:
+    side = {"below": "downwards", "above": "upwards", "both": "both ways"}[drift.side]
+    return (
+        f"the law's form is seen to be wrong: one e-fold of compute beyond its points it was off "
+        f"by {drift.rate:.2%} (the worst of {drift.cuts} cuts), which grows with the distance; "
+        f"forecasts beyond the points are widened {side} by that"
+    )
 
 
 def _warnings(study: Study) -> Iterator[str]:

@@ -99,7 +99,9 @@ def forecast_along(
         waypoints.append(
             Waypoint(
                 step=round(train.num_steps * (index + 1) / (asked + 1)),
-                forecast=fit.predict(flops_per_token, train.tokens, level=level),
+                forecast=replace(fit, drift=study.surface.drift).predict(
+                    flops_per_token, train.tokens, level=level
+                ),
             )
         )
     return tuple(waypoints), (

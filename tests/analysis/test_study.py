@@ -59,7 +59,7 @@ def test_broken_files_are_named(study: Study, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not JSON"):
         Study.from_json("{")
     with pytest.raises(ConfigError, match="fit schema 99"):
-        Study.from_json(study.to_json().replace('"schema_version":1', '"schema_version":99', 1))
+        Study.from_json(study.to_json().replace('"schema_version":2', '"schema_version":99', 1))
 
 
 def test_summary_is_one_screen(study: Study) -> None:

@@ -34,7 +34,7 @@ def holdout(error: float) -> Holdout:
         measured=2.0 / (1 + error),
         forecast=forecast(),
     )
-    return Holdout(budgets=1, points=(point,))
+    return Holdout(budgets=1, points=(point,), rate=0.0, rate_sd=0.01)
 
 
 @pytest.mark.parametrize(

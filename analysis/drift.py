@@ -1,0 +1,47 @@
+"""What a law's own misses say of its forecasts, once its form is seen to be wrong.
+
+Bootstrap and noise tell how far a forecast may lie from the law's best curve, not from the truth:
+when the local exponents still change along the ladder, every replicate is wrong in the same way.
+What is known then is how fast the law went wrong when the largest budgets were left out. A local
+exponent that wanders like a random walk puts the loss off by rate · distance^1.5, the distance in
+e-folds of compute beyond the points fitted. The forecast's interval takes the worst cut's rate on,
+with Student's quantile for the few cuts there are, towards the side on which the measured losses
+lay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+
+from analysis.laws import Array
+
+GROWTH = 1.5
+"""Power of the distance with which a wandering exponent's error grows. On sweeps with a bend at
+their upper end 1 covered nothing and 2 gave intervals that hold any loss (LOG.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How fast forecasts beyond the points went wrong."""
+
+    rate: float
+    """log(forecast / measured) one e-fold of compute beyond the points, at the worst cut."""
+    cuts: int
+    """Hold-outs the rate rests on; its degrees of freedom."""
+    side: Literal["below", "above", "both"]
+    """Where the measured losses lay, seen from their forecasts."""
+
+    def allowance(self, compute_ratio: ArrayLike, level: float) -> tuple[Array, Array]:
+        """What to add below and above, in log-loss, at so many times the largest compute."""
+        distance = np.log(np.maximum(np.asarray(compute_ratio, dtype=float), 1.0))
+        reach = float(stdtrit(self.cuts, (1 + level) / 2)) * self.rate * distance**GROWTH
+        nothing = np.zeros_like(reach)
+        return (
+            nothing if self.side == "above" else reach,
+            nothing if self.side == "below" else reach,
+        )
