@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.config import MoEConfig
-from model.router import Routing
+from model.router import Router, Routing
 from model.training.config import BalanceConfig
-
-if TYPE_CHECKING:
-    from model.transformer import Transformer
 
 # Shapes: T tokens, E experts, K experts per token, L mixture layers.
 
@@ -81,9 +78,16 @@ def aux_loss(routing: Routing, load_E: Tensor, group: dist.ProcessGroup | None =
     return (f_E * share_E).sum()
 
 
+class HasRouters(Protocol):
+    """A model, or the part of one that a pipeline stage holds."""
+
+    def routers(self) -> Iterator[Router]:
+        """In the order of the loads."""
+
+
 @torch.no_grad()
 def update_biases(
-    model: Transformer,
+    model: HasRouters,
     loads: Sequence[Tensor],
     balance: BalanceConfig,
     group: dist.ProcessGroup | None = None,

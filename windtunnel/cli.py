@@ -32,6 +32,7 @@ VERBS = (
     "sweep",
     "status",
     "fit",
+    "compare",
     "report",
     "view",
     "promote",

@@ -1,0 +1,135 @@
+"""How one run is spread over processes. Torch-free; none of it is scientific."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import ModelConfig, MoEConfig, require, require_positive
+from model.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Sizes of the parallel dimensions; their product (without ``expert``) is the process count.
+
+    Experts live on the ranks among which everything else is sharded: of ``shard`` ranks every
+    ``expert`` neighbours hold one copy of all experts between them.
+    """
+
+    replicate: int = 1
+    """Copies of the sharded model, each on its own data (HSDP's outer size)."""
+    shard: int = 1
+    """Ranks that share one copy of the weights, each on its own data (FSDP2)."""
+    expert: int = 1
+    """Ranks over which the routed experts are spread; divides ``shard``."""
+    pipeline: int = 1
+    """Ranks over which the layers are spread."""
+    virtual: int = 1
+    """Pipeline stages on one rank (interleaved 1F1B)."""
+    micro_batch: int = 1
+    """Sequences in one forward pass of one rank."""
+    recompute: bool = False
+    """Keep only each block's input for the backward pass."""
+    layers: tuple[int, ...] | None = None
+    """Blocks in each of the ``pipeline · virtual`` stages, in order; null: as even as can be.
+    A stage may be empty, and the prediction block is always in the last."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            replicate=self.replicate,
+            shard=self.shard,
+            expert=self.expert,
+            pipeline=self.pipeline,
+            virtual=self.virtual,
+            micro_batch=self.micro_batch,
+        )
+        require(
+            self.shard % self.expert == 0,
+            f"expert ({self.expert}) must divide shard ({self.shard})",
+        )
+        require(
+            self.pipeline > 1 or self.virtual == 1,
+            f"virtual ({self.virtual}) needs a pipeline of more than 1 rank",
+        )
+        require(
+            self.layers is None or len(self.layers) == self.num_stages,
+            f"layers must name {self.num_stages} stages (pipeline · virtual), got {self.layers}",
+        )
+
+    @property
+    def data(self) -> int:
+        """Ranks that read different text."""
+        return self.replicate * self.shard
+
+    @property
+    def world_size(self) -> int:
+        """Processes."""
+        return self.pipeline * self.data
+
+    @property
+    def num_stages(self) -> int:
+        """Pieces the layers are cut into."""
+        return self.pipeline * self.virtual
+
+    def stage_layers(self, num_layers: int) -> tuple[range, ...]:
+        """The blocks of each stage, in the order of the stages."""
+        counts = self.layers or tuple(
+            (stage + 1) * num_layers // self.num_stages - stage * num_layers // self.num_stages
+            for stage in range(self.num_stages)
+        )
+        require(
+            sum(counts) == num_layers and min(counts) >= 0,
+            f"layers {list(counts)} must sum to num_layers ({num_layers})",
+        )
+        ends = [sum(counts[: stage + 1]) for stage in range(self.num_stages)]
+        return tuple(range(end - count, end) for end, count in zip(ends, counts, strict=True))
+
+    def micro_batches(self, train: TrainConfig) -> int:
+        """Forward passes of each rank in one optimizer step."""
+        windows = train.batch_tokens // train.sequence_length
+        at_once = self.data * self.micro_batch
+        require(
+            windows % at_once == 0,
+            f"a batch of {windows} sequences does not divide into data ({self.data}) times "
+            f"micro_batch ({self.micro_batch})",
+        )
+        return windows // at_once
+
+    def check(self, model: ModelConfig, train: TrainConfig) -> None:
+        """Refuse sizes that do not fit the model or the batch.
+
+        Raises:
+            ConfigError: naming the size and what it must divide.
+        """
+        self.stage_layers(model.num_layers)
+        count = self.micro_batches(train)
+        rounds = max(1, count // self.pipeline)
+        require(
+            count % rounds == 0,
+            f"{count} micro-batches do not divide into {rounds} rounds of the pipeline's "
+            f"{self.pipeline} ranks (interleaved 1F1B)",
+        )
+        require(
+            train.balance.aux_loss_weight == 0 or count == 1,
+            "balance.aux_loss_weight is over the whole batch: it needs one micro-batch, "
+            f"this plan has {count}",
+        )
+        if model.moe is not None:
+            experts, sharded = model.moe.num_experts, self.shard // self.expert
+            require(
+                experts % self.expert == 0,
+                f"expert ({self.expert}) must divide num_experts ({experts})",
+            )
+            require(
+                self.expert_shard_dim(model.moe) == 1 or experts // self.expert >= sharded,
+                f"shard / expert ({sharded}) must divide expert_width ({model.moe.expert_width}) "
+                f"or be at most the {experts // self.expert} experts of a rank",
+            )
+
+    def expert_shard_dim(self, moe: MoEConfig) -> int:
+        """Which dimension of an expert weight [experts, width, model width] is sharded.
+
+        The width of an expert, where it divides evenly, as FSDP2 asks of any dimension but the
+        first; else the experts of a rank, unevenly (Ling-1T on 2,016 GPUs: 32 experts over 12).
+        """
+        return 1 if moe.expert_width % (self.shard // self.expert) == 0 else 0

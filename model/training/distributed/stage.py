@@ -1,0 +1,138 @@
+"""One pipeline stage: some of a model's blocks, under the names they have in the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.balance import RoutingRequest, RoutingStats
+from model.block import Block
+from model.config import ModelConfig
+from model.layers import RMSNorm, Rotary, at_least_float32
+from model.mtp import MultiTokenPrediction
+from model.router import Router
+from model.training.precision import Precision, computing_in
+
+# Shapes: B sequences, T positions, D model width, V vocabulary, H prediction heads (1 or 2).
+
+NEXT_EMBEDDING = "next_embedding"
+"""The last stage's copy of the embedding, for the prediction block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What is on one stage."""
+
+    layers: range
+    is_first: bool
+    is_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingWeights:
+    """Factors on the routers' losses of one micro-batch of one rank."""
+
+    request: RoutingRequest
+    aux: float
+    z: float
+
+
+class _AddLoss(torch.autograd.Function):
+    """The input unchanged; a loss of its own joins the total (its gradient is 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
+        return x.clone()  # FSDP's hooks want no view
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0].new_ones(())
+
+
+class Stage(nn.Module):
+    """Tokens or hidden states in; hidden states, or each position's nats, out."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: StagePlan,
+        *,
+        precision: Precision,
+        recompute: bool,
+        routing: RoutingWeights,
+    ) -> None:
+        super().__init__()
+        self.config, self.plan = config, plan
+        self.precision: Precision = precision
+        self.recompute, self.routing = recompute, routing
+        self.rotary = Rotary(config.attention)
+        width = config.hidden_size
+        if plan.is_first:
+            self.embedding = nn.Embedding(config.vocab_size, width)
+        self.blocks = nn.ModuleDict({str(i): Block(config, i) for i in plan.layers})
+        if plan.is_last:
+            self.norm = RMSNorm(width, config.norm_eps)
+            self.output = nn.Linear(width, config.vocab_size, bias=False)
+            if config.mtp_depth:
+                self.mtp = MultiTokenPrediction(config)
+                if not plan.is_first:
+                    self.next_embedding = nn.Embedding(config.vocab_size, width)
+        self.loads: list[list[Tensor]] = []
+        """Of every forward pass since the list was emptied, the choices of each mixture layer."""
+
+    def forward(self, x: Tensor, targets_BT: Tensor) -> Tensor:
+        """``x``: tokens [B, T] on the first stage, else hidden states [B, T, D].
+
+        Returns [B, T, D], or on the last stage nats [B, T, H]: of the next token, and of the one
+        after it (0 at the last position, which has none).
+        """
+        stats: list[RoutingStats] = []
+        with computing_in(self.precision, x.device):
+            if self.plan.is_first:
+                x = self.embedding(x)
+            for block in self.blocks.values():
+                x = self._run(block, stats, x)
+            if self.plan.is_last:
+                x = self._nats(x, targets_BT, stats)
+        for found in stats:
+            if self.routing.request.losses and torch.is_grad_enabled():
+                assert found.aux_loss is not None, "asked for"
+                assert found.z_loss is not None, "asked for"
+                loss = self.routing.aux * found.aux_loss + self.routing.z * found.z_loss
+                x = _AddLoss.apply(x, loss)
+        self.loads.append([found.load_E for found in stats])
+        return x
+
+    def routers(self) -> Iterator[Router]:
+        """The routers in the order of the loads."""
+        return (module for module in self.modules() if isinstance(module, Router))
+
+    def _run(self, module: nn.Module, stats: list[RoutingStats], *inputs: Tensor) -> Tensor:
+        arguments = (*inputs, self.rotary, self.routing.request)
+        if self.recompute and torch.is_grad_enabled():
+            x, found = checkpoint(module, *arguments, use_reentrant=False)
+        else:
+            x, found = module(*arguments)
+        if found is not None:
+            stats.append(found)
+        return x
+
+    def _nats(self, x_BTD: Tensor, targets_BT: Tensor, stats: list[RoutingStats]) -> Tensor:
+        hidden_BTD = self.norm(x_BTD)
+        nats = [self._token_nats(hidden_BTD, targets_BT)]
+        if self.config.mtp_depth:
+            embedding = self.embedding if self.plan.is_first else self.next_embedding
+            mtp_BTD = self._run(self.mtp, stats, hidden_BTD, embedding(targets_BT))
+            nats.append(F.pad(self._token_nats(mtp_BTD[:, :-1], targets_BT[:, 1:]), (0, 1)))
+        return torch.stack(nats, dim=-1)
+
+    def _token_nats(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        logits = at_least_float32(self.output(hidden_BTD)).flatten(0, 1)
+        nats = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
+        return nats.view_as(targets_BT)

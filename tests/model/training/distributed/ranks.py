@@ -1,0 +1,106 @@
+"""Runs a small model on 1, 2 and 4 forked ranks, and prints what each saw: ranks.py FOLDER.
+
+One process imports torch once; its forks meet through a file. JSON on the last line of stdout.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_run import MODEL, TRAIN, corpus_in
+
+from model.training.distributed import checkpoint
+from model.training.distributed.config import ParallelConfig
+from model.training.distributed.engine import Engine
+from model.training.optim import set_learning_rate
+from model.training.schedules import learning_rate
+
+STEPS = 20
+HALF = 10
+
+PLANS = {
+    "shard2": ParallelConfig(shard=2, micro_batch=8),
+    "expert2": ParallelConfig(shard=2, expert=2, micro_batch=4),
+    "pipeline2": ParallelConfig(pipeline=2, recompute=True, micro_batch=4),
+    "shard2-expert2-pipeline2": ParallelConfig(shard=2, expert=2, pipeline=2, micro_batch=4),
+    "shard2-pipeline2-virtual2": ParallelConfig(shard=2, pipeline=2, virtual=2, micro_batch=4),
+    "replicate2-pipeline2-uneven": ParallelConfig(
+        replicate=2, pipeline=2, layers=(1, 3), micro_batch=4
+    ),
+}
+"""Each is run from the first step to the last."""
+WRITER = ParallelConfig(shard=2, expert=2, micro_batch=8)
+"""Its checkpoint at half the steps is gone on from by the others."""
+READERS = {
+    "one": ParallelConfig(micro_batch=16),
+    "four": ParallelConfig(shard=2, expert=2, pipeline=2, micro_batch=4),
+}
+
+
+def rank_main(rank, parallel, meeting, folder, steps, checkpoints, out):
+    try:
+        world = parallel.world_size
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
+        )
+        torch.set_num_threads(1)
+        corpus = corpus_in(folder)
+        engine = Engine(MODEL, TRAIN, parallel, torch.device("cpu"))
+        if steps.start:
+            found = checkpoint.load_newest(engine, checkpoints, lambda plain: "")
+            assert found == {"step": steps.start}, found
+        count = TRAIN.batch_tokens // TRAIN.sequence_length
+        lines = []
+        for step in steps:
+            windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
+            engine.optimizer.zero_grad()
+            result = engine.forward_backward(windows)
+            norm = engine.clip(TRAIN.optimizer.clip_norm)
+            set_learning_rate(engine.optimizer, learning_rate(TRAIN, step))
+            engine.optimizer.step()
+            engine.update_biases(result.load_LE, TRAIN.balance)
+            lines.append([result.loss_nats, result.mtp_nats, norm])
+        if checkpoints is not None and not steps.start:
+            checkpoint.save(engine, checkpoints, steps.stop, {"step": steps.stop}, keep=1)
+        held = torch.from_numpy(
+            corpus.heldout(next(iter(corpus.domains)), TRAIN.sequence_length, 640)
+        )
+        nats, load_LE = engine.evaluate(held)
+        found = {"lines": lines, "heldout_nats": nats, "load": load_LE.tolist()}
+        found["parameters"] = sum(p.to_local().numel() for _, p in engine.named_parameters())
+        Path(f"{out}.{rank}").write_text(json.dumps(found))
+        dist.barrier()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    # Gloo's threads may still run when the interpreter tears down, and then abort it.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def run(parallel, folder, steps, checkpoints=None):
+    with tempfile.TemporaryDirectory() as meeting:
+        arguments = (parallel, f"{meeting}/meet", folder, steps, checkpoints, f"{meeting}/out")
+        mp.start_processes(rank_main, arguments, nprocs=parallel.world_size, start_method="fork")
+        return [
+            json.loads(Path(f"{meeting}/out.{rank}").read_text())
+            for rank in range(parallel.world_size)
+        ]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where = Path(sys.argv[1])
+    corpus_in(where)
+    found = {name: run(plan, where, range(STEPS)) for name, plan in PLANS.items()}
+    saved = where / "checkpoints"
+    found["writer"] = run(WRITER, where, range(HALF), saved)
+    for name, plan in READERS.items():
+        found[f"reads-{name}"] = run(plan, where, range(HALF, STEPS), saved)
+    print(json.dumps(found))

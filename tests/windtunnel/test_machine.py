@@ -1,0 +1,218 @@
+"""The machine plan against ideal pipelines, Ling-1T's published sizes, and stages really built."""
+
+from dataclasses import replace
+
+import pytest
+
+from model.accounting import count_params
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.errors import ConfigError
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from model.training.distributed.config import ParallelConfig
+from windtunnel.commands.machine import Config, _training
+from windtunnel.composition import load
+from windtunnel.machine.dry_run import dry_run
+from windtunnel.machine.handover import (
+    megatron_options,
+    pipeline_layout,
+    torchtitan_options,
+    write_handover,
+)
+from windtunnel.machine.memory_plan import rank_params
+from windtunnel.machine.pipeline import play, uniform
+from windtunnel.machine.plan import best_plan, plan_for
+from windtunnel.yaml_folders import CONF_DIR
+
+LING_1T = ParallelConfig(shard=96, expert=8, pipeline=21, virtual=2, micro_batch=1, recompute=True)
+SMALL = ModelConfig(
+    vocab_size=256,
+    hidden_size=128,
+    num_layers=6,
+    dense_width=256,
+    num_dense_layers=1,
+    mtp_depth=1,
+    attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=16),
+    moe=MoEConfig(num_experts=16, experts_per_token=2, expert_width=64),
+)
+TRAIN = TrainConfig(
+    tokens=64 * 128 * 10,
+    batch_tokens=64 * 128,
+    sequence_length=128,
+    seed=0,
+    optimizer=OptimizerConfig(peak_lr=1e-3),
+    schedule=ScheduleConfig(),
+    balance=BalanceConfig(),
+    evaluation=EvaluationConfig(),
+    checkpoint=CheckpointConfig(),
+    precision="bf16",
+)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """`windtunnel machine` as it stands: Ling-1T on 2,016 H800."""
+    return load("machine", Config, ["parallel=ling_1t"], (CONF_DIR,))
+
+
+@pytest.fixture(scope="module")
+def plan(published):
+    return plan_for(published.model, _training(published), published.hardware, LING_1T)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "num_micro"), [(4, 1, 16), (4, 2, 16), (21, 2, 189), (21, 1, 42)]
+)
+def test_equal_stages_wait_as_long_as_the_papers_formula_says(pipeline, virtual, num_micro):
+    sizes = ParallelConfig(pipeline=pipeline, virtual=virtual)
+    flow = play([1.0] * sizes.num_stages, sizes, num_micro, backward_ratio=2.0)
+    # arXiv:2104.04473, 2.2: (p - 1) / v of m micro-batches' time are spent waiting.
+    waiting = (pipeline - 1) / virtual
+    assert flow.bubble == pytest.approx(waiting / (num_micro + waiting))
+    assert flow.imbalance == pytest.approx(0)
+    # 1F1B holds one micro-batch a rank behind it, interleaved 2 and a round for each more chunk.
+    held = [sum(per_rank) for per_rank in flow.held]
+    warm_up = [(virtual - 1) * pipeline + virtual * (pipeline - 1 - r) for r in range(pipeline)]
+    assert held == [min(before + 1, num_micro * virtual) for before in warm_up]
+
+
+def test_ling_1t_fits_its_published_machine(plan):
+    assert plan.gpus == 2016
+    assert plan.micro_batches == 189  # 18,144 sequences over 96 data ranks
+    assert plan.memory_bytes < 80e9
+    assert sum(plan.split.layers) == 80
+    # Report, 5.1: a dense layer costs half a mixture layer; the block about 1.7 of one.
+    assert plan.layer_costs["dense"] == pytest.approx(0.5, abs=0.05)
+    assert 1.5 < plan.layer_costs["prediction block"] < 2.2
+    # Report, 5.1: the uneven split gained 40% end to end; Megatron's own reached 16.9 to 23.8%.
+    assert 1.3 < plan.uniform.step_s / plan.split.step_s < 1.55
+    assert plan.split.imbalance < 0.1 < plan.uniform.imbalance
+    assert 0.1 < plan.utilisation < 0.24
+
+
+def test_ranks_hold_the_whole_model_and_one_more_embedding(published, plan):
+    model, counts = published.model, plan.split.layers
+    held = [rank_params(model, LING_1T, counts, rank) for rank in range(21)]
+    copy = model.vocab_size * model.hidden_size
+    assert sum(p.routed + p.others for p in held) == count_params(model).total + copy
+    # 32 experts over 12 ranks: the fullest keeps 3, an eighth more than its share.
+    kept = sum(rank.params for rank in plan.memory) * 96
+    assert 1.0 < kept / (count_params(model).total + copy) < 1.126
+
+
+def test_stages_built_for_48_ranks_are_as_planned():
+    sizes = ParallelConfig(shard=16, expert=8, pipeline=3, virtual=2, micro_batch=1)
+    train = replace(TRAIN, batch_tokens=48 * 128, tokens=48 * 128)
+    planned = plan_for(SMALL, train, hardware(), sizes)
+    built = dry_run(SMALL, train, planned)
+    assert [rank.layers for rank in built.ranks] == [
+        planned.split.layers[rank::3] for rank in range(3)
+    ]
+    for rank, of_plan in zip(built.ranks, planned.memory, strict=True):
+        assert rank.params == pytest.approx(of_plan.params, rel=0.01)
+
+
+def test_a_plan_that_the_stages_contradict_is_refused():
+    sizes = ParallelConfig(shard=4, expert=2)
+    planned = plan_for(SMALL, TRAIN, hardware(), sizes)
+    wrong = replace(planned, memory=(replace(planned.memory[0], params=1),))
+    with pytest.raises(ConfigError, match="the plan says 1"):
+        dry_run(SMALL, TRAIN, wrong)
+
+
+def test_the_fastest_that_fits_is_taken():
+    best = best_plan(SMALL, TRAIN, hardware(), 8)
+    assert best.memory_bytes <= hardware().memory_bytes * hardware().usable_memory_frac
+    other = plan_for(SMALL, TRAIN, hardware(), ParallelConfig(shard=1, pipeline=8, recompute=True))
+    assert best.step_s <= other.step_s
+
+
+def test_too_small_a_machine_is_refused_with_what_it_lacks():
+    tiny = replace(hardware(), memory_bytes=1_000_000)
+    with pytest.raises(ConfigError, match=r"2 h100 are too few: the smallest plan needs"):
+        best_plan(SMALL, TRAIN, tiny, 2)
+    with pytest.raises(ConfigError, match="no parallel sizes multiply to 67"):
+        best_plan(SMALL, TRAIN, hardware(), 67)
+
+
+def hardware():
+    return load("machine", Config, ["hardware=h100"], (CONF_DIR,)).hardware
+
+
+# The names these engines know, checked at the versions in `windtunnel.machine.handover`.
+MEGATRON_NAMES = """
+num-layers hidden-size ffn-hidden-size num-attention-heads group-query-attention num-query-groups
+kv-channels max-position-embeddings seq-length normalization norm-epsilon qk-layernorm
+disable-bias-linear swiglu untie-embeddings-and-output-weights position-embedding-type rotary-base
+rotary-percent init-method-std attention-dropout hidden-dropout num-experts moe-layer-freq
+moe-ffn-hidden-size moe-shared-expert-intermediate-size moe-router-topk moe-router-num-groups
+moe-router-group-topk moe-router-score-function moe-router-topk-scaling-factor
+moe-router-enable-expert-bias moe-router-bias-update-rate moe-router-load-balancing-type
+moe-router-dtype moe-aux-loss-coeff moe-z-loss-coeff moe-grouped-gemm moe-token-dispatcher-type
+mtp-num-layers mtp-loss-scaling-factor tensor-model-parallel-size pipeline-model-parallel-size
+expert-model-parallel-size expert-tensor-parallel-size context-parallel-size
+pipeline-model-parallel-layout use-distributed-optimizer recompute-granularity recompute-method
+recompute-num-layers micro-batch-size global-batch-size train-samples lr min-lr lr-decay-style
+lr-warmup-samples lr-decay-samples lr-wsd-decay-samples lr-wsd-decay-style weight-decay adam-beta1
+adam-beta2 adam-eps clip-grad bf16 seed make-vocab-size-divisible-by
+"""
+TORCHTITAN_NAMES = """
+training.max_context_length training.num_tokens_per_microbatch_per_dp_rank
+training.num_tokens_per_train_step training.steps training.max_norm training.mixed_precision_param
+training.mixed_precision_reduce debug.seed lr_scheduler.warmup_steps lr_scheduler.decay_ratio
+lr_scheduler.decay_type lr_scheduler.min_lr_factor parallelism.data_parallel_replicate_degree
+parallelism.data_parallel_shard_degree parallelism.expert_parallel_degree
+parallelism.tensor_parallel_degree parallelism.context_parallel_degree
+parallelism.pipeline_parallel_degree parallelism.pipeline_parallel_schedule
+parallelism.num_pp_microbatches
+"""
+
+
+def test_only_options_those_engines_know_are_handed_over(published):
+    train = replace(_training(published), balance=BalanceConfig(z_loss_weight=3.5e-6))
+    train = replace(train, schedule=ScheduleConfig(kind="wsd"))
+    asked = megatron_options(published.model, train, LING_1T)
+    assert {name.removeprefix("--") for name in asked} == set(MEGATRON_NAMES.split())
+    asked = torchtitan_options(train, LING_1T)
+    assert {name.removeprefix("--") for name in asked} == set(TORCHTITAN_NAMES.split())
+
+
+def test_what_ling_1t_says_to_megatron(published, tmp_path):
+    options = megatron_options(published.model, _training(published), LING_1T)
+    said = {
+        "--num-layers": "80",
+        "--num-query-groups": "8",
+        "--rotary-percent": "0.5",
+        "--num-experts": "256",
+        "--moe-layer-freq": "([0]*4+[1]*76)",
+        "--moe-router-topk-scaling-factor": "2.5",
+        "--global-batch-size": "18144",
+        "--expert-model-parallel-size": "8",
+        "--pipeline-model-parallel-size": "21",
+        "--mtp-num-layers": "1",
+        "--lr": "0.000186",
+    }
+    assert said.items() <= options.items()
+    layout = options["--pipeline-model-parallel-layout"].split("|")
+    assert len(layout) == 42
+    assert (layout[0][0], layout[-1][-2:]) == ("E", "mL")
+    assert sum(stage.count("t") for stage in layout) == 80
+
+    first, second = write_handover(tmp_path, published.model, _training(published), LING_1T)
+    lines = first.read_text().splitlines()
+    assert "--swiglu" in lines
+    assert "--num-layers 80" in lines
+    assert lines[0].startswith("# For Megatron-LM core 0.20.0")
+    assert second.read_text().startswith("# For torchtitan 0.2.2")
+
+
+def test_a_layout_keeps_empty_stages():
+    sizes = ParallelConfig(pipeline=4, layers=(3, 0, 3, 0))
+    assert pipeline_layout(SMALL, sizes) == "Ettt||ttt|mL"
+    assert uniform(6, 4) == (1, 2, 1, 2)

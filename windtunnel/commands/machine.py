@@ -1,0 +1,117 @@
+"""Plan a run on a machine: parallel sizes, memory a GPU, time, GPU-hours. Trains nothing.
+
+For a model of `conf/model` or for a promotion. Without sizes given (`parallel=...`) every one that
+fits is played through and the fastest shown. `build=true` builds each rank's stages for that many
+GPUs on the meta device; `export=DIR` writes the run for Megatron-LM and torchtitan.
+
+Example:
+  windtunnel machine model=ling_1t_mtp hardware=h800 gpus=2016 parallel=ling_1t build=true
+  windtunnel machine model=ling_mini hardware=h100 gpus=256
+  windtunnel machine promotion=latest hardware=laptop gpus=2 export=handover
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.text import Text
+
+from model.config import ModelConfig, require, require_positive
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from model.training.distributed.config import ParallelConfig
+from windtunnel.machine.dry_run import dry_run
+from windtunnel.machine.handover import write_handover
+from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.plan import best_plan, plan_for
+from windtunnel.machine.tables import describe_dry_run, describe_plan
+from windtunnel.promotion import Promotions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedSizes:
+    """The fastest that fit."""
+
+    kind: Literal["search"] = "search"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSizes:
+    """These and no others."""
+
+    kind: Literal["fixed"] = "fixed"
+    sizes: ParallelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/machine.yaml``."""
+
+    root: Path
+    model: ModelConfig
+    hardware: Hardware
+    gpus: int
+    parallel: SearchedSizes | FixedSizes
+    promotion: str | None
+    """In place of the model and the training below."""
+    tokens: int
+    sequence_length: int
+    batch_tokens: int
+    peak_lr: float
+    build: bool
+    export: Path | None
+
+    def __post_init__(self) -> None:
+        require_positive(gpus=self.gpus, tokens=self.tokens)
+
+
+def run(config: Config, console: Console) -> int:
+    """Plan, and build or write if asked."""
+    model, train = config.model, _training(config)
+    if config.promotion is not None:
+        spec = Promotions(config.root).find(config.promotion).spec
+        model, train = spec.model, spec.train
+    if isinstance(config.parallel, FixedSizes):
+        sizes = config.parallel.sizes
+        require(
+            sizes.world_size == config.gpus,
+            f"parallel.sizes multiply to {sizes.world_size}, gpus is {config.gpus}",
+        )
+        plan = plan_for(model, train, config.hardware, sizes)
+    else:
+        plan = best_plan(model, train, config.hardware, config.gpus)
+    for part in describe_plan(plan):
+        console.print(part)
+    if config.build:
+        for part in describe_dry_run(plan, dry_run(model, train, plan)):
+            console.print(part)
+    if config.export is not None:
+        for path in write_handover(config.export, model, train, plan.parallel):
+            console.print(Text(f"Written: {path}"))
+    return 0
+
+
+def _training(config: Config) -> TrainConfig:
+    """A published pre-training: whole batches, bfloat16, the rest as Ling trains."""
+    steps = max(1, config.tokens // config.batch_tokens)
+    return TrainConfig(
+        tokens=steps * config.batch_tokens,
+        batch_tokens=config.batch_tokens,
+        sequence_length=config.sequence_length,
+        seed=0,
+        optimizer=OptimizerConfig(peak_lr=config.peak_lr),
+        schedule=ScheduleConfig(kind="constant"),
+        balance=BalanceConfig(),
+        evaluation=EvaluationConfig(),
+        checkpoint=CheckpointConfig(),
+        precision="bf16",
+    )

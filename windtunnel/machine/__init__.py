@@ -1,0 +1,1 @@
+"""What a configuration needs of a machine: memory, time, and how to spread it."""

@@ -1,0 +1,149 @@
+"""Bytes on every rank of a plan, as the distributed engine keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.accounting import layer_counts
+from model.config import ModelConfig
+from model.memory import PrecisionPlan, activation_memory
+from model.training.distributed.config import ParallelConfig
+
+FLOAT32 = 4
+MASTER_AND_MOMENTS = 12
+"""Float32 weight and both AdamW moments of a parameter."""
+
+BF16 = PrecisionPlan(
+    weight_bytes=4,
+    gradient_bytes=4,
+    master_bytes=0,
+    moment_bytes=8,
+    stream_bytes=4,
+    product_bytes=2,
+)
+"""Autocast: products in bfloat16, the residual stream and the norms in float32."""
+FP32 = PrecisionPlan(
+    weight_bytes=4,
+    gradient_bytes=4,
+    master_bytes=0,
+    moment_bytes=8,
+    stream_bytes=4,
+    product_bytes=4,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankParams:
+    """Parameters of one pipeline rank, before sharding."""
+
+    routed: int
+    """Of the routed experts, all ranks of the expert dimension together."""
+    others: int
+    lookups: int
+    """Of the others, embeddings: they enter no product, so autocast makes no copy of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes of one rank (the ranks of one place in the pipeline are alike)."""
+
+    pipeline_rank: int
+    params: int
+    """Parameters that this rank keeps and updates, its share of the sharded ones."""
+    states: int
+    """Its share of weights, moments and reduced gradients, float32."""
+    gathered: int
+    """Weights of its stages, whole, in the type they are used in."""
+    gradients: int
+    """Float32 gradients of its stages, whole, summed over micro-batches."""
+    activations: int
+    """Kept for backward passes at the fullest moment, and the block being computed again."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.states + self.gathered + self.gradients + self.activations
+
+
+def rank_params(
+    model: ModelConfig, parallel: ParallelConfig, counts: tuple[int, ...], rank: int
+) -> RankParams:
+    """What the stages of ``rank`` hold; the embedding's copy for the prediction block included."""
+    layers = layer_counts(model)
+    routed = others = lookups = 0
+    table = model.vocab_size * model.hidden_size
+    for stage in range(rank, parallel.num_stages, parallel.pipeline):
+        first = sum(counts[:stage])
+        held = list(layers[first : first + counts[stage]])
+        if stage == 0:
+            lookups += table
+        if stage == parallel.num_stages - 1:
+            others += table + model.hidden_size
+            held += layers[model.num_layers :]
+            if model.mtp_depth and stage != 0:
+                lookups += table
+        routed += sum(layer.by_group.get("routed_experts", 0) for layer in held)
+        others += sum(layer.total for layer in held)
+    return RankParams(routed=routed, others=others - routed + lookups, lookups=lookups)
+
+
+def rank_memory(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    counts: tuple[int, ...],
+    rank: int,
+    held: tuple[int, ...],
+    *,
+    sequence_length: int,
+    is_bf16: bool,
+) -> RankMemory:
+    """Bytes of the ranks at place ``rank`` of the pipeline.
+
+    Args:
+        model: the whole model.
+        parallel: the sizes.
+        counts: blocks of each stage.
+        rank: place in the pipeline.
+        held: micro-batches waiting on each of the rank's stages at the fullest moment.
+        sequence_length: of every sequence.
+        is_bf16: whether products are in bfloat16.
+    """
+    params = rank_params(model, parallel, counts, rank)
+    routed = params.routed // parallel.expert
+    mine = _share_of_experts(model, parallel, routed) + -(-params.others // parallel.shard)
+    precision = BF16 if is_bf16 else FP32
+    casts = (params.others - params.lookups) * (precision.product_bytes if is_bf16 else 0)
+    kept = activation_memory(
+        model, precision, sequence_length=sequence_length, sequences=parallel.micro_batch
+    )
+    stream = parallel.micro_batch * sequence_length * model.hidden_size * precision.stream_bytes
+    activations, largest = 0, 0
+    for chunk, stage in enumerate(range(rank, parallel.num_stages, parallel.pipeline)):
+        first = sum(counts[:stage])
+        layers = list(range(first, first + counts[stage]))
+        is_last = stage == parallel.num_stages - 1
+        if is_last:
+            layers += range(model.num_layers, model.num_layers + model.mtp_depth)
+        full = [kept.layers[layer] for layer in layers]
+        one = len(layers) * stream if parallel.recompute else sum(full)
+        if is_last:
+            one += kept.ends
+        activations += held[chunk] * max(one, stream)
+        largest = max(largest, *full, 0)
+    return RankMemory(
+        pipeline_rank=rank,
+        params=mine,
+        states=mine * (MASTER_AND_MOMENTS + FLOAT32),
+        gathered=routed * precision.product_bytes + params.others * FLOAT32 + casts,
+        gradients=(routed + params.others) * FLOAT32,
+        activations=activations + (largest if parallel.recompute else 0),
+    )
+
+
+def _share_of_experts(model: ModelConfig, parallel: ParallelConfig, routed: int) -> int:
+    """Of the experts' parameters on one rank of ``expert``, those the fullest shard keeps."""
+    sharded = parallel.shard // parallel.expert
+    if model.moe is None or parallel.expert_shard_dim(model.moe) == 1:
+        return routed // sharded
+    experts = model.moe.num_experts // parallel.expert
+    return routed * -(-experts // sharded) // experts

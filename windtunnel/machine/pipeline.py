@@ -1,0 +1,169 @@
+"""Layers over pipeline stages: even in time instead of in number, and what that gains.
+
+Interleaved 1F1B (arXiv:2104.04473): rank r holds stages r, r + P, r + 2P, ... Its order of forward
+and backward passes is fixed; when each can begin follows from the others, so the time of a step,
+the bubble and the activations held are had by playing it through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from model.training.distributed.config import ParallelConfig
+from windtunnel.machine.costs import BlockCosts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """One step through the pipeline, without reading data, reducing gradients and updating."""
+
+    seconds: float
+    bubble: float
+    """Share of all ranks' time in which they wait."""
+    imbalance: float
+    """Work of the busiest rank over the mean, minus 1: what no schedule can hide."""
+    held: tuple[tuple[int, ...], ...]
+    """By rank and its stages in order, the most micro-batches whose activations wait for their
+    backward pass, when the rank's total is largest."""
+
+
+def stage_seconds(costs: BlockCosts, counts: Sequence[int]) -> tuple[float, ...]:
+    """Forward seconds of stages with so many blocks each."""
+    before = (0.0, *accumulate(costs.layers))
+    ends = tuple(accumulate(counts))
+    seconds = [before[end] - before[end - count] for end, count in zip(ends, counts, strict=True)]
+    seconds[-1] += costs.mtp + costs.output
+    return tuple(seconds)
+
+
+def uniform(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """As many blocks on every stage as can be, whatever they cost."""
+    ends = [stage * num_layers // num_stages for stage in range(num_stages + 1)]
+    return tuple(end - start for start, end in pairwise(ends))
+
+
+def balanced(costs: BlockCosts, parallel: ParallelConfig) -> tuple[int, ...]:
+    """Blocks on each stage so that the ranks' work is as even as moving single blocks makes it.
+
+    From the uniform split, the one move of a block between two stages that lowers the squared work
+    of ranks and of stages most, until none does. Of ranks alone is not enough: at any time all work
+    on stages of one round of the pipeline, and wait for the slowest. No rank gets more blocks than
+    the uniform split's fullest one, for its memory.
+    """
+    counts = list(uniform(len(costs.layers), parallel.num_stages))
+    ranks = range(parallel.pipeline)
+    most = max(sum(counts[rank :: parallel.pipeline]) for rank in ranks)
+
+    def unevenness() -> float:
+        seconds = stage_seconds(costs, counts)
+        work = [sum(seconds[rank :: parallel.pipeline]) for rank in ranks]
+        return sum(w * w for w in work) + sum(s * s for s in seconds)
+
+    best = unevenness()
+    while True:
+        moves = []
+        for source in range(len(counts)):
+            if counts[source] == 0:
+                continue
+            for to in range(len(counts)):
+                counts[source] -= 1
+                counts[to] += 1
+                if sum(counts[to % parallel.pipeline :: parallel.pipeline]) <= most:
+                    moves.append((unevenness(), source, to))
+                counts[source] += 1
+                counts[to] -= 1
+        value, source, to = min(moves)
+        if value >= best * (1 - 1e-9):
+            return tuple(counts)
+        counts[source] -= 1
+        counts[to] += 1
+        best = value
+
+
+def play(
+    forward: Sequence[float],
+    parallel: ParallelConfig,
+    num_micro: int,
+    backward_ratio: float,
+    weight: Callable[[int], float] = lambda stage: 1.0,
+) -> Flow:
+    """Play a step through.
+
+    Args:
+        forward: seconds of each stage's forward pass of one micro-batch.
+        parallel: the pipeline's sizes.
+        num_micro: micro-batches of a step.
+        backward_ratio: seconds of a backward pass over those of the forward pass.
+        weight: of a stage's activations, for what a rank holds at most.
+    """
+    ranks, stages = parallel.pipeline, parallel.num_stages
+    orders = [_order(rank, parallel, num_micro) for rank in range(ranks)]
+    done: dict[tuple[bool, int, int], float] = {}
+    clock, place = [0.0] * ranks, [0] * ranks
+    waiting = True
+    while waiting:
+        waiting = False
+        for rank, order in enumerate(orders):
+            while place[rank] < len(order):
+                is_backward, stage, micro = order[place[rank]]
+                if is_backward:
+                    needs = (
+                        (True, stage + 1, micro) if stage + 1 < stages else (False, stage, micro)
+                    )
+                else:
+                    needs = (False, stage - 1, micro)
+                if stage or is_backward:
+                    if needs not in done:
+                        break
+                    clock[rank] = max(clock[rank], done[needs])
+                clock[rank] += forward[stage] * (backward_ratio if is_backward else 1)
+                done[is_backward, stage, micro] = clock[rank]
+                place[rank] += 1
+                waiting = True
+    assert all(at == len(order) for at, order in zip(place, orders, strict=True)), "a deadlock"
+    work = [sum(forward[rank::ranks]) * (1 + backward_ratio) * num_micro for rank in range(ranks)]
+    seconds = max(clock)
+    return Flow(
+        seconds=seconds,
+        bubble=1 - sum(work) / (ranks * seconds),
+        imbalance=max(work) * ranks / sum(work) - 1,
+        held=tuple(_most_held(order, rank, parallel, weight) for rank, order in enumerate(orders)),
+    )
+
+
+def _order(rank: int, parallel: ParallelConfig, num_micro: int) -> list[tuple[bool, int, int]]:
+    """(is backward, stage, micro-batch) of one rank, in order."""
+    ranks, virtual = parallel.pipeline, parallel.virtual
+    in_round = num_micro // max(1, num_micro // ranks)
+    total = num_micro * virtual
+
+    def at(index: int, is_backward: bool) -> tuple[bool, int, int]:
+        chunk = index // in_round % virtual
+        chunk = virtual - 1 - chunk if is_backward else chunk
+        micro = index // (in_round * virtual) * in_round + index % in_round
+        return is_backward, chunk * ranks + rank, micro
+
+    warm_up = (virtual - 1) * in_round + (2 if virtual > 1 else 1) * (ranks - 1 - rank)
+    warm_up = min(warm_up, total)
+    order = [at(index, False) for index in range(warm_up)]
+    for index in range(total - warm_up):
+        order += [at(warm_up + index, False), at(index, True)]
+    return order + [at(index, True) for index in range(total - warm_up, total)]
+
+
+def _most_held(
+    order: Sequence[tuple[bool, int, int]],
+    rank: int,
+    parallel: ParallelConfig,
+    weight: Callable[[int], float],
+) -> tuple[int, ...]:
+    held = dict.fromkeys(range(rank, parallel.num_stages, parallel.pipeline), 0)
+    most, found = -1.0, tuple(held.values())
+    for is_backward, stage, _ in order:
+        held[stage] += -1 if is_backward else 1
+        total = sum(count * weight(stage) for stage, count in held.items())
+        if total > most:
+            most, found = total, tuple(held.values())
+    return found

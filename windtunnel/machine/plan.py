@@ -1,0 +1,230 @@
+"""The machine plan: how a run is spread over a machine, and what that takes.
+
+Every size that fits is played through; the fastest is taken. What the numbers rest on is listed
+with them: peaks are data sheets', shares of them are assumptions, and nothing here was measured on
+the machine it speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from model.accounting import flops_per_token
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.training.config import TrainConfig
+from model.training.distributed.config import ParallelConfig
+from windtunnel.machine.costs import BACKWARD, PRODUCT_BYTES, block_costs
+from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.memory_plan import RankMemory, rank_memory, rank_params
+from windtunnel.machine.pipeline import Flow, balanced, play, stage_seconds, uniform
+
+ASSUMPTIONS = (
+    "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency",
+    "all-to-alls are not hidden; activations between stages are",
+    "weights are gathered and gradients reduced once a step, half hidden behind computation",
+    "experts are even in load; no failures, no evaluation, no checkpoints",
+)
+HIDDEN = 0.5
+"""Share of the gathering of weights and the reduction of gradients behind computation."""
+MICRO_BATCHES = (1, 2, 4, 8)
+VIRTUAL = (1, 2, 4)
+CONTEXTS = 1
+"""Ranks that share one sequence: the engine has no context parallelism, 4K sequences need none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Layers over pipeline stages, and what a step loses by it."""
+
+    layers: tuple[int, ...]
+    """Blocks of each stage; the last has the prediction block and the output layer besides."""
+    step_s: float
+    bubble: float
+    imbalance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachinePlan:
+    """One run on one machine."""
+
+    hardware: Hardware
+    gpus: int
+    parallel: ParallelConfig
+    context: int
+    """Ranks that share a sequence."""
+    micro_batches: int
+    """Of each rank in one optimizer step."""
+    split: Split
+    uniform: Split
+    """The same with equal numbers of blocks, for comparison."""
+    memory: tuple[RankMemory, ...]
+    """By place in the pipeline."""
+    step_s: float
+    days: float
+    gpu_hours: float
+    tokens_per_s: float
+    utilisation: float
+    """Model FLOPs (all matrix products, attention by the causal half) over the machine's peak."""
+    layer_costs: dict[str, float]
+    """Forward time of each kind of block over that of a mixture layer."""
+    assumptions: tuple[str, ...] = ASSUMPTIONS
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the fullest rank."""
+        return max(rank.total for rank in self.memory)
+
+
+def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: int) -> MachinePlan:
+    """The fastest plan that fits the memory.
+
+    Raises:
+        ConfigError: none fits; it says how much the smallest needs.
+    """
+    fitting: MachinePlan | None = None
+    smallest: MachinePlan | None = None
+    for parallel in _candidates(model, train, hardware, gpus):
+        found = plan_for(model, train, hardware, parallel)
+        if smallest is None or found.memory_bytes < smallest.memory_bytes:
+            smallest = found
+        room = hardware.memory_bytes * hardware.usable_memory_frac
+        if found.memory_bytes <= room and (fitting is None or found.step_s < fitting.step_s):
+            fitting = found
+    if smallest is None:
+        windows = train.batch_tokens // train.sequence_length
+        raise ConfigError(
+            f"gpus: no parallel sizes multiply to {gpus} and divide a batch of {windows} "
+            "sequences; choose another number of GPUs or another batch"
+        )
+    if fitting is None:
+        raise ConfigError(
+            f"{gpus} {hardware.name} are too few: the smallest plan needs "
+            f"{smallest.memory_bytes / 1e9:.1f} GB a GPU of {hardware.memory_bytes / 1e9:.0f}, of "
+            f"which {hardware.usable_memory_frac:.0%} are usable"
+        )
+    return fitting
+
+
+def plan_for(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
+) -> MachinePlan:
+    """What these sizes take; without ``parallel.layers`` the balanced split is chosen."""
+    costs = block_costs(model, hardware, parallel, train.sequence_length)
+    num_micro = parallel.micro_batches(train)
+    backward = BACKWARD + (1.0 if parallel.recompute else 0.0)
+    counts = parallel.layers or balanced(costs, parallel)
+    even = uniform(model.num_layers, parallel.num_stages)
+    beside_s = _beside_s(model, hardware, parallel, counts)
+
+    def split(layers: tuple[int, ...]) -> tuple[Split, Flow]:
+        flow = play(stage_seconds(costs, layers), parallel, num_micro, backward)
+        return Split(
+            layers=layers,
+            step_s=flow.seconds + beside_s,
+            bubble=flow.bubble,
+            imbalance=flow.imbalance,
+        ), flow
+
+    chosen, flow = split(counts)
+    step_s = chosen.step_s
+    total_s = step_s * train.num_steps
+    gpus = parallel.world_size
+    flops = flops_per_token(model, train.sequence_length)
+    causal = flops.others["all_matmuls"] - (flops.house - flops.others["causal_attention"])
+    mixture = costs.layers[-1]
+    memory = tuple(
+        rank_memory(
+            model,
+            parallel,
+            counts,
+            rank,
+            flow.held[rank],
+            sequence_length=train.sequence_length,
+            is_bf16=train.precision == "bf16",
+        )
+        for rank in range(parallel.pipeline)
+    )
+    return MachinePlan(
+        hardware=hardware,
+        gpus=gpus,
+        parallel=replace(parallel, layers=counts),
+        context=CONTEXTS,
+        micro_batches=num_micro,
+        split=chosen,
+        uniform=chosen if counts == even else split(even)[0],
+        memory=memory,
+        step_s=step_s,
+        days=total_s / 86_400,
+        gpu_hours=total_s * gpus / 3600,
+        tokens_per_s=train.batch_tokens / step_s,
+        utilisation=causal * train.batch_tokens / (step_s * gpus * hardware.peak_flops_per_s),
+        layer_costs={
+            "dense": costs.layers[0] / mixture,
+            "mixture": 1.0,
+            "prediction block": costs.mtp / mixture,
+            "output layer": costs.output / mixture,
+        },
+    )
+
+
+def _beside_s(
+    model: ModelConfig, hardware: Hardware, parallel: ParallelConfig, counts: tuple[int, ...]
+) -> float:
+    """Seconds a step spends outside the pipeline on its fullest rank."""
+    slowest = 0.0
+    for rank in range(parallel.pipeline):
+        params = rank_params(model, parallel, counts, rank)
+        experts = parallel.shard // parallel.expert
+        bytes_each = PRODUCT_BYTES + 4  # a gathered weight, a reduced gradient
+        moved = params.routed / parallel.expert * bytes_each * (1 - 1 / experts)
+        moved += params.others * bytes_each * (1 - 1 / parallel.shard)
+        seconds = (1 - HIDDEN) * moved / hardware.link_bytes_per_s(parallel.shard)
+        mine = (params.routed + params.others) / parallel.shard
+        # AdamW reads weight, gradient and moments, and writes all but the gradient.
+        seconds += mine * 7 * 4 / hardware.memory_bytes_per_s
+        slowest = max(slowest, seconds)
+    return slowest
+
+
+def _candidates(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: int
+) -> Iterator[ParallelConfig]:
+    windows = train.batch_tokens // train.sequence_length
+    num_experts = model.moe.num_experts if model.moe else 1
+    for pipeline in _divisors(gpus):
+        shard = gpus // pipeline
+        if pipeline > model.num_layers + 1 or windows % shard:
+            continue
+        # Within a node: the all-to-all of a mixture layer is what a network bears least.
+        experts = [
+            e
+            for e in _divisors(min(hardware.gpus_per_node, num_experts))
+            if shard % e == 0 and num_experts % e == 0
+        ]
+        for virtual in VIRTUAL if pipeline > 1 else (1,):
+            if pipeline * virtual > model.num_layers + 2:
+                continue
+            for micro_batch in MICRO_BATCHES:
+                count, rest = divmod(windows, shard * micro_batch)
+                if rest or count % max(1, count // pipeline) or count < pipeline:
+                    continue
+                for expert in experts[-2:]:
+                    for recompute in (False, True):
+                        sizes = ParallelConfig(
+                            shard=shard,
+                            expert=expert,
+                            pipeline=pipeline,
+                            virtual=virtual,
+                            micro_batch=micro_batch,
+                            recompute=recompute,
+                        )
+                        with suppress(ConfigError):  # a size that does not divide
+                            sizes.check(model, train)
+                            yield sizes
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
