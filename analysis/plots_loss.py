@@ -150,7 +150,7 @@ def _run_rows(evidence: Evidence) -> list[dict[str, Any]]:
             "flops_per_token": record.flops_per_token,
             "tokens": record.tokens,
             "train_flops": record.train_flops,
-            "loss_nats": record.loss_nats,
+            "loss_nats": record.heldout_nats,
             "use": use_of(record, evidence),
         }
         for record in evidence.done

@@ -122,7 +122,7 @@ def _draw_lines(
     for (rung, _), runs in cells.items():
         ordered = sorted(runs, key=lambda record: getattr(record, axis))
         x = [getattr(record, axis) for record in ordered]
-        loss = [record.loss_nats for record in ordered]
+        loss = [record.heldout_nats for record in ordered]
         color = evidence.colors[rung]
         axes.plot(x, loss, "-o", color=color, linewidth=0.8)
         best = int(np.argmin(loss))
@@ -133,15 +133,15 @@ def _draw_lines(
         _lr_axis(axes, low, high)
     else:
         count_axis(axes.xaxis, low, high, "Batch (tokens)")
-    loss_axis(axes.yaxis, *padded([record.loss_nats for record in every]))
+    loss_axis(axes.yaxis, *padded([record.heldout_nats for record in every]))
     light_grid(axes)
 
 
 def _draw_surface(figure: Figure, axes: Axes, runs: list[RunRecord]) -> None:
-    best = min(runs, key=lambda record: record.loss_nats)
+    best = min(runs, key=lambda record: record.heldout_nats)
     norm = BoundaryNorm(EXCESS_STEPS, len(EXCESS_STEPS), extend="max")
     colors = ListedColormap([*SIZES[::-2][: len(EXCESS_STEPS) - 1], LINE])
-    excess = [100 * (record.loss_nats / best.loss_nats - 1) for record in runs]
+    excess = [100 * (record.heldout_nats / best.heldout_nats - 1) for record in runs]
     axes.scatter(
         [record.peak_lr for record in runs],
         [record.batch_tokens for record in runs],
@@ -173,7 +173,7 @@ def _lr_axis(axes: Axes, low: float, high: float) -> None:
 
 def _line_edge(runs: list[RunRecord], axis: str) -> bool:
     values = sorted({getattr(record, axis) for record in runs})
-    best = min(runs, key=lambda record: record.loss_nats)
+    best = min(runs, key=lambda record: record.heldout_nats)
     return len(values) > 1 and getattr(best, axis) in (values[0], values[-1])
 
 

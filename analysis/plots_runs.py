@@ -48,13 +48,15 @@ def training_curves(evidence: Evidence) -> Drawing:
         for record in runs:
             curve, color = evidence.curves[record.run_id], evidence.colors[record.rung]
             axes.plot(curve.tokens, curve.loss, color=color, linewidth=0.6, alpha=0.85)
-            axes.plot(record.tokens, record.loss_nats, "o", color=color, markersize=2.8, zorder=4)
+            axes.plot(
+                record.tokens, record.heldout_nats, "o", color=color, markersize=2.8, zorder=4
+            )
             where = {"run_id": record.run_id, "rung": record.rung}
             rows += [
                 {**where, "series": "training loss", "tokens": t, "loss_nats": loss}
                 for t, loss in zip(curve.tokens, curve.loss, strict=True)
             ]
-            end = {"tokens": record.tokens, "loss_nats": record.loss_nats}
+            end = {"tokens": record.tokens, "loss_nats": record.heldout_nats}
             rows.append({**where, "series": "held-out loss", **end})
         data = pd.DataFrame(rows)
         count_axis(axes.xaxis, *padded(data["tokens"].to_numpy(), 0.03), "Training tokens")

@@ -58,7 +58,7 @@ def feature_trials(evidence: Evidence) -> Drawing:
     flops: dict[tuple[str, int], float] = {}
     for record in evidence.done:
         cell = (record.rung, record.tokens)
-        cells[cell][evidence.variants.get(record.run_id, "")].append(record.loss_nats)
+        cells[cell][evidence.variants.get(record.run_id, "")].append(record.heldout_nats)
         flops[cell] = record.train_flops
     names = list(dict.fromkeys(evidence.variants.get(r.run_id, "") for r in evidence.done))
     if len(names) < 2:
@@ -198,7 +198,7 @@ def leverage(evidence: Evidence) -> Drawing:
 def _leverage_row(study: Study, record: RunRecord) -> dict[str, Any]:
     law = surface_of(study)
     size, tokens = record.flops_per_token, record.tokens
-    at = _saved(law.frontier(), record.loss_nats, float(law(size, tokens)))
+    at = _saved(law.frontier(), record.heldout_nats, float(law(size, tokens)))
     rng = np.random.default_rng(0)
     noise = study.noise.sd if study.noise else study.surface.noise_sd
     replicates = replicate_surfaces(study, 300)
@@ -207,7 +207,7 @@ def _leverage_row(study: Study, record: RunRecord) -> dict[str, Any]:
             _saved(surface.frontier(), loss, float(surface(size, tokens)))
             for surface, loss in zip(
                 replicates,
-                record.loss_nats * np.exp(rng.normal(0, noise, len(replicates))),
+                record.heldout_nats * np.exp(rng.normal(0, noise, len(replicates))),
                 strict=True,
             )
         ]

@@ -142,7 +142,7 @@ def points_from_records(
         label=[record.run_id for record in kept],
         size=np.array([float(getattr(record, size)) for record in kept]),
         tokens=np.array([float(record.tokens) for record in kept]),
-        loss=np.array([record.loss_nats for record in kept]),
+        loss=np.array([record.heldout_nats for record in kept]),
         flops=np.array([record.train_flops for record in kept]),
         extra={
             name: tuple(float(getattr(record, name)) for record in kept) for name in EXTRA_COLUMNS

@@ -30,7 +30,10 @@ class DomainLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLoad:
-    """Load of one layer's routed experts over the whole held-out split."""
+    """Use of one layer's routed experts over the whole held-out split.
+
+    The fields after ``load`` are None in records written before they were measured.
+    """
 
     layer: int
     max_vio: float
@@ -43,6 +46,23 @@ class LayerLoad:
     """Share of experts that no held-out token chose."""
     load: tuple[float, ...] = ()
     """Share of the routed choices each expert received; sums to 1."""
+    batch_max_vio: float | None = None
+    """``max_vio`` of single passes over up to 4096 tokens of one domain, their mean."""
+    batch_min_vio: float | None = None
+    """Its minimum twin."""
+    gate_entropy: float | None = None
+    """Mean over tokens of exp(entropy of the K gates)/K: 1 if they are equal, 1/K if one is all."""
+    top_k_mass: float | None = None
+    """Mean share of all E scores that the chosen K have: K/E for a flat router, 1 for a sharp one.
+    """
+    specialisation: float | None = None
+    """Mutual information of expert and domain over the domain's entropy, 0 to 1; 0 for one domain.
+    """
+    coactivation: float | None = None
+    """Share of an expert's tokens that its most frequent partner gets too, mean over experts."""
+    saturation: float | None = None
+    """Share of a token's experts that it had at the run's last evaluation on the way; None without
+    one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +110,11 @@ class RunRecord:
     activation_ratio: float
     granularity: float
 
-    loss_nats: float
-    """Held-out loss over all domains by the mixture's weights, nats per token."""
-    bits_per_byte: float
+    loss_nats: float | None
+    """Held-out loss over all domains by the mixture's weights, nats per token; None for a diverged
+    run whose weights give no number."""
+    bits_per_byte: float | None
+    """The same in bits per byte of text."""
     train_loss_nats: float
     """Mean training loss of the last tenth of the steps."""
     by_domain: dict[str, DomainLoss]
@@ -100,6 +122,17 @@ class RunRecord:
     wall_s: float
     tokens_per_s: float
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def heldout_nats(self) -> float:
+        """``loss_nats`` of a run that has one, as every done run does.
+
+        Raises:
+            ValueError: a diverged run without; leave it out by its ``status`` first.
+        """
+        if self.loss_nats is None:
+            raise ValueError(f"run {self.run_id} has no held-out loss: {self.reason}")
+        return self.loss_nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +192,7 @@ def read_record(path: Path) -> RunRecord | Exclusion:
         return Exclusion(label=label, reason=f"diverged: {mapping.get('reason') or 'no reason'}")
     record = build(RunRecord, mapping, where=str(path))
     for name in ("loss_nats", "flops_per_token", "train_flops", "tokens", "total_params"):
-        if not getattr(record, name) > 0:
+        if not (getattr(record, name) or 0) > 0:
             raise ConfigError(f"{path}: {name} must be positive, got {getattr(record, name)}")
     return record
 

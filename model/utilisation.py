@@ -1,4 +1,4 @@
-"""How the experts are used, in the measures that cost too much for every step.
+"""How the experts are used over held-out text: the measures that cost too much for every step.
 
 The functions measure; :class:`UtilisationMeter` sums what they need over the batches of an
 evaluation, whose forward passes ask for ``RoutingRequest(detail=True)``. Co-activation, domain
@@ -13,19 +13,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.balance import RoutingStats
+from model.balance import RoutingStats, load_metrics
 from model.config import MoEConfig
 from model.router import Routing
 
-# Shapes: T tokens, E experts, K experts per token, N domains.
+# Shapes: T tokens, E experts, K experts per token, N domains, P batches.
 
 
 @dataclass(frozen=True)
 class LayerUtilisation:
-    """One mixture layer over a whole evaluation."""
+    """One mixture layer over a whole evaluation.
+
+    Loads are of all tokens; the other measures of those whose routing was handed over in detail.
+    """
 
     load_by_domain: Mapping[str, Tensor]
     """Choices that fell on each expert [E], int64."""
+    batch_max_vio: float
+    """MaxVio of a single batch (:class:`~model.balance.LoadMetrics`), mean over batches."""
+    batch_min_vio: float
+    """Its minimum twin."""
     gate_entropy: float
     """:func:`gate_entropy`, mean over tokens."""
     top_k_mass: float
@@ -34,6 +41,11 @@ class LayerUtilisation:
     """:func:`coactivation` [E, E]."""
     specialisation: float
     """:func:`domain_specialisation`; 0 with a single domain."""
+
+    @property
+    def load_E(self) -> Tensor:
+        """Choices over all domains [E], int64."""
+        return torch.stack([*self.load_by_domain.values()]).sum(0)
 
 
 class UtilisationMeter:
@@ -58,6 +70,7 @@ class UtilisationMeter:
 class _LayerSums:
     def __init__(self, num_experts: int) -> None:
         self.load_by_domain: dict[str, Tensor] = {}
+        self.batch_loads: list[Tensor] = []
         self.together_EE = torch.zeros(num_experts, num_experts, dtype=torch.int64)
         self.gate_entropy = self.top_k_mass = 0.0
         self.num_tokens = 0
@@ -66,14 +79,18 @@ class _LayerSums:
         load_E = load_E.cpu()
         seen = self.load_by_domain.get(domain)
         self.load_by_domain[domain] = load_E if seen is None else seen + load_E
+        self.batch_loads.append(load_E)
         self.together_EE += chosen_together(routing.expert_TK, load_E.numel()).cpu()
         self.gate_entropy += gate_entropy(routing.gate_TK).double().sum().item()
         self.top_k_mass += top_k_mass(routing).double().sum().item()
         self.num_tokens += routing.expert_TK.shape[0]
 
     def measure(self) -> LayerUtilisation:
+        batches = load_metrics(torch.stack(self.batch_loads).double())
         return LayerUtilisation(
             load_by_domain=dict(self.load_by_domain),
+            batch_max_vio=batches.max_vio.mean().item(),
+            batch_min_vio=batches.min_vio.mean().item(),
             gate_entropy=self.gate_entropy / self.num_tokens,
             top_k_mass=self.top_k_mass / self.num_tokens,
             coactivation=coactivation(self.together_EE),
@@ -98,15 +115,32 @@ def top_k_mass(routing: Routing) -> Tensor:
 
 def chosen_together(expert_TK: Tensor, num_experts: int) -> Tensor:
     """[E, E] int64: tokens that were sent to both experts; on the diagonal, to that expert."""
-    chosen = torch.zeros(expert_TK.shape[0], num_experts, device=expert_TK.device)
-    chosen.scatter_(1, expert_TK, 1.0)
-    # float32 counts exactly up to 2^24 tokens a batch, and its product is the fast one.
-    return (chosen.T @ chosen).to(torch.int64)
+    pair_TKK = expert_TK[:, :, None] * num_experts + expert_TK[:, None, :]
+    count = torch.bincount(pair_TKK.flatten(), minlength=num_experts**2)
+    return count.view(num_experts, num_experts)
 
 
 def coactivation(together_EE: Tensor) -> Tensor:
     """Row i: the share of expert i's tokens that also went to expert j; 0 for an unused expert."""
     return together_EE / together_EE.diagonal().clamp(min=1)[:, None]
+
+
+def strongest_partner(coactivation_EE: Tensor) -> float:
+    """How much experts go in pairs, from 0 to 1.
+
+    The share of an expert's tokens that its most frequent partner gets too, mean over the experts
+    in use. About (K - 1)/(E - 1) where partners are drawn by chance, more with few groups kept; 1
+    where every expert has one it never goes without; 0 if a token visits a single expert.
+    """
+    used_E = coactivation_EE.diagonal() > 0
+    others_EE = coactivation_EE.clone().fill_diagonal_(0)
+    return others_EE.amax(-1)[used_E].mean().item()
+
+
+def most_paired(coactivation_EE: Tensor, count: int) -> Tensor:
+    """The ``count`` experts with the strongest partners, in the order of their numbers."""
+    strength_E = coactivation_EE.clone().fill_diagonal_(0).amax(-1)
+    return strength_E.topk(min(count, len(strength_E))).indices.sort().values
 
 
 def domain_specialisation(load_NE: Tensor) -> float:

@@ -94,15 +94,8 @@ def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:
 def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecord:
     """The record of a run that ended, done or diverged.
 
-    A diverged run whose weights give no number has no held-out loss; its last smoothed training
-    loss stands in its place, and its reason says so. No fit takes a diverged run.
+    A diverged run whose weights give no number has no held-out loss.
     """
-    reason = result.reason
-    loss_nats, bits_per_byte = result.loss_nats, result.bits_per_byte
-    if loss_nats is None or bits_per_byte is None:
-        reason += "; no held-out loss, the training loss stands in its place"
-        loss_nats = result.train_loss_nats
-        bits_per_byte = loss_nats / math.log(2)
     protocol = protocol_of(spec)
     params = count_params(spec.model)
     flops = flops_per_token(spec.model, spec.train.sequence_length)
@@ -113,7 +106,7 @@ def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecor
     return RunRecord(
         run_id=run_id(spec),
         status=result.status,
-        reason=reason,
+        reason=result.reason,
         role=spec.role,
         rung=spec.rung,
         seed=spec.train.seed,
@@ -140,8 +133,8 @@ def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecor
         expert_width=moe.expert_width if moe else spec.model.dense_width,
         activation_ratio=moe.activation_ratio if moe else 1.0,
         granularity=spec.model.granularity or 2 * spec.model.hidden_size / spec.model.dense_width,
-        loss_nats=loss_nats,
-        bits_per_byte=bits_per_byte,
+        loss_nats=result.loss_nats,
+        bits_per_byte=result.bits_per_byte,
         train_loss_nats=result.train_loss_nats,
         by_domain={
             name: DomainLoss(
@@ -149,17 +142,8 @@ def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecor
             )
             for name, loss in result.by_domain.items()
         },
-        load_by_layer=tuple(
-            LayerLoad(
-                layer=load.layer,
-                max_vio=load.max_vio,
-                min_vio=load.min_vio,
-                normalized_entropy=load.normalized_entropy,
-                dead_frac=load.dead_frac,
-                load=load.load,
-            )
-            for load in result.load_by_layer
-        ),
+        # Both sides name the fields alike; the record's reader must not import the trainer.
+        load_by_layer=tuple(LayerLoad(**vars(load)) for load in result.load_by_layer),
         wall_s=result.wall_s,
         tokens_per_s=result.tokens_per_s,
         provenance={
@@ -233,7 +217,8 @@ def check_record(record: RunRecord, spec: RunSpec) -> None:
             f"record.tokens: a run that is said to be done has {record.tokens} tokens in "
             f"{record.steps} steps, its spec says {spec.train.tokens} in {spec.train.num_steps}"
         )
-    if not (math.isfinite(record.loss_nats) and record.loss_nats > 0 and record.by_domain):
+    loss = record.loss_nats
+    if loss is None or not (math.isfinite(loss) and loss > 0 and record.by_domain):
         raise ConfigError(f"record.loss_nats: {record.loss_nats} of a run that is said to be done")
     for layer in record.load_by_layer:
         if layer.load and abs(sum(layer.load) - 1) > 1e-6:

@@ -62,7 +62,7 @@ class SweepProgress(Progress):
         where = " by another driver" if event.elsewhere else ""
         if event.kind == "finished":
             record = self._store.record(event.run.run_id)
-            loss = f"loss {record.loss_nats:.4f} nats, " if record else ""
+            loss = f"loss {record.heldout_nats:.4f} nats, " if record else ""
             took = time.monotonic() - self._started_at.get(event.run.run_id, time.monotonic())
             self.line(f"done      {label}: {loss}{duration(took)}{where}")
         elif event.kind == "failed":

@@ -1,24 +1,40 @@
-"""The held-out measurement: loss by domain and load of the experts."""
+"""The held-out measurement: loss by domain and use of the experts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.balance import load_metrics
+from model.balance import RoutingRequest, RoutingStats, load_metrics
 from model.config import ModelConfig
+from model.router import Routing
 from model.training.data import PreparedCorpus
 from model.training.precision import Precision, computing_in
 from model.transformer import Transformer
+from model.typed import to_plain
+from model.utilisation import (
+    LayerUtilisation,
+    UtilisationMeter,
+    most_paired,
+    router_saturation,
+    strongest_partner,
+)
 
-# Shapes: L mixture layers (a multi-token-prediction block last), E experts.
+# Shapes: L mixture layers (a multi-token-prediction block last), E experts, T tokens of the windows
+# that are looked at closely, K experts per token.
 
 EVALUATE_AT_ONCE = 4096
 """Tokens in one forward pass; more gain nothing here and cost memory."""
+LOOK_EVERY = 8
+"""One in so many windows is in an evaluation on the way. The routing of single tokens is looked at
+in these alone: at every evaluation for the same tokens, and at little cost."""
+PAIRS_SHOWN = 32
+"""Experts of a layer whose co-activation is written out: those with the strongest partners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +51,11 @@ class DomainLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLoad:
-    """Load of one layer's routed experts over all held-out tokens."""
+    """Use of one layer's routed experts: loads over all held-out tokens, the rest over an eighth.
+
+    ``gate_entropy``, ``top_k_mass``, ``coactivation`` and ``saturation`` are of every eighth
+    window, the same tokens at every evaluation.
+    """
 
     layer: int
     """Block number from 0; a multi-token-prediction block comes after the last."""
@@ -45,17 +65,86 @@ class LayerLoad:
     dead_frac: float
     load: tuple[float, ...]
     """Share of the choices each expert received; sums to 1."""
+    batch_max_vio: float
+    """MaxVio of single forward passes of up to 4096 tokens of one domain, their mean."""
+    batch_min_vio: float
+    gate_entropy: float
+    """Mean over tokens of exp(entropy of the K gates)/K: 1 if they are equal, 1/K if one is all."""
+    top_k_mass: float
+    """Mean share of all scores that the chosen K have: K/E for a flat router, 1 for a sharp one."""
+    specialisation: float
+    """What the choice of expert tells about a token's domain: 0 nothing (or one domain only), 1
+    all."""
+    coactivation: float
+    """Share of an expert's tokens that its most frequent partner gets too, mean over experts."""
+    saturation: float | None
+    """Share of a token's experts that it had at this run's evaluation before; None at the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedExperts:
+    """Co-activation between the experts of one layer that have the strongest partners."""
+
+    experts: tuple[int, ...]
+    """Their numbers, ascending."""
+    share: tuple[tuple[float, ...], ...]
+    """Row i, column j: the share of the tokens of ``experts[i]`` that ``experts[j]`` got too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one evaluation measured."""
+    """What one evaluation measured. The use of the experts is empty if the loss is no number."""
 
     loss_nats: float
     """Mean over the domains by the mixture's weights, nats per token."""
     bits_per_byte: float
     by_domain: Mapping[str, DomainLoss]
     load_by_layer: tuple[LayerLoad, ...]
+    load_by_domain: Mapping[str, tuple[tuple[float, ...], ...]]
+    """Share of the choices of a domain's tokens, by layer and expert [L, E]; each row sums to 1."""
+    pairs: tuple[PairedExperts, ...]
+    """By layer."""
+    choices_LTK: Tensor | None
+    """Experts chosen for the tokens of every eighth window, int16 on the CPU."""
+
+    def line(self) -> dict[str, Any]:
+        """The line of metrics: losses, and the use of experts as a list over layers each."""
+        line: dict[str, Any] = {
+            "kind": "eval",
+            "loss_nats": self.loss_nats,
+            "bits_per_byte": self.bits_per_byte,
+            "by_domain": {name: to_plain(loss) for name, loss in self.by_domain.items()},
+        }
+        if self.load_by_layer:
+            columns = {
+                name: [getattr(load, name) for load in self.load_by_layer] for name in LAYER_SCALARS
+            }
+            line |= {"layers": [load.layer for load in self.load_by_layer], **columns}
+        return line
+
+    def final_line(self) -> dict[str, Any]:
+        """:meth:`line` of the last evaluation: with each domain's load and the pairs of experts."""
+        line = self.line() | {"final": True}
+        if self.load_by_layer:
+            line["load_by_domain"] = to_plain(self.load_by_domain)
+            line["pairs"] = to_plain(self.pairs)
+        return line
+
+
+LAYER_SCALARS = (
+    "max_vio",
+    "min_vio",
+    "normalized_entropy",
+    "dead_frac",
+    "batch_max_vio",
+    "batch_min_vio",
+    "gate_entropy",
+    "top_k_mass",
+    "specialisation",
+    "coactivation",
+    "saturation",
+)
+"""Fields of :class:`LayerLoad` in a line of metrics."""
 
 
 class Evaluator:
@@ -78,27 +167,65 @@ class Evaluator:
             for name in corpus.domains
         }
 
+    def __call__(self, model: Transformer, earlier_LTK: Tensor | None = None) -> Evaluation:
+        """Evaluate ``model`` as it stands on all windows.
+
+        ``earlier_LTK``: ``choices_LTK`` of an earlier evaluation, brief or not, that the router's
+        saturation is measured against.
+        """
+        return self._evaluate(model, self._windows, LOOK_EVERY, earlier_LTK)
+
+    def briefly(self, model: Transformer, earlier_LTK: Tensor | None = None) -> Evaluation:
+        """The same on one in eight of the windows, spread as evenly."""
+        few = {name: windows[::LOOK_EVERY] for name, windows in self._windows.items()}
+        return self._evaluate(model, few, 1, earlier_LTK)
+
     @torch.no_grad()
-    def __call__(self, model: Transformer) -> Evaluation:
-        """Evaluate ``model`` as it stands."""
+    def _evaluate(
+        self,
+        model: Transformer,
+        windows_by_domain: Mapping[str, Tensor],
+        look_every: int,
+        earlier_LTK: Tensor | None,
+    ) -> Evaluation:
+        """``look_every``: one in so many windows has the routing of its tokens looked at."""
+        layers = mixture_layers(model.config)
+        moe = model.config.moe
+        meter = UtilisationMeter(moe, len(layers)) if moe and layers else None
+        request = RoutingRequest(detail=meter is not None)
         by_domain: dict[str, DomainLoss] = {}
-        total_load: Tensor | None = None
-        for name, windows in self._windows.items():
+        choices: list[Tensor] = []
+        for name, windows in windows_by_domain.items():
             nats = 0.0
-            for some in windows.split(max(1, EVALUATE_AT_ONCE // (windows.shape[1] - 1))):
-                batch = some.to(self._device)
+            at_once = max(1, EVALUATE_AT_ONCE // (windows.shape[1] - 1))
+            for first in range(0, len(windows), at_once):
+                batch = windows[first : first + at_once].to(self._device)
                 with computing_in(self._precision, self._device):
-                    result = model(batch[:, :-1], batch[:, 1:])
+                    result = model(batch[:, :-1], batch[:, 1:], request=request)
                 nats += result.token_nats_BT.double().sum().item()
-                if result.routing:
-                    load_LE = torch.stack([stats.load_E for stats in result.routing])
-                    total_load = load_LE if total_load is None else total_load + load_LE
+                if meter is not None:
+                    looked_at = slice(-first % look_every, None, look_every)
+                    routing = [_of_windows(s, len(batch), looked_at) for s in result.routing]
+                    meter.add(routing, name)
+                    choices.append(_choices(routing))
             by_domain[name] = self._domain_loss(windows[:, 1:], nats)
+        loss_nats = self._mixed({n: d.loss_nats for n, d in by_domain.items()})
+        used = meter.measure() if meter is not None and math.isfinite(loss_nats) else ()
+        choices_LTK = torch.cat(choices, dim=1) if used else None
         return Evaluation(
-            loss_nats=self._mixed({n: d.loss_nats for n, d in by_domain.items()}),
+            loss_nats=loss_nats,
             bits_per_byte=self._mixed_bits_per_byte(by_domain),
             by_domain=by_domain,
-            load_by_layer=() if total_load is None else layer_loads(model.config, total_load),
+            load_by_layer=tuple(
+                _layer_load(layer, layer_use, _saturation(row, earlier_LTK, choices_LTK))
+                for row, (layer, layer_use) in enumerate(zip(layers, used, strict=False))
+            ),
+            load_by_domain={
+                name: tuple(_share(layer_use.load_by_domain[name]) for layer_use in used)
+                for name in (by_domain if used else ())
+            },
+            pairs=tuple(_pairs(layer_use.coactivation) for layer_use in used),
+            choices_LTK=choices_LTK,
         )
 
     def _domain_loss(self, targets: Tensor, nats: float) -> DomainLoss:
@@ -126,19 +253,53 @@ def mixture_layers(config: ModelConfig) -> tuple[int, ...]:
     return tuple(layer for layer in range(last) if config.is_moe_layer(layer))
 
 
-def layer_loads(config: ModelConfig, load_LE: Tensor) -> tuple[LayerLoad, ...]:
-    """Counts of choices [L, E] as shares and metrics, layer by layer."""
-    load_LE = load_LE.double().cpu()
-    metrics = load_metrics(load_LE)
-    share_LE = load_LE / load_LE.sum(-1, keepdim=True)
-    return tuple(
-        LayerLoad(
-            layer=layer,
-            max_vio=metrics.max_vio[row].item(),
-            min_vio=metrics.min_vio[row].item(),
-            normalized_entropy=metrics.normalized_entropy[row].item(),
-            dead_frac=metrics.dead_frac[row].item(),
-            load=tuple(share_LE[row].tolist()),
-        )
-        for row, layer in enumerate(mixture_layers(config))
+def _of_windows(stats: RoutingStats, num_windows: int, windows: slice) -> RoutingStats:
+    """The same with the detail of some of the windows only; the load stays that of all."""
+    assert stats.detail is not None
+    detail = (t.unflatten(0, (num_windows, -1))[windows].flatten(0, 1) for t in stats.detail)
+    return replace(stats, detail=Routing(*detail))
+
+
+def _choices(routing: Sequence[RoutingStats]) -> Tensor:
+    """Chosen experts of one forward pass [L, T, K], int16 on the CPU."""
+    chosen = [stats.detail.expert_TK for stats in routing if stats.detail]
+    return torch.stack(chosen).to(torch.int16).cpu()
+
+
+def _saturation(row: int, earlier_LTK: Tensor | None, choices_LTK: Tensor | None) -> float | None:
+    if earlier_LTK is None or choices_LTK is None:
+        return None
+    return router_saturation(earlier_LTK[row], choices_LTK[row])
+
+
+def _layer_load(layer: int, use: LayerUtilisation, saturation: float | None) -> LayerLoad:
+    metrics = load_metrics(use.load_E.double())
+    return LayerLoad(
+        layer=layer,
+        max_vio=metrics.max_vio.item(),
+        min_vio=metrics.min_vio.item(),
+        normalized_entropy=metrics.normalized_entropy.item(),
+        dead_frac=metrics.dead_frac.item(),
+        load=_share(use.load_E),
+        batch_max_vio=use.batch_max_vio,
+        batch_min_vio=use.batch_min_vio,
+        gate_entropy=use.gate_entropy,
+        top_k_mass=use.top_k_mass,
+        specialisation=use.specialisation,
+        coactivation=strongest_partner(use.coactivation),
+        saturation=saturation,
+    )
+
+
+def _share(load_E: Tensor) -> tuple[float, ...]:
+    return tuple((load_E.double() / load_E.sum()).tolist())
+
+
+def _pairs(coactivation_EE: Tensor) -> PairedExperts:
+    """Shares rounded to 4 digits: they are for a figure."""
+    shown = most_paired(coactivation_EE, PAIRS_SHOWN)
+    share = coactivation_EE[shown][:, shown].double()
+    return PairedExperts(
+        experts=tuple(shown.tolist()),
+        share=tuple(tuple(round(value, 4) for value in row) for row in share.tolist()),
     )

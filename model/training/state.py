@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.training.health import HealthState
 from model.training.optim import load_optimizer_tensors, optimizer_tensors
+from model.training.routing_use import RoutingUse
 from model.transformer import Transformer
 
 
@@ -20,8 +21,7 @@ class RunState:
     """Everything about a run in progress besides its weights and its optimizer."""
 
     health: HealthState
-    load_LE: Tensor
-    """Choices of each mixture layer's experts since the last line."""
+    use: RoutingUse
     step: int = 0
     """Optimizer steps done."""
     first_step: int = 0
@@ -53,7 +53,7 @@ class RunState:
         """A line was written; begin the sums anew."""
         self.line_step = self.step
         self.line_nats = self.line_mtp_nats = self.line_grad_norm = 0.0
-        self.load_LE.zero_()
+        self.use.begin_line()
 
     def count_tails(self, loss_nats: float, ends: Iterable[int]) -> None:
         """The step just done lies in the last tenth of the runs that end at some of ``ends``."""
@@ -69,17 +69,13 @@ class RunState:
         self.tail_nats = trunk.tails.get(str(num_steps), 0.0)
 
     def to_plain(self) -> dict[str, Any]:
-        """All but the tensors, for a checkpoint."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if not isinstance(value, torch.Tensor)
-        }
+        """All but the use of the experts, for a checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name != "use"}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any], load_LE: Tensor) -> RunState:
+    def from_plain(cls, plain: dict[str, Any], use: RoutingUse) -> RunState:
         """The inverse of :meth:`to_plain`."""
-        return cls(**{**plain, "health": HealthState(**plain["health"]), "load_LE": load_LE})
+        return cls(**{**plain, "health": HealthState(**plain["health"]), "use": use})
 
 
 def tail_begins(num_steps: int) -> int:
@@ -109,7 +105,7 @@ def collect_tensors(
     tensors = {
         f"optimizer.{name}": value for name, value in optimizer_tensors(model, optimizer).items()
     }
-    tensors["run.load"] = state.load_LE
+    tensors |= state.use.to_tensors()
     tensors["run.rng"] = torch.get_rng_state()
     return collect_weights(model) | _on_cpu(tensors)
 
@@ -122,7 +118,7 @@ def collect_weights(model: Transformer) -> dict[str, Tensor]:
 def restore_tensors(
     tensors: dict[str, Tensor], model: Transformer, optimizer: torch.optim.Optimizer
 ) -> bool:
-    """Put a checkpoint's weights, optimizer and random state back (``run.load`` is the state's).
+    """Put a checkpoint's weights, optimizer and random state back (the rest is the state's).
 
     Returns:
         Whether there were weights alone: training can't go on from them.

@@ -4,10 +4,14 @@ Lines of ``metrics.jsonl`` are JSON objects of these kinds:
 
 - ``kind: train``, about 200 a run: ``step``, ``tokens`` (seen so far), ``train_loss_nats`` (mean
   over the steps since the line before), ``mtp_loss_nats``, ``lr``, ``grad_norm`` (largest since the
-  line before, unclipped), ``layers`` (block numbers) and beside it, of this step's batch,
-  ``max_vio``, ``min_vio``, ``normalized_entropy``, ``dead_frac``; ``tokens_per_s``, ``wall_s``.
+  line before, unclipped), ``layers`` (block numbers) and beside it, one number a layer, ``max_vio``
+  and ``min_vio`` (of single batches, mean over the steps since the line before),
+  ``normalized_entropy`` and ``dead_frac`` (of those steps together); ``tokens_per_s``, ``wall_s``.
 - ``kind: eval``, at even distances and at the end (``final: true``): ``step``, ``tokens``,
-  ``loss_nats``, ``bits_per_byte`` and ``by_domain`` on held-out text.
+  ``loss_nats``, ``bits_per_byte`` and ``by_domain`` on held-out text, ``layers`` and beside it the
+  numbers of :class:`~model.training.evaluate.LayerLoad`, one a layer. The last one has
+  ``load_by_domain`` (domain to [layer][expert], shares) and ``pairs``, by layer the co-activation
+  of up to 32 ``experts`` as a matrix ``share``.
 - ``kind: diverged``, at the end of a run that went wrong: ``step``, ``tokens``, ``reason``.
 
 Only ``tokens_per_s`` and ``wall_s`` tell an interrupted run from an undisturbed one.
@@ -165,7 +169,8 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             values |= {f"{key}/{inner}": item for inner, item in flat(value).items()}
         elif isinstance(value, list | tuple):
-            values |= {f"{key}/layer{n}": v for n, v in zip(layers, value, strict=False)}
+            numbers = [v for v in value if isinstance(v, int | float)]  # matrices stay in the file
+            values |= {f"{key}/layer{n}": v for n, v in zip(layers, numbers, strict=False)}
         else:
             values[key] = value
     return values

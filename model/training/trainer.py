@@ -22,16 +22,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.balance import RoutingRequest, load_metrics, update_biases
+from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from model.training.config import RuntimeConfig, TrainConfig
 from model.training.data import PreparedCorpus
-from model.training.evaluate import DomainLoss, Evaluation, Evaluator, LayerLoad, mixture_layers
+from model.training.evaluate import DomainLoss, Evaluator, LayerLoad, mixture_layers
 from model.training.health import Health
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from model.training.precision import computing_in
+from model.training.routing_use import RoutingUse
 from model.training.runtime import describe_numerics, set_up
 from model.training.schedules import learning_rate, merged_steps
 from model.training.state import (
@@ -47,7 +48,7 @@ from model.training.trunk import Snapshots, trunk_identity
 from model.transformer import Transformer, build_model
 from model.typed import to_plain
 
-# Shapes: B sequences, T positions, L mixture layers, E experts.
+# Shapes: B sequences, T positions.
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ EXIT_INTERRUPTED = 75
 """Exit code of a process whose run was saved on SIGTERM (EX_TEMPFAIL: run it again)."""
 LINES_PER_RUN = 200
 """About how often a run logs: a function of its length alone, so that no line depends on time."""
-BRIEF_SHARE = 8
-"""An evaluation on the way takes one in so many of the held-out tokens."""
 PROGRESS_EVERY_S = 1.0
 
 OnProgress = Callable[[int, int, float], None]
@@ -127,9 +126,14 @@ def train(
     layers = mixture_layers(model_config)
     health = Health(model_config, config.num_steps)
     num_experts = model_config.moe.num_experts if model_config.moe else 0
-    no_load_LE = torch.zeros(len(layers), num_experts, dtype=torch.int64, device=device)
-    state = RunState(health.state, no_load_LE)
-    evaluate, evaluate_briefly = _evaluators(config, corpus, device)
+    state = RunState(health.state, RoutingUse(len(layers), num_experts, device))
+    evaluator = Evaluator(
+        corpus,
+        sequence_length=config.sequence_length,
+        tokens_per_domain=config.evaluation.heldout_tokens,
+        precision=config.precision,
+        device=device,
+    )
 
     identity = _identity(model_config, config, corpus)
     checkpoints, metrics_path = run_dir / "checkpoints", run_dir / "metrics.jsonl"
@@ -142,11 +146,12 @@ def train(
     is_merged = False
     if found is not None:
         is_merged = restore_tensors(found.tensors, model, optimizer)
-        state = RunState.from_plain(found.state["run"], found.tensors["run.load"].to(device))
+        state.use.restore(found.tensors)
+        state = RunState.from_plain(found.state["run"], state.use)
         logger.info("resuming at step %d of %d", state.step, config.num_steps)
     elif (trunk := snapshots.start_for(config)) is not None:
         restore_tensors(trunk.tensors, model, optimizer)
-        before = RunState.from_plain(trunk.state["run"], no_load_LE)
+        before = RunState.from_plain(trunk.state["run"], state.use)
         state.begin_from_trunk(before, config.num_steps)
         logger.info("going on from a trunk at step %d of %d", state.step, config.num_steps)
     health.state = state.health
@@ -176,7 +181,7 @@ def train(
             "run": state.to_plain(),
         }
         if is_merged:
-            tensors = {**collect_weights(model), "run.load": state.load_LE}
+            tensors = {**collect_weights(model), **state.use.to_tensors()}
         else:
             tensors = collect_tensors(model, optimizer, state)
         contents = Checkpoint(state.step, tensors, plain)
@@ -211,8 +216,7 @@ def train(
                 set_learning_rate(optimizer, lr)
                 optimizer.step()
                 update_biases(model, loads, config.balance)
-                if loads:
-                    state.load_LE += torch.stack(loads)
+                state.use.count(loads)
                 state.count(loss_nats, mtp_nats, grad_norm)
                 if state.step > tail_begins(config.num_steps):
                     state.tail_steps += 1
@@ -222,12 +226,16 @@ def train(
                 now = watch.lap("step")
 
                 if state.step % line_every == 0 or state.step == config.num_steps:
-                    reason = reason or health.check_load(state.line_step, state.step, state.load_LE)
-                    log(_train_line(state, config, lr, layers, loads))
+                    reason = reason or health.check_load(
+                        state.line_step, state.step, state.use.load_LE
+                    )
+                    log(_train_line(state, config, lr, layers))
                     state.begin_line()
                     watch.lap("log")
                 if state.step in brief_steps:
-                    log(_evaluation_line(evaluate_briefly(model)))
+                    evaluation = evaluator.briefly(model, state.use.choices_LTK)
+                    state.use.choices_LTK = evaluation.choices_LTK
+                    log(evaluation.line())
                     watch.lap("evaluate")
                 if state.step in kept and not reason and not snapshots.has(state.step):
                     keep(state.step)
@@ -253,12 +261,12 @@ def train(
             save()
         elif saved_step != state.step:
             save()
-        evaluation = evaluate(model)
+        evaluation = evaluator(model, state.use.choices_LTK)
         is_finite = math.isfinite(evaluation.loss_nats)
         if not is_finite:
             reason = reason or f"held-out loss is {evaluation.loss_nats} at step {state.step}"
         else:
-            log({**_evaluation_line(evaluation), "final": True})
+            log(evaluation.final_line())
         watch.lap("evaluate")
         result = TrainResult(
             status="diverged" if reason else "done",
@@ -296,24 +304,6 @@ def _build(
     return model, build_optimizer(model, config.optimizer)
 
 
-def _evaluators(
-    config: TrainConfig, corpus: PreparedCorpus, device: torch.device
-) -> tuple[Evaluator, Evaluator]:
-    """The final measurement, and the smaller one on the way."""
-    tokens = config.evaluation.heldout_tokens
-    full, brief = (
-        Evaluator(
-            corpus,
-            sequence_length=config.sequence_length,
-            tokens_per_domain=share,
-            precision=config.precision,
-            device=device,
-        )
-        for share in (tokens, tokens // BRIEF_SHARE)
-    )
-    return full, brief
-
-
 def _forward_backward(
     model: Transformer, batch_BT: Tensor, config: TrainConfig
 ) -> tuple[float, float, list[Tensor]]:
@@ -346,7 +336,7 @@ def _brief_steps(config: TrainConfig) -> frozenset[int]:
 
 
 def _train_line(
-    state: RunState, config: TrainConfig, lr: float, layers: tuple[int, ...], loads: list[Tensor]
+    state: RunState, config: TrainConfig, lr: float, layers: tuple[int, ...]
 ) -> dict[str, Any]:
     num_steps = state.step - state.line_step
     line: dict[str, Any] = {
@@ -356,21 +346,11 @@ def _train_line(
         "lr": lr,
         "grad_norm": state.line_grad_norm,
     }
-    if loads:
-        metrics = load_metrics(torch.stack(loads))._asdict()
-        line |= {"layers": layers, **{name: value.tolist() for name, value in metrics.items()}}
+    if layers:
+        line |= {"layers": layers, **state.use.metrics(num_steps)}
     return line | {
         "tokens_per_s": _tokens_per_s(state, config),
         "wall_s": sum(state.seconds.values()),
-    }
-
-
-def _evaluation_line(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "kind": "eval",
-        "loss_nats": evaluation.loss_nats,
-        "bits_per_byte": evaluation.bits_per_byte,
-        "by_domain": {name: to_plain(loss) for name, loss in evaluation.by_domain.items()},
     }
 
 

@@ -19,7 +19,7 @@ from analysis.records import (
     to_frame,
 )
 from model.errors import ConfigError
-from model.typed import to_plain
+from model.typed import build, to_plain
 
 RECORD = RunRecord(
     run_id="m1-0",
@@ -99,6 +99,36 @@ def test_a_bad_record_is_named_with_its_file(tmp_path: Path, text: str, message:
     with pytest.raises(ConfigError, match=message) as caught:
         load_records([write(tmp_path / "a", text)])
     assert "record.json" in str(caught.value)
+
+
+def test_a_record_from_before_the_finer_measures_is_read(tmp_path: Path) -> None:
+    plain = to_plain(RECORD)
+    finer = {"batch_max_vio", "batch_min_vio", "gate_entropy", "top_k_mass", "specialisation"}
+    finer |= {"coactivation", "saturation"}
+    plain["load_by_layer"] = [
+        {name: value for name, value in layer.items() if name not in finer}
+        for layer in plain["load_by_layer"]
+    ]
+    assert load_records([write(tmp_path / "a", json.dumps(plain))]).records == (RECORD,)
+    plain["load_by_layer"][0]["saturation"] = 0.8
+    (record,) = load_records([write(tmp_path / "b", json.dumps(plain))]).records
+    assert [layer.saturation for layer in record.load_by_layer] == [0.8, None]
+
+
+def test_a_diverged_run_may_have_no_held_out_loss(tmp_path: Path) -> None:
+    broken = replace(
+        RECORD, status="diverged", reason="step 7", loss_nats=None, bits_per_byte=None, by_domain={}
+    )
+    assert build(RunRecord, to_plain(broken)) == broken
+    (excluded,) = load_records([write(tmp_path / "a", broken)]).excluded
+    assert excluded.reason == "diverged: step 7"
+    with pytest.raises(ValueError, match="run m1-0 has no held-out loss: step 7"):
+        _ = broken.heldout_nats
+    assert RECORD.heldout_nats == 3.2
+    assert "loss_nats" not in to_frame([broken])
+    assert to_frame([RECORD, broken])["loss_nats"].isna().tolist() == [False, True]
+    with pytest.raises(ConfigError, match="loss_nats must be positive, got None"):
+        load_records([write(tmp_path / "b", replace(RECORD, loss_nats=None))])
 
 
 def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def run(config: Config, console: Console) -> int:
         f"{domain} {loss.loss_nats:.4f} ({loss.bits_per_byte:.3f} bits per byte)"
         for domain, loss in record.by_domain.items()
     )
-    say(console, f"Loss {record.loss_nats:.4f} nats per token: {by_domain}")
+    say(console, f"Loss {record.heldout_nats:.4f} nats per token: {by_domain}")
     pace = f"{record.tokens_per_s:,.0f} tokens/s"
     say(console, f"{record.tokens:,} tokens in {duration(record.wall_s)}, {pace}")
     say(console, f"Everything about it: {store.run_dir(name)}")

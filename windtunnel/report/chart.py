@@ -105,7 +105,7 @@ def _points(
                 "flops": record.train_flops,
                 "tokens": record.tokens,
                 "sizes": sizes.get(record.run_id, {"flops_per_token": record.flops_per_token}),
-                "loss": record.loss_nats,
+                "loss": record.heldout_nats,
                 "low": forecast.low if forecast else None,
                 "high": forecast.high if forecast else None,
                 "fitted": record.run_id in fitted,
