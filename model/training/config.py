@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import require, require_positive
+from model.training.sources import (
+    DOCUMENT_BYTES,
+    DataStage,
+    FileTokenizer,
+    SourceConfig,
+    require_shares,
+    require_stages,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +209,7 @@ class BpeTokenizer:
         require(self.vocab_size >= 257, f"vocab_size must be >= 257, got {self.vocab_size}")
 
 
-Tokenizer = BytesTokenizer | BpeTokenizer
+Tokenizer = BytesTokenizer | BpeTokenizer | FileTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,19 +218,29 @@ class Corpus:
 
     tokenizer: Tokenizer = BytesTokenizer()
     weights: dict[str, float] | None = None
-    """Share of each domain in the token stream; must name every domain and sum to 1."""
+    """Share of each domain in the token stream; must name every domain and sum to 1. With stages it
+    is what a run is measured by, null meaning the mean of the stages."""
+    stages: tuple[DataStage, ...] = ()
+    """Parts of a run with mixtures of their own; none: the whole run has one."""
     heldout_frac: float = 0.05
     """Share of the documents, chosen by the hash of their content, that is never trained on."""
     order_seed: int = 0
     """Orders the documents. Part of the protocol: equal in every run of a sweep."""
+    max_similarity: float | None = 0.8
+    """Training documents this like a held-out one (Jaccard similarity) are left out; null: none."""
+    max_epochs: float = 16.0
+    """Most often a run may read a domain: repeated text is worth less with every pass and next to
+    nothing after about 16 (Muennighoff et al., arXiv:2305.16264)."""
 
     def __post_init__(self) -> None:
         require(0 < self.heldout_frac < 1, f"heldout_frac must be in (0, 1): {self.heldout_frac}")
+        require_positive(max_epochs=self.max_epochs)
+        if self.max_similarity is not None:
+            limit = self.max_similarity
+            require(0 < limit <= 1, f"max_similarity must be in (0, 1], got {limit}")
         if self.weights is not None:
-            total = sum(self.weights.values())
-            require(abs(total - 1) < 1e-6, f"weights must sum to 1, they sum to {total:.6g}")
-            for name, weight in self.weights.items():
-                require(weight >= 0, f"weights.{name} must be >= 0, got {weight}")
+            require_shares("weights", self.weights)
+        require_stages(self.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +263,7 @@ class TextCorpus(Corpus):
     ``domains`` says otherwise."""
     domains: dict[str, tuple[str, ...]] | None = None
     """Domain name to globs, in place of ``paths``' suffix rule."""
-    document_bytes: int = 16_384
+    document_bytes: int = DOCUMENT_BYTES
     """Longest document; longer files are cut at the last blank line or line end before it."""
 
 
@@ -263,7 +281,20 @@ class SyntheticCorpus(Corpus):
     seed: int = 0
 
 
-CorpusConfig = StdlibCorpus | TextCorpus | SyntheticCorpus
+@dataclass(frozen=True, kw_only=True)
+class MixtureCorpus(Corpus):
+    """Several sources, each filling a domain, with shares by stage."""
+
+    kind: Literal["mixture"] = "mixture"
+    sources: dict[str, SourceConfig]
+    """A source's name is its domain, unless it names another."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.sources), "sources: empty; name at least one")
+
+
+CorpusConfig = StdlibCorpus | TextCorpus | SyntheticCorpus | MixtureCorpus
 
 
 @dataclass(frozen=True, kw_only=True)

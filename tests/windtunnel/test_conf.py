@@ -18,6 +18,8 @@ DIRS = (CONF_DIR,)
 # What a user must give, for the keys that have no default.
 GIVEN = {
     "data.paths": "[notes.txt]",
+    "data.sources": "{notes:{kind:text,paths:[notes.txt]}}",
+    "data.tokenizer.path": "tokenizer.json",
     "promotion": "latest",
     "source": "tunnel/runs/a-run",
     "sweep": "quickstart",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ConfigError
+from model.training.data.stages import StageSpan, lay_out, span_at, tokens_by_domain
 from model.training.data.stream import Mixture, cut_windows, shuffled
 from model.training.data.tokenizers import Codec
+from model.training.data.tokens import Tokens
+from model.training.sources import DataStage
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class PreparedCorpus:
     domains: Mapping[str, DomainSize]
     weights: Mapping[str, float]
     """Share of each domain in the training stream, in the order of ``domains``."""
+    stages: tuple[DataStage, ...]
+    """Parts of a run with shares of their own; none: the whole run has ``weights``."""
     report: Mapping[str, int | list[str]]
     """What was read and what was left out, for people."""
     entropy_by_context: tuple[float, ...]
     """Synthetic corpora of byte tokens: exact nats per token given 0, 1, ... tokens of context."""
-    train: Mapping[str, NDArray[np.integer]] = field(repr=False)
-    heldout_tokens: Mapping[str, NDArray[np.integer]] = field(repr=False)
+    train: Mapping[str, Tokens] = field(repr=False)
+    heldout_tokens: Mapping[str, Tokens] = field(repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -63,7 +68,7 @@ class PreparedCorpus:
         return float(np.asarray(self.entropy_by_context)[context].mean())
 
     def windows(self, first: int, count: int, sequence_length: int) -> NDArray[np.int64]:
-        """Windows ``first`` .. ``first + count - 1`` of the training stream.
+        """Windows ``first`` .. ``first + count - 1`` of a training stream without stages.
 
         Returns:
             [count, sequence_length + 1]: inputs are ``[:, :-1]``, their targets ``[:, 1:]``.
@@ -71,28 +76,50 @@ class PreparedCorpus:
         Raises:
             ConfigError: when a domain's training text is shorter than one window.
         """
-        self._require_window(sequence_length)
-        domain, number = self._mixture.locate(np.arange(first, first + count))
-        out = np.empty((count, sequence_length + 1), dtype=np.int64)
-        for index, name in enumerate(self.domains):
-            rows = np.flatnonzero(domain == index)
-            if len(rows):
-                per_pass = (self.domains[name].train_tokens - 1) // sequence_length
-                passed, place = np.divmod(number[rows], per_pass)
-                key = (
-                    self._order_key + passed.astype(np.uint64) * np.uint64(2**32) + np.uint64(index)
-                )
-                starts = shuffled(place, per_pass, key) * sequence_length
-                out[rows] = cut_windows(self.train[name], starts, sequence_length)
-        return out
+        return self._windows(self._mixture, 0, first, count, sequence_length)
+
+    def spans(
+        self, *, num_steps: int, batch_tokens: int, sequence_length: int
+    ) -> tuple[StageSpan, ...]:
+        """The stages of a run, laid out in its steps; one for a corpus without stages."""
+        return lay_out(
+            self.stages,
+            self.weights,
+            num_steps=num_steps,
+            batch_tokens=batch_tokens,
+            sequence_length=sequence_length,
+        )
+
+    def batch(self, spans: Sequence[StageSpan], step: int) -> NDArray[np.int64]:
+        """The windows of one step (from 0): [windows, the stage's sequence_length + 1]."""
+        span = span_at(spans, step)
+        count = span.windows_per_step
+        first = (step - span.first_step) * count
+        return self._windows(span.mixture, span.windows_before, first, count, span.sequence_length)
 
     def epochs(self, num_windows: int, sequence_length: int) -> dict[str, float]:
         """How often the first ``num_windows`` windows go through each domain's training text."""
-        counts = self._mixture.counts(num_windows)
-        return {
-            name: float(count * sequence_length / self.domains[name].train_tokens)
-            for name, count in zip(self.domains, counts, strict=True)
-        }
+        return self._epochs(self._mixture.counts(num_windows) * sequence_length)
+
+    def epochs_of(self, spans: Sequence[StageSpan], num_steps: int) -> dict[str, float]:
+        """How often the first ``num_steps`` steps go through each domain's training text."""
+        return self._epochs(tokens_by_domain(spans, num_steps))
+
+    def require_epochs(self, spans: Sequence[StageSpan], limit: float) -> None:
+        """Refuse a run that would read a domain more than ``limit`` times.
+
+        Raises:
+            ConfigError: naming the domain that is too short for its share.
+        """
+        last = spans[-1]
+        for name, times in self.epochs_of(spans, last.first_step + last.num_steps).items():
+            if times > limit:
+                raise ConfigError(
+                    f"data: the run would read the domain {name!r} "
+                    f"({self.domains[name].train_tokens:,} training tokens) {times:.1f} times, the "
+                    f"limit is {limit:g}; give it more text or a smaller weight, or raise "
+                    "data.max_epochs"
+                )
 
     def heldout(self, domain: str, sequence_length: int, tokens: int) -> NDArray[np.int64]:
         """Windows that hold ``tokens`` targets of the domain (fewer where it has fewer).
@@ -127,9 +154,13 @@ class PreparedCorpus:
         Raises:
             ConfigError: naming the domain.
         """
-        self._require_window(sequence_length)
-        for name in self.domains:
-            self.heldout(name, sequence_length, 1)
+        for length in {
+            sequence_length,
+            *(s.sequence_length or sequence_length for s in self.stages),
+        }:
+            self._require_window(length)
+            for name in self.domains:
+                self.heldout(name, length, 1)
 
     @cached_property
     def _order_key(self) -> np.uint64:
@@ -144,9 +175,43 @@ class PreparedCorpus:
     def _bytes_by_token(self) -> NDArray[np.int64]:
         return self.codec.bytes_by_token()
 
+    def _windows(
+        self,
+        mixture: Mixture,
+        before: NDArray[np.int64] | int,
+        first: int,
+        count: int,
+        sequence_length: int,
+    ) -> NDArray[np.int64]:
+        """Windows of a mixture, ``before`` windows of each domain being read already."""
+        self._require_window(sequence_length)
+        domain, number = mixture.locate(np.arange(first, first + count))
+        if not isinstance(before, int):
+            number = number + before[domain]
+        out = np.empty((count, sequence_length + 1), dtype=np.int64)
+        for index, name in enumerate(self.domains):
+            rows = np.flatnonzero(domain == index)
+            if len(rows):
+                per_pass = (self.domains[name].train_tokens - 1) // sequence_length
+                passed, place = np.divmod(number[rows], per_pass)
+                key = (
+                    self._order_key + passed.astype(np.uint64) * np.uint64(2**32) + np.uint64(index)
+                )
+                starts = shuffled(place, per_pass, key) * sequence_length
+                out[rows] = cut_windows(self.train[name], starts, sequence_length)
+        return out
+
+    def _epochs(self, tokens: NDArray[np.int64]) -> dict[str, float]:
+        sizes = self.domains.items()
+        return {
+            name: float(count / size.train_tokens)
+            for (name, size), count in zip(sizes, tokens, strict=True)
+        }
+
     def _require_window(self, sequence_length: int) -> None:
         for name, size in self.domains.items():
-            if self.weights[name] > 0 and size.train_tokens <= sequence_length:
+            used = self.weights[name] > 0 or any(stage.weights[name] > 0 for stage in self.stages)
+            if used and size.train_tokens <= sequence_length:
                 raise ConfigError(
                     f"data: domain {name!r} has {size.train_tokens} training tokens, one window "
                     f"needs {sequence_length + 1}; give it more text or shorten the sequence"

@@ -1,290 +1,414 @@
-"""Documents to token arrays on disk, once.
+"""Documents to shards of tokens on disk, once.
 
-``<data_dir>/<fingerprint>/`` holds one array a domain and side, the tokenizer and a manifest. The
-fingerprint is a hash of exactly what a run can see: the arrays (and so the documents, their split,
-their order and the tokenizer) and the weights. What was prepared before is found by a key made from
-the raw material and the settings (``<data_dir>/keys/<key>``), which is cheap to compute.
+``<data_dir>/<fingerprint>/`` holds the shards of each domain's two sides, the tokenizer and a
+manifest. The fingerprint is a hash of exactly what a run can see: the tokens (and so the documents,
+their split, their order and the tokenizer), the weights and the stages. What was prepared before is
+found by keys made from the raw material and the settings (``<data_dir>/keys/<key>``), which are
+cheap to compute: one for everything, and one without the weights and stages, so that another
+mixture of the same tokens is made without reading them.
+
+The work is done in ``<data_dir>/.preparing-<key>/`` in three passes over portions of bounded size:
+read the documents into a spool, compare the held-out ones with the others, encode. Each portion is
+written whole or not at all, so that a killed preparation goes on where it was.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
 import os
 import random
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from numpy.typing import NDArray
 
 from model.errors import ConfigError
-from model.training.config import (
-    BpeTokenizer,
-    CorpusConfig,
-    StdlibCorpus,
-    SyntheticCorpus,
-    TextCorpus,
+from model.training.config import BpeTokenizer, CorpusConfig, FileTokenizer
+from model.training.data.corpus import PreparedCorpus
+from model.training.data.documents import Job, Progress, Report, Source, no_progress, sha256
+from model.training.data.files import Hashes
+from model.training.data.manifest import (
+    FORMAT,
+    LAYOUT,
+    SIDES,
+    fingerprint_of,
+    is_current,
+    mixture_weights,
+    open_corpus,
 )
-from model.training.data.corpus import DomainSize, PreparedCorpus
-from model.training.data.documents import (
-    Document,
-    Progress,
-    Source,
-    no_progress,
-    sha256,
+from model.training.data.mixture import source_of
+from model.training.data.pool import Workers, started
+from model.training.data.safely import replaced_by, save_array, write_atomically
+from model.training.data.shards import encode_shard, encode_tasks, hash_shards, side_name
+from model.training.data.similar import (
+    CompareTask,
+    Similar,
+    SketchTask,
+    band_hashes,
+    find_similar,
+    sorted_bands,
 )
-from model.training.data.split import Split, split_documents
-from model.training.data.stdlib import StdlibSource
-from model.training.data.synthetic import SyntheticSource
-from model.training.data.text import TextSource
+from model.training.data.split import count_heldout
+from model.training.data.spool import Index, Spool, SpoolTask, portions, write_job
 from model.training.data.tokenizers import BytesCodec, Codec, codec_from_json, train_codec
 from model.typed import to_plain
 
-FORMAT = 1
-"""Raised when the same material would be cut, split or ordered differently than before."""
-
-SIDES = ("train", "heldout")
+BPE_SAMPLE_BYTES = 2**26
+"""Training text a tokenizer is learnt from, at most: its memory grows with the text."""
 
 
 def prepare_corpus(
-    corpus: CorpusConfig, data_dir: Path, *, progress: Progress | None = None
+    corpus: CorpusConfig,
+    data_dir: Path,
+    *,
+    progress: Progress | None = None,
+    workers: int | None = None,
 ) -> PreparedCorpus:
     """The corpus, prepared now or found prepared under ``data_dir``.
+
+    Args:
+        corpus: what text, in what shares.
+        data_dir: where prepared corpora are kept.
+        progress: called while it works.
+        workers: processes for a large corpus; null: one for every core.
 
     Raises:
         ConfigError: for anything about the corpus that the user can correct, in one line.
     """
-    source = _source(corpus)
-    key_path = data_dir / "keys" / _key(corpus, source)
-    if key_path.exists():
-        fingerprint = key_path.read_text()
-        if (data_dir / fingerprint).exists():
-            return open_corpus(data_dir, fingerprint)
-    fingerprint = _prepare(corpus, source, data_dir, progress or no_progress)
-    write_atomically(key_path, fingerprint.encode())
+    hashes = Hashes(data_dir / "keys" / "files.json")
+    source = source_of(corpus, hashes)
+    jobs = source.jobs()
+    tokens_key, key = _keys(corpus, jobs)
+    keys = data_dir / "keys"
+    fingerprint = _found(data_dir, key)
+    if fingerprint is None:
+        with _alone(data_dir / f".preparing-{tokens_key}") as work:
+            fingerprint = _found(data_dir, key)
+            if fingerprint is None:
+                same_tokens = _found(data_dir, tokens_key)
+                if same_tokens is None:
+                    building = _Building(corpus, source, jobs, work, progress or no_progress)
+                    same_tokens = _place(building.make(workers), data_dir)
+                fingerprint = _remixed(corpus, data_dir, same_tokens)
+                write_atomically(keys / tokens_key, fingerprint.encode())
+                write_atomically(keys / key, fingerprint.encode())
+    if (content := hashes.content()) is not None:
+        write_atomically(keys / "files.json", content)
     return open_corpus(data_dir, fingerprint)
 
 
-def open_corpus(data_dir: Path, fingerprint: str) -> PreparedCorpus:
-    """A corpus prepared before, its arrays mapped into memory and checked against their hashes.
+def _keys(corpus: CorpusConfig, jobs: Sequence[Job]) -> tuple[str, str]:
+    """What decides the tokens, and that with what decides their mixture."""
+    tokenizer: Any = to_plain(corpus.tokenizer)
+    if isinstance(corpus.tokenizer, FileTokenizer):
+        _, tokenizer = Hashes().of(corpus.tokenizer.path)
+    elif isinstance(corpus.tokenizer, BpeTokenizer):
+        tokenizer["library"] = tokenizers.__version__
+    settings = [corpus.heldout_frac, corpus.order_seed, corpus.max_similarity]
+    material = sorted(job.key for job in jobs)
+    tokens = [FORMAT, LAYOUT, tokenizer, settings, material]
+    mixture = [tokens, corpus.weights, to_plain(corpus.stages)]
+    return sha256(json.dumps(tokens).encode())[:16], sha256(json.dumps(mixture).encode())[:16]
 
-    Raises:
-        ConfigError: when it is not there, or its files are not what was written.
+
+def _found(data_dir: Path, key: str) -> str | None:
+    path = data_dir / "keys" / key
+    fingerprint = path.read_text() if path.exists() else ""
+    return fingerprint if fingerprint and is_current(data_dir / fingerprint) else None
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[Path]:
+    """The folder to work in, held against other processes until it is done and removed.
+
+    A kill leaves the folder for the next attempt; an error removes it, as another attempt would
+    meet the same, and a full disk must not stay full.
     """
-    folder = data_dir / fingerprint
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        arrays = {
-            (domain, side): _open_array(folder / _array_name(domain, side), entry[side]["sha256"])
-            for domain, entry in manifest["domains"].items()
-            for side in SIDES
-        }
-        tokenizer_text = (folder / "tokenizer.json").read_text()
-    except FileNotFoundError as error:
-        if folder.exists():
-            raise _damaged(folder, f"{Path(error.filename).name} is missing") from None
-        raise ConfigError(
-            f"data: corpus {fingerprint} is not prepared under {data_dir}; "
-            "run the sweep command again to prepare it"
-        ) from None
-    except (ValueError, KeyError) as error:
-        raise _damaged(folder, str(error)) from None
-    if _fingerprint(manifest) != fingerprint:
-        raise _damaged(folder, "the manifest was changed")
-    if sha256(tokenizer_text.encode()) != manifest["tokenizer_sha256"]:
-        raise _damaged(folder, "the tokenizer was changed")
-    return PreparedCorpus(
-        fingerprint=fingerprint,
-        codec=codec_from_json(tokenizer_text),
-        domains={
-            domain: DomainSize(
-                **{
-                    f"{side}_{what}": entry[side][what]
-                    for side in SIDES
-                    for what in ("tokens", "bytes", "documents")
-                }
-            )
-            for domain, entry in manifest["domains"].items()
-        },
-        weights=manifest["weights"],
-        report=manifest["report"],
-        entropy_by_context=tuple(manifest["entropy_by_context"]),
-        train={domain: arrays[domain, "train"] for domain in manifest["domains"]},
-        heldout_tokens={domain: arrays[domain, "heldout"] for domain in manifest["domains"]},
-    )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` so that a reader sees the old content or the new, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
-
-
-def _source(corpus: CorpusConfig) -> Source:
-    match corpus:
-        case StdlibCorpus():
-            return StdlibSource.running()
-        case TextCorpus():
-            return TextSource(corpus)
-        case SyntheticCorpus():
-            return SyntheticSource(corpus)
-
-
-def _key(corpus: CorpusConfig, source: Source) -> str:
-    settings = to_plain(corpus)
-    settings.pop("paths", None)  # what the files hold counts, not where they lie
-    settings.pop("domains", None)
-    library = tokenizers.__version__ if isinstance(corpus.tokenizer, BpeTokenizer) else ""
-    return sha256(_canonical([FORMAT, settings, source.key(), library]))[:16]
-
-
-def _prepare(corpus: CorpusConfig, source: Source, data_dir: Path, progress: Progress) -> str:
-    """Make the arrays in a folder of their own, then give it its name. Returns the fingerprint."""
-    collection = source.collect(progress)
-    splits = split_documents(collection.documents, corpus.heldout_frac)
-    progress("training the tokenizer", 0, 1)
-    codec = train_codec(
-        corpus.tokenizer, (d.text for split in splits.values() for d in split.train)
-    )
-    data_dir.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=data_dir, prefix=".building-"))
-    try:
-        domains: dict[str, Any] = {}
-        for index, (domain, split) in enumerate(splits.items()):
-            progress("tokenising", index, len(splits))
-            domains[domain] = _write_domain(building, domain, split, codec, corpus.order_seed)
-        codec_text = codec.to_json()
-        exact = collection.entropy_by_context if isinstance(codec, BytesCodec) else ()
-        manifest = {
-            "format": FORMAT,
-            "corpus": to_plain(corpus),
-            "vocab_size": codec.vocab_size,
-            "tokenizer_sha256": sha256(codec_text.encode()),
-            "weights": _weights(corpus.weights, domains),
-            "entropy_nats": exact[-1] if exact else None,
-            "entropy_by_context": exact,
-            "domains": domains,
-            "report": collection.report,
-        }
-        _write_synced(building / "tokenizer.json", codec_text.encode())
-        _write_synced(building / "manifest.json", json.dumps(manifest, indent=1).encode())
-        fingerprint = _fingerprint(manifest)
-        building.chmod(0o755)
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work / "lock", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            os.rename(building, data_dir / fingerprint)
-        except OSError:
-            # The same corpus is there already, from other files or from a process beside this one.
-            if not (data_dir / fingerprint).exists():
-                raise
+            if os.stat(work / "lock").st_ino == os.fstat(lock).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        os.close(lock)  # who held it before has removed it
+    try:
+        yield work
+        shutil.rmtree(work)
+    except Exception:
+        shutil.rmtree(work)
+        raise
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
+
+
+def _place(building: Path, data_dir: Path) -> str:
+    """Give the folder its name, the fingerprint of what is in it."""
+    fingerprint = fingerprint_of(json.loads((building / "manifest.json").read_bytes()))
+    target = data_dir / fingerprint
+    if target.exists() and not is_current(target):
+        shutil.rmtree(target)  # written by an older version, which cannot be opened any more
+    try:
+        os.rename(building, target)
+    except OSError:
+        # The same corpus is there already, made from other files.
+        if not target.exists():
+            raise
+        shutil.rmtree(building)
     return fingerprint
 
 
-def _write_domain(
-    folder: Path, domain: str, split: Split, codec: Codec, order_seed: int
-) -> dict[str, Any]:
-    entry: dict[str, Any] = {}
-    for side, documents in zip(SIDES, split, strict=True):
-        ordered = _ordered(documents, order_seed)
-        tokens = _encode(ordered, codec)
-        np.save(folder / _array_name(domain, side), tokens)
-        entry[side] = {
-            "tokens": len(tokens),
-            "bytes": sum(len(d.text) for d in ordered),
-            "documents": len(ordered),
-            "sha256": _hash_array(tokens),
+def _remixed(corpus: CorpusConfig, data_dir: Path, fingerprint: str) -> str:
+    """The fingerprint of the same tokens in the mixture ``corpus`` asks for; made if need be."""
+    folder = data_dir / fingerprint
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    weights = mixture_weights(corpus, manifest["domains"])
+    if (weights, to_plain(corpus.stages)) == (manifest["weights"], manifest["stages"]):
+        return fingerprint
+    manifest |= {"weights": weights, "stages": to_plain(corpus.stages), "corpus": to_plain(corpus)}
+    building = Path(tempfile.mkdtemp(dir=data_dir, prefix=".building-"))
+    try:
+        building.chmod(0o755)
+        for path in folder.iterdir():
+            if path.name != "manifest.json":
+                os.link(path, building / path.name)
+        _write_manifest(building, manifest)
+        return _place(building, data_dir)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    with replaced_by(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class _Building:
+    """One preparation, from jobs to a folder of shards."""
+
+    corpus: CorpusConfig
+    source: Source
+    jobs: Sequence[Job]
+    work: Path
+    progress: Progress
+
+    def make(self, num_workers: int | None) -> Path:
+        """All passes. Returns the finished folder, which has no name yet."""
+        with started(sum(job.size for job in self.jobs), num_workers) as workers:
+            tasks = [SpoolTask(self.work / "spool", job) for job in self.jobs]
+            done = self._shown("reading", sum(job.size for job in self.jobs))
+            workers.run(write_job, tasks, lambda task: done(task.job.size))
+            spool, index, report = Spool.read(self.work / "spool", self.jobs)
+            if not len(index):
+                files = report.get("files", 0)
+                raise ConfigError(f"data: empty corpus; the {files} files found hold no text")
+            index = self._without_duplicates(index, report)
+            sides = self._split(spool, index)
+            if not self.source.keeps_duplicates and self.corpus.max_similarity is not None:
+                self._drop_similar(workers, spool, sides, self.corpus.max_similarity, report)
+            codec = self._tokenizer(spool, sides, report)
+            return self._encode(workers, spool, sides, codec, report)
+
+    def _shown(self, what: str, total: int) -> Callable[[int], None]:
+        """Reports bytes as they are done."""
+        finished = 0
+        self.progress(what, 0, total)
+
+        def done(size: int) -> None:
+            nonlocal finished
+            finished += size
+            self.progress(what, finished, total)
+
+        return done
+
+    def _without_duplicates(self, index: Index, report: Report) -> Index:
+        """Ordered by content; the first domain's of every set of equal documents.
+
+        A text that occurs twice could be trained on and held out at the same time.
+        """
+        index = index[np.lexsort((index["domain"], index["low"], index["high"]))]
+        if self.source.keeps_duplicates:
+            return index
+        same = (index["high"][1:] == index["high"][:-1]) & (index["low"][1:] == index["low"][:-1])
+        report["duplicates"] = int(same.sum())
+        return index[np.concatenate([[True], ~same])]
+
+    def _split(self, spool: Spool, index: Index) -> dict[tuple[str, str], Index]:
+        """Documents of each (domain, side), ordered by content."""
+        sides: dict[tuple[str, str], Index] = {}
+        for number, domain in enumerate(spool.domains):
+            members = index[index["domain"] == number]
+            if not len(members):
+                raise ConfigError(
+                    f"data: every document of domain {domain!r} is in another domain too; "
+                    "a text belongs to one"
+                )
+            num_heldout = count_heldout(members["high"], self.corpus.heldout_frac, domain)
+            sides[domain, "train"] = members[num_heldout:]
+            sides[domain, "heldout"] = members[:num_heldout]
+        return sides
+
+    def _drop_similar(
+        self,
+        workers: Workers,
+        spool: Spool,
+        sides: dict[tuple[str, str], Index],
+        limit: float,
+        report: Report,
+    ) -> None:
+        """Take out of the training sides what is nearly a held-out document of any domain."""
+        tasks: dict[str, list[SketchTask]] = {}
+        for side in SIDES:
+            whole = np.concatenate([sides[domain, side] for domain in spool.domains])
+            path = self.work / f"{side}.npy"
+            save_array(path, whole)
+            tasks[side] = [SketchTask(spool, path, *part) for part in portions(whole["length"])]
+        done = self._shown("comparing with the held-out text", sum(map(len, tasks.values())))
+        sketches = workers.run(band_hashes, tasks["heldout"], lambda _: done(1))
+        bands, places = sorted_bands(np.concatenate(sketches))
+        save_array(self.work / "bands.npy", bands)
+        save_array(self.work / "places.npy", places)
+        comparisons = [
+            CompareTask(
+                task,
+                self.work / "heldout.npy",
+                self.work / "bands.npy",
+                self.work / "places.npy",
+                limit,
+            )
+            for task in tasks["train"]
+        ]
+        found = [
+            s for part in workers.run(find_similar, comparisons, lambda _: done(1)) for s in part
+        ]
+        report["near_duplicates"] = len(found)
+        self._take_out(spool, sides, found, report)
+
+    def _take_out(
+        self,
+        spool: Spool,
+        sides: dict[tuple[str, str], Index],
+        found: Sequence[Similar],
+        report: Report,
+    ) -> None:
+        gone = np.array([similar.train for similar in found], dtype=np.int64)
+        by_domain = []
+        begin = 0
+        for domain in spool.domains:
+            members = sides[domain, "train"]
+            keep = np.ones(len(members), dtype=bool)
+            keep[gone[(gone >= begin) & (gone < begin + len(members))] - begin] = False
+            begin += len(members)
+            sides[domain, "train"] = members[keep]
+            if not keep.any():
+                raise ConfigError(
+                    f"data: every training document of domain {domain!r} is nearly one of the "
+                    "held-out ones; its text repeats itself, or raise data.max_similarity"
+                )
+            if not keep.all():
+                by_domain.append(f"{domain}: {(~keep).sum()} of {len(keep)} documents")
+        report["near_duplicates_by_domain"] = by_domain
+
+    def _tokenizer(
+        self, spool: Spool, sides: Mapping[tuple[str, str], Index], report: Report
+    ) -> Codec:
+        """The one of an attempt before, so that its shards stay good; else a new one."""
+        path = self.work / "tokens" / "tokenizer.json"
+        if path.exists():
+            return codec_from_json(path.read_text())
+        training = [index for (_, side), index in sides.items() if side == "train"]
+        total = sum(int(index["length"].sum(dtype=np.int64)) for index in training)
+        if isinstance(self.corpus.tokenizer, BpeTokenizer):
+            self.progress("training the tokenizer", 0, 1)
+            if any(index["is_tokens"].any() for index in training):
+                raise ConfigError(
+                    "data.tokenizer: token files cannot teach a tokenizer; name the one they were "
+                    "made with (data/tokenizer=file)"
+                )
+            report["tokenizer_bytes"] = min(total, BPE_SAMPLE_BYTES)
+        # Which documents teach it is decided by their content, as the split is.
+        share = min(1.0, BPE_SAMPLE_BYTES / total) * 2.0**64
+        with spool.reader() as reader:
+            texts = (
+                reader.document(row).text
+                for index in training
+                for row in index
+                if int(row["low"]) < share
+            )
+            codec = train_codec(self.corpus.tokenizer, texts)
+        write_atomically(path, codec.to_json().encode())
+        return codec
+
+    def _encode(
+        self,
+        workers: Workers,
+        spool: Spool,
+        sides: Mapping[tuple[str, str], Index],
+        codec: Codec,
+        report: Report,
+    ) -> Path:
+        """Every side's shards and the manifest."""
+        folder = self.work / "tokens"
+        tasks = {
+            (domain, side): encode_tasks(
+                spool,
+                _ordered(index, self.corpus.order_seed),
+                self.work / f"{side_name(domain, side)}.index.npy",
+                folder / "tokenizer.json",
+                folder,
+                side_name(domain, side),
+            )
+            for (domain, side), index in sides.items()
         }
-    return entry
+        every = [task for side in tasks.values() for task in side]
+        done = self._shown("tokenising", sum(task.size for task in every))
+        encoded = iter(workers.run(encode_shard, every, lambda task: done(task.size)))
+        domains: dict[str, dict[str, Any]] = {domain: {} for domain in spool.domains}
+        for (domain, side), own in tasks.items():
+            results = [next(encoded) for _ in own]
+            shards = [result.shard for result in results]
+            dtype, digest = hash_shards(folder, shards)
+            domains[domain][side] = {
+                "tokens": sum(shard.tokens for shard in shards),
+                "bytes": sum(result.num_bytes for result in results),
+                "documents": len(sides[domain, side]),
+                "sha256": digest,
+                "dtype": dtype,
+                "shards": to_plain(shards),
+            }
+        exact = self.source.entropy_by_context() if isinstance(codec, BytesCodec) else ()
+        _write_manifest(
+            folder,
+            {
+                "format": FORMAT,
+                "layout": LAYOUT,
+                "corpus": to_plain(self.corpus),
+                "vocab_size": codec.vocab_size,
+                "tokenizer_sha256": sha256((folder / "tokenizer.json").read_bytes()),
+                "weights": mixture_weights(self.corpus, domains),
+                "stages": to_plain(self.corpus.stages),
+                "entropy_nats": exact[-1] if exact else None,
+                "entropy_by_context": exact,
+                "domains": domains,
+                "report": report,
+            },
+        )
+        return folder
 
 
-def _ordered(documents: Sequence[Document], order_seed: int) -> list[Document]:
-    # Shuffled from the order of their hashes, so that it is a function of contents and seed.
-    shuffled = sorted(documents, key=lambda d: d.digest)
-    random.Random(order_seed).shuffle(shuffled)
-    return shuffled
-
-
-def _encode(documents: Sequence[Document], codec: Codec) -> NDArray[np.integer]:
-    """All tokens in one array, an end token after every document."""
-    dtype = np.uint16 if codec.vocab_size <= 2**16 else np.uint32
-    end: NDArray[np.integer] = np.array([codec.vocab_size - 1], dtype=dtype)
-    parts: list[NDArray[np.integer]] = []
-    for tokens in codec.encode([d.text for d in documents]):
-        parts += [tokens.astype(dtype), end]
-    return np.concatenate(parts)
-
-
-def _weights(given: Mapping[str, float] | None, domains: Mapping[str, Any]) -> dict[str, float]:
-    """The given weights in the order of the domains, or in proportion to the training tokens."""
-    if given is None:
-        total = sum(entry["train"]["tokens"] for entry in domains.values())
-        return {domain: entry["train"]["tokens"] / total for domain, entry in domains.items()}
-    if given.keys() != domains.keys():
-        unknown = sorted(given.keys() - domains.keys())
-        missing = sorted(domains.keys() - given.keys())
-        problem = f"unknown domain {unknown[0]!r}" if unknown else f"domain {missing[0]!r} missing"
-        raise ConfigError(f"data.weights: {problem}; this corpus has: {', '.join(domains)}")
-    return {domain: given[domain] for domain in domains}
-
-
-def _fingerprint(manifest: Mapping[str, Any]) -> str:
-    visible = [
-        manifest["format"],
-        manifest["vocab_size"],
-        manifest["tokenizer_sha256"],
-        manifest["weights"],
-        {
-            domain: [entry[side]["sha256"] for side in SIDES]
-            for domain, entry in manifest["domains"].items()
-        },
-    ]
-    return sha256(_canonical(visible))[:16]
-
-
-def _open_array(path: Path, expected_sha256: str) -> NDArray[np.integer]:
-    # A plain view of the mapped file: indexing np.memmap itself costs more than the reading.
-    array: NDArray[np.integer] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    if _hash_array(array) != expected_sha256:
-        raise ValueError(f"{path.name} is not what was written")
-    return array
-
-
-def _hash_array(array: NDArray[np.integer]) -> str:
-    digest = hashlib.sha256(str(array.dtype).encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _array_name(domain: str, side: str) -> str:
-    # Readable, and a file name whatever the domain is called; the digest keeps two names apart.
-    readable = re.sub(r"\W", "_", domain)[:40]
-    return f"{readable}-{sha256(domain.encode())[:8]}.{side}.npy"
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _damaged(folder: Path, problem: str) -> ConfigError:
-    return ConfigError(
-        f"data: the prepared corpus {folder} is damaged ({problem}); "
-        "delete that folder and run the command again to prepare it anew"
-    )
+def _ordered(index: Index, order_seed: int) -> Index:
+    """Shuffled from the order of their hashes, so that it is a function of contents and seed."""
+    places = array("I", range(len(index)))
+    random.Random(order_seed).shuffle(places)
+    return index[np.frombuffer(places, dtype=np.uint32)]

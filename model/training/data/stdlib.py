@@ -14,20 +14,15 @@ import sys
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from model.errors import ConfigError
-from model.training.data.documents import (
-    Collection,
-    Document,
-    Progress,
-    sha256,
-    without_duplicates,
-)
+from model.training.data.documents import Document, JobList, Report, count, note, sha256
+from model.training.data.files import Hashes
 
 # Left out, so that one interpreter version gives one corpus wherever it was installed from:
 # installed packages; tests (Debian ships them apart from the library, and they hold files that are
@@ -40,66 +35,55 @@ SKIPPED_FOLDERS = frozenset(
 SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 
 
-class Module(NamedTuple):
-    """One source file: its path within the library and its bytes."""
-
-    name: str
-    source: bytes
-
-
 @dataclass(frozen=True)
-class StdlibSource:
-    """Modules below ``root``."""
+class StdlibJob:
+    """Modules below ``root``; which part of them goes into which domain."""
 
     root: Path
-
-    @classmethod
-    def running(cls) -> StdlibSource:
-        """The library of the interpreter that runs this."""
-        return cls(Path(sysconfig.get_paths()["stdlib"]))
+    domain_by_part: tuple[tuple[str, str], ...]
+    digest: str
+    """Of the modules' contents."""
+    size: int
 
     @cached_property
-    def modules(self) -> tuple[Module, ...]:
-        """Every module that takes part, by name."""
-        found = [
-            Module(path.relative_to(self.root).as_posix(), path.read_bytes())
-            for path in sorted(_module_paths(self.root))
-        ]
-        if not found:
-            raise ConfigError(
-                f"data: no standard library source under {self.root}; this Python was installed "
-                "without it, use data=text or data=synthetic"
-            )
-        return tuple(found)
-
     def key(self) -> str:
         """Contents of the modules, and the Python version that parses them."""
-        digests = sorted(sha256(module.source) for module in self.modules)
-        return sha256(" ".join([sys.version.split()[0], *digests]).encode())
+        parts = sorted(self.domain_by_part)
+        return sha256(f"stdlib:{sys.version.split()[0]}:{parts}:{self.digest}".encode())
 
-    def collect(self, progress: Progress) -> Collection:
+    def documents(self, report: Report) -> Iterator[Document]:
         """Split every module; those that do not parse are named in the report."""
-        documents: list[Document] = []
-        unparsed: list[str] = []
-        for index, module in enumerate(self.modules):
-            progress("reading the standard library", index, len(self.modules))
+        note(report, "unparsed")
+        for path in sorted(_module_paths(self.root)):
+            count(report, "files")
             try:
-                code, prose = split_module(module.source)
+                parts = dict(zip(("code", "prose"), split_module(path.read_bytes()), strict=True))
             except (SyntaxError, UnicodeDecodeError, tokenize.TokenError) as error:
-                unparsed.append(f"{module.name}: {error}")
+                note(report, "unparsed", f"{path.relative_to(self.root).as_posix()}: {error}")
                 continue
-            documents += [
-                Document.of(domain, text.encode())
-                for domain, text in (("code", code), ("prose", prose))
-                if text.strip()
-            ]
-        kept, num_duplicates = without_duplicates(documents)
-        report: dict[str, int | list[str]] = {
-            "files": len(self.modules),
-            "unparsed": unparsed,
-            "duplicates": num_duplicates,
-        }
-        return Collection(kept, report)
+            for part, domain in self.domain_by_part:
+                if parts[part].strip():
+                    yield Document(domain, parts[part].encode())
+
+
+def stdlib_parts(
+    domain_by_part: Mapping[str, str], hashes: Hashes, root: Path | None = None
+) -> JobList:
+    """The library of the interpreter that runs this, or the one under ``root``.
+
+    Raises:
+        ConfigError: where its source is not installed.
+    """
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    files = [hashes.of(path) for path in sorted(_module_paths(root))]
+    if not files:
+        raise ConfigError(
+            f"data: no standard library source under {root}; this Python was installed "
+            "without it, use data=text or data=synthetic"
+        )
+    digest = sha256(" ".join(sorted(digest for _, digest in files)).encode())
+    size = sum(size for size, _ in files)
+    return JobList((StdlibJob(root, tuple(domain_by_part.items()), digest, size),))
 
 
 def split_module(source: bytes) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ConfigError
+from model.training.data.tokens import Tokens
 
 NUM_SLOTS = 65_536
 """Windows after which the pattern of domains repeats; weights are rounded to this grain."""
@@ -82,7 +83,7 @@ def shuffled(index: NDArray[np.int64], size: int, key: NDArray[np.uint64]) -> ND
 
 
 def cut_windows(
-    tokens: NDArray[np.integer], starts: NDArray[np.int64], sequence_length: int
+    tokens: NDArray[np.integer] | Tokens, starts: NDArray[np.int64], sequence_length: int
 ) -> NDArray[np.int64]:
     """Windows of endlessly repeated ``tokens`` that begin at ``starts``: [starts, length + 1]."""
 

@@ -14,6 +14,7 @@ symbols has to be learnt by heart: a model 32 wide was still at the entropy give
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from model.config import require
 from model.training.config import SyntheticCorpus
-from model.training.data.documents import Collection, Document, Progress, sha256
+from model.training.data.documents import Document, Report, sha256
 
 MEAN_DOCUMENT_SYMBOLS = 512
 UNIGRAM_ZIPF_EXPONENT = 1.0
@@ -37,10 +38,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Documents drawn from the Markov source of ``corpus``."""
+    """Documents drawn from the Markov source of ``corpus``: one job, as the draws are one chain."""
 
     corpus: SyntheticCorpus
+    # Taking equal documents (the shortest ones) out would change the entropy. Equal contents have
+    # equal hashes, so they are on the same side of the split.
+    keeps_duplicates: bool = True
 
+    def jobs(self) -> tuple[SyntheticSource]:
+        """The whole of it."""
+        return (self,)
+
+    def entropy_by_context(self) -> tuple[float, ...]:
+        """Exact nats per token, given 0, 1, ..., order tokens of context."""
+        return self._chain().entropy_by_context()
+
+    @property
     def key(self) -> str:
         """The settings, the law's constants and the version of the random generator's library."""
         c = self.corpus
@@ -48,21 +61,24 @@ class SyntheticSource:
         law = [UNIGRAM_ZIPF_EXPONENT, CONTEXT_ZIPF_EXPONENT, LONGER_CONTEXT_RATIO]
         return sha256(repr([*settings, *law, MEAN_DOCUMENT_SYMBOLS]).encode())
 
-    def collect(self, progress: Progress) -> Collection:
+    @property
+    def size(self) -> int:
+        """A byte a token."""
+        return self.corpus.tokens
+
+    def documents(self, report: Report) -> Iterator[Document]:
         """Draw documents until they hold ``corpus.tokens`` tokens."""
-        progress("generating text", 0, 1)
-        chain = MarkovSource.drawn(self.corpus.num_symbols, self.corpus.order, self.corpus.seed)
+        chain = self._chain()
         rng = np.random.default_rng([self.corpus.seed, 1])
-        documents: list[Document] = []
         num_tokens = 0
         while num_tokens < self.corpus.tokens:
             for symbols in chain.sample_documents(256, rng):
                 text = (symbols + FIRST_SYMBOL_BYTE).astype(np.uint8).tobytes()
-                documents.append(Document.of("synthetic", text))
+                yield Document("synthetic", text)
                 num_tokens += len(text) + 1
-        # Equal documents (the shortest ones) stay: taking them out would change the entropy.
-        # Equal contents have equal hashes, so they are on the same side of the split.
-        return Collection(tuple(documents), entropy_by_context=chain.entropy_by_context())
+
+    def _chain(self) -> MarkovSource:
+        return MarkovSource.drawn(self.corpus.num_symbols, self.corpus.order, self.corpus.seed)
 
 
 @dataclass(frozen=True)

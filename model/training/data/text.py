@@ -1,95 +1,89 @@
-"""The user's own text files as a corpus."""
+"""Text files as documents: each file is one, long ones are cut."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 from model.errors import ConfigError
 from model.training.config import TextCorpus
-from model.training.data.documents import (
-    Collection,
-    Document,
-    Progress,
-    sha256,
-    without_duplicates,
-)
-
-
-class TextFile(NamedTuple):
-    """One file, its domain and its bytes."""
-
-    domain: str
-    path: Path
-    content: bytes
+from model.training.data.documents import Document, JobList, Report, count, note, sha256
+from model.training.data.files import READ_AT_ONCE, Hashes, TextFile, expand, grouped
+from model.training.sources import TextFiles
 
 
 @dataclass(frozen=True)
-class TextSource:
-    """Files of ``corpus.domains`` in the domain named there; others in that of their suffix."""
+class TextJob:
+    """Some files, each cut into documents of at most ``document_bytes``."""
 
-    corpus: TextCorpus
+    files: tuple[TextFile, ...]
+    document_bytes: int
 
     @cached_property
-    def files(self) -> tuple[TextFile, ...]:
-        """Every file, read; ordered by path.
-
-        Raises:
-            ConfigError: where nothing matches, two domains claim a file, or nothing can be read.
-        """
-        domain_by_path: dict[Path, str] = {}
-        for domain, patterns in sorted((self.corpus.domains or {}).items()):
-            for path in _expand(patterns, f"data.domains.{domain}"):
-                other = domain_by_path.setdefault(path, domain)
-                if other != domain:
-                    raise ConfigError(
-                        f"data.domains: {path} is matched by both {other!r} and {domain!r}; "
-                        "a file belongs to one domain"
-                    )
-        for path in _expand(self.corpus.paths, "data.paths"):
-            domain_by_path.setdefault(path, path.suffix.removeprefix(".") or "text")
-        if not domain_by_path:
-            raise ConfigError("data.paths: empty; name the files, folders or globs to train on")
-        return tuple(
-            TextFile(domain_by_path[path], path, _read(path)) for path in sorted(domain_by_path)
-        )
-
     def key(self) -> str:
         """Contents and domains of the files, and where long ones are cut."""
-        members = sorted(f"{file.domain}:{sha256(file.content)}" for file in self.files)
-        return sha256("\n".join([str(self.corpus.document_bytes), *members]).encode())
+        members = sorted(f"{file.domain}:{file.digest}" for file in self.files)
+        return sha256("\n".join(["text", str(self.document_bytes), *members]).encode())
 
-    def collect(self, progress: Progress) -> Collection:
-        """Cut every file into documents.
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(file.size for file in self.files)
+
+    def documents(self, report: Report) -> Iterator[Document]:
+        """Cut every file.
 
         Raises:
-            ConfigError: for a file that is not UTF-8 text, or when all are empty.
+            ConfigError: for a file that is not UTF-8 text.
         """
-        documents: list[Document] = []
-        empty: list[str] = []
-        for index, file in enumerate(self.files):
-            progress("reading text", index, len(self.files))
-            _require_text(file)
-            if not file.content.strip():
-                empty.append(str(file.path))
-            else:
-                pieces = cut(file.content, self.corpus.document_bytes)
-                documents += [Document.of(file.domain, piece) for piece in pieces]
-        if not documents:
-            raise ConfigError(
-                f"data.paths: empty corpus; the {len(self.files)} files found hold no text"
-            )
-        kept, num_duplicates = without_duplicates(documents)
-        report: dict[str, int | list[str]] = {
-            "files": len(self.files),
-            "empty": empty,
-            "duplicates": num_duplicates,
-        }
-        return Collection(kept, report)
+        note(report, "empty")
+        for file in self.files:
+            count(report, "files")
+            if file.size < READ_AT_ONCE and not file.path.read_bytes().strip():
+                note(report, "empty", str(file.path))
+                continue
+            with file.path.open("rb") as opened:
+                offset = 0
+                for piece in cut_stream(opened, self.document_bytes):
+                    require_text(piece, file.path, offset)
+                    offset += len(piece)
+                    yield Document(file.domain, piece)
+
+
+def text_corpus(corpus: TextCorpus, hashes: Hashes) -> JobList:
+    """Files of ``corpus.domains`` in the domain named there; others in that of their suffix.
+
+    Raises:
+        ConfigError: where nothing matches, two domains claim a file, or nothing can be read.
+    """
+    domain_by_path: dict[Path, str] = {}
+    for domain, patterns in sorted((corpus.domains or {}).items()):
+        for path in expand(patterns, f"data.domains.{domain}"):
+            other = domain_by_path.setdefault(path, domain)
+            if other != domain:
+                raise ConfigError(
+                    f"data.domains: {path} is matched by both {other!r} and {domain!r}; "
+                    "a file belongs to one domain"
+                )
+    for path in expand(corpus.paths, "data.paths"):
+        domain_by_path.setdefault(path, path.suffix.removeprefix(".") or "text")
+    if not domain_by_path:
+        raise ConfigError("data.paths: empty; name the files, folders or globs to train on")
+    return JobList(_jobs(domain_by_path, corpus.document_bytes, hashes))
+
+
+def text_files(source: TextFiles, domain: str, where: str, hashes: Hashes) -> JobList:
+    """Every file of the source in one domain."""
+    paths = dict.fromkeys(expand(source.paths, f"{where}.paths"), domain)
+    return JobList(_jobs(paths, source.document_bytes, hashes))
+
+
+def _jobs(domains: dict[Path, str], document_bytes: int, hashes: Hashes) -> tuple[TextJob, ...]:
+    files = [TextFile(domains[path], path, *hashes.of(path)) for path in sorted(domains)]
+    return tuple(TextJob(group, document_bytes) for group in grouped(files))
 
 
 def cut(text: bytes, document_bytes: int) -> list[bytes]:
@@ -101,54 +95,59 @@ def cut(text: bytes, document_bytes: int) -> list[bytes]:
     pieces = []
     start = 0
     while len(text) - start > document_bytes:
-        window = text[start : start + document_bytes]
-        end = window.rfind(b"\n\n") + 2
-        if end < 2:
-            end = window.rfind(b"\n") + 1
-        if end < 1:
-            end = _last_character_start(text, start + document_bytes) - start
-        pieces.append(text[start : start + end])
-        start += end
+        end = _piece_end(text, start, document_bytes)
+        pieces.append(text[start:end])
+        start = end
     return [*pieces, text[start:]]
 
 
-def _last_character_start(text: bytes, position: int) -> int:
-    # Continuation bytes of UTF-8 look like 10xxxxxx.
-    while text[position] & 0xC0 == 0x80:
-        position -= 1
-    return position
+def cut_stream(file: BinaryIO, document_bytes: int) -> Iterator[bytes]:
+    """The pieces :func:`cut` makes of the whole file, with little of it in memory."""
+    text, start = b"", 0
+    at_once = max(READ_AT_ONCE, 2 * document_bytes)
+    while more := file.read(at_once):
+        text, start = text[start:] + more, 0
+        while len(text) - start > document_bytes:
+            end = _piece_end(text, start, document_bytes)
+            yield text[start:end]
+            start = end
+    if start < len(text):
+        yield text[start:]
 
 
-def _expand(patterns: Iterable[str], where: str) -> list[Path]:
-    paths: set[Path] = set()
-    for pattern in patterns:
-        matched = [Path(name) for name in glob.glob(pattern, recursive=True)]
-        files = {path for path in matched if path.is_file()}
-        for folder in (path for path in matched if path.is_dir()):
-            files |= {path for path in folder.rglob("*") if path.is_file()}
-        if not files:
-            raise ConfigError(f"{where}: no file matches {pattern!r} (from {Path.cwd()})")
-        paths |= files
-    return sorted(paths)
+def require_text(text: bytes, path: Path, offset: int) -> None:
+    """Refuse what is not UTF-8 text; ``offset`` is where in the file it begins.
 
-
-def _read(path: Path) -> bytes:
+    Raises:
+        ConfigError: with the place.
+    """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"data.paths: cannot read {path}: {error.strerror}") from None
-
-
-def _require_text(file: TextFile) -> None:
-    try:
-        file.content.decode()
-        offset = file.content.find(b"\0")
+        text.decode()
+        place = text.find(b"\0")
         problem = "a zero byte"
     except UnicodeDecodeError as error:
-        offset = error.start
-        problem = f"not UTF-8 (byte 0x{file.content[offset]:02x})"
-    if offset >= 0:
+        place = error.start
+        problem = f"not UTF-8 (byte 0x{text[place]:02x})"
+    if place >= 0:
         raise ConfigError(
-            f"data.paths: {file.path} is not text: {problem} at offset {offset}; "
+            f"data.paths: {path} is not text: {problem} at offset {offset + place}; "
             "leave the file out or convert it to UTF-8"
         )
+
+
+def _piece_end(text: bytes, start: int, document_bytes: int) -> int:
+    last = start + document_bytes
+    end = text.rfind(b"\n\n", start, last) + 2
+    if end < start + 2:
+        end = text.rfind(b"\n", start, last) + 1
+    if end < start + 1:
+        end = _last_character_start(text, last)
+    return end
+
+
+def _last_character_start(text: bytes, position: int) -> int:
+    # Continuation bytes of UTF-8 look like 10xxxxxx; a character has at most three of them.
+    for back in range(4):
+        if text[position - back] & 0xC0 != 0x80:
+            return position - back
+    return position

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as BpeModel
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.errors import ConfigError
-from model.training.config import BpeTokenizer, BytesTokenizer, Tokenizer
+from model.training.config import BpeTokenizer, BytesTokenizer, FileTokenizer, Tokenizer
 
 ENCODE_AT_ONCE = 64  # documents; bounds the memory of the encoder's own result objects
 
@@ -125,6 +126,34 @@ def train_codec(config: Tokenizer, training_texts: Iterable[bytes]) -> Codec:
             return BytesCodec()
         case BpeTokenizer(vocab_size=vocab_size):
             return BpeCodec.trained(training_texts, vocab_size)
+        case FileTokenizer(path=path):
+            return read_codec(path)
+        case _:
+            assert_never(config)
+
+
+def read_codec(path: Path) -> BpeCodec:
+    """A tokenizer made elsewhere.
+
+    Raises:
+        ConfigError: when it is not there, or its entries do not stand for bytes.
+    """
+    try:
+        text = path.read_text()
+        model = BpeModel.from_str(text)
+        state = json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"data.tokenizer.path: cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"data.tokenizer.path: {path} is no tokenizer.json ({error})") from None
+    if state["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
+        raise ConfigError(
+            f"data.tokenizer.path: {path} is not a byte-level BPE; with any other, what a token "
+            "stands for in bytes is not known"
+        )
+    # A marker's spelling in a text is text: only whole documents end.
+    model.encode_special_tokens = True
+    return BpeCodec(model)
 
 
 def codec_from_json(text: str) -> Codec:

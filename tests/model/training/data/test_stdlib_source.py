@@ -1,14 +1,17 @@
 """Modules split into code and prose, against sources written by hand and the library itself."""
 
 import ast
+import bisect
 import io
+import queue
+import shlex
 import tokenize
 from pathlib import Path
 
 import pytest
 
-from model.training.data.documents import no_progress
-from model.training.data.stdlib import StdlibSource, split_module
+from model.training.data.files import Hashes
+from model.training.data.stdlib import _module_paths, split_module, stdlib_parts
 
 MODULE = b'''#!/usr/bin/env python
 """Front page.
@@ -33,6 +36,11 @@ async def go(): "One line."
 '''
 
 
+def library(root):
+    [job] = stdlib_parts({"code": "code", "prose": "prose"}, Hashes(), root).jobs()
+    return job
+
+
 def test_code_and_prose_of_a_module():
     code, prose = split_module(MODULE)
 
@@ -55,17 +63,15 @@ def test_other_encodings_and_line_ends_become_plain_text():
 
 def test_nothing_is_lost_and_nothing_is_left_in(tmp_path):
     """On real modules: no comment stays in the code, and every other token does."""
-    source = StdlibSource.running()
-    chosen = [m for m in source.modules if m.name in {"bisect.py", "shlex.py", "queue.py"}]
-    assert len(chosen) == 3
-    for module in chosen:
-        code, prose = split_module(module.source)
-        before = list(tokenize.generate_tokens(io.StringIO(module.source.decode()).readline))
+    for module in (bisect, shlex, queue):
+        source = Path(module.__file__).read_bytes()
+        code, prose = split_module(source)
+        before = list(tokenize.generate_tokens(io.StringIO(source.decode()).readline))
         comments = [t.string.lstrip("# ") for t in before if t.type == tokenize.COMMENT]
         assert comments
         assert all(comment.strip() in prose for comment in comments)
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        for node in ast.walk(ast.parse(module.source)):
+        for node in ast.walk(ast.parse(source)):
             docstring = ast.get_docstring(node) if isinstance(node, documented) else None
             if docstring:
                 assert docstring in prose
@@ -82,12 +88,12 @@ def test_a_file_that_does_not_parse_is_named_and_the_rest_is_read(tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "left_out.py").write_text("y = 2\n")
 
-    collection = StdlibSource(tmp_path).collect(no_progress)
+    report = {}
+    documents = list(library(tmp_path).documents(report))
 
-    assert {d.text for d in collection.documents} == {b"x = 1\n", b"one\n\n"}
-    assert collection.report["files"] == 3
-    unparsed = collection.report["unparsed"]
-    assert isinstance(unparsed, list)
+    assert {d.text for d in documents} == {b"x = 1\n", b"one\n\n"}
+    assert report["files"] == 3
+    unparsed = report["unparsed"]
     assert [line.split(":")[0] for line in unparsed] == ["broken.py", "undecodable.py"]
 
 
@@ -98,14 +104,14 @@ def test_key_follows_contents_not_names(tmp_path):
     (tmp_path / "b" / "other_name.py").write_text("x = 1\n")
     (tmp_path / "c" / "one.py").write_text("x = 2\n")
 
-    key = {name: StdlibSource(tmp_path / name).key() for name in ("a", "b", "c")}
+    key = {name: library(tmp_path / name).key for name in ("a", "b", "c")}
 
     assert key["a"] == key["b"] != key["c"]
 
 
 def test_installed_packages_are_never_read():
-    library = StdlibSource.running()
-    parts = {part for module in library.modules for part in Path(module.name).parts}
+    root = library(None).root
+    parts = {part for path in _module_paths(root) for part in path.relative_to(root).parts}
     assert "os.py" in parts
     assert not parts & {"site-packages", "test", "tests", "__pycache__"}
 
@@ -114,4 +120,4 @@ def test_an_interpreter_without_its_library_is_told(tmp_path):
     from model.errors import ConfigError
 
     with pytest.raises(ConfigError, match="no standard library source under"):
-        StdlibSource(tmp_path).key()
+        library(tmp_path)

@@ -8,7 +8,6 @@ import pytest
 
 from model.errors import ConfigError
 from model.training.config import SyntheticCorpus
-from model.training.data.documents import no_progress
 from model.training.data.synthetic import MarkovSource, SyntheticSource
 
 END = -1
@@ -113,11 +112,11 @@ def test_stationary_law_is_kept_by_one_step_and_sums_to_one():
 def test_documents_are_reproducible_and_end_by_chance():
     corpus = SyntheticCorpus(tokens=200_000, num_symbols=20, order=1, seed=5)
 
-    first = SyntheticSource(corpus).collect(no_progress)
-    second = SyntheticSource(corpus).collect(no_progress)
+    first = list(SyntheticSource(corpus).documents({}))
+    second = list(SyntheticSource(corpus).documents({}))
 
-    assert first.documents == second.documents
-    lengths = np.array([len(d.text) for d in first.documents])
+    assert first == second
+    lengths = np.array([len(d.text) for d in first])
     assert lengths.sum() + len(lengths) >= 200_000
     # Geometric: the standard deviation is about the mean.
     assert lengths.mean() == pytest.approx(511, rel=0.15)
@@ -142,4 +141,4 @@ def test_learning_has_a_long_way_to_go():
 )
 def test_impossible_languages_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        SyntheticSource(SyntheticCorpus(**settings)).collect(no_progress)
+        SyntheticSource(SyntheticCorpus(**settings)).entropy_by_context()

@@ -1,17 +1,24 @@
 """The user's files: what is read, how it is cut, and one clear line for what is wrong."""
 
+import io
 import random
 
+import numpy as np
 import pytest
 
 from model.errors import ConfigError
 from model.training.config import TextCorpus
-from model.training.data.documents import no_progress
-from model.training.data.text import TextSource, cut
+from model.training.data import text as text_module
+from model.training.data.files import Hashes
+from model.training.data.prepare import prepare_corpus
+from model.training.data.text import cut, cut_stream, text_corpus
 
 
 def collect(**settings):
-    return TextSource(TextCorpus(**settings)).collect(no_progress)
+    """(domain, text) of every document, and the report."""
+    report = {}
+    jobs = text_corpus(TextCorpus(**settings), Hashes()).jobs()
+    return [(d.domain, d.text) for job in jobs for d in job.documents(report)], report
 
 
 def test_domains_by_suffix_from_files_folders_and_globs(tmp_path):
@@ -20,9 +27,9 @@ def test_domains_by_suffix_from_files_folders_and_globs(tmp_path):
     (tmp_path / "b.md").write_text("beta")
     (tmp_path / "plain").write_text("gamma")
 
-    collection = collect(paths=(f"{tmp_path}/books", f"{tmp_path}/*.md", f"{tmp_path}/plain"))
+    documents, _ = collect(paths=(f"{tmp_path}/books", f"{tmp_path}/*.md", f"{tmp_path}/plain"))
 
-    assert {(d.domain, d.text) for d in collection.documents} == {
+    assert set(documents) == {
         ("txt", b"alpha"),
         ("md", b"beta"),
         ("text", b"gamma"),
@@ -33,9 +40,9 @@ def test_named_domains_come_before_the_suffix_rule(tmp_path):
     (tmp_path / "a.txt").write_text("alpha")
     (tmp_path / "b.txt").write_text("beta")
 
-    collection = collect(paths=(str(tmp_path),), domains={"first": (f"{tmp_path}/a*",)})
+    documents, _ = collect(paths=(str(tmp_path),), domains={"first": (f"{tmp_path}/a*",)})
 
-    assert {(d.domain, d.text) for d in collection.documents} == {
+    assert set(documents) == {
         ("first", b"alpha"),
         ("txt", b"beta"),
     }
@@ -45,10 +52,14 @@ def test_equal_documents_are_taken_once_and_counted(tmp_path):
     for name in ("a.txt", "b.txt", "c.txt"):
         (tmp_path / name).write_text("same" if name < "c" else "other")
 
-    collection = collect(paths=(str(tmp_path),))
+    prepared = prepare_corpus(TextCorpus(paths=(str(tmp_path),)), tmp_path / "data")
 
-    assert sorted(d.text for d in collection.documents) == [b"other", b"same"]
-    assert collection.report["duplicates"] == 1
+    sides = [prepared.train["txt"], prepared.heldout_tokens["txt"]]
+    assert sorted(prepared.codec.decode(list(side)) for side in map(np.asarray, sides)) == [
+        "other",
+        "same",
+    ]
+    assert prepared.report["duplicates"] == 1
 
 
 def test_cut_keeps_every_byte_and_prefers_blank_lines():
@@ -70,6 +81,15 @@ def test_cut_of_random_text():
         pieces = cut(text, limit)
         assert b"".join(pieces) == text
         assert all(len(piece) <= limit and piece.decode() for piece in pieces if piece)
+        assert list(cut_stream(io.BytesIO(text), limit)) == pieces
+
+
+def test_a_long_file_is_cut_as_if_it_were_whole(monkeypatch):
+    monkeypatch.setattr(text_module, "READ_AT_ONCE", 50)
+    rng = random.Random(1)
+    text = "".join(rng.choices("ab é\n", k=20_000)).encode()
+
+    assert list(cut_stream(io.BytesIO(text), 64)) == cut(text, 64)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +119,6 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, settings, mess
     (tmp_path / "latin.txt").write_bytes("abé".encode("latin-1"))
 
     with pytest.raises(ConfigError, match=message) as caught:
-        collect(**settings)
+        prepare_corpus(TextCorpus(**settings), tmp_path / "data")
 
     assert "\n" not in str(caught.value)
