@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -160,7 +161,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is str and isinstance(value, str):
         return value
     if hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        return Path(os.path.expanduser(value))  # no shell does it in root=~/runs
     if hint is object:
         return value
     raise ConfigError(f"{path}: expected {_describe(hint)}, got {_show(value)}")

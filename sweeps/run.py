@@ -14,10 +14,17 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from model.errors import ConfigError, RunFailed
-from sweeps.attempt import Progress, attempt_dir, read_heartbeat
+from sweeps.attempt import (
+    Progress,
+    attempt_dir,
+    newest_attempt,
+    read_heartbeat,
+    read_outcome,
+)
 from sweeps.events import Event, EventKind, SweepResult
 from sweeps.executors.base import Executor, Handle
 from sweeps.liveness import LEASE_S, Watch
@@ -236,7 +243,7 @@ class _Driver:
                 folder = attempt_dir(self._store.run_dir(run.run_id), active.attempt)
                 heartbeat = read_heartbeat(folder)
                 if heartbeat and self._watch.is_stale(folder, heartbeat.beat):
-                    active.handle.kill()  # frozen: its place is needed, its checkpoints are kept
+                    self._unstick(active, folder)
                     return
                 if heartbeat and heartbeat.progress and heartbeat.progress != active.progress:
                     active.progress = heartbeat.progress
@@ -267,6 +274,14 @@ class _Driver:
                 self._retries.pop(run.run_id, None)  # it gets on, however often it is ended
             reason = state.reason or f"its worker ended with exit code {exit_code}"
             self._try_again(run, state, reason, exit_code)
+
+    def _unstick(self, active: _Active, folder: Path) -> None:
+        """A worker whose attempt beats no more although its place is not free."""
+        newest = newest_attempt(self._store.run_dir(active.run.run_id))
+        if newest > active.attempt:
+            active.attempt = newest  # a cluster pre-empted and requeued it
+        elif read_outcome(folder) is None:
+            active.handle.kill()  # frozen: its place is needed, its checkpoints are kept
 
     def _settle(self, run: PlannedRun, state: RunState, *, elsewhere: bool) -> None:
         """File a run that is over."""

@@ -212,7 +212,9 @@ def work(run_dir: Path, after: int | None, measure: Measure = measure_run) -> in
     """The whole life of a worker process; returns its exit code."""
     die_with_driver()
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # SIGUSR2 is how Slurm warns of a time limit; it signals every process of a job.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: stop.set())
     try:
         return run_worker(run_dir.resolve(), after=after, measure=measure, stop=stop)
     except ConfigError as error:

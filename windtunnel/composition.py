@@ -106,6 +106,9 @@ def _line(override: Override, primary: Mapping[str, Any]) -> str:
 
 def _parse_override(text: str) -> Override:
     example = "write key=value or group=option, lists as key=[a,b], and quote odd characters"
+    key, equals, value = text.partition("=")
+    if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
+        text = f"{key}{equals}{Path(value).expanduser()}"
     try:
         override = OverridesParser.create().parse_override(text)
     except _COMPOSE_ERRORS:

@@ -1,7 +1,15 @@
 """Where the workers of a sweep run, behind one small protocol."""
 
 from sweeps.executors.base import Executor, Handle
-from sweeps.executors.config import ExecutorConfig, InlineConfig, LocalConfig, make_executor
+from sweeps.executors.config import (
+    ExecutorConfig,
+    InlineConfig,
+    LocalConfig,
+    RayConfig,
+    SlurmConfig,
+    expected_slots,
+    make_executor,
+)
 
 __all__ = [
     "Executor",
@@ -9,5 +17,8 @@ __all__ = [
     "Handle",
     "InlineConfig",
     "LocalConfig",
+    "RayConfig",
+    "SlurmConfig",
+    "expected_slots",
     "make_executor",
 ]

@@ -12,6 +12,8 @@ from model.training.config import RuntimeConfig
 from sweeps.executors.base import Executor
 from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor
+from sweeps.executors.ray import RayExecutor
+from sweeps.executors.slurm import SlurmExecutor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +42,87 @@ class LocalConfig:
             require_positive(workers=self.workers)
 
 
-ExecutorConfig = InlineConfig | LocalConfig
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """Jobs of a Slurm cluster that sees the store; null leaves a choice to the cluster."""
+
+    kind: Literal["slurm"] = "slurm"
+    max_parallel: int = 16
+    """Runs in the queue or running at a time."""
+    minutes: int = 60
+    """A job's time limit; a longer run is saved and requeued, as often as it takes."""
+    stop_s: int = 90
+    """Seconds before the limit (or the pre-emption) at which a run is told to save and stop."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gres: str | None = None
+    """For example ``gpu:1``."""
+    constraint: str | None = None
+    memory_gb: float | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines before each job's worker, for example ``module load cuda``."""
+    poll_s: float = 5.0
+    """Seconds between looks at the queue."""
+
+    def __post_init__(self) -> None:
+        require_positive(max_parallel=self.max_parallel, minutes=self.minutes, poll_s=self.poll_s)
+        require(
+            0 < self.stop_s < 60 * self.minutes,
+            f"stop_s ({self.stop_s}) must be more than 0 and less than minutes ({self.minutes})",
+        )
+        if self.memory_gb is not None:
+            require_positive(memory_gb=self.memory_gb)
 
 
-def make_executor(config: ExecutorConfig, runtime: RuntimeConfig) -> Executor:
-    """The executor for runs of ``runtime``'s thread count."""
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Tasks of a Ray cluster that sees the store."""
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = None
+    """Of a running cluster, or ``auto``; null: one on this machine, ended with the sweep."""
+    max_parallel: int | None = None
+    """Runs at a time; null: as many as the cluster's cores (or GPUs) serve."""
+    gpus_per_run: float = 0.0
+    """A fraction lets several small runs share one."""
+
+    def __post_init__(self) -> None:
+        require(self.gpus_per_run >= 0, f"gpus_per_run must be >= 0, got {self.gpus_per_run}")
+        if self.max_parallel is not None:
+            require_positive(max_parallel=self.max_parallel)
+
+
+ExecutorConfig = InlineConfig | LocalConfig | SlurmConfig | RayConfig
+
+
+def make_executor(config: ExecutorConfig, runtime: RuntimeConfig, root: Path) -> Executor:
+    """The executor for runs of ``runtime``'s thread count; ``root`` is the store's."""
     if isinstance(config, InlineConfig):
         return InlineExecutor()
-    if config.workers is not None:
-        slots = config.workers
-    elif config.gpus:
-        slots = config.gpus * config.runs_per_gpu
-    else:
-        # Measured: one thread a worker and a worker a core beats fewer workers of more threads.
-        slots = max(1, usable_cores() // runtime.threads)
+    if isinstance(config, SlurmConfig):
+        return SlurmExecutor(config, root / "slurm", threads=runtime.threads)
+    if isinstance(config, RayConfig):
+        return RayExecutor(config, threads=runtime.threads)
+    slots = expected_slots(config, runtime)
     return LocalExecutor(slots=slots, threads=runtime.threads, gpus=config.gpus)
+
+
+def expected_slots(config: ExecutorConfig, runtime: RuntimeConfig) -> int:
+    """Runs that will be under way at a time, told without starting or asking anything."""
+    # Measured: one thread a worker and a worker a core beats fewer workers of more threads.
+    by_cores = max(1, usable_cores() // runtime.threads)
+    match config:
+        case InlineConfig():
+            return 1
+        case LocalConfig(workers=None, gpus=0):
+            return by_cores
+        case LocalConfig():
+            return config.workers or config.gpus * config.runs_per_gpu
+        case SlurmConfig():
+            return config.max_parallel
+        case RayConfig():
+            return config.max_parallel or by_cores
 
 
 def usable_cores() -> int:

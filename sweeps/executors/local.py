@@ -16,7 +16,8 @@ from sweeps.liveness import PARENT_VARIABLE
 WORKER_COMMAND = (sys.executable, "-P", "-m", "sweeps.worker")
 """-P: a folder called ``model`` where the user stands must not hide ours."""
 
-_PACKAGES = Path(__file__).resolve().parents[2]
+PACKAGES = Path(__file__).resolve().parents[2]
+"""Where ours are imported from, in a worker too."""
 
 
 class WorkerProcess(Protocol):
@@ -49,11 +50,17 @@ class Spawner:
         self._command = tuple(command)
         self._environment = dict(environment)
 
-    def start(self, run_dir: Path, after: int, environment: Mapping[str, str]) -> SpawnedWorker:
-        """Start a worker process; what it prints goes to the run's ``log.txt``."""
+    def start(
+        self, run_dir: Path, after: int | None, environment: Mapping[str, str]
+    ) -> SpawnedWorker:
+        """Start a worker process; what it prints goes to the run's ``log.txt``.
+
+        With ``after`` None it looks for itself which attempt is over.
+        """
+        claim = [] if after is None else ["--after", str(after)]
         with open(run_dir / "log.txt", "ab") as log:
             return SpawnedWorker(
-                [*self._command, str(run_dir), "--after", str(after)],
+                [*self._command, str(run_dir), *claim],
                 env={**self._environment, **environment, PARENT_VARIABLE: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -119,7 +126,7 @@ class LocalExecutor:
         starter: type[ForkServer] | type[Spawner] | None = None,
     ) -> None:
         starter = starter or (ForkServer if sys.platform == "linux" else Spawner)
-        path = os.pathsep.join(filter(None, [str(_PACKAGES), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": path}
         self.slots = slots
         self._gpus = gpus

@@ -60,6 +60,14 @@ def test_round_trip_through_json() -> None:
     assert build(Drawing, json.loads(json.dumps(to_plain(drawing)))) == drawing
 
 
+def test_a_path_in_the_home_folder_is_found_although_no_shell_expands_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    mapping = {**FULL, "folder": "~/runs"}
+    assert build(Drawing, mapping).folder == Path("/home/somebody/runs")
+
+
 def test_defaults_fill_what_is_left_out() -> None:
     drawing = build(Drawing, {"name": "x", "shape": {"kind": "circle", "radius": 2}})
     assert drawing.shape == Circle(radius=2.0)

@@ -13,7 +13,14 @@ import toy_chaos
 import toy_worker
 
 from model.training.config import RuntimeConfig
-from sweeps.executors import InlineConfig, LocalConfig, make_executor
+from sweeps.executors import (
+    InlineConfig,
+    LocalConfig,
+    RayConfig,
+    SlurmConfig,
+    expected_slots,
+    make_executor,
+)
 from sweeps.executors.config import usable_cores
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.inline import InlineExecutor
@@ -142,13 +149,15 @@ def test_inline_runs_in_this_very_process(plan, toy, monkeypatch):
     assert len(result.finished) == len(plan.runs)
 
 
-def test_slots_follow_the_machine_unless_told():
+def test_slots_follow_the_machine_unless_told(tmp_path):
     runtime = RuntimeConfig(threads=1)
-    assert isinstance(make_executor(InlineConfig(), runtime), InlineExecutor)
-    assert make_executor(LocalConfig(), runtime).slots == usable_cores()
-    assert make_executor(LocalConfig(), RuntimeConfig(threads=10_000)).slots == 1
-    assert make_executor(LocalConfig(workers=7), runtime).slots == 7
-    assert make_executor(LocalConfig(gpus=4, runs_per_gpu=2), runtime).slots == 8
+    assert isinstance(make_executor(InlineConfig(), runtime, tmp_path), InlineExecutor)
+    assert make_executor(LocalConfig(), runtime, tmp_path).slots == usable_cores()
+    assert expected_slots(LocalConfig(), RuntimeConfig(threads=10_000)) == 1
+    assert expected_slots(LocalConfig(workers=7), runtime) == 7
+    assert expected_slots(LocalConfig(gpus=4, runs_per_gpu=2), runtime) == 8
+    assert expected_slots(SlurmConfig(max_parallel=32), runtime) == 32
+    assert expected_slots(RayConfig(max_parallel=3), runtime) == 3
 
 
 def test_usable_cores_is_at_most_what_the_kernel_gives():

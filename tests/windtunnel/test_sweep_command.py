@@ -350,3 +350,11 @@ def test_status_of_a_sweep_that_is_not_there(
     assert "There are: smoke" in error
     assert status(Store(tmp_path / "empty")) == 1
     assert "Start one: windtunnel sweep sweep=quickstart" in capsys.readouterr().out
+
+
+def test_a_root_in_the_home_folder_is_found_although_no_shell_expands_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["status", "root=~/empty"]) == 1
+    assert f"No sweep under {tmp_path / 'empty'} yet" in capsys.readouterr().out

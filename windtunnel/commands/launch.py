@@ -85,7 +85,7 @@ def run(config: Config, console: Console) -> int:
             cost=cost,
             store=store,
             ledger=ledger,
-            executor=make_executor(config.executor, runtime),
+            executor=make_executor(config.executor, runtime, store.root),
             runtime=runtime,
             overrides=overrides,
             on_event=band.show,

@@ -35,7 +35,7 @@ from model.training.config import (
 from model.training.data import PreparedCorpus
 from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
 from sweeps.events import SweepResult
-from sweeps.executors import ExecutorConfig, make_executor
+from sweeps.executors import ExecutorConfig, expected_slots, make_executor
 from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, write_plan
@@ -97,20 +97,21 @@ def run(config: Config, console: Console) -> int:
     for name in () if config.dry_run else config.redo:
         store.redo(name)
     status = sweep_status(plan, store)
-    executor = make_executor(config.executor, sweep.runtime)
+    slots = expected_slots(config.executor, sweep.runtime)
     retried = RETRIED[config.retry]
-    expected_s = _expected_s(status, retried, executor.slots)
+    expected_s = _expected_s(status, retried, slots)
     _print_plan(plan, status, console, rows=config.dry_run)
     if not status.is_complete:
         say(
             console,
             f"{status.counts['done']} of {len(plan.runs)} runs already done; the rest "
-            f"takes about {duration(expected_s)} on {executor.slots} "
-            f"{'worker' if executor.slots == 1 else 'workers'}",
+            f"takes about {duration(expected_s)} on {slots} "
+            f"{'worker' if slots == 1 else 'workers'}",
         )
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
         return 0
+    executor = make_executor(config.executor, sweep.runtime, store.root)
     write_plan(plan, store.plan_path(plan.name))
     began = time.monotonic()
     with SweepProgress(console, plan, store, expected_s=expected_s) as progress:

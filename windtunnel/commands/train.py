@@ -99,7 +99,7 @@ def run(config: Config, console: Console) -> int:
         say(console, "A dry run: nothing was started.")
         return 0
     with SweepProgress(console, plan, store) as progress:
-        executor = make_executor(config.executor, runtime)
+        executor = make_executor(config.executor, runtime, store.root)
         result = run_sweep(plan, store, executor, progress.show, retry=("failed", "diverged"))
     for reason in (*result.failed.values(), *result.diverged.values()):
         raise RunFailed(name, f"{brief(reason)} (its log: {store.run_dir(name) / 'log.txt'})")

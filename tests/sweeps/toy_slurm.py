@@ -1,0 +1,136 @@
+"""A Slurm of one node on the loopback address, started for a test and ended with it.
+
+Everything it writes lies in one folder; it has a munge daemon of its own and listens on free ports,
+so that a Slurm the machine belongs to is not touched. ``SLURM_CONF`` points the commands at it.
+"""
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "srun", "munged")
+
+CONF = """
+ClusterName=toy
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=3
+SlurmUser=root
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/none
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,defer_batch
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+KillWait=3
+MinJobAge=10
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=toy Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=off
+"""
+
+
+def missing() -> str:
+    """Why no Slurm can be started here; empty if one can."""
+    absent = [name for name in PROGRAMS if shutil.which(name) is None]
+    if absent:
+        return f"no {', '.join(absent)}: install slurm-wlm and munge"
+    if importlib.util.find_spec("submitit") is None:
+        return "no submitit: pip install submitit"
+    return "" if os.geteuid() == 0 else "a Slurm of one's own needs root"
+
+
+class ToySlurm:
+    """The three daemons."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._daemons: list[subprocess.Popen] = []
+        for name in ("state", "spool"):
+            (folder / name).mkdir(parents=True)
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        conf = folder / "slurm.conf"
+        conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, ports=_free_ports(2)))
+        os.environ["SLURM_CONF"] = str(conf)
+        munge = {
+            "socket": "munge.socket",
+            "key-file": "munge.key",
+            "pid-file": "munge.pid",
+            "seed-file": "munge.seed",
+            "log-file": "munge.log",
+        }
+        options = [f"--{name}={folder / file}" for name, file in munge.items()]
+        self._start("munged", "--foreground", "--force", *options)
+        self._wait_for(lambda: (folder / "munge.socket").exists())
+        self._start("slurmctld", "-D", "-c")
+        self._start("slurmd", "-D")
+        self._wait_for(lambda: "idle" in ask("sinfo", "--noheader", "--format=%T"))
+
+    def end(self) -> None:
+        """Jobs, daemons and all."""
+        ask("scancel", "--me")
+        self._wait_for(lambda: not ask("squeue", "--noheader"))
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+        for daemon in reversed(self._daemons):
+            daemon.wait(timeout=30)
+        del os.environ["SLURM_CONF"]
+
+    def hurry(self) -> None:
+        """Let requeued jobs start at once: Slurm has them wait for two minutes."""
+        for line in ask("squeue", "--noheader", "--format=%i %r").splitlines():
+            if line.endswith("BeginTime"):
+                ask("scontrol", "update", f"JobId={line.split()[0]}", "StartTime=now")
+
+    def _start(self, program: str, *options: str) -> None:
+        with open(self.folder / f"{program}.out", "wb") as out:
+            self._daemons.append(
+                subprocess.Popen([program, *options], stdout=out, stderr=subprocess.STDOUT)
+            )
+
+    def _wait_for(self, condition, within_s: float = 60.0) -> None:
+        end = time.monotonic() + within_s
+        while not condition():
+            dead = [daemon.args[0] for daemon in self._daemons if daemon.poll() is not None]
+            if dead or time.monotonic() > end:
+                logs = [
+                    path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.out")
+                ]
+                raise RuntimeError(f"Slurm did not start ({dead}):\n" + "\n".join(logs))
+            time.sleep(0.1)
+
+
+def ask(*command: str) -> str:
+    """What a Slurm command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
