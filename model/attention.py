@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
+from model.kernels import step
 from model.layers import RMSNorm, Rotary, rms_norm, rotate
 
 # Shapes: B sequences, T positions, D model width, N heads (query, then key, then value),
@@ -28,8 +29,28 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         """Mix positions: each attends to itself and those before it."""
         c = self.config
-        batch, length, _ = x_BTD.shape
-        qkv_BTNH = self.qkv(x_BTD).view(batch, length, -1, c.head_dim)
+        qkv_BTF = self.qkv(x_BTD)
+        if step.serves(qkv_BTF):
+            weights: tuple[Tensor, Tensor] | None = None
+            eps = 0.0
+            if self.q_norm is not None and self.k_norm is not None:
+                weights, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
+            heads = step.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
+            tables = rotary.tables(x_BTD.shape[1], qkv_BTF.device, qkv_BTF.dtype)
+            q, k, v = step.prologue(qkv_BTF, weights, eps, tables, heads)
+        else:
+            q, k, v = self._prologue(qkv_BTF, rotary)
+        mixed_BNTH = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
+        )
+        out: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(2))
+        return out
+
+    def _prologue(self, qkv_BTF: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """The plain way of :func:`model.kernels.step.prologue`, for every type and device."""
+        c = self.config
+        batch, length, _ = qkv_BTF.shape
+        qkv_BTNH = qkv_BTF.view(batch, length, -1, c.head_dim)
         # Queries and keys stay in one tensor as long as they are treated alike.
         qk, v = qkv_BTNH.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -42,12 +63,4 @@ class Attention(nn.Module):
             qk = rms_norm(qk.contiguous(), weight_NH, self.q_norm.eps)
         qk = rotate(qk, rotary.tables(length, qk.device, qk.dtype), c.rotary_dim)
         q, k = qk.split([c.num_heads, c.num_kv_heads], dim=2)
-        mixed_BNTH = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.to(qk.dtype).transpose(1, 2),
-            is_causal=True,
-            enable_gqa=c.num_heads != c.num_kv_heads,
-        )
-        out: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(2))
-        return out
+        return q.transpose(1, 2), k.transpose(1, 2), v.to(qk.dtype).transpose(1, 2)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
+from model.kernels import step
 
 # Shapes: B sequences, T positions, N heads, H head width, R rotated leading part of it,
 # W inner width of a feed-forward; `...` any leading dimensions.
@@ -54,6 +55,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     ``weight`` has the trailing shape of ``x``; only the last dimension is normalised over.
     """
+    if weight.ndim == 1 and step.serves(x, weight):
+        return step.rms_norm(x, weight, eps)
     out: Tensor = _Normalize.apply(x, weight, eps)
     return out
 

@@ -101,7 +101,9 @@ def activation_memory(
       indices and gates (8-byte and 4-byte numbers); the product and the experts' answers are
       computed again in the backward pass;
     - the router's float32 copy of its input, 4·d, where p is not 4;
-    - the vocabulary's scores: 4 bytes each, once more for a prediction block.
+    - the vocabulary's scores: 4 bytes each, once more for a prediction block. That is the plain
+      way; what ``model.loss`` computes in blocks, and the compiled operations of
+      ``model.kernels.step``, keep less.
 
     Copies of the weights do not grow with the tokens: p bytes for each that enters a product, where
     weights are stored in more; the router's in float32, where they are stored in less.

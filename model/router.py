@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoEConfig
+from model.kernels import step
 from model.layers import at_least_float32
 
 # Shapes: T tokens, D model width, E experts, K experts per token, G groups.
@@ -43,15 +44,23 @@ class Router(nn.Module):
         """Choose K experts for each token and weigh them."""
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(at_least_float32(x_TD), at_least_float32(self.weight))
-        if self.config.score == "sigmoid":
+        c = self.config
+        if c.score == "sigmoid" and step.serves(logits_TE):
+            normalize = c.normalize_gates and c.experts_per_token > 1
+            rule = step.Rule(
+                c.experts_per_token, c.num_groups, c.groups_per_token, normalize, c.routed_scale
+            )
+            expert_TK, gate_TK, scores_TE = step.route(logits_TE, self.selection_bias, rule)
+            return Routing(expert_TK, gate_TK, logits_TE, scores_TE)
+        if c.score == "sigmoid":
             scores_TE = logits_TE.sigmoid()
         else:
             scores_TE = logits_TE.softmax(-1)
-        expert_TK = choose(scores_TE.detach(), self.selection_bias, self.config)
+        expert_TK = choose(scores_TE.detach(), self.selection_bias, c)
         gate_TK = scores_TE.gather(1, expert_TK)
-        if self.config.normalize_gates and self.config.experts_per_token > 1:
+        if c.normalize_gates and c.experts_per_token > 1:
             gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + 1e-20)
-        return Routing(expert_TK, gate_TK * self.config.routed_scale, logits_TE, scores_TE)
+        return Routing(expert_TK, gate_TK * c.routed_scale, logits_TE, scores_TE)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Small steps of 1e-3 vanish in bfloat16 beside a bias of 1, so `.to(bfloat16)` moves the

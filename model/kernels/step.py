@@ -1,0 +1,221 @@
+"""The small operations of a step as single calls into ``step.cpp``, with their backward passes.
+
+Each takes float32 tensors on a CPU and stands beside the plain way in ``model.layers``,
+``model.attention`` and ``model.router``, which serves everything else; :func:`serves` tells.
+"""
+
+# Shapes: B sequences, T positions (or tokens), D model width, E experts, K experts per token,
+# Q query heads, G key heads, H head width.
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.kernels.compiled import NoCompiledKernel, load_library
+
+logger = logging.getLogger(__name__)
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the compiled operations can take these: plain float32 tensors in a CPU's memory."""
+    return (
+        all(t.dtype == torch.float32 and t.device.type == "cpu" and _is_plain(t) for t in tensors)
+        and _library() is not None
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = load_library(Path(__file__).with_name("step.cpp"))
+    except NoCompiledKernel as error:
+        logger.warning("small operations are left to the framework: %s", error)
+        return None
+    size, flag, number, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+    heads = [size] * 7
+    arguments: dict[str, list[Any]] = {
+        "wt_norm_forward": [size, size, pointer, pointer, number, pointer, flag],
+        "wt_norm_backward": [size, size, *[pointer] * 3, number, *[pointer] * 2, flag],
+        "wt_prologue_forward": [*heads, pointer, pointer, number, *[pointer] * 5, flag],
+        "wt_prologue_backward": [*heads, pointer, pointer, number, *[pointer] * 7, flag],
+        "wt_route": [*[size] * 5, flag, number, *[pointer] * 5],
+        "wt_route_backward": [*[size] * 3, flag, number, *[pointer] * 5],
+    }
+    for name, types in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Tensors become their addresses, None a null pointer; whoever calls keeps them alive."""
+    library = _library()
+    assert library is not None
+    getattr(library, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """``model.layers.rms_norm`` with one weight for all rows."""
+    y: Tensor = _Norm.apply(x, weight_D, eps)
+    return y
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        x, weight_D = x.contiguous(), weight_D.contiguous()
+        y = torch.empty_like(x)
+        width = x.shape[-1]
+        rows = x.numel() // width
+        _call("wt_norm_forward", rows, width, x, weight_D, eps, y, torch.get_num_threads())
+        ctx.save_for_backward(x, weight_D)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight_D = ctx.saved_tensors
+        grad, width = grad.contiguous(), x.shape[-1]
+        dx, d_weight = torch.empty_like(x), torch.empty_like(weight_D)
+        rows, threads = x.numel() // width, torch.get_num_threads()
+        _call("wt_norm_backward", rows, width, grad, x, weight_D, ctx.eps, dx, d_weight, threads)
+        return dx, d_weight, None
+
+
+class Heads(NamedTuple):
+    """How a joint projection is laid out, and how much of each head is rotated."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+
+
+def prologue(
+    qkv_BTF: Tensor,
+    norm_weights_H: tuple[Tensor, Tensor] | None,
+    eps: float,
+    tables: tuple[Tensor, Tensor],
+    heads: Heads,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the joint projection to what attention reads: normalised, rotated, heads outermost.
+
+    Args:
+        qkv_BTF: queries, then keys, then values of each position, F = (Q + 2·G)·H.
+        norm_weights_H: of the queries' and of the keys' norm; None for no norm.
+        eps: of both norms.
+        tables: cosines and sines from ``model.layers.Rotary.tables``.
+        heads: the layout.
+
+    Returns:
+        Queries [B, Q, T, H], keys and values [B, G, T, H].
+    """
+    weights = None if norm_weights_H is None else torch.cat(norm_weights_H)
+    q, k, v = _Prologue.apply(qkv_BTF, weights, eps, *tables, heads)
+    return q, k, v
+
+
+class _Prologue(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv_BTF: Tensor,
+        weights: Tensor | None,
+        eps: float,
+        cos: Tensor,
+        sin: Tensor,
+        heads: Heads,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BTF = qkv_BTF.contiguous()
+        batch, length, _ = qkv_BTF.shape
+        q = qkv_BTF.new_empty(batch, heads.num_heads, length, heads.head_dim)
+        k = qkv_BTF.new_empty(batch, heads.num_kv_heads, length, heads.head_dim)
+        v = torch.empty_like(k)
+        shape = (batch, length, *heads, cos.stride(0))
+        inputs = (qkv_BTF, weights, eps, cos, sin)
+        _call("wt_prologue_forward", *shape, *inputs, q, k, v, torch.get_num_threads())
+        # Without norms the rotation's backward needs no inputs.
+        ctx.save_for_backward(None if weights is None else qkv_BTF, weights, cos, sin)
+        ctx.shape, ctx.eps, ctx.row = shape, eps, qkv_BTF.shape[-1]
+        return q, k, v
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        qkv_BTF, weights, cos, sin = ctx.saved_tensors
+        dq, dk, dv = dq.contiguous(), dk.contiguous(), dv.contiguous()
+        batch, length, *_ = ctx.shape
+        d_qkv = dq.new_empty(batch, length, ctx.row)
+        d_weights = None if weights is None else torch.empty_like(weights)
+        inputs = (qkv_BTF, weights, ctx.eps, cos, sin, dq, dk, dv)
+        threads = torch.get_num_threads()
+        _call("wt_prologue_backward", *ctx.shape, *inputs, d_qkv, d_weights, threads)
+        return d_qkv, d_weights, None, None, None, None
+
+
+class Rule(NamedTuple):
+    """How a router with sigmoid scores chooses and weighs."""
+
+    experts_per_token: int
+    num_groups: int
+    groups_per_token: int
+    normalize_gates: bool
+    routed_scale: float
+
+
+def route(logits_TE: Tensor, bias_E: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen experts [T, K], their gates [T, K] and all scores [T, E].
+
+    What ``model.router`` does in some twenty operations; of equal scores the first expert wins.
+    """
+    expert_TK, gate_TK, scores_TE = _Route.apply(logits_TE, bias_E, rule)
+    return expert_TK, gate_TK, scores_TE
+
+
+class _Route(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits_TE: Tensor, bias_E: Tensor | None, rule: Rule
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logits_TE = logits_TE.contiguous()
+        num_tokens, num_experts = logits_TE.shape
+        top_k, groups, kept, normalize, scale = rule
+        scores_TE = torch.empty_like(logits_TE)
+        expert_TK = logits_TE.new_empty(num_tokens, top_k, dtype=torch.int64)
+        gate_TK = logits_TE.new_empty(num_tokens, top_k)
+        sizes = (num_tokens, num_experts, top_k, groups, kept, normalize, scale)
+        _call("wt_route", *sizes, logits_TE, bias_E, scores_TE, expert_TK, gate_TK)
+        ctx.save_for_backward(scores_TE, expert_TK)
+        ctx.sizes = (num_tokens, num_experts, top_k, normalize, scale)
+        ctx.mark_non_differentiable(expert_TK)
+        ctx.set_materialize_grads(False)
+        return expert_TK, gate_TK, scores_TE
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, _expert: None, d_gate_TK: Tensor | None, d_scores_TE: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        scores_TE, expert_TK = ctx.saved_tensors
+        d_gate = torch.zeros_like(expert_TK, dtype=scores_TE.dtype)
+        if d_gate_TK is not None:
+            d_gate = d_gate_TK.contiguous()
+        d_scores = None if d_scores_TE is None else d_scores_TE.contiguous()
+        d_logits = torch.empty_like(scores_TE)
+        tensors = (scores_TE, expert_TK, d_gate, d_scores, d_logits)
+        _call("wt_route_backward", *ctx.sizes, *tensors)
+        return d_logits, None, None
