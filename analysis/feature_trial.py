@@ -1,0 +1,343 @@
+"""Does a feature help, here and at the size it is meant for? A variant against its baseline.
+
+Every run of the variant is held against the baseline's run of the same rung, tokens, seed and data,
+so most of what moves a loss is in both and drops out. The gap is log(loss / baseline loss), at
+equal compute: where a feature makes a model dearer, the baseline is given that compute too. Its
+trend is a straight line in log-compute (least squares, Student's t). What the same gap would have
+cost in compute follows from the local exponent of the baseline's own losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from analysis.laws import Array
+from analysis.records import RunRecord
+from analysis.results import FitError, FitWarning, Interval, Prediction
+from model.config import require
+
+LEAST_PAIRS = 4
+"""A line and two degrees of freedom for its noise."""
+MOST_AHEAD = 1000.0
+"""A straight line is believed this many times beyond the largest pair's compute."""
+DRAWS = 4000
+LARGEST_MULTIPLIER = 1e6
+"""Where the exponent of the baseline is as good as zero no multiplier means anything."""
+SURE = 0.95
+
+
+class TrialStatus(Enum):
+    """What keeps a trial from a plain answer."""
+
+    WITHIN_NOISE = "the gap is no larger than chance makes it"
+    TOO_FAR = "a target lies too far beyond the runs for their trend to be evidence"
+    TREND_OPEN = "the runs don't tell whether the gap grows or shrinks"
+    UNPAIRED = "some runs have no partner"
+    DEARER = "the feature changes the compute of a run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One run of the variant beside its baseline."""
+
+    rung: str
+    tokens: int
+    seed: int
+    flops: float
+    """Of the baseline's run."""
+    baseline: float
+    variant: float
+    """Losses in nats per token."""
+    gap: float
+    """log(variant / baseline) at equal compute; below zero the variant is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungGap:
+    """The gap on one rung, the mean over its budgets and seeds."""
+
+    rung: str
+    flops_per_token: float
+    pairs: int
+    gap: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """The trend read at one compute."""
+
+    name: str
+    flops: float
+    gap: Prediction
+    multiplier: Interval
+    """Compute the baseline needs for the variant's loss, over the variant's."""
+    helps: float
+    """Probability that the gap is below zero, if the trend goes on."""
+    is_far: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A feature's trial with its evidence: ``trial.json``."""
+
+    schema_version: int = 1
+    sweep: str
+    baseline: dict[str, str]
+    variant: dict[str, str]
+    pairs: tuple[Pair, ...]
+    rungs: tuple[RungGap, ...]
+    mean: Interval
+    """The gap in the middle of the runs."""
+    helps: float
+    """Probability that it is below zero."""
+    trend: Interval
+    """What a tenfold compute adds to the gap."""
+    exponent: float
+    """Of the baseline's loss against compute, over these runs."""
+    noise_sd: float
+    """Spread of one pair about the trend."""
+    targets: tuple[Ahead, ...]
+    warnings: tuple[FitWarning, ...] = field(default=())
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.mean.low <= 0 <= self.mean.high:
+            return (
+                f"no difference seen: {self.mean.value:+.2%} of the loss, "
+                f"{self.mean.low:+.2%} to {self.mean.high:+.2%}"
+            )
+        word = "helps" if self.mean.value < 0 else "hurts"
+        return (
+            f"it {word} at these sizes: {self.mean.value:+.2%} of the loss, "
+            f"{self.mean.low:+.2%} to {self.mean.high:+.2%}"
+        )
+
+
+def run_trial(
+    sweep: str,
+    baseline: Mapping[str, str],
+    variant: Mapping[str, str],
+    pairs: Sequence[tuple[RunRecord, RunRecord]],
+    targets: Mapping[str, float],
+    *,
+    unpaired: int = 0,
+    level: float = 0.9,
+) -> Trial:
+    """Judge a feature from pairs of (baseline, variant) records.
+
+    Args:
+        sweep: its name.
+        baseline: what the first of each pair has, dotted path to value, for the report.
+        variant: what the second has.
+        pairs: records equal in all but the feature.
+        targets: training FLOPs by name, where the trend is read.
+        unpaired: runs that were left out for want of a partner.
+        level: of every interval.
+
+    Raises:
+        FitError: fewer pairs than a trend needs, or all of one compute.
+    """
+    require(0 < level < 1, f"level must be between 0 and 1, got {level}")
+    if len(pairs) < LEAST_PAIRS:
+        raise FitError(
+            f"{len(pairs)} pairs of finished runs; a gap, its trend and its noise need at least "
+            f"{LEAST_PAIRS}"
+        )
+    flops_N = np.array([base.train_flops for base, _ in pairs])
+    if flops_N.max() / flops_N.min() < 1.5:
+        raise FitError(f"all {len(pairs)} pairs have one compute; a trend needs several")
+    log_N = np.log(flops_N)
+    base_line = _Line(log_N, np.log([base.heldout_nats for base, _ in pairs]))
+    exponent = -base_line.slope
+    dearer_N = np.log([other.train_flops / base.train_flops for base, other in pairs])
+    # The baseline's loss at the variant's compute, by its own local exponent.
+    gap_N = (
+        np.log([other.heldout_nats / base.heldout_nats for base, other in pairs])
+        + max(exponent, 0.0) * dearer_N
+    )
+    line = _Line(log_N, gap_N)
+    middle = line.middle
+    mean = line.interval(middle, level)
+    quantile = line.quantile(level)
+    decade = np.log(10.0)
+    trend = Interval(
+        value=decade * line.slope,
+        low=decade * (line.slope - quantile * line.slope_sd),
+        high=decade * (line.slope + quantile * line.slope_sd),
+        level=level,
+    )
+    ahead = tuple(
+        _ahead(name, flops, line, base_line, float(flops_N.max()), level)
+        for name, flops in targets.items()
+    )
+    return Trial(
+        sweep=sweep,
+        baseline=dict(baseline),
+        variant=dict(variant),
+        pairs=tuple(
+            Pair(
+                rung=base.rung,
+                tokens=base.tokens,
+                seed=base.seed,
+                flops=base.train_flops,
+                baseline=base.heldout_nats,
+                variant=other.heldout_nats,
+                gap=float(gap),
+            )
+            for (base, other), gap in zip(pairs, gap_N, strict=True)
+        ),
+        rungs=_rungs(pairs, gap_N, line, level),
+        mean=mean,
+        helps=line.chance_below_zero(middle),
+        trend=trend,
+        exponent=float(exponent),
+        noise_sd=line.noise_sd,
+        targets=ahead,
+        warnings=tuple(_warnings(mean, trend, ahead, unpaired, dearer_N)),
+    )
+
+
+class _Line:
+    """y = a + b·(x - mean x) by least squares, with its noise."""
+
+    def __init__(self, x_N: Array, y: Sequence[float] | Array) -> None:
+        y_N = np.asarray(y, dtype=float)
+        self.middle = float(x_N.mean())
+        centered_N = x_N - self.middle
+        self._spread = float((centered_N**2).sum())
+        self._count = len(x_N)
+        self.level_at_middle = float(y_N.mean())
+        self.slope = float((centered_N @ y_N) / self._spread)
+        residual_N = y_N - self.level_at_middle - self.slope * centered_N
+        self.degrees = self._count - 2
+        self.noise_sd = float(np.sqrt((residual_N**2).sum() / self.degrees))
+        self.slope_sd = self.noise_sd / self._spread**0.5
+
+    def value(self, x: float) -> float:
+        return self.level_at_middle + self.slope * (x - self.middle)
+
+    def sd(self, x: float) -> float:
+        share = 1 / self._count + (x - self.middle) ** 2 / self._spread
+        return self.noise_sd * share**0.5
+
+    def quantile(self, level: float) -> float:
+        return float(stdtrit(self.degrees, (1 + level) / 2))
+
+    def interval(self, x: float, level: float) -> Interval:
+        reach = self.quantile(level) * self.sd(x)
+        value = self.value(x)
+        return Interval(value=value, low=value - reach, high=value + reach, level=level)
+
+    def chance_below_zero(self, x: float) -> float:
+        return float(stdtr(self.degrees, -self.value(x) / max(self.sd(x), 1e-300)))
+
+
+def _ahead(
+    name: str, flops: float, line: _Line, base_line: _Line, largest: float, level: float
+) -> Ahead:
+    at = float(np.log(flops))
+    gap = line.interval(at, level)
+    ratio = flops / largest
+    return Ahead(
+        name=name,
+        flops=flops,
+        gap=Prediction(
+            value=gap.value,
+            low=gap.low,
+            high=gap.high,
+            level=level,
+            extrapolation_ratio=ratio,
+        ),
+        multiplier=_multiplier(line, base_line, at, level),
+        helps=line.chance_below_zero(at),
+        is_far=ratio > MOST_AHEAD,
+    )
+
+
+def _multiplier(line: _Line, base_line: _Line, at: float, level: float) -> Interval:
+    """exp(-gap / exponent): both are uncertain, so their ratio is drawn."""
+    rng = np.random.default_rng(0)
+    gap_R = line.value(at) + line.sd(at) * rng.standard_t(line.degrees, DRAWS)
+    slope_R = -base_line.slope + base_line.slope_sd * rng.standard_t(base_line.degrees, DRAWS)
+    most = float(np.log(LARGEST_MULTIPLIER))
+
+    def bounded(log: Array) -> Array:
+        return np.exp(np.clip(log, -most, most))
+
+    least = 1e-6  # an exponent that may be zero makes every multiplier possible
+    value = float(bounded(np.array(-line.value(at) / max(-base_line.slope, least))))
+    low, high = np.quantile(
+        bounded(-gap_R / np.maximum(slope_R, least)), [(1 - level) / 2, (1 + level) / 2]
+    )
+    return Interval(
+        value=value, low=min(float(low), value), high=max(float(high), value), level=level
+    )
+
+
+def _rungs(
+    pairs: Sequence[tuple[RunRecord, RunRecord]], gap_N: Array, line: _Line, level: float
+) -> tuple[RungGap, ...]:
+    """Means by rung; their noise is the spread about the common trend, which few pairs share."""
+    by_rung: dict[str, list[int]] = {}
+    for index, (base, _) in enumerate(pairs):
+        by_rung.setdefault(base.rung, []).append(index)
+    found = []
+    for rung, rows in by_rung.items():
+        value = float(gap_N[rows].mean())
+        reach = line.quantile(level) * line.noise_sd / len(rows) ** 0.5
+        found.append(
+            RungGap(
+                rung=rung,
+                flops_per_token=pairs[rows[0]][0].flops_per_token,
+                pairs=len(rows),
+                gap=Interval(value=value, low=value - reach, high=value + reach, level=level),
+            )
+        )
+    return tuple(sorted(found, key=lambda gap: gap.flops_per_token))
+
+
+def _warnings(
+    mean: Interval, trend: Interval, ahead: Sequence[Ahead], unpaired: int, dearer_N: Array
+) -> list[FitWarning]:
+    found: list[tuple[TrialStatus, str]] = []
+    if mean.low <= 0 <= mean.high:
+        found.append(
+            (TrialStatus.WITHIN_NOISE, "the gap's interval holds zero: more seeds would narrow it")
+        )
+    if trend.low <= 0 <= trend.high:
+        found.append(
+            (
+                TrialStatus.TREND_OPEN,
+                f"a tenfold compute adds {trend.low:+.2%} to {trend.high:+.2%}: the runs don't "
+                "tell whether the gap grows or shrinks",
+            )
+        )
+    far = [target for target in ahead if target.is_far]
+    if far:
+        named = ", ".join(
+            f"{target.name} ({target.gap.extrapolation_ratio:.1g} times)" for target in far
+        )
+        found.append(
+            (
+                TrialStatus.TOO_FAR,
+                f"{named} beyond the largest pair; a straight line is believed up to "
+                f"{MOST_AHEAD:,.0f} times, so there only: if the trend went on",
+            )
+        )
+    if unpaired:
+        found.append((TrialStatus.UNPAIRED, f"{unpaired} runs have no finished partner"))
+    most = float(np.abs(np.expm1(dearer_N)).max())
+    if most > 0.001:
+        found.append(
+            (
+                TrialStatus.DEARER,
+                f"a run's compute changes by up to {most:.1%}; gaps are at equal compute",
+            )
+        )
+    return [FitWarning(status=status.name, sentence=sentence) for status, sentence in found]

@@ -1,0 +1,163 @@
+"""Feature trials: a known gap comes back with honest intervals, at equal compute, far ahead too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis.feature_trial import Trial, run_trial
+from analysis.plots_trial import feature_trial
+from analysis.records import RunRecord
+from analysis.results import FitError
+from model.typed import build, to_plain
+
+TARGETS = {"near": 1e15, "1T": 6.46e24}
+EXPONENT = 0.08
+PAIR_SD = 0.002
+
+Pairs = list[tuple[RunRecord, RunRecord]]
+
+
+def record(*, rung: str, flops_per_token: float, tokens: int, loss: float) -> RunRecord:
+    """What a trial reads of a run; the rest is filled."""
+    names = (
+        *("total_params", "active_params", "active_non_embedding_params", "batch_tokens", "steps"),
+        *("sequence_length", "num_layers", "hidden_size", "num_experts", "experts_per_token"),
+        *("num_shared_experts", "expert_width"),
+    )
+    counts = dict.fromkeys(names, 1)
+    return RunRecord(
+        run_id=f"{rung}-{tokens}",
+        status="done",
+        rung=rung,
+        seed=0,
+        protocol={},
+        protocol_fingerprint="",
+        convention="ling-1",
+        flops_per_token=flops_per_token,
+        train_flops=flops_per_token * tokens,
+        other_flops_per_token={},
+        tokens=tokens,
+        peak_lr=1e-3,
+        activation_ratio=0.1,
+        granularity=8.0,
+        loss_nats=loss,
+        bits_per_byte=loss,
+        train_loss_nats=loss,
+        by_domain={},
+        load_by_layer=(),
+        wall_s=1.0,
+        tokens_per_s=1.0,
+        **counts,
+    )
+
+
+@pytest.fixture
+def pairs() -> Callable[..., Pairs]:
+    """Runs of four sizes and three budgets, C from 1e12 to 1.5e14; the baseline is 5·C^-0.08."""
+
+    def draw(gap: float, per_decade: float = 0.0, seed: int = 0, sd: float = PAIR_SD) -> Pairs:
+        rng = np.random.default_rng(seed)
+        found = []
+        for size in range(4):
+            for budget in range(3):
+                per_token, tokens = 1e6 * 2.0**size, 10**6 * 4**budget
+                flops = per_token * tokens
+                loss = 5 * flops**-EXPONENT * np.exp(0.01 * rng.standard_normal())
+                change = gap + per_decade * (np.log10(flops) - 13) + sd * rng.standard_normal()
+                base = record(
+                    rung=f"r{size}", flops_per_token=per_token, tokens=tokens, loss=float(loss)
+                )
+                found.append((base, replace(base, loss_nats=float(loss * np.exp(change)))))
+        return found
+
+    return draw
+
+
+def trial(pairs: Pairs, unpaired: int = 0) -> Trial:
+    sides = ({"recipe.shape.qk_norm": "True"}, {"recipe.shape.qk_norm": "False"})
+    return run_trial("drawn", *sides, pairs, TARGETS, unpaired=unpaired)
+
+
+def test_a_feature_that_helps_is_worth_the_compute_it_saves(pairs: Callable[..., Pairs]) -> None:
+    """A gap of -4% at an exponent of 0.08 is exp(0.04 / 0.08) = 1.65 times the compute."""
+    found = trial(pairs(-0.04))
+    assert found.mean.contains(-0.04)
+    assert found.mean.high < 0
+    assert found.helps > 0.999
+    assert "helps at these sizes" in found.verdict
+    near, far = found.targets
+    assert near.gap.contains(-0.04)
+    assert near.multiplier.contains(np.exp(0.5))
+    assert near.multiplier.low > 1
+    assert far.gap.width > 3 * near.gap.width, "further out it knows less"
+    assert [near.is_far, far.is_far] == [False, True]
+    assert "TOO_FAR" in [warning.status for warning in found.warnings]
+    assert [rung.pairs for rung in found.rungs] == [3, 3, 3, 3]
+    assert sum(rung.gap.contains(-0.04) for rung in found.rungs) >= 3, "each has its own chance"
+
+
+def test_a_feature_that_changes_nothing_is_called_so(pairs: Callable[..., Pairs]) -> None:
+    found = trial(pairs(0.0, seed=1))
+    assert "no difference seen" in found.verdict
+    assert {"WITHIN_NOISE", "TREND_OPEN"} <= {warning.status for warning in found.warnings}
+    assert 0.03 < found.helps < 0.97
+
+
+def test_a_gap_that_closes_is_seen_to_close(pairs: Callable[..., Pairs]) -> None:
+    found = trial(pairs(-0.02, per_decade=0.01))
+    assert found.trend.contains(0.01)
+    assert found.trend.low > 0
+    near, far = found.targets
+    assert near.gap.contains(0.0)
+    assert far.helps < 0.05, "at 1T the same line speaks against it"
+
+
+def test_ninety_percent_intervals_cover_ninety_percent(pairs: Callable[..., Pairs]) -> None:
+    inside = np.zeros(3)
+    for seed in range(300):
+        found = trial(pairs(-0.01, per_decade=0.002, seed=seed))
+        near = found.targets[0]
+        inside += [
+            found.mean.contains(-0.01 + 0.002 * _middle(found)),
+            found.trend.contains(0.002),
+            near.gap.contains(-0.01 + 0.002 * 2),
+        ]
+    assert ((inside / 300 > 0.85) & (inside / 300 < 0.95)).all(), inside / 300
+
+
+def _middle(found: Trial) -> float:
+    return float(np.mean([np.log10(pair.flops) for pair in found.pairs]) - 13)
+
+
+def test_gaps_are_at_equal_compute(pairs: Callable[..., Pairs]) -> None:
+    """A variant that takes 10% more compute must gain what the baseline would gain by it."""
+    dearer = [
+        (base, replace(other, train_flops=1.1 * other.train_flops))
+        for base, other in pairs(0.0, sd=1e-5)
+    ]
+    found = trial(dearer)
+    assert found.mean.value == pytest.approx(found.exponent * np.log(1.1), abs=1e-4)
+    assert "DEARER" in [warning.status for warning in found.warnings]
+
+
+def test_too_little_to_judge_by_is_said(pairs: Callable[..., Pairs]) -> None:
+    some = pairs(0.0)
+    with pytest.raises(FitError, match="3 pairs"):
+        trial(some[:3])
+    with pytest.raises(FitError, match="one compute"):
+        trial([some[0]] * 5)
+    alone = trial(some, unpaired=2)
+    assert "2 runs have no finished partner" in [w.sentence for w in alone.warnings]
+
+
+def test_the_trial_reads_back_and_is_drawn(pairs: Callable[..., Pairs]) -> None:
+    found = trial(pairs(-0.02))
+    assert build(Trial, to_plain(found)) == found
+    drawing = feature_trial(found)
+    assert drawing.figure is not None
+    assert set(drawing.data["series"]) == {"pair", "trend", "rung mean"}
+    assert len(drawing.data) == 12 + 2 + 4

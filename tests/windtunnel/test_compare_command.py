@@ -1,0 +1,89 @@
+"""`windtunnel compare`: runs are paired across a sweep's axes, and what can't be is said."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+from analysis.feature_trial import Trial
+from analysis.results import FitError
+from model.errors import ConfigError
+from model.typed import build
+from windtunnel import composition, yaml_folders
+from windtunnel.commands import compare
+
+AXES = (
+    "ladder.sizes=3",
+    "ladder.budgets=2",
+    "ladder.noise_seeds=[]",
+    "axes.recipe.shape.qk_norm=[true,false]",
+    "axes.ladder.seed=[0,1]",
+)
+VARIANT = "variant={recipe.shape.qk_norm: false}"
+
+
+def run(root: Path, *words: str) -> str:
+    dirs = yaml_folders.config_dirs()
+    words = (f"root={root}", "sweep=quickstart", *words)
+    config = composition.load("compare", compare.Config, words, dirs)
+    out = io.StringIO()
+    assert compare.run(config, Console(file=out, width=100)) == 0
+    return out.getvalue()
+
+
+@pytest.fixture
+def root(tmp_path: Path, known_sweep: ModuleType) -> Path:
+    """A sweep with and without QK-norm, two seeds; without it every loss is 3% higher."""
+    plan = known_sweep.make(tmp_path, *AXES)
+    for planned in plan.runs:
+        made = known_sweep.measured(planned.spec, noise_sd=0.0005)
+        if planned.variant["recipe.shape.qk_norm"] is False:
+            made = replace(made, loss_nats=1.03 * made.loss_nats)
+        known_sweep.finish(tmp_path, planned.spec, made)
+    return tmp_path
+
+
+def test_a_trial_is_printed_and_kept(root: Path) -> None:
+    text = run(root, VARIANT)
+    assert "12 pairs" in text
+    assert "it hurts at these sizes" in text
+    assert "if the trend went on" in text, "a laptop says nothing of 1T"
+    folder = root / "sweeps/quickstart/trials/qk_norm-False"
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".png", ".svg", ".pdf"}
+    trial = build(Trial, json.loads((folder / "trial.json").read_text()))
+    assert trial.mean.contains(0.0296)
+    assert [target.name for target in trial.targets] == ["16B", "100B", "1T"]
+
+
+def test_what_cannot_be_compared_is_named(root: Path, known_sweep: ModuleType) -> None:
+    with pytest.raises(ConfigError, match="has several axes"):
+        run(root)
+    with pytest.raises(ConfigError, match=r"not in sweep=quickstart\. Its axes"):
+        run(root, "variant={recipe.shape.qk_norm: 3}")
+    with pytest.raises(ConfigError, match="is the baseline itself"):
+        run(root, "variant={recipe.shape.qk_norm: true}")
+    plan = known_sweep.make(root, *AXES, "name=open")
+    with pytest.raises(ConfigError, match="give both the same axes"):
+        run(root, VARIANT, "baseline={ladder.seed: 0}")
+    assert plan.runs
+    known_sweep.make(root, "name=plain", "ladder.sizes=2")
+    with pytest.raises(ConfigError, match="sweep=plain varies nothing"):
+        run(root, "sweep=plain")
+
+
+def test_unfinished_runs_are_counted_not_guessed(tmp_path: Path, known_sweep: ModuleType) -> None:
+    plan = known_sweep.make(tmp_path, *AXES)
+    with pytest.raises(FitError, match="0 pairs of finished runs"):
+        run(tmp_path, VARIANT)
+    without = [r for r in plan.runs if r.variant["recipe.shape.qk_norm"] is False]
+    for planned in plan.runs:
+        if planned not in without[:2]:
+            made = known_sweep.measured(planned.spec)
+            known_sweep.finish(tmp_path, planned.spec, made)
+    assert "2 runs have no finished partner" in " ".join(run(tmp_path, VARIANT).split())

@@ -1,0 +1,199 @@
+"""Does a feature help? A variant of a sweep against its baseline, run by run.
+
+Both are axes of one sweep, so every run of the variant has a partner of the same size, tokens, seed
+and data. Prints the gap on each rung, its trend with compute, and what it would be at the targets;
+writes trial.json and a figure. The exit code is 3 when too few pairs are finished.
+
+Example:
+  windtunnel compare sweep=trial_init variant='{recipe.shape.init_width: 2048}'
+  windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets.mine=1e22
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from analysis.feature_trial import Ahead, Trial, run_trial
+from analysis.records import RunRecord, load_records
+from analysis.results import Interval
+from model.config import require
+from model.errors import ConfigError
+from model.typed import to_plain
+from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
+from sweeps.store import Store
+from windtunnel.commands.status import known_plan
+from windtunnel.console import say, sci, table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """``conf/compare.yaml``."""
+
+    root: Path
+    sweep: str
+    variant: dict[str, Any]
+    baseline: dict[str, Any]
+    targets: dict[str, float]
+    level: float
+    out: Path | None
+
+    def __post_init__(self) -> None:
+        for name, flops in self.targets.items():
+            require(flops > 0, f"targets.{name} must be positive FLOPs, got {flops}")
+        require(0 < self.level < 1, f"level must be between 0 and 1, got {self.level}")
+
+
+def run(config: Config, console: Console) -> int:
+    """Pair, judge, print, write."""
+    store = Store(config.root)
+    plan = known_plan(store, config.sweep)
+    if plan.config is None:
+        raise ConfigError(f"sweep={plan.name}: a single run has nothing to be compared with")
+    variant, baseline = _sides(plan.config, config.variant, config.baseline)
+    pairs, unpaired = _paired(plan, store, baseline, variant)
+    trial = run_trial(
+        plan.name,
+        _shown(baseline),
+        _shown(variant),
+        pairs,
+        config.targets,
+        unpaired=unpaired,
+        level=config.level,
+    )
+    _print(trial, console)
+    folder = config.out or store.plan_path(plan.name).parent / "trials" / _slug(variant)
+    _write(trial, folder)
+    say(console, f"Written: {folder / 'trial.json'} and the figure beside it")
+    return 0
+
+
+def _sides(
+    config: SweepConfig, variant: Mapping[str, Any], baseline: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The feature's axes with the variant's values, and with the baseline's."""
+    axes = {**config.axes, **config.zipped}
+    if not axes:
+        raise ConfigError(
+            f"sweep={config.name} varies nothing: a trial needs an axis, e.g. "
+            f"`windtunnel sweep sweep=quickstart name=qk axes.recipe.shape.qk_norm=[true,false]`"
+        )
+    listed = "; ".join(f"{path}: {list(values)}" for path, values in axes.items())
+    if not variant:
+        if len(axes) > 1:
+            raise ConfigError(
+                f"variant: missing; sweep={config.name} has several axes ({listed}). Say which one "
+                "is the feature, e.g. variant={PATH: VALUE}"
+            )
+        variant = {path: values[-1] for path, values in axes.items()}
+    baseline = baseline or {path: axes[path][0] for path in variant if path in axes}
+    for side, chosen in (("variant", variant), ("baseline", baseline)):
+        for path, value in chosen.items():
+            if path not in axes or value not in axes[path]:
+                raise ConfigError(
+                    f"{side}.{path}={value}: not in sweep={config.name}. Its axes: {listed}"
+                )
+    if set(variant) != set(baseline):
+        raise ConfigError(
+            f"baseline: names {', '.join(baseline)}, the variant names {', '.join(variant)}; "
+            "give both the same axes"
+        )
+    if dict(variant) == dict(baseline):
+        raise ConfigError(f"variant: {dict(variant)} is the baseline itself. The axes: {listed}")
+    return dict(variant), dict(baseline)
+
+
+def _paired(
+    plan: Plan, store: Store, baseline: Mapping[str, Any], variant: Mapping[str, Any]
+) -> tuple[list[tuple[RunRecord, RunRecord]], int]:
+    """Finished runs equal in rung, tokens, seed and all other axes; and how many are alone."""
+    sides = [_of_side(plan, store, side) for side in (baseline, variant)]
+    keys = [key for key in sides[0] if key in sides[1]]
+    alone = sum(len(side) - len(keys) for side in sides)
+    return [(sides[0][key], sides[1][key]) for key in keys], alone
+
+
+def _of_side(plan: Plan, store: Store, side: Mapping[str, Any]) -> dict[str, RunRecord]:
+    runs = {
+        run.run_id: run
+        for run in plan.runs
+        if all(run.variant.get(path) == value for path, value in side.items())
+        and (store.run_dir(run.run_id) / "record.json").exists()
+    }
+    loaded = load_records(store.run_dir(run_id) for run_id in runs)
+    return {
+        _key(runs[record.run_id], side): as_planned(record, runs[record.run_id])
+        for record in loaded.records
+    }
+
+
+def _key(run: PlannedRun, side: Mapping[str, Any]) -> str:
+    others = {path: value for path, value in run.variant.items() if path not in side}
+    return json.dumps([run.spec.rung, run.spec.train.tokens, run.spec.train.seed, others])
+
+
+def _print(trial: Trial, console: Console) -> None:
+    said = ", ".join(f"{path} = {value}" for path, value in trial.variant.items())
+    against = ", ".join(f"{path} = {value}" for path, value in trial.baseline.items())
+    say(console, f"Trial of {said} against {against}")
+    say(console, f"Sweep {trial.sweep}, {len(trial.pairs)} pairs of runs: {trial.verdict}")
+    say(console, "Gap: log of the loss over the baseline's, below zero is better.")
+    console.print(table(["rung", "FLOPs/token", "pairs", "gap", "90% interval"], _rungs(trial)))
+    say(
+        console,
+        f"A tenfold compute adds {trial.trend.value:+.2%} ({_span(trial.trend)}); one pair lies "
+        f"within {trial.noise_sd:.2%} of the trend (standard deviation); probability that it helps "
+        f"here {trial.helps:.0%}",
+    )
+    columns = ["target", "", "FLOPs", "gap", "interval", "compute x", "interval", "helps"]
+    console.print(table(columns, map(_ahead, trial.targets), left=2))
+    for warning in trial.warnings:
+        say(console, f"{warning.status}: {warning.sentence}")
+
+
+def _rungs(trial: Trial) -> Iterator[list[str]]:
+    for rung in trial.rungs:
+        size = sci(rung.flops_per_token)
+        yield [rung.rung, size, str(rung.pairs), f"{rung.gap.value:+.2%}", _span(rung.gap)]
+
+
+def _ahead(target: Ahead) -> list[str]:
+    times = target.multiplier
+    return [
+        target.name,
+        "if the trend went on" if target.is_far else "",
+        sci(target.flops),
+        f"{target.gap.value:+.2%}",
+        _span(target.gap),
+        f"{times.value:.3g}",
+        f"{times.low:.2g} to {times.high:.2g}",
+        f"{target.helps:.0%}",
+    ]
+
+
+def _span(interval: Interval) -> str:
+    return f"{interval.low:+.2%} to {interval.high:+.2%}"
+
+
+def _shown(side: Mapping[str, Any]) -> dict[str, str]:
+    return {path: str(value) for path, value in side.items()}
+
+
+def _slug(variant: Mapping[str, Any]) -> str:
+    words = "-".join(f"{path.rpartition('.')[2]}-{value}" for path, value in variant.items())
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in words)
+
+
+def _write(trial: Trial, folder: Path) -> None:
+    from analysis.plots_style import save
+    from analysis.plots_trial import feature_trial
+    from sweeps.files import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "trial.json", to_plain(trial))
+    save(feature_trial(trial), folder)
