@@ -16,10 +16,12 @@ from analysis.records import RunRecord
 from model.config import require, require_positive
 from model.errors import ConfigError
 from model.training.config import (
+    STANDARD_HEALTH,
     BalanceConfig,
     CheckpointConfig,
     CorpusConfig,
     EvaluationConfig,
+    HealthConfig,
     RuntimeConfig,
     ScheduleConfig,
 )
@@ -49,9 +51,10 @@ class SweepConfig:
     balance: BalanceConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp8"]
     mtp_loss_weight: float
     runtime: RuntimeConfig
+    health: HealthConfig = STANDARD_HEALTH
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Dotted path of this very config to the values tried there; every combination is run, e.g.
     ``recipe.training.peak_lr_factor: [0.5, 1, 2]``."""
@@ -218,6 +221,7 @@ def spec_for(
         checkpoint=config.checkpoint,
         precision=config.precision,
         mtp_loss_weight=config.mtp_loss_weight,
+        health=config.health,
         trunk=_trunk(config.ladder, tokens) if config.schedule.trunk else None,
     )
     return RunSpec(

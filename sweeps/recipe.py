@@ -16,9 +16,11 @@ from model.accounting import FlopCounts, ParamCounts, count_params, flops_per_to
 from model.config import AttentionConfig, ModelConfig, MoEConfig, require, require_positive
 from model.errors import ConfigError
 from model.training.config import (
+    STANDARD_HEALTH,
     BalanceConfig,
     CheckpointConfig,
     EvaluationConfig,
+    HealthConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -195,8 +197,9 @@ def train_for(
     balance: BalanceConfig,
     evaluation: EvaluationConfig,
     checkpoint: CheckpointConfig,
-    precision: Literal["fp32", "bf16"],
+    precision: Literal["fp32", "bf16", "fp8"],
     mtp_loss_weight: float,
+    health: HealthConfig = STANDARD_HEALTH,
     trunk: Trunk | None = None,
 ) -> TrainConfig:
     """How ``model`` is trained on about ``tokens`` tokens.
@@ -235,6 +238,7 @@ def train_for(
         checkpoint=checkpoint,
         precision=precision,
         mtp_loss_weight=mtp_loss_weight,
+        health=health,
     )
 
 

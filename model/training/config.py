@@ -111,6 +111,32 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """When a run has gone wrong, and what is done about it (see model.training.health)."""
+
+    on_spike: Literal["end", "rewind"] = "end"
+    """A loss spike, or a number that is none: end the run as diverged, or go back to before it and
+    leave out the text it was met in (as PaLM's training did, arXiv:2204.02311, section 5.1)."""
+    max_rewinds: int = 3
+    """After so many the run has diverged."""
+    spike_nats: float = 1.0
+    """Rise of the smoothed loss over its best that counts as a spike."""
+    max_dead_frac: float = 0.5
+    """Share of a layer's experts that may stay without a single choice."""
+
+    def __post_init__(self) -> None:
+        require_positive(spike_nats=self.spike_nats)
+        require(self.max_rewinds >= 0, f"max_rewinds must be >= 0, got {self.max_rewinds}")
+        require(
+            0 < self.max_dead_frac <= 1,
+            f"max_dead_frac must be above 0 and at most 1, got {self.max_dead_frac}",
+        )
+
+
+STANDARD_HEALTH = HealthConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """The held-out measurement: the same windows in every run, spread evenly over each domain."""
 
@@ -164,9 +190,10 @@ class TrainConfig:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     """Not scientific."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
     mtp_loss_weight: float = 0.1
     """Weight of the multi-token-prediction loss, where the model has that block (Ling: 0.1)."""
+    health: HealthConfig = STANDARD_HEALTH
 
     def __post_init__(self) -> None:
         require_positive(
@@ -182,6 +209,11 @@ class TrainConfig:
         require(
             self.tokens % self.batch_tokens == 0,
             f"tokens ({self.tokens}) must be a multiple of batch_tokens ({self.batch_tokens})",
+        )
+        require(
+            not (self.schedule.trunk and self.health.on_spike == "rewind"),
+            "health.on_spike: a trunk can't go back, other runs may have begun from it already; "
+            "use on_spike=end or schedule.trunk=false",
         )
 
     @property

@@ -10,21 +10,20 @@ from torch import Tensor
 
 from model.balance import load_metrics
 from model.config import ModelConfig
+from model.training.config import STANDARD_HEALTH, HealthConfig
 
 # The thresholds are far outside what a healthy run shows. Small models without a settled bias send
 # most tokens to few experts for their first tens of steps and recover (LOG.md, 2026-11-23), so a
 # router is judged by how long that lasts.
 SMOOTHING_STEPS = 16
 """Time constant of the running mean of the loss."""
-RISE_NATS = 1.0
-"""Rise of the smoothed loss over its best that counts as a spike."""
 SPIKE_STEPS = 32
 """A spike that has not healed after so many steps has diverged: the rate is beyond the edge."""
-MAX_DEAD_FRAC = 0.5
-"""Share of a layer's experts without a single choice since the last line."""
 COLLAPSE_RATIO = 1.5
 """A layer has collapsed if the experts in effect, exp(entropy of the load), are fewer than this
 times the experts a token visits: all tokens then go to nearly the same few."""
+MAX_COLLAPSE_FRAC = 0.5
+"""The same as a share of all experts, at most."""
 COLLAPSE_STEPS = 200
 COLLAPSE_FRAC = 0.25
 """A router is given up after so many collapsed steps in a row, and this share of the run."""
@@ -46,7 +45,10 @@ class HealthState:
 class Health:
     """Watches losses, gradients and loads. Every method returns a reason, empty for a good run."""
 
-    def __init__(self, config: ModelConfig, num_steps: int) -> None:
+    def __init__(
+        self, config: ModelConfig, num_steps: int, limits: HealthConfig = STANDARD_HEALTH
+    ) -> None:
+        self._limits = limits
         uniform = math.log(config.vocab_size)
         self.state = HealthState(smoothed_nats=uniform, best_nats=uniform)
         self._experts_per_token = config.moe.experts_per_token if config.moe else 0
@@ -65,8 +67,7 @@ class Health:
         state = self.state
         state.smoothed_nats += (loss_nats - state.smoothed_nats) / SMOOTHING_STEPS
         state.best_nats = min(state.best_nats, state.smoothed_nats)
-        is_high = state.smoothed_nats > state.best_nats + RISE_NATS
-        state.steps_in_spike = state.steps_in_spike + 1 if is_high else 0
+        state.steps_in_spike = state.steps_in_spike + 1 if self.rise > 1 else 0
         if state.steps_in_spike < SPIKE_STEPS:
             return ""
         return (
@@ -75,6 +76,11 @@ class Health:
             f"at step {step}"
         )
 
+    @property
+    def rise(self) -> float:
+        """Of the smoothed loss over its best, in units of what counts as a spike."""
+        return (self.state.smoothed_nats - self.state.best_nats) / self._limits.spike_nats
+
     def check_load(self, line_step: int, step: int, load_LE: Tensor) -> str:
         """Loads of all mixture layers [L, E], summed over the steps since ``line_step``."""
         if load_LE.numel() == 0 or load_LE.double().mean() < MIN_CHOICES_PER_EXPERT:
@@ -82,9 +88,10 @@ class Health:
         metrics = load_metrics(load_LE)
         num_experts = load_LE.shape[-1]
         in_effect_L = metrics.normalized_entropy * num_experts
+        max_dead_frac = self._limits.max_dead_frac
         # Capped, so that the rule says nothing where a token visits most experts anyway.
-        floor = min(COLLAPSE_RATIO * self._experts_per_token, MAX_DEAD_FRAC * num_experts)
-        if not ((metrics.dead_frac > MAX_DEAD_FRAC) | (in_effect_L < floor)).any():
+        floor = min(COLLAPSE_RATIO * self._experts_per_token, MAX_COLLAPSE_FRAC * num_experts)
+        if not ((metrics.dead_frac > max_dead_frac) | (in_effect_L < floor)).any():
             self.state.collapsed_since = None
             return ""
         if self.state.collapsed_since is None:

@@ -41,6 +41,12 @@ class RunState:
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by activity."""
     mirror_id: str = ""
+    skipped_steps: int = 0
+    """Steps whose text was left out after going back."""
+    fp8_fallen: list[str] = field(default_factory=list)
+    """Layers that went back from FP8 to bfloat16."""
+    rewinds: list[dict[str, Any]] = field(default_factory=list)
+    """Where from and to the run went back, and why."""
 
     def count(self, loss_nats: float, mtp_nats: float, grad_norm: float) -> None:
         """One more step is done."""
@@ -64,6 +70,7 @@ class RunState:
     def begin_from_trunk(self, trunk: RunState, num_steps: int) -> None:
         """Go on where ``trunk`` stands, as a run of ``num_steps`` of one's own."""
         self.health = trunk.health
+        self.fp8_fallen = trunk.fp8_fallen
         self.step = self.first_step = self.line_step = trunk.step
         self.tail_steps = max(0, trunk.step - tail_begins(num_steps))
         self.tail_nats = trunk.tails.get(str(num_steps), 0.0)

@@ -12,6 +12,10 @@ Lines of ``metrics.jsonl`` are JSON objects of these kinds:
   numbers of :class:`~model.training.evaluate.LayerLoad`, one a layer. The last one has
   ``load_by_domain`` (domain to [layer][expert], shares) and ``pairs``, by layer the co-activation
   of up to 32 ``experts`` as a matrix ``share``.
+- ``kind: fp8``, every 100 steps of a run in FP8: by layer ``underflow``, ``cosine`` and
+  ``weight_cosine``, and in ``fallen`` the layers that compute in bfloat16 from there on, and why.
+- ``kind: rewind``, where a run went back: ``step`` and ``tokens`` it is at again, ``from_step``,
+  ``reason``, ``skipped_tokens``; the lines in between were dropped.
 - ``kind: diverged``, at the end of a run that went wrong: ``step``, ``tokens``, ``reason``.
 
 Only ``tokens_per_s`` and ``wall_s`` tell an interrupted run from an undisturbed one.
@@ -38,12 +42,16 @@ class MetricsFile:
     def __init__(self, path: Path, offset: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
-        self._file.truncate(offset)
-        self._file.seek(0, os.SEEK_END)
+        self.cut(offset)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line in one system call, so that a reader never sees half of one."""
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    def cut(self, offset: int) -> None:
+        """Drop what was written after ``offset``."""
+        self._file.truncate(offset)
+        self._file.seek(0, os.SEEK_END)
 
     def synced_offset(self) -> int:
         """Length of the file, all of it on disk."""

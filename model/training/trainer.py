@@ -7,10 +7,12 @@ all of them, so a resumed run goes on bit for bit.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +27,21 @@ from torch import Tensor
 from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from model.files import step_folder
+from model.training.checkpoint import (
+    Checkpoint,
+    checkpoint_paths,
+    load_newest,
+    save_checkpoint,
+)
 from model.training.config import RuntimeConfig, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.evaluate import DomainLoss, Evaluator, LayerLoad, mixture_layers
+from model.training.fp8 import Fp8Layers
 from model.training.health import Health
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from model.training.precision import computing_in
+from model.training.rewind import Point, RewindPoints
 from model.training.routing_use import RoutingUse
 from model.training.runtime import describe_numerics, set_up
 from model.training.schedules import learning_rate, merged_steps
@@ -95,6 +105,10 @@ class TrainResult:
     """How often each domain's training text was gone through."""
     numerics: Mapping[str, Any]
     """What decides the bits besides the spec: torch, device, threads."""
+    rewinds: tuple[Mapping[str, Any], ...] = ()
+    """Each time the run went back: ``step``, ``from_step``, ``reason``."""
+    fp8_fallen: tuple[str, ...] = ()
+    """Layers that went back from FP8 to bfloat16."""
 
 
 def train(
@@ -124,7 +138,8 @@ def train(
     device = set_up(runtime)
     model, optimizer = _build(model_config, config, corpus, device)
     layers = mixture_layers(model_config)
-    health = Health(model_config, config.num_steps)
+    health = Health(model_config, config.num_steps, config.health)
+    rewinding = RewindPoints(config.num_steps) if config.health.on_spike == "rewind" else None
     num_experts = model_config.moe.num_experts if model_config.moe else 0
     state = RunState(health.state, RoutingUse(len(layers), num_experts, device))
     evaluator = Evaluator(
@@ -148,6 +163,8 @@ def train(
         is_merged = restore_tensors(found.tensors, model, optimizer)
         state.use.restore(found.tensors)
         state = RunState.from_plain(found.state["run"], state.use)
+        if rewinding is not None:
+            rewinding.restore(found.tensors, found.state["rewind_points"])
         logger.info("resuming at step %d of %d", state.step, config.num_steps)
     elif (trunk := snapshots.start_for(config)) is not None:
         restore_tensors(trunk.tensors, model, optimizer)
@@ -155,6 +172,7 @@ def train(
         state.begin_from_trunk(before, config.num_steps)
         logger.info("going on from a trunk at step %d of %d", state.step, config.num_steps)
     health.state = state.health
+    fp8 = Fp8Layers(model, state.fp8_fallen) if config.precision == "fp8" else None
     metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
     settings = {"model": to_plain(model_config), "train": to_plain(config)}
     mirror = open_mirror(runtime.tracker, run_dir, state.mirror_id, settings, name)
@@ -184,9 +202,47 @@ def train(
             tensors = {**collect_weights(model), **state.use.to_tensors()}
         else:
             tensors = collect_tensors(model, optimizer, state)
+        if rewinding is not None:
+            point_tensors, plain["rewind_points"] = rewinding.to_checkpoint()
+            tensors |= point_tensors
         contents = Checkpoint(state.step, tensors, plain)
         save_checkpoint(checkpoints, contents, keep=config.checkpoint.keep)
         watch.lap("checkpoint")
+
+    def take_point() -> None:
+        assert rewinding is not None
+        tensors = {name: t.clone() for name, t in collect_tensors(model, optimizer, state).items()}
+        offset = metrics.synced_offset()
+        rewinding.take(Point(state.step, tensors, copy.deepcopy(state.to_plain()), offset))
+
+    def go_back(reason: str, bad_step: int) -> bool:
+        """To before what went wrong; False where that is not wanted, or not possible any more."""
+        nonlocal state
+        if rewinding is None or len(state.rewinds) >= config.health.max_rewinds:
+            return False
+        point = rewinding.before(bad_step)
+        if point is None:
+            return False
+        skipped = bad_step - point.step
+        told = {"step": point.step, "from_step": bad_step, "reason": reason}
+        kept = {
+            "seconds": state.seconds,
+            "rewinds": [*state.rewinds, told],
+            "fp8_fallen": state.fp8_fallen,
+            "skipped_steps": state.skipped_steps + skipped,
+        }
+        restore_tensors(point.tensors, model, optimizer)
+        state.use.restore(point.tensors)
+        state = RunState.from_plain({**copy.deepcopy(point.state), **kept}, state.use)
+        health.state = state.health
+        metrics.cut(point.metrics_offset)
+        log({"kind": "rewind", **told, "skipped_tokens": skipped * config.batch_tokens})
+        for folder in (checkpoints, snapshots.own):
+            for path in checkpoint_paths(folder):
+                if path > step_folder(folder, point.step):
+                    shutil.rmtree(path)
+        save()
+        return True
 
     windows_per_step = config.batch_tokens // config.sequence_length
     line_every = math.ceil(config.num_steps / LINES_PER_RUN)
@@ -201,17 +257,23 @@ def train(
     try:
         with _sigterm_noticed() as is_stopping:
             while state.step < config.num_steps and not reason:
-                first = state.step * windows_per_step
+                first = (state.step + state.skipped_steps) * windows_per_step
                 windows = corpus.windows(first, windows_per_step, config.sequence_length)
                 batch = torch.from_numpy(windows).to(device)
                 watch.lap("data")
 
+                is_looked_at = fp8 is not None and fp8.is_due(state.step)
+                if fp8 is not None and is_looked_at:
+                    fp8.watch()
                 optimizer.zero_grad(set_to_none=True)
                 loss_nats, mtp_nats, loads = _forward_backward(model, batch, config)
                 grad_norm = clip_gradients(model, config.optimizer.clip_norm)
                 reason = health.check_finite(state.step + 1, loss_nats, grad_norm)
                 if reason:
-                    break
+                    if not go_back(reason, state.step + 1):
+                        break
+                    reason = ""
+                    continue
                 lr = learning_rate(config, state.step)
                 set_learning_rate(optimizer, lr)
                 optimizer.step()
@@ -222,8 +284,14 @@ def train(
                     state.tail_steps += 1
                     state.tail_nats += loss_nats
                 state.count_tails(loss_nats, config.checkpoint.ends_at)
+                if fp8 is not None and is_looked_at:
+                    log(fp8.verdict())
+                    state.fp8_fallen = list(fp8.fallen)
                 reason = health.check_loss(state.step, loss_nats)
                 now = watch.lap("step")
+                if reason and go_back(reason, state.step):
+                    reason = ""
+                    continue
 
                 if state.step % line_every == 0 or state.step == config.num_steps:
                     reason = reason or health.check_load(
@@ -239,6 +307,8 @@ def train(
                     watch.lap("evaluate")
                 if state.step in kept and not reason and not snapshots.has(state.step):
                     keep(state.step)
+                if rewinding is not None and rewinding.is_due(state.step, health.rise):
+                    take_point()
                 if now - saved_at >= config.checkpoint.every_s or is_stopping.is_set():
                     save()
                     saved_step, saved_at = state.step, watch.last
@@ -261,7 +331,9 @@ def train(
             save()
         elif saved_step != state.step:
             save()
-        evaluation = evaluator(model, state.use.choices_LTK)
+        # A readout of a trunk may have no evaluation before: its record must not depend on that.
+        earlier_LTK = None if config.schedule.trunk else state.use.choices_LTK
+        evaluation = evaluator(model, earlier_LTK)
         is_finite = math.isfinite(evaluation.loss_nats)
         if not is_finite:
             reason = reason or f"held-out loss is {evaluation.loss_nats} at step {state.step}"
@@ -283,6 +355,8 @@ def train(
             seconds=dict(state.seconds),
             epochs=corpus.epochs(state.step * windows_per_step, config.sequence_length),
             numerics=describe_numerics(device),
+            rewinds=tuple(state.rewinds),
+            fp8_fallen=tuple(state.fp8_fallen),
         )
         mirror.summary(to_plain(result))
         return result

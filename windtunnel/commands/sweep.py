@@ -28,6 +28,7 @@ from model.training.config import (
     CheckpointConfig,
     CorpusConfig,
     EvaluationConfig,
+    HealthConfig,
     RuntimeConfig,
     ScheduleConfig,
     TrackerConfig,
@@ -72,8 +73,9 @@ class Config:
     balance: BalanceConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp8"]
     mtp_loss_weight: float
+    health: HealthConfig
     axes: dict[str, Any]
     zipped: dict[str, Any]
     tracker: TrackerConfig
@@ -135,6 +137,7 @@ def sweep_config(config: Config) -> SweepConfig:
         checkpoint=config.checkpoint,
         precision=config.precision,
         mtp_loss_weight=config.mtp_loss_weight,
+        health=config.health,
         runtime=RuntimeConfig(
             threads=config.threads,
             device=config.device,
@@ -195,10 +198,11 @@ def _print_plan(plan: Plan, status: SweepStatus, console: Console, *, rows: bool
     )
     num_trunks = len(plan.runs) - len(plan.measured)
     if num_trunks:
+        num_sharing = sum(bool(run.spec.trunk) for run in plan.runs)
         say(
             console,
-            f"{num_trunks} of them are trunks that the other {len(plan.measured)} share; each by "
-            f"itself, those would take {sci(plan.separate_flops)} training FLOPs "
+            f"{num_trunks} of them are trunks that {num_sharing} others share; without sharing the "
+            f"sweep would take {sci(plan.separate_flops)} training FLOPs "
             f"({plan.separate_flops / plan.train_flops:.1f} times as many)",
         )
 

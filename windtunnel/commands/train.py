@@ -26,6 +26,7 @@ from model.training.config import (
     CheckpointConfig,
     CorpusConfig,
     EvaluationConfig,
+    HealthConfig,
     RuntimeConfig,
     ScheduleConfig,
     TrackerConfig,
@@ -64,8 +65,9 @@ class Config:
     balance: BalanceConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp8"]
     mtp_loss_weight: float
+    health: HealthConfig
     tracker: TrackerConfig
     threads: int | None
     """Null: all cores of this machine."""
@@ -138,6 +140,7 @@ def spec_of(config: Config, corpus: PreparedCorpus, runtime: RuntimeConfig) -> R
             checkpoint=config.checkpoint,
             precision=config.precision,
             mtp_loss_weight=config.mtp_loss_weight,
+            health=config.health,
         ),
         corpus=config.data,
         corpus_fingerprint=corpus.fingerprint,

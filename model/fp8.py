@@ -1,0 +1,176 @@
+"""Matrix products in FP8 as Ling 2.0 trains with them, emulated or on the units of a Hopper GPU.
+
+E4M3 with float32 scales: activations and gradients in tiles of 1x128 along the dimension that is
+summed over, weights in blocks of 128x128, sums in float32, results in bfloat16 (report, FP8
+training). A tile or block at the edge of a matrix is what is left of it. Weights themselves stay
+float32: only what enters a product is rounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Shapes: T rows (tokens), N outputs, K inputs, the dimension summed over.
+
+TILE = 128
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+SMALLEST_AMAX = 1e-30
+"""Keeps the scale of an all-zero tile finite."""
+
+
+class Quantized(NamedTuple):
+    """Numbers of one byte, and what each tile or block of them is multiplied by."""
+
+    values: Tensor
+    """[rows, K] in E4M3."""
+    scale: Tensor
+    """[rows, tiles], or [row blocks, column blocks] of a weight; float32."""
+
+    def dequantized(self) -> Tensor:
+        """The numbers they stand for, float32."""
+        rows, columns = self.values.shape
+        scale = self.scale
+        if scale.shape[0] != rows:
+            scale = scale.repeat_interleave(TILE, 0)[:rows]
+        return self.values.float() * scale.repeat_interleave(TILE, 1)[:, :columns]
+
+
+def quantize_tiles(x_TK: Tensor) -> Quantized:
+    """In tiles of 1x128 along the last dimension."""
+    rows, columns = x_TK.shape
+    tiles = _padded(x_TK.float(), 1, TILE).view(rows, -1, TILE)
+    scale = tiles.abs().amax(-1).clamp_(min=SMALLEST_AMAX) / E4M3_MAX
+    values = (tiles / scale[..., None]).view(rows, -1)[:, :columns]
+    return Quantized(_to_e4m3(values), scale)
+
+
+def quantize_blocks(w_NK: Tensor) -> Quantized:
+    """In blocks of 128x128."""
+    rows, columns = w_NK.shape
+    padded = _padded(w_NK.float(), TILE, TILE)
+    blocks = padded.view(padded.shape[0] // TILE, TILE, -1, TILE)
+    scale = blocks.abs().amax((1, 3)).clamp_(min=SMALLEST_AMAX) / E4M3_MAX
+    values = (blocks / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
+    return Quantized(_to_e4m3(values), scale)
+
+
+def product(a_TK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> Tensor:
+    """a · bᵀ [T, N] in ``dtype``, summed in float32."""
+    if _has_units(a_TK, b_NK):
+        return _on_units(a_TK, b_NK, dtype)
+    return (a_TK.dequantized() @ b_NK.dequantized().T).to(dtype)
+
+
+@dataclass
+class Distortion:
+    """What rounding did to the products of one layer when it was last looked at."""
+
+    underflow: float = 0.0
+    """Largest share of an operand's non-zero elements that became zero."""
+    cosine: float = 1.0
+    """Smallest cosine between the output, or the gradient it passes on, and the same in float32."""
+    weight_cosine: float = 1.0
+    """The same of the weight's gradient, which goes no further."""
+
+    def see(self, operand: Tensor, quantized: Quantized) -> None:
+        """One operand."""
+        lost = ((operand != 0) & (quantized.values.float() == 0)).sum()
+        self.underflow = max(self.underflow, (lost / operand.count_nonzero().clamp(min=1)).item())
+
+    def see_product(self, got: Tensor, exact: Tensor, *, is_leaf: bool = False) -> None:
+        """One product, and the same from the unrounded operands."""
+        found = F.cosine_similarity(got.float().flatten(), exact.flatten(), dim=0, eps=1e-30)
+        cosine = found.item() if exact.any() else 1.0
+        if is_leaf:
+            self.weight_cosine = min(self.weight_cosine, cosine)
+        else:
+            self.cosine = min(self.cosine, cosine)
+
+
+class _Linear(torch.autograd.Function):
+    """x · wᵀ; its three products each round what they read along what they sum over."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TK: Tensor, w_NK: Tensor, watched: Distortion | None) -> Tensor:
+        ctx.save_for_backward(x_TK, w_NK)
+        ctx.watched = watched
+        # Within autocast, which would take the sums in bfloat16.
+        with torch.autocast(x_TK.device.type, enabled=False):
+            x, w = quantize_tiles(x_TK), quantize_blocks(w_NK)
+            y_TN = product(x, w, torch.bfloat16)
+            if watched is not None:
+                watched.see(x_TK, x)
+                watched.see(w_NK, w)
+                watched.see_product(y_TN, x_TK.float() @ w_NK.float().T)
+        return y_TN
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_TK, w_NK = ctx.saved_tensors
+        (dy_TN,) = grads
+        dy, w_KN = quantize_tiles(dy_TN), quantize_blocks(w_NK.T)
+        dx_TK = product(dy, w_KN, torch.bfloat16)
+        dy_NT, x_KT = quantize_tiles(dy_TN.T), quantize_tiles(x_TK.T)
+        dw_NK = product(dy_NT, x_KT, torch.float32)
+        if ctx.watched is not None:
+            ctx.watched.see(dy_TN, dy)
+            ctx.watched.see_product(dx_TK, dy_TN.float() @ w_NK.float())
+            exact = dy_TN.float().T @ x_TK.float()
+            ctx.watched.see_product(dw_NK, exact, is_leaf=True)
+        return dx_TK.to(x_TK.dtype), dw_NK.to(w_NK.dtype), None
+
+
+def fp8_linear(x: Tensor, w_NK: Tensor, watched: Distortion | None = None) -> Tensor:
+    """x · wᵀ of ``x`` [..., K], in bfloat16.
+
+    Args:
+        x: any float type.
+        w_NK: the float32 weight; so is its gradient.
+        watched: takes down what the rounding did, forward and backward; None does not look.
+    """
+    y_TN: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), w_NK, watched)
+    return y_TN.view(*x.shape[:-1], -1)
+
+
+def _to_e4m3(x: Tensor) -> Tensor:
+    # A cast on its own would turn what rounding pushed past the largest number into none.
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+
+
+def _padded(x: Tensor, row_multiple: int, column_multiple: int) -> Tensor:
+    """With zeros below and to the right."""
+    rows, columns = x.shape
+    return F.pad(x, (0, -columns % column_multiple, 0, -rows % row_multiple)).contiguous()
+
+
+def _has_units(a: Quantized, b: Quantized) -> bool:
+    """Whether a GPU multiplies these as they are: Hopper, and nothing left over at the edges."""
+    if not a.values.is_cuda or torch.cuda.get_device_capability(a.values.device) != (9, 0):
+        return False
+    whole = a.values.shape[1] % TILE == 0 and b.values.shape[0] % 16 == 0
+    is_weight = b.scale.shape[0] != b.values.shape[0]
+    return whole and (not is_weight or b.values.shape[0] % TILE == 0)
+
+
+def _on_units(a: Quantized, b: Quantized, dtype: torch.dtype) -> Tensor:  # pragma: no cover
+    """Written against the framework's documentation; it has not run on a GPU yet."""
+    is_weight = b.scale.shape[0] != b.values.shape[0]
+    tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
+    # The units read the scales of tiles column by column.
+    a_scale = a.scale.t().contiguous().t()
+    b_scale = b.scale.t() if is_weight else b.scale.t().contiguous()
+    return F.scaled_mm(
+        a.values.contiguous(),
+        b.values.contiguous().t(),
+        a_scale,
+        tiles,
+        b_scale,
+        blocks if is_weight else tiles,
+        output_dtype=dtype,
+    )

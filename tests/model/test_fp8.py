@@ -1,0 +1,186 @@
+"""FP8 products: the rounding against a table of all E4M3 numbers, gradients, and the safeguards."""
+
+import pytest
+import torch
+
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.fp8 import Distortion, fp8_linear, quantize_blocks, quantize_tiles
+from model.training import fp8 as rules
+from model.training.fp8 import Fp8Layers
+from model.training.precision import computing_in
+from model.transformer import build_model
+
+# All non-negative E4M3 numbers by their definition: 4 bits of exponent (bias 7), 3 of mantissa.
+E4M3 = torch.tensor(
+    [m / 8 * 2**-6 for m in range(8)]
+    + [(1 + m / 8) * 2 ** (e - 7) for e in range(1, 16) for m in range(8) if (e, m) != (15, 7)],
+    dtype=torch.float64,
+)
+
+
+def nearest_e4m3(x):
+    """Each number of ``x`` as the nearest E4M3 number; float64, by search."""
+    distance = (x.abs()[..., None] - E4M3).abs()
+    return E4M3[distance.argmin(-1)] * x.sign()
+
+
+def rounded(x, rows, columns):
+    """Tiles of rows x columns, each scaled so that its largest number is 448; in plain loops."""
+    out = torch.empty_like(x, dtype=torch.float64)
+    for top in range(0, x.shape[0], rows):
+        for left in range(0, x.shape[1], columns):
+            tile = x[top : top + rows, left : left + columns].double()
+            scale = tile.abs().max() / 448
+            out[top : top + rows, left : left + columns] = nearest_e4m3(tile / scale) * scale
+    return out
+
+
+def spread(*shape, seed=0):
+    """Numbers over many orders of magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * torch.randn(shape, generator=generator).exp()
+
+
+@pytest.mark.parametrize("columns", [1, 100, 128, 200])
+def test_tiles_are_rounded_as_the_definition_says(columns):
+    x = spread(5, columns)
+    found = quantize_tiles(x)
+    # Ties and the scale's own rounding: a hair's breadth from the middle either side will do.
+    expected = rounded(x, 1, 128)
+    assert found.scale.shape == (5, -(-columns // 128))
+    close = torch.isclose(found.dequantized().double(), expected, rtol=1e-5, atol=0)
+    assert close.float().mean() > 0.995
+    torch.testing.assert_close(found.dequantized().double(), x.double(), rtol=2**-4, atol=2e-3)
+
+
+def test_blocks_are_rounded_as_the_definition_says():
+    w = spread(150, 200)
+    found = quantize_blocks(w)
+    assert found.scale.shape == (2, 2)
+    close = torch.isclose(found.dequantized().double(), rounded(w, 128, 128), rtol=1e-5, atol=0)
+    assert close.float().mean() > 0.995
+
+
+def test_zeros_and_the_largest_number_survive():
+    x = torch.zeros(2, 130)
+    x[1, 129] = -3.0
+    assert torch.equal(quantize_tiles(x).dequantized(), x)
+    assert torch.equal(quantize_blocks(x).dequantized(), x)
+
+
+def test_each_product_sums_the_rounded_operands():
+    x, w, dy = (
+        spread(9, 130).requires_grad_(),
+        spread(140, 130, seed=1).requires_grad_(),
+        spread(9, 140, seed=2),
+    )
+    y = fp8_linear(x, w)
+    y.backward(dy.to(y.dtype))
+    dy = dy.bfloat16().float()
+
+    def tiles(t):
+        return quantize_tiles(t).dequantized().double()
+
+    def blocks(t):
+        return quantize_blocks(t).dequantized().double()
+
+    xd, wd = x.detach(), w.detach()
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), tiles(xd) @ blocks(wd).T, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(x.grad.double(), tiles(dy) @ blocks(wd.T).T, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(w.grad.double(), tiles(dy.T) @ tiles(xd.T).T, rtol=1e-5, atol=1e-5)
+    # Near the true ones, and not the true ones.
+    exact = xd.double() @ wd.double().T
+    error = (y.detach().double() - exact).norm() / exact.norm()
+    assert 0.005 < error < 0.05
+
+
+def test_autocast_does_not_take_the_sums_in_bfloat16():
+    x, w = torch.randn(4, 128), torch.randn(16, 128)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = fp8_linear(x, w)
+    assert torch.equal(inside, fp8_linear(x, w))
+
+
+def test_the_safeguards_measure_what_they_say():
+    watched = Distortion()
+    x = torch.full((1, 128), 1e-9)
+    x[0, 0] = 1.0
+    fp8_linear(x.requires_grad_(), torch.eye(128), watched).sum().backward()
+    assert watched.underflow == pytest.approx(127 / 128)
+    assert watched.cosine == pytest.approx(1, abs=1e-6)
+    clean = Distortion()
+    fp8_linear(spread(64, 256), spread(32, 256, seed=1), clean)
+    assert clean.underflow < 0.01
+    assert 0.99 < clean.cosine < 0.99999
+
+
+MODEL = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=2,
+    dense_width=48,
+    num_dense_layers=1,
+    mtp_depth=1,
+    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=16, rotary_dim=8),
+    moe=MoEConfig(num_experts=4, experts_per_token=2, expert_width=16),
+    init_std=0.1,
+)
+
+
+def loss_and_gradients(precision, **fallen):
+    model = build_model(MODEL, seed=0)
+    layers = Fp8Layers(model, **fallen) if precision == "fp8" else None
+    if layers is not None:
+        layers.watch()
+    tokens = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(1))
+    with computing_in(precision, torch.device("cpu")):
+        loss = model(tokens[:, :-1], tokens[:, 1:]).loss_nats
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), gradients, layers
+
+
+def test_a_model_in_fp8_is_near_the_one_in_fp32():
+    exact, exact_gradients, _ = loss_and_gradients("fp32")
+    loss, gradients, layers = loss_and_gradients("fp8")
+    line = layers.verdict()
+
+    assert loss != exact
+    assert loss == pytest.approx(exact, rel=0.01)
+    assert gradients.keys() == exact_gradients.keys()
+    for name in ("blocks.1.feed_forward.experts.w_down", "blocks.0.attention.qkv.weight"):
+        cosine = torch.cosine_similarity(
+            gradients[name].flatten(), exact_gradients[name].flatten(), dim=0
+        )
+        assert 0.9 < cosine < 0.999999, name
+    # Every product of attention and feed-forwards; the prediction block's own projection stays.
+    assert set(line["cosine"]) == {
+        f"blocks.{layer}.attention.{name}" for layer in (0, 1) for name in ("qkv", "out")
+    } | {f"blocks.0.feed_forward.{name}" for name in ("gate_up", "down")} | {
+        f"blocks.1.feed_forward.{part}.{name}"
+        for part in ("experts", "shared")
+        for name in ("gate_up", "down")
+    } or any(name.startswith("mtp.") for name in line["cosine"])
+    assert not any("projection" in name or "output" in name for name in line["cosine"])
+    assert line["fallen"] == {}
+
+
+def test_a_layer_beyond_a_limit_falls_back_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(rules, "MIN_COSINE", 0.99999)
+    _, _, layers = loss_and_gradients("fp8")
+    line = layers.verdict()
+
+    name = "blocks.0.attention.qkv"
+    assert "is below 0.99999" in line["fallen"][name]
+    assert f"{name} computes in bfloat16 from now on: cosine" in caplog.text
+    assert set(layers.fallen) == set(line["fallen"])
+    # With every layer fallen back it is bfloat16.
+    loss, _, _ = loss_and_gradients("fp8", fallen=layers.fallen)
+    in_bf16, _, _ = loss_and_gradients("bf16")
+    assert loss == pytest.approx(in_bf16, rel=2e-3)
+
+
+def test_only_every_hundredth_step_is_looked_at():
+    layers = Fp8Layers(build_model(MODEL, seed=0))
+    assert [step for step in range(250) if layers.is_due(step)] == [0, 100, 200]

@@ -1,0 +1,201 @@
+"""Going back after a loss spike: to before it, past its text, and to the same bits if killed."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import AttentionConfig, ModelConfig
+from model.errors import ConfigError
+from model.training import trainer
+from model.training.checkpoint import checkpoint_paths, read_checkpoint
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    HealthConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    SyntheticCorpus,
+    TrainConfig,
+)
+from model.training.data import PreparedCorpus, prepare_corpus
+from model.training.health import HealthState
+from model.training.rewind import LEAD_STEPS, Point, RewindPoints
+from model.training.trainer import train
+
+MODEL = ModelConfig(
+    vocab_size=257,
+    hidden_size=16,
+    num_layers=1,
+    dense_width=32,
+    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
+    init_std=0.02,
+)
+TRAIN = TrainConfig(
+    tokens=64 * 200,
+    batch_tokens=64,
+    sequence_length=32,
+    seed=3,
+    optimizer=OptimizerConfig(peak_lr=1e-2),
+    schedule=ScheduleConfig(),
+    balance=BalanceConfig(),
+    evaluation=EvaluationConfig(heldout_tokens=1024, num_intermediate=0),
+    checkpoint=CheckpointConfig(every_s=1e9),
+    health=HealthConfig(on_spike="rewind"),
+)
+BAD = range(130, 175)
+"""Steps whose text is noise."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A learnable source with uniform noise where a run reads its steps BAD; the steps read."""
+    config = SyntheticCorpus(tokens=60_000, num_symbols=4, order=1, heldout_frac=0.1)
+    prepared = prepare_corpus(config, tmp_path_factory.mktemp("data"))
+    clean = PreparedCorpus.windows
+    read = []
+
+    def windows(self, first, count, length):
+        step = first // count
+        read.append(step)
+        found = clean(self, first, count, length)
+        rng = np.random.default_rng(step)
+        return rng.integers(0, 257, found.shape) if step in BAD else found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PreparedCorpus, "windows", windows)
+        yield prepared, read
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """An undisturbed run, and the steps whose text it read."""
+    prepared, read = corpus
+    run_dir = tmp_path_factory.mktemp("whole")
+    read.clear()
+    result = train(MODEL, TRAIN, prepared, RuntimeConfig(), run_dir)
+    return result, run_dir, tuple(read)
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_without_the_option_a_spike_ends_the_run(corpus, tmp_path):
+    ending = replace(TRAIN, health=HealthConfig())
+    result = train(MODEL, ending, corpus[0], RuntimeConfig(), tmp_path / "run")
+    assert result.status == "diverged"
+    assert result.reason.startswith("loss spike: the smoothed loss is")
+    assert result.rewinds == ()
+
+
+def test_a_spike_is_left_behind_with_its_text(whole):
+    result, run_dir, read = whole
+
+    assert (result.status, result.steps) == ("done", 200)
+    (rewind,) = result.rewinds
+    noticed = rewind["from_step"]
+    assert BAD.start + 32 < noticed < BAD.stop
+    assert rewind["step"] == 64
+    assert rewind["reason"].endswith(f"at step {noticed}")
+    # Nothing is read twice; the few steps of noise after it was noticed are read, and heal.
+    assert list(read) == list(range(noticed + 200 - 64))
+    found = lines(run_dir)
+    steps = [line["step"] for line in found if line["kind"] == "train"]
+    assert steps == list(range(1, 201)), "what was dropped left no line"
+    (told,) = [line for line in found if line["kind"] == "rewind"]
+    assert told["skipped_tokens"] == 64 * (noticed - 64)
+
+
+@pytest.mark.parametrize("stop_at", [(150, 1), (66, 2)], ids=["before", "after"])
+def test_killed_before_or_after_it_went_back_it_is_the_same_run(
+    corpus, whole, tmp_path, monkeypatch, stop_at
+):
+    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    at, times = stop_at
+    calls = []
+
+    def stop(step, *_):
+        calls.append(step)
+        if step == at and calls.count(at) == times:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(MODEL, TRAIN, corpus[0], RuntimeConfig(), tmp_path, on_progress=stop)
+    result = train(MODEL, TRAIN, corpus[0], RuntimeConfig(), tmp_path)
+
+    assert result.loss_nats == whole[0].loss_nats
+    assert result.rewinds == whole[0].rewinds
+    clock = ("tokens_per_s", "wall_s")
+    one, other = (
+        [{k: v for k, v in line.items() if k not in clock} for line in lines(run_dir)]
+        for run_dir in (tmp_path, whole[1])
+    )
+    assert one == other
+    tensors, others = (
+        read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0]).tensors
+        for run_dir in (tmp_path, whole[1])
+    )
+    for name, tensor in others.items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, request):
+    monkeypatch.setattr(request.module, "BAD", range(0))
+    prepared, read = corpus
+    read.clear()
+    clean = trainer.clip_gradients
+    calls = []
+
+    def poisoned(model, clip_norm):
+        calls.append(clip_norm)
+        return float("nan") if len(calls) == 129 else clean(model, clip_norm)
+
+    monkeypatch.setattr(trainer, "clip_gradients", poisoned)
+    short = replace(TRAIN, tokens=64 * 132)
+    result = train(MODEL, short, prepared, RuntimeConfig(), tmp_path / "run")
+
+    assert result.status == "done"
+    assert result.rewinds == (
+        {"step": 64, "from_step": 129, "reason": "gradient norm is nan at step 129"},
+    )
+    assert read[:130] == list(range(130)), "the text of step 129 (number 128) is not read again"
+
+
+def test_after_too_many_it_has_diverged(corpus, tmp_path):
+    stubborn = replace(TRAIN, health=HealthConfig(on_spike="rewind", max_rewinds=0))
+    result = train(MODEL, stubborn, corpus[0], RuntimeConfig(), tmp_path / "run")
+    assert result.status == "diverged"
+
+
+def test_the_points_that_are_kept():
+    points = RewindPoints(1000)
+    state = {"health": HealthState(5.0, 5.0)}
+    assert [step for step in range(1, 400) if points.is_due(step, 0.0)] == [
+        64,
+        128,
+        192,
+        256,
+        320,
+        384,
+    ]
+    assert not points.is_due(64, 0.6)
+    for step in (64, 128, 192, 256):
+        points.take(Point(step, {"w": torch.tensor(float(step))}, state, step))
+    tensors, plain = points.to_checkpoint()
+    assert [values["step"] for values in plain] == [192, 256]
+    other = RewindPoints(1000)
+    other.restore(tensors, plain)
+    assert other.before(192 + LEAD_STEPS - 1) is None
+    other.restore(tensors, plain)
+    found = other.before(192 + LEAD_STEPS)
+    assert (found.step, found.tensors["w"].item(), found.metrics_offset) == (192, 192.0, 192)
+
+
+def test_a_trunk_cannot_go_back():
+    with pytest.raises(ConfigError, match="a trunk can't go back"):
+        replace(TRAIN, schedule=ScheduleConfig(trunk=True))
