@@ -1,0 +1,131 @@
+"""The documentation: every command in it runs, links lead somewhere, the reference is fresh."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from windtunnel import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+QUICK = {
+    "sweep": ("ladder.sizes=2", "ladder.budgets=3"),
+    "fit": ("fit.starts=400", "fit.replicates=100"),
+}
+"""Settings a test adds to a command that does not choose them, so that it ends in seconds."""
+STAYS = {"view"}
+"""Commands that end only when they are interrupted; tests of their own run them."""
+
+Block = tuple[str, str, str]
+"""Language, file name after it, text."""
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(
+        r"^```(\w+)(?: (\S+))?\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+    return [(language, name, text) for language, name, text in found]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    for language, _, text in blocks(page):
+        if language == "bash":
+            for line in text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    assert words[0] == "windtunnel", f"{page.name}: {line}"
+                    yield words[1:]
+
+
+def quick(words: list[str]) -> list[str]:
+    chosen = {word.partition("=")[0] for word in words}
+    if "--cfg" in words or "sweep=sparse" in words:
+        return words
+    return [*words, *(s for s in QUICK.get(words[0], ()) if s.partition("=")[0] not in chosen)]
+
+
+def run(words: list[str], allowed: tuple[int, ...]) -> str:
+    screen = io.StringIO()
+    with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+        code = cli.main(quick(words))
+    assert code in allowed, f"windtunnel {' '.join(words)} gave {code}: {screen.getvalue()}"
+    return screen.getvalue()
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """What the reader has, and what the page tells them to write."""
+    (folder / "notes").mkdir()
+    notes = [f"Note {n}, with words of its own: {n * n}, {n**3}.\n" for n in range(600)]
+    (folder / "notes" / "all.md").write_text("\n".join(notes))
+    for _, name, text in blocks(page):
+        if name:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+
+@pytest.mark.slow
+def test_the_tutorial_and_the_pages_that_go_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order they stand, in one folder; a sweep this small may be refused by its gates."""
+    monkeypatch.chdir(tmp_path)
+    told = ""
+    for page in (DOCS / "tutorial.md", DOCS / "howto" / "warnings.md"):
+        for words in commands(page):
+            if words[0] not in STAYS:
+                allowed = {"launch": (0, 4), "status": (0,)}.get(words[0], (0,))
+                told += run(words, allowed)
+    assert "measured" in told
+    assert "inside" in told or "OUTSIDE" in told
+    assert (tmp_path / "tunnel/sweeps/smoke/report/index.html").exists()
+
+
+@pytest.mark.parametrize("name", ["own_data", "own_variant", "own_law", "cluster"])
+def test_the_commands_of_a_how_to_page(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS / "howto" / f"{name}.md"
+    monkeypatch.chdir(tmp_path)
+    write_files(page, tmp_path)
+    ran = [run(words, (0,)) for words in commands(page)]
+    assert ran
+    for language, _, text in blocks(page):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), {})
+
+
+def test_every_page_names_known_commands_and_is_reached_from_the_index() -> None:
+    reached = {DOCS / "index.md"}
+    for page in PAGES:
+        if page.name == "reference.md":
+            continue
+        for words in commands(page):
+            assert words[0] in cli.VERBS
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            if page.name == "index.md":
+                reached.add((page.parent / target).resolve())
+    assert reached == set(PAGES)
+
+
+def test_every_warning_is_explained() -> None:
+    from analysis.results import FitStatus
+
+    page = (DOCS / "howto" / "warnings.md").read_text()
+    assert re.findall(r"^\| `([A-Z_]+)`", page, re.MULTILINE) == [s.name for s in FitStatus]
+
+
+def test_the_reference_is_up_to_date() -> None:
+    command = [sys.executable, str(DOCS / "make_reference.py"), "--check"]
+    found = subprocess.run(command, check=False)
+    assert found.returncode == 0, "out of date: run `python docs/make_reference.py` and commit it"

@@ -1,0 +1,213 @@
+"""The live page and the report in a real headless Chromium: what a reader sees and can do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from windtunnel.report.content import Content, gather
+from windtunnel.report.page import render
+from windtunnel.view import live as live_module
+from windtunnel.view.live import Live
+from windtunnel.view.server import Server
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: no page was opened in a browser"
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: no page was opened in it"),
+]
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>" + "x" * 10_000
+PATIENCE_MS = 60_000
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait for an expression to hold; asked from outside, as the page's policy forbids eval."""
+    for _ in range(PATIENCE_MS // 100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never held: {expression}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    """Open an address; afterwards no script may have failed and nothing have left the machine."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    troubles: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on(
+        "console",
+        lambda said: troubles.append(said.text) if said.type == "error" else None,
+    )
+    page.on("request", lambda request: asked.append(request.url))
+
+    def go(address: str) -> Any:
+        page.goto(address)
+        return page
+
+    yield go
+    context.close()
+    assert troubles == []
+    outside = [url for url in asked if not re.match(r"http://127\.0\.0\.1:|file:|data:", url)]
+    assert outside == []
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Serve a root on a free port, one figure only; every `refresh()` of the result is ours."""
+    monkeypatch.setattr(live_module, "FIGURES", live_module.FIGURES[:1])
+    running: list[tuple[Server, threading.Thread]] = []
+
+    def start(root: Path) -> tuple[Live, str]:
+        live = Live(root, "quickstart", every_s=60)
+        live.refresh()
+        server = Server("127.0.0.1", 0, live)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        running.append((server, thread))
+        return live, server.address
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_the_live_page_draws_every_run_and_switches_to_the_coefficients_of_fit(
+    finished: Any, serve: Any, visit: Any
+) -> None:
+    live, address = serve(finished.root)
+    page = visit(address)
+    page.wait_for_selector(".chart-stage [data-run]")
+    drawn = page.eval_on_selector_all(
+        ".chart-stage [data-run]", "nodes => nodes.map((node) => node.dataset.run)"
+    )
+    assert sorted(drawn) == sorted(record.run_id for record in finished.records)
+    page.wait_for_selector("#runs-table tbody tr")
+    assert page.locator("#runs-table tbody tr").count() == len(finished.plan.runs)
+    views = live._views[1]
+    page.wait_for_selector("[data-view]", state="attached")
+    assert len(views) == page.locator(".switch button").count() == 4
+    for index, view in enumerate(views):
+        page.locator(".switch button").nth(index).click()
+        shown = page.locator("[data-view]:visible")
+        assert shown.count() == 1
+        text = "".join(shown.text_content().split())
+        for name in ("E", "alpha", "beta"):
+            found = view.surface.coefficients[name]
+            assert f"{name}{found.value:.4g}{found.low:.4g}to{found.high:.4g}" in text
+
+
+def test_the_live_page_follows_the_sweep_without_a_reload(
+    finished: Any, known_sweep: ModuleType, serve: Any, visit: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root / "data", root / "data")
+    plan = known_sweep.make(root)
+    live, address = serve(root)
+    page = visit(address)
+    until(
+        page,
+        f"document.getElementById('now-text').textContent.includes('{len(plan.runs)} planned')",
+    )
+    page.evaluate("window.same = true")
+    for run in plan.runs[:3]:
+        known_sweep.finish(root, run.spec, known_sweep.measured(run.spec))
+    known_sweep.fail(root, plan.runs[3].spec, HOSTILE)
+    live.refresh()
+    until(page, "document.querySelectorAll('.chart-stage [data-run]').length === 3")
+    until(page, "document.getElementById('now-text').textContent.startsWith('3 done')")
+    page.fill("#filter", "failed")
+    until(page, "document.querySelectorAll('#runs-table tbody tr').length === 1")
+    assert HOSTILE in page.locator("#runs-table tbody tr").text_content()
+    assert page.evaluate("window.same") is True
+    assert "owned" not in page.title()
+    assert page.locator("img").count() == 0
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_hostile_names_show_as_text_on_the_live_page(finished: Any, serve: Any, visit: Any) -> None:
+    live, address = serve(finished.root)
+    content = gather("quickstart", finished.root, made_at="", version="0")
+    records = tuple(
+        replace(r, rung=HOSTILE + r.rung, run_id=HOSTILE + r.run_id)
+        for r in content.evidence.records
+    )
+    rows = tuple(replace(row, run_id=HOSTILE, reason=HOSTILE, rung=HOSTILE) for row in content.runs)
+    poisoned: Content = replace(
+        content,
+        sweep=HOSTILE,
+        runs=rows,
+        problems=(HOSTILE,),
+        protocol=((HOSTILE, HOSTILE),),
+        evidence=replace(content.evidence, records=records, study=None),
+    )
+    live.sweep = HOSTILE
+    live._rows = rows
+    live._typeset(poisoned)
+    page = visit(address)
+    page.wait_for_selector(".chart-stage [data-run]")
+    page.locator(".chart-stage").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".tip strong").text_content().startswith(HOSTILE[:80])
+    assert page.locator("h1").text_content() == HOSTILE
+    page.wait_for_selector("#runs-table tbody tr")
+    assert page.locator("#runs-table tbody th").first.text_content() == HOSTILE
+    assert page.locator("img").count() == 0
+    assert page.title().startswith("<script>")
+
+
+def test_the_report_hides_a_run_prints_and_loads_nothing(
+    finished: Any, visit: Any, tmp_path: Path
+) -> None:
+    content = gather("quickstart", finished.root, made_at="2026-11-23", version="0")
+    drawing = live_module.FIGURES[0](content.evidence)
+    path = tmp_path / "index.html"
+    path.write_text(render(content, (drawing,)))
+    page = visit(f"file://{path}")
+    page.wait_for_selector(".chart-stage [data-run]")
+    assert page.locator(".chart-stage [data-run]").count() == len(finished.records)
+    page.locator(".legend .key").first.click()
+    until(page, "document.getElementById('moved').textContent.startsWith('Without')")
+    assert "forecast" in page.locator("#moved").text_content()
+    page.emulate_media(media="print")
+    assert page.locator("#chart").is_hidden()
+    assert page.locator(".static svg").is_visible()
+    for width in (1440, 800, 390):
+        page.emulate_media(media="screen")
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
