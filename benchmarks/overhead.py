@@ -26,7 +26,9 @@ from sweeps.status import sweep_status
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--runs", type=int, default=1000)
-num_runs = parser.parse_args().runs
+parser.add_argument("--plan", type=int, default=100_000, help="runs that are planned, not run")
+arguments = parser.parse_args()
+num_runs = arguments.runs
 
 with tempfile.TemporaryDirectory() as folder:
     store = prepare(Path(folder), steps=1)
@@ -35,6 +37,10 @@ with tempfile.TemporaryDirectory() as folder:
     plan = make_plan(wide_sweep(store.root / "data", num_runs // 4), corpus)
     write_plan(plan, store.plan_path(plan.name))
     print(f"planned {len(plan.runs)} runs in {time.process_time() - began:.2f} s of processor time")
+    began = time.process_time()
+    many = make_plan(wide_sweep(store.root / "data", arguments.plan // 4), corpus)
+    print(f"planned {len(many.runs)} runs in {time.process_time() - began:.2f} s of processor time")
+    del many
 
     executor = LocalExecutor(slots=usable_cores(), command=(sys.executable, toy_worker.__file__))
     began, began_wall = time.process_time(), time.monotonic()

@@ -105,7 +105,19 @@ def make_executor(config: ExecutorConfig, runtime: RuntimeConfig, root: Path) ->
     if isinstance(config, RayConfig):
         return RayExecutor(config, threads=runtime.threads)
     slots = expected_slots(config, runtime)
-    return LocalExecutor(slots=slots, threads=runtime.threads, gpus=config.gpus)
+    return LocalExecutor(slots=slots, threads=runtime.threads, gpus=_gpu_names(config.gpus))
+
+
+def _gpu_names(count: int) -> tuple[str, ...]:
+    """The first ``count`` GPUs that this process may use itself."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index) for index in range(count)] if given is None else given.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    require(
+        len(names) >= count,
+        f"executor.gpus is {count}, but CUDA_VISIBLE_DEVICES={given} leaves {len(names)}",
+    )
+    return tuple(names[:count])
 
 
 def expected_slots(config: ExecutorConfig, runtime: RuntimeConfig) -> int:

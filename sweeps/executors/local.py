@@ -109,7 +109,7 @@ class LocalHandle:
 
 
 class LocalExecutor:
-    """``slots`` worker processes of ``threads`` threads each.
+    """``slots`` worker processes of ``threads`` threads each, on ``gpus`` as CUDA names them.
 
     Workers stand in a session of their own, so that Ctrl-C reaches the driver alone, which then
     stops them in order; and each asks the kernel to end it when the driver dies (see
@@ -121,7 +121,7 @@ class LocalExecutor:
         *,
         slots: int,
         threads: int = 1,
-        gpus: int = 0,
+        gpus: Sequence[str] = (),
         command: Sequence[str] = WORKER_COMMAND,
         starter: type[ForkServer] | type[Spawner] | None = None,
     ) -> None:
@@ -129,14 +129,15 @@ class LocalExecutor:
         path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": path}
         self.slots = slots
-        self._gpus = gpus
+        self._gpus = tuple(gpus)
         self._starter: Starter = starter(command, environment)
         self._busy: set[int] = set()
 
     def submit(self, run_dir: Path, after: int) -> LocalHandle:
         """Start a worker in a free slot; with GPUs, slots are dealt to them in turn."""
         slot = next(slot for slot in range(self.slots) if slot not in self._busy)
-        environment = {"CUDA_VISIBLE_DEVICES": str(slot % self._gpus)} if self._gpus else {}
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         process = self._starter.start(run_dir, after, environment)
         self._busy.add(slot)
         return LocalHandle(process, slot, self._busy)

@@ -12,6 +12,7 @@ import pytest
 import toy_chaos
 import toy_worker
 
+from model.errors import ConfigError
 from model.training.config import RuntimeConfig
 from sweeps.executors import (
     InlineConfig,
@@ -68,7 +69,7 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("starter", [ForkServer, Spawner])
 def test_workers_have_their_slot_their_environment_and_their_log(folders, starter):
-    executor = LocalExecutor(slots=3, threads=2, gpus=2, command=COMMAND, starter=starter)
+    executor = LocalExecutor(slots=3, threads=2, gpus=("0", "1"), command=COMMAND, starter=starter)
     handles = [executor.submit(folder, after) for after, folder in enumerate(folders)]
     assert [wait(handle) for handle in handles] == [0, 1, 2]
     executor.close()
@@ -158,6 +159,26 @@ def test_slots_follow_the_machine_unless_told(tmp_path):
     assert expected_slots(LocalConfig(gpus=4, runs_per_gpu=2), runtime) == 8
     assert expected_slots(SlurmConfig(max_parallel=32), runtime) == 32
     assert expected_slots(RayConfig(max_parallel=3), runtime) == 3
+
+
+def test_several_small_runs_share_each_gpu_that_this_process_may_use(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7a")  # a share of a bigger machine
+    config = LocalConfig(gpus=2, runs_per_gpu=2)
+    executor = make_executor(config, RuntimeConfig(threads=1), tmp_path)
+    assert executor.slots == 4
+    executor._starter = ForkServer(COMMAND, dict(os.environ))
+    handles = [executor.submit(folder, 0) for folder in folders]
+    assert [wait(handle) for handle in handles] == [0, 0, 0]
+    executor.close()
+    seen = [
+        json.loads((folder / "facts.json").read_text())["environment"]["CUDA_VISIBLE_DEVICES"]
+        for folder in folders
+    ]
+    assert seen == ["5", "GPU-7a", "5"]
+    with pytest.raises(ConfigError, match=r"executor.gpus is 3, but CUDA_VISIBLE_DEVICES=5,GPU-7a"):
+        make_executor(LocalConfig(gpus=3), RuntimeConfig(threads=1), tmp_path)
 
 
 def test_usable_cores_is_at_most_what_the_kernel_gives():
