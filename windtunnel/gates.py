@@ -14,6 +14,7 @@ from analysis.noise import NoiseFloor
 from analysis.results import FitStatus, FitWarning, Prediction
 from model.config import require, require_positive
 from model.errors import ConfigError
+from windtunnel.machine.plan import MachinePlan
 
 
 class LaunchRefused(RuntimeError):
@@ -22,7 +23,7 @@ class LaunchRefused(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class GateThresholds:
-    """What the evidence must reach; `conf/promote.yaml` says why each number."""
+    """What the evidence must reach; `conf/gates/` says why each number."""
 
     holdout_error: float
     """Largest mean |forecast / measured - 1| over held-out largest budgets, however many."""
@@ -71,6 +72,7 @@ GATES = (
     "noise_floor",
     "repetitions",
     "one_protocol",
+    "machine",
 )
 """Every gate, by the name it is overridden with."""
 
@@ -179,6 +181,19 @@ def protocol_gate(seen: tuple[str, ...], promoted: str) -> GateResult:
     else:
         sentence = f"the fit is of protocol {', '.join(seen) or 'unknown'}, the run of {promoted}"
     return GateResult(name="one_protocol", passed=seen == (promoted,), sentence=sentence)
+
+
+def machine_gate(plan: MachinePlan | None, why_not: str) -> GateResult:
+    """The run must fit the machine it is promoted for; ``why_not`` says where there is no plan."""
+    if plan is None:
+        return GateResult(name="machine", passed=False, sentence=why_not)
+    room = plan.hardware.memory_bytes * plan.hardware.usable_memory_frac
+    return GateResult(
+        name="machine",
+        passed=plan.memory_bytes <= room,
+        sentence=f"{plan.memory_bytes / 1e9:.3g} GB on the fullest of {plan.gpus} "
+        f"{plan.hardware.name}, {room / 1e9:.3g} are usable; {plan.gpu_hours:.3g} GPU-hours",
+    )
 
 
 def check_gates(

@@ -24,10 +24,11 @@ from windtunnel.along import Waypoint
 from windtunnel.choices import Choice
 from windtunnel.gates import GateResult, GateThresholds
 from windtunnel.load_forecast import LoadForecast
+from windtunnel.machine.plan import MachinePlan
 from windtunnel.published import FieldComparison
 from windtunnel.targets import Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 HEADER = (
     "# A promotion: what will be trained, its forecast and its evidence. Frozen: a launch checks\n"
@@ -89,6 +90,9 @@ class Promotion:
     thresholds: GateThresholds
     published: tuple[FieldComparison, ...]
     """Beside the published model of the same compute; empty for other targets."""
+    machine: MachinePlan | None
+    """How the run is spread over the machine it was promoted for; None where it does not fit one,
+    and the gate says why."""
     evidence: Evidence
     notes: tuple[str, ...]
     """What a person should know before launching."""

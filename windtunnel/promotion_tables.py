@@ -16,6 +16,7 @@ from windtunnel.choices import Choice
 from windtunnel.console import si, table
 from windtunnel.ledger import Entry
 from windtunnel.load_forecast import LoadForecast
+from windtunnel.machine.tables import describe_plan
 from windtunnel.promotion import Promotion
 
 FP32 = PrecisionPlan(
@@ -62,6 +63,8 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
             left=4,
             title=f"Beside the published {promotion.target_name}",
         )
+    if promotion.machine is not None:
+        yield from describe_plan(promotion.machine)
     yield table(
         ["gate", "", "found"],
         (
@@ -93,7 +96,9 @@ def interval_text(load: LoadForecast) -> str:
 def waypoint_text(waypoint: Waypoint, found: Evaluated) -> str:
     """An evaluation on the way against its band."""
     band = waypoint.forecast
-    verdict = "inside" if band.contains(found.loss_nats) else "OUTSIDE"
+    verdict = "inside"
+    if not band.contains(found.loss_nats):
+        verdict = "OUTSIDE, above" if found.loss_nats > band.high else "OUTSIDE, below"
     return (
         f"in flight, step {waypoint.step}: measured {found.loss_nats:.4f} nats, {verdict} "
         f"{band.low:.4f} to {band.high:.4f}"

@@ -8,14 +8,14 @@ loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.fitting import fit_compute_law
 from analysis.laws import LossSurface
 from analysis.results import FitError, Prediction
 from analysis.study import Study
 from model.accounting import count_params, flops_per_token
-from model.config import ModelConfig, require
+from model.config import ModelConfig, require, require_positive
 from model.errors import ConfigError
 from model.typed import to_plain
 from sweeps.files import content_hash
@@ -31,6 +31,8 @@ from windtunnel.finished import FinishedSweep
 from windtunnel.gates import GateResult, GateThresholds
 from windtunnel.ledger import utc_now
 from windtunnel.load_forecast import forecast_loads
+from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.plan import MachinePlan, best_plan
 from windtunnel.promotion import Evidence, Promotion, sealed
 from windtunnel.published import compare
 from windtunnel.targets import (
@@ -46,6 +48,9 @@ from windtunnel.targets import (
     target_name,
 )
 
+FIRST_UTILISATION = 0.3
+SETTLING_ROUNDS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -55,9 +60,12 @@ class Settings:
     """Of every interval."""
     size_range: SizeRange
     thresholds: GateThresholds
+    hardware: Hardware
+    gpus: int
 
     def __post_init__(self) -> None:
         require(0 < self.level < 1, f"level must be between 0 and 1, got {self.level}")
+        require_positive(gpus=self.gpus)
 
 
 def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promotion:
@@ -68,10 +76,13 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
     """
     study, config = sweep.study, sweep.config
     largest_flops = max(study.points.flops)
+    target = _settled(sweep, target, settings)
     aim = _aim(target, sweep, largest_flops)
     allocated = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
     require_beyond(allocated.train_flops, largest_flops)
-    spec = _spec(sweep, allocated)
+    config = _config_at_target(config, target)
+    spec = _spec(sweep, config, allocated)
+    machine, why_not = _machine_plan(spec, settings)
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     counts = count_params(spec.model)
     forecast = study.surface.predict(size, spec.train.tokens, level=settings.level)
@@ -101,13 +112,17 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
             *_allocation_choices(study, target, allocated, spec),
             *_recipe_choices(config, spec),
         ),
-        gates=_gates(sweep, spec, forecast, settings.thresholds),
+        gates=(
+            *_gates(sweep, spec, forecast, settings.thresholds),
+            gates.machine_gate(machine, why_not),
+        ),
         thresholds=settings.thresholds,
         published=compare(spec, config.recipe.shape, target)
         if isinstance(target, LingTarget)
         else (),
+        machine=machine,
         evidence=_evidence(sweep, largest_flops),
-        notes=tuple(_notes(sweep, second, forecast)),
+        notes=(*_notes(sweep, second, forecast), *_recipe_notes(sweep, config)),
         spec=spec,
         provenance={"git": git_state(), "hardware": hardware()},
         content_hash="",
@@ -165,9 +180,49 @@ def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
     return flops_per_token(nearest, config.sequence_length).house
 
 
-def _spec(sweep: FinishedSweep, allocated: Allocated) -> RunSpec:
+def _machine_plan(spec: RunSpec, settings: Settings) -> tuple[MachinePlan | None, str]:
+    """The fastest plan that fits, or why there is none."""
+    try:
+        return best_plan(spec.model, spec.train, settings.hardware, settings.gpus), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _settled(sweep: FinishedSweep, target: Target, settings: Settings) -> Target:
+    """GPU-hours become FLOPs by the machine plan of the very run they pay for.
+
+    The run decides the plan and the plan's utilisation the run: a few rounds settle both.
+    """
+    if not isinstance(target, GpuHours) or target.utilisation is not None:
+        return target
+    peak = target.peak_flops_per_s or settings.hardware.peak_flops_per_s
+    used = FIRST_UTILISATION
+    for _ in range(SETTLING_ROUNDS):
+        target = replace(target, peak_flops_per_s=peak, utilisation=used)
+        study = sweep.study
+        allocated = allocate(
+            study.surface,
+            study.points,
+            Aim(train_flops=target.train_flops),
+            settings.size_range,
+            settings.level,
+        )
+        spec = _spec(sweep, sweep.config, allocated)
+        plan = best_plan(spec.model, spec.train, settings.hardware, settings.gpus)
+        flops = flops_per_token(spec.model, spec.train.sequence_length).house * spec.train.tokens
+        used = min(1.0, flops / (plan.gpu_hours * 3600 * peak))
+    return target
+
+
+def _config_at_target(config: SweepConfig, target: Target) -> SweepConfig:
+    """The sweep's config, with the target's recipe where it brings one for its size."""
+    if isinstance(target, LingTarget) and target.recipe is not None:
+        return replace(config, recipe=target.recipe)
+    return config
+
+
+def _spec(sweep: FinishedSweep, config: SweepConfig, allocated: Allocated) -> RunSpec:
     """The run: the shape nearest to the chosen M, and the tokens that belong to it."""
-    config = sweep.config
     shape = shape_for(
         config.recipe.shape,
         allocated.flops_per_token,
@@ -282,6 +337,20 @@ def _recipe_choices(config: SweepConfig, spec: RunSpec) -> tuple[Choice, ...]:
             ),
         ]
     return tuple(choices)
+
+
+def _recipe_notes(sweep: FinishedSweep, config: SweepConfig) -> tuple[str, ...]:
+    """Shape ratios that the sweep's rungs did not have: the law has not seen what they do."""
+    ours, theirs = to_plain(config.recipe.shape), to_plain(sweep.config.recipe.shape)
+    changed = [
+        f"{name} {theirs[name]} -> {ours[name]}" for name in ours if ours[name] != theirs[name]
+    ]
+    if not changed:
+        return ()
+    return (
+        f"shapes by recipe {config.recipe.name}, which the sweep did not train "
+        f"({', '.join(changed)}): the forecast knows nothing of what they change",
+    )
 
 
 def _rule(rule: PowerLawRule, factor: float) -> str:

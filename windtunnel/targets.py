@@ -12,6 +12,7 @@ from typing import Literal
 from model.accounting import flops_per_token
 from model.config import ModelConfig, require, require_positive
 from model.errors import ConfigError
+from sweeps.recipe import Recipe
 
 LEAST_STEP = 5.0
 """A next rung nearer than this to what was measured would test the law on its own points."""
@@ -53,25 +54,32 @@ class ComputeBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuHours:
-    """The best model for so many GPU-hours on one kind of GPU."""
+    """The best model for so many GPU-hours on one kind of GPU.
+
+    Peak and utilisation are the machine plan's where they are not given (`windtunnel.recommend`).
+    """
 
     kind: Literal["gpu_hours"] = "gpu_hours"
     gpu_hours: float
-    peak_flops_per_s: float
+    peak_flops_per_s: float | None = None
     """Dense peak rate of one GPU in the precision of the run."""
-    utilisation: float
-    """Model FLOPs over peak FLOPs that the run is expected to reach."""
+    utilisation: float | None = None
+    """Model FLOPs (M of the house's convention) over peak FLOPs that the run is to reach."""
 
     def __post_init__(self) -> None:
-        require_positive(gpu_hours=self.gpu_hours, peak_flops_per_s=self.peak_flops_per_s)
+        require_positive(gpu_hours=self.gpu_hours)
+        if self.peak_flops_per_s is not None:
+            require_positive(peak_flops_per_s=self.peak_flops_per_s)
         require(
-            0 < self.utilisation <= 1,
+            self.utilisation is None or 0 < self.utilisation <= 1,
             f"utilisation must be above 0 and at most 1, got {self.utilisation}",
         )
 
     @property
     def train_flops(self) -> float:
         """What those hours compute."""
+        assert self.peak_flops_per_s is not None, "settled before"
+        assert self.utilisation is not None, "settled before"
         return self.gpu_hours * 3600 * self.peak_flops_per_s * self.utilisation
 
 
@@ -111,6 +119,8 @@ class LingTarget:
     """Context of that training; enters M through the attention term."""
     peak_lr: float
     batch_tokens: int
+    recipe: Recipe | None = None
+    """Shapes and training laws at that size; None keeps the sweep's own, made for its rungs."""
 
     def __post_init__(self) -> None:
         require_positive(

@@ -28,6 +28,7 @@ from sweeps.spec import RunSpec
 from sweeps.store import Store
 from sweeps.worker import Report, run_worker
 from windtunnel import cli
+from windtunnel.alarm import AlarmConfig
 from windtunnel.along import Waypoint
 from windtunnel.commands import ledger as ledger_command
 from windtunnel.commands.launch import InFlight
@@ -334,7 +335,7 @@ def test_each_evaluation_is_held_against_its_band_once(root: Path, made: Promoti
     screen = io.StringIO()
     console = Console(file=screen, width=100)
     with SweepProgress(console, Plan(name="x", runs=(run,)), store) as progress:
-        flight = InFlight(promotion, store, progress)
+        flight = InFlight(promotion, store, progress, AlarmConfig(false_alarms=0.01, stop=False))
         for step, loss in ((10, 3.05), (20, 2.7)):
             with (folder / "metrics.jsonl").open("a") as metrics:
                 metrics.write(json.dumps({"kind": "eval", "step": step, "loss_nats": loss}) + "\n")
@@ -343,7 +344,7 @@ def test_each_evaluation_is_held_against_its_band_once(root: Path, made: Promoti
     lines = [line for line in screen.getvalue().splitlines() if line.startswith("in flight")]
     assert lines == [
         "in flight, step 10: measured 3.0500 nats, inside 2.9000 to 3.1000",
-        "in flight, step 20: measured 2.7000 nats, OUTSIDE 2.4000 to 2.6000",
+        "in flight, step 20: measured 2.7000 nats, OUTSIDE, above 2.4000 to 2.6000",
     ]
 
 

@@ -37,7 +37,14 @@ from windtunnel.gates import GATES
 from windtunnel.load_forecast import forecast_loads
 from windtunnel.promotion import Promotion, Promotions, promotion_hash, read_promotion, sealed
 from windtunnel.recommend import Settings, recommend
-from windtunnel.targets import ComputeBudget, LingTarget, NextRung, ParamBudget, TokenBudget
+from windtunnel.targets import (
+    ComputeBudget,
+    GpuHours,
+    LingTarget,
+    NextRung,
+    ParamBudget,
+    TokenBudget,
+)
 
 # Optimum inside the ladder at its largest compute: M = 1.6e6 of 2.6e5 to 4.2e6.
 TRUTH = LossSurface(E=1.1, A=118.0, B=85.0, alpha=0.38, beta=0.36)
@@ -51,7 +58,13 @@ def settings_of(*overrides: str) -> Settings:
     words = ["sweep=quickstart", *overrides]
     dirs = (yaml_folders.CONF_DIR,)
     config = composition.load("promote", promote_command.Config, words, dirs)
-    return Settings(level=config.level, size_range=config.size_range, thresholds=config.gates)
+    return Settings(
+        level=config.level,
+        size_range=config.size_range,
+        thresholds=config.gates,
+        hardware=config.hardware,
+        gpus=config.gpus,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +263,49 @@ def test_beside_a_ling_target_stands_the_published_model(
     assert all(row.why for row in made.published if row.ours != row.published)
     failed = {gate.name for gate in made.gates if not gate.passed}
     assert "extrapolation" in failed  # a laptop's ladder is not entitled to 1e23 FLOPs
+
+
+@pytest.mark.parametrize("name", ["ling_mini", "ling_flash", "ling_1t"])
+def test_a_ling_target_gets_shapes_that_hardware_likes(
+    sweep: FinishedSweep, settings: Settings, name: str
+) -> None:
+    dirs = (yaml_folders.CONF_DIR,)
+    words = ["sweep=quickstart", f"target={name}"]
+    target = composition.load("promote", promote_command.Config, words, dirs).target
+    made = recommend(sweep, target, settings)
+    model = made.spec.model
+    assert model.moe is not None
+    widths = (model.hidden_size, model.dense_width, model.moe.expert_width)
+    assert all(width % 128 == 0 for width in widths)
+    assert (model.moe.num_experts, model.moe.experts_per_token) == (256, 8)
+    assert model.attention.head_dim == 128
+    assert model.hidden_size / model.num_layers == pytest.approx(102.4, rel=0.05)
+    snapped = {choice.name: choice for choice in made.choices}["flops_per_token"]
+    assert snapped.cost_nats is not None
+    assert abs(snapped.used / snapped.wanted - 1) < 0.2 or snapped.note
+    assert any("recipe ling_large, which the sweep did not train" in note for note in made.notes)
+
+
+def test_a_promotion_says_how_it_is_spread(promotion: Promotion, settings: Settings) -> None:
+    assert promotion.machine is not None
+    assert (promotion.machine.hardware.name, promotion.machine.gpus) == ("laptop", 1)
+    assert promotion.machine.tokens_per_s > 0
+
+
+def test_a_machine_too_small_is_a_failed_gate(sweep: FinishedSweep, settings: Settings) -> None:
+    small = replace(settings, hardware=replace(settings.hardware, memory_bytes=1_000_000))
+    made = recommend(sweep, NEXT, small)
+    assert made.machine is None
+    gate = {gate.name: gate for gate in made.gates}["machine"]
+    assert not gate.passed
+    assert "1 laptop are too few" in gate.sentence
+
+
+def test_gpu_hours_buy_what_the_machine_plan_says(sweep: FinishedSweep, settings: Settings) -> None:
+    hours = 3 * max(sweep.study.points.flops) / (3600 * settings.hardware.peak_flops_per_s * 0.1)
+    made = recommend(sweep, GpuHours(gpu_hours=hours), settings)
+    assert made.machine is not None
+    assert made.machine.gpu_hours == pytest.approx(hours, rel=0.05)
 
 
 def test_other_targets_have_no_published_model(promotion: Promotion) -> None:
@@ -456,10 +512,10 @@ def test_a_promotion_altered_by_hand_is_refused(kept: Path, change: Any) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("schema_version: 99\n", "not a promotion of schema version 1"),
+        ("schema_version: 99\n", "not a promotion of schema version 2"),
         ("- a\n- list\n", "not a promotion"),
         ("a: [unclosed\n", "not readable as YAML"),
-        ("schema_version: 1\nid: x\n", "missing"),
+        ("schema_version: 2\nid: x\n", "missing"),
         ("!!python/object/apply:os.system ['true']\n", "not readable as YAML"),
     ],
 )

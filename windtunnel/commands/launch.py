@@ -2,7 +2,8 @@
 
 The gates are checked, the forecast is registered in the ledger, and only then training starts, by
 the same code as the rungs. Killed, the same command goes on from the checkpoint; when the run is
-over, it trains nothing and shows the outcome. `dry_run=true` prints the flight plan.
+over, it trains nothing and shows the outcome. `dry_run=true` prints the flight plan. On the way
+every evaluation is held against its band; `alarm.stop=true` ends a run that leaves its forecast.
 
 Exit codes: 0 measured (inside or outside), 1 stopped on the way, 3 failed or diverged, 4 refused.
 
@@ -21,6 +22,7 @@ from typing import Literal
 from rich.console import Console
 
 from model.config import require_positive
+from model.errors import RunFailed
 from model.training.config import RuntimeConfig, TrackerConfig
 from model.training.data import PreparedCorpus
 from sweeps.attempt import attempt_dir
@@ -32,6 +34,7 @@ from sweeps.measure import planned_corpus
 from sweeps.plan import Plan, PlannedRun
 from sweeps.spec import read_spec
 from sweeps.store import Store
+from windtunnel.alarm import AlarmConfig, alarm_sentence, looks_of
 from windtunnel.along import evaluations_in, in_flight
 from windtunnel.console import duration
 from windtunnel.launch import Launched, accepted_overrides, launch, ledger_of
@@ -52,6 +55,7 @@ class Config:
     threads: int | None
     device: Literal["auto", "cpu", "cuda"]
     override: dict[str, str | None]
+    alarm: AlarmConfig
     dry_run: bool
 
     def __post_init__(self) -> None:
@@ -79,7 +83,7 @@ def run(config: Config, console: Console) -> int:
         return 0
     run = PlannedRun(run_id=promotion.run_id, spec=promotion.spec, cost=cost)
     with SweepProgress(console, Plan(name=promotion.id, runs=(run,)), store) as progress:
-        band = InFlight(promotion, store, progress)
+        band = InFlight(promotion, store, progress, config.alarm)
         launched = launch(
             promotion,
             cost=cost,
@@ -96,21 +100,34 @@ def run(config: Config, console: Console) -> int:
 class InFlight:
     """The progress of a launch, and each evaluation on the way against its band as it comes."""
 
-    def __init__(self, promotion: Promotion, store: Store, progress: SweepProgress) -> None:
+    def __init__(
+        self, promotion: Promotion, store: Store, progress: SweepProgress, alarm: AlarmConfig
+    ) -> None:
+        self._alarm = alarm
         self._promotion = promotion
         self._store = store
         self._progress = progress
         self._shown: set[int] = set()
 
     def show(self, event: Event) -> None:
-        """Take in one event of `run_sweep`."""
+        """Take in one event of `run_sweep`.
+
+        Raises:
+            RunFailed: an alarm that may stop; the run's workers are ended, its checkpoint stays.
+        """
         if event.kind != "skipped" and event.attempt:
             folder = attempt_dir(self._store.run_dir(event.run.run_id), event.attempt)
             measured = evaluations_in(folder / "metrics.jsonl")
-            for waypoint, found in in_flight(self._promotion.waypoints, measured):
-                if waypoint.step not in self._shown:
-                    self._shown.add(waypoint.step)
+            waypoints = self._promotion.waypoints
+            looks = looks_of(waypoints, measured, self._alarm.false_alarms)
+            for look, (waypoint, found) in zip(looks, in_flight(waypoints, measured), strict=True):
+                if look.step not in self._shown:
+                    self._shown.add(look.step)
                     self._progress.line(waypoint_text(waypoint, found))
+                    if look.rings:
+                        self._progress.line(alarm_sentence(look))
+                    if look.rings and look.deviations > 0 and self._alarm.stop:
+                        raise RunFailed(self._promotion.run_id, alarm_sentence(look))
         self._progress.show(event)
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from windtunnel.choices import SizeRange
 from windtunnel.finished import load_sweep
 from windtunnel.gates import GateThresholds
+from windtunnel.machine.hardware import Hardware
 from windtunnel.promotion import Promotions
 from windtunnel.promotion_tables import describe
 from windtunnel.recommend import Settings, recommend
@@ -36,13 +37,22 @@ class Config:
     level: float
     size_range: SizeRange
     gates: GateThresholds
+    hardware: Hardware
+    gpus: int
+    """Of the machine that the run is planned for."""
     dry_run: bool
 
 
 def run(config: Config, console: Console) -> int:
     """Make the promotion, show it, keep it."""
     sweep = load_sweep(config.root, config.sweep)
-    settings = Settings(level=config.level, size_range=config.size_range, thresholds=config.gates)
+    settings = Settings(
+        level=config.level,
+        size_range=config.size_range,
+        thresholds=config.gates,
+        hardware=config.hardware,
+        gpus=config.gpus,
+    )
     promotion = recommend(sweep, config.target, settings)
     promotions = Promotions(config.root)
     if not config.dry_run:

@@ -47,6 +47,7 @@ def dry_run(model: ModelConfig, train: TrainConfig, plan: MachinePlan) -> DryRun
         ConfigError: a built rank holds more or less than the plan says.
     """
     import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from model.training.distributed.engine import build_stages
@@ -66,6 +67,7 @@ def dry_run(model: ModelConfig, train: TrainConfig, plan: MachinePlan) -> DryRun
                 piece.to_local().numel()
                 for stage in stages.values()
                 for piece in stage.parameters()
+                if isinstance(piece, DTensor)
             ]
             layers = tuple(len(stage.plan.layers) for stage in stages.values())
             ranks.append(

@@ -99,6 +99,9 @@ def play(
         weight: of a stage's activations, for what a rank holds at most.
     """
     ranks, stages = parallel.pipeline, parallel.num_stages
+    if ranks == 1:
+        seconds = sum(forward) * (1 + backward_ratio) * num_micro
+        return Flow(seconds=seconds, bubble=0.0, imbalance=0.0, held=((1,),))
     orders = [_order(rank, parallel, num_micro) for rank in range(ranks)]
     done: dict[tuple[bool, int, int], float] = {}
     clock, place = [0.0] * ranks, [0] * ranks

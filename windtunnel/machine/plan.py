@@ -87,6 +87,8 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
     fitting: MachinePlan | None = None
     smallest: MachinePlan | None = None
     for parallel in _candidates(model, train, hardware, gpus):
+        if fitting is not None and _least_s(model, train, hardware, parallel) >= fitting.step_s:
+            continue
         found = plan_for(model, train, hardware, parallel)
         if smallest is None or found.memory_bytes < smallest.memory_bytes:
             smallest = found
@@ -143,7 +145,7 @@ def plan_for(
             rank,
             flow.held[rank],
             sequence_length=train.sequence_length,
-            is_bf16=train.precision == "bf16",
+            is_bf16=train.precision != "fp32",
         )
         for rank in range(parallel.pipeline)
     )
@@ -168,6 +170,16 @@ def plan_for(
             "output layer": costs.output / mixture,
         },
     )
+
+
+def _least_s(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
+) -> float:
+    """A step in which no rank ever waits: a bound that spares playing most sizes through."""
+    costs = block_costs(model, hardware, parallel, train.sequence_length)
+    work = sum(costs.layers) + costs.mtp + costs.output
+    passes = 1 + BACKWARD + (1.0 if parallel.recompute else 0.0)
+    return work * passes * parallel.micro_batches(train) / parallel.pipeline
 
 
 def _beside_s(

@@ -288,7 +288,7 @@ def build_stages(
                 recompute=parallel.recompute,
                 routing=routing,
             )
-        stages[index] = shard(stage, parallel, meshes, is_bf16=train.precision == "bf16")
+        stages[index] = shard(stage, parallel, meshes, is_bf16=train.precision != "fp32")
     return stages
 
 

@@ -32,6 +32,8 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
         JobInterrupted: stopped by SIGTERM and saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in (JOB, RESULT):
+        (folder / left_over).unlink(missing_ok=True)
     write_file(folder / JOB, json.dumps(to_plain(job), indent=1).encode())
     ranks = job.parallel.world_size
     settings = LaunchConfig(
@@ -68,4 +70,8 @@ def _reason(rank: int, ranks: int, failure: ProcessFailure) -> str:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    run_job(build(Job, json.loads((where / JOB).read_text()), where=str(where)), where)
+    told = json.loads((where / JOB).read_text(encoding="utf-8"))
+    try:
+        run_job(build(Job, told, where=str(where)), where)
+    except RunFailed as error:
+        sys.exit(str(error))

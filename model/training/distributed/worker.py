@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,4 +65,15 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    code = 0
+    try:
+        main(Path(sys.argv[1]))
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # At once: the communication of a job that has lost a rank may wait for it for half an hour.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
