@@ -1,5 +1,6 @@
 """`windtunnel model` prints what the accounting says, for every preset, without torch."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from model.accounting import count_params
 from model.config import ModelConfig
 from windtunnel.cli import main
 from windtunnel.commands import model as command
+from windtunnel.commands import train
 from windtunnel.composition import load
 from windtunnel.console import make_console
 from windtunnel.yaml_folders import CONF_DIR, config_dirs
@@ -73,6 +75,8 @@ def test_the_family_keeps_its_ratios():
     """What the large models and the small rungs hold in common (DECISIONS.md)."""
     for preset in PRESETS:
         model = config_of(f"model={preset}").model
+        if model.moe is None:
+            continue
         assert model.granularity == 8, preset
         assert model.attention.rotary_dim * 2 == model.attention.head_dim, preset
         assert model.attention.num_heads * model.attention.head_dim == model.hidden_size, preset
@@ -88,6 +92,42 @@ def test_ling_1t_layer_by_layer():
     assert dense.split()[2:4] == ["604.0M", "604.0M"]
     assert moe.split()[2:4] == ["13.09G", "606.1M"]
     assert float(dense.split()[5].rstrip("%")) + float(moe.split()[5].rstrip("%")) == 100
+
+
+def test_the_dense_baselines():
+    """Dense-6.1B of arXiv:2507.17702, and what is left of tiny if every token takes one way."""
+    published = config_of("model=dense_6b").model
+    assert published.moe is None
+    assert count_params(published).active_non_embedding == pytest.approx(6.1e9, rel=2e-3)
+    dense, tiny = config_of("model=tiny_dense").model, config_of("model=tiny").model
+    assert dense == dataclasses.replace(tiny, moe=None, dense_width=5 * tiny.moe.expert_width)
+    router = count_params(tiny).by_group["router"]
+    assert (
+        count_params(dense).active_non_embedding == count_params(tiny).active_non_embedding - router
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "value"),
+    [
+        ("model.moe=null", "model.moe", None),
+        ("model.moe.score=softmax", "model.moe.score", "softmax"),
+        ("model.moe.selection_bias=false", "model.moe.selection_bias", False),
+        ("model.moe.num_shared_experts=0", "model.moe.num_shared_experts", 0),
+        ("model.attention.qk_norm=false", "model.attention.qk_norm", False),
+        ("model.mtp_depth=1", "model.mtp_depth", 1),
+        ("balance=aux_loss", "balance.aux_loss_weight", 0.01),
+        ("balance=deepseek", "balance.rule", "sign"),
+        ("balance=none", "balance.rule", "none"),
+        ("balance.z_loss_weight=3.5e-6", "balance.z_loss_weight", 3.5e-6),
+        ("balance.update_rate=1e-4", "balance.update_rate", 1e-4),
+    ],
+)
+def test_a_variant_is_one_line(line, path, value):
+    found = load("train", train.Config, [line], config_dirs())
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
 
 
 def test_a_dense_model_has_no_expert_rows():
