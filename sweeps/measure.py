@@ -151,6 +151,7 @@ def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecor
             "numerics": dict(result.numerics),
             "seconds": dict(result.seconds),
             "epochs": dict(result.epochs),
+            **({"stages": list(result.stages)} if result.stages else {}),
             **({"fp8_fallen": list(result.fp8_fallen)} if result.fp8_fallen else {}),
             **({"rewinds": list(result.rewinds)} if result.rewinds else {}),
             **({"trunk": spec.trunk} if spec.trunk else {}),

@@ -24,6 +24,7 @@ from model.training.config import (
     HealthConfig,
     RuntimeConfig,
     ScheduleConfig,
+    StageConfig,
 )
 from model.training.data import PreparedCorpus
 from model.typed import build, to_plain
@@ -55,6 +56,7 @@ class SweepConfig:
     mtp_loss_weight: float
     runtime: RuntimeConfig
     health: HealthConfig = STANDARD_HEALTH
+    stages: tuple[StageConfig, ...] = ()
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Dotted path of this very config to the values tried there; every combination is run, e.g.
     ``recipe.training.peak_lr_factor: [0.5, 1, 2]``."""
@@ -129,6 +131,11 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         ConfigError: an axis names no field, a size is out of reach, a recipe contradicts itself.
     """
     corpus.require_length(config.sequence_length)
+    if corpus.stages and config.schedule.trunk:
+        raise ConfigError(
+            "schedule.trunk: runs of different budgets enter a stage of the data at different "
+            "steps, so they share no trunk; use schedule.trunk=false or data without stages"
+        )
     planned: dict[str, tuple[RunSpec, dict[str, Any]]] = {}
     num_cells = 0
     for index, variant in enumerate(variants_of(config)):
@@ -222,6 +229,7 @@ def spec_for(
         precision=config.precision,
         mtp_loss_weight=config.mtp_loss_weight,
         health=config.health,
+        stages=config.stages,
         trunk=_trunk(config.ladder, tokens) if config.schedule.trunk else None,
     )
     return RunSpec(

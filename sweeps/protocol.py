@@ -44,6 +44,7 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
         "schedule": to_plain(spec.train.schedule),
         "mtp_loss_weight": spec.train.mtp_loss_weight if spec.model.mtp_depth else 0.0,
         "precision": spec.train.precision,
+        "stages": to_plain(spec.train.stages),
         "health": to_plain(spec.train.health),
         "evaluation": to_plain(spec.train.evaluation),
     }

@@ -23,6 +23,7 @@ from model.training.config import (
     HealthConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 
@@ -200,6 +201,7 @@ def train_for(
     precision: Literal["fp32", "bf16", "fp8"],
     mtp_loss_weight: float,
     health: HealthConfig = STANDARD_HEALTH,
+    stages: tuple[StageConfig, ...] = (),
     trunk: Trunk | None = None,
 ) -> TrainConfig:
     """How ``model`` is trained on about ``tokens`` tokens.
@@ -239,6 +241,7 @@ def train_for(
         precision=precision,
         mtp_loss_weight=mtp_loss_weight,
         health=health,
+        stages=stages,
     )
 
 

@@ -154,6 +154,30 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What a stage of the data (``data.stages``, of that name) changes in the training besides.
+
+    Ling 2.0 (report, section 3.2): from 4K to 32K tokens the base of the rotary embedding goes from
+    1e4 to 6e5 and the balance rate from 1e-3 to 1e-4; YaRN with factor 4 leads to 128K.
+    """
+
+    name: str
+    rope_base: float | None = None
+    """Null: as before."""
+    yarn_factor: float | None = None
+    """Longer context by YaRN, over the longest sequence of the stages before; null: none."""
+    lr_factor: float = 1.0
+    """On the learning rate of the schedule."""
+    balance_rate: float | None = None
+    """Null: balance.update_rate."""
+
+    def __post_init__(self) -> None:
+        require_positive(lr_factor=self.lr_factor)
+        if self.balance_rate is not None:
+            require(self.balance_rate >= 0, f"balance_rate must be >= 0, got {self.balance_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When a run is saved. Not scientific: a resumed run has the same bits as an unbroken one."""
 
@@ -194,6 +218,8 @@ class TrainConfig:
     mtp_loss_weight: float = 0.1
     """Weight of the multi-token-prediction loss, where the model has that block (Ling: 0.1)."""
     health: HealthConfig = STANDARD_HEALTH
+    stages: tuple[StageConfig, ...] = ()
+    """Changes that come with stages of the data; one without an entry changes its text alone."""
 
     def __post_init__(self) -> None:
         require_positive(

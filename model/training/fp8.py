@@ -95,7 +95,7 @@ class Fp8Layers:
         def forward(x: Tensor) -> Tensor:
             return self.linear(name, x, module.weight)
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward  # type: ignore[assignment,method-assign]
 
 
 class _ExpertsInFp8:

@@ -45,6 +45,8 @@ class RunState:
     """Steps whose text was left out after going back."""
     fp8_fallen: list[str] = field(default_factory=list)
     """Layers that went back from FP8 to bfloat16."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """What the stages that are over measured."""
     rewinds: list[dict[str, Any]] = field(default_factory=list)
     """Where from and to the run went back, and why."""
 

@@ -14,6 +14,8 @@ Lines of ``metrics.jsonl`` are JSON objects of these kinds:
   of up to 32 ``experts`` as a matrix ``share``.
 - ``kind: fp8``, every 100 steps of a run in FP8: by layer ``underflow``, ``cosine`` and
   ``weight_cosine``, and in ``fallen`` the layers that compute in bfloat16 from there on, and why.
+- ``kind: stage``, at the end of each stage of a run with stages: ``name``, ``steps``,
+  ``sequence_length``, ``loss_nats`` and ``by_position``: (first position, nats) of doubling ranges.
 - ``kind: rewind``, where a run went back: ``step`` and ``tokens`` it is at again, ``from_step``,
   ``reason``, ``skipped_tokens``; the lines in between were dropped.
 - ``kind: diverged``, at the end of a run that went wrong: ``step``, ``tokens``, ``reason``.

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.files import step_folder
+from model.layers import Rotary
 from model.training.checkpoint import (
     Checkpoint,
     checkpoint_paths,
@@ -36,15 +38,25 @@ from model.training.checkpoint import (
 )
 from model.training.config import RuntimeConfig, TrainConfig
 from model.training.data import PreparedCorpus
-from model.training.evaluate import DomainLoss, Evaluator, LayerLoad, mixture_layers
+from model.training.evaluate import (
+    LOOK_EVERY,
+    DomainLoss,
+    Evaluation,
+    Evaluator,
+    LayerLoad,
+    mixture_layers,
+)
 from model.training.fp8 import Fp8Layers
 from model.training.health import Health
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from model.training.positions import loss_by_position
 from model.training.precision import computing_in
+from model.training.reader import Reader
 from model.training.rewind import Point, RewindPoints
 from model.training.routing_use import RoutingUse
 from model.training.runtime import describe_numerics, set_up
 from model.training.schedules import learning_rate, merged_steps
+from model.training.stages import Stage, lay_out_stages, stage_at
 from model.training.state import (
     RunState,
     Stopwatch,
@@ -105,6 +117,9 @@ class TrainResult:
     """How often each domain's training text was gone through."""
     numerics: Mapping[str, Any]
     """What decides the bits besides the spec: torch, device, threads."""
+    stages: tuple[Mapping[str, Any], ...] = ()
+    """Of a run with stages, each that is over: ``name``, ``steps`` at its end, ``sequence_length``,
+    ``loss_nats`` and, by position in the sequence, ``by_position``."""
     rewinds: tuple[Mapping[str, Any], ...] = ()
     """Each time the run went back: ``step``, ``from_step``, ``reason``."""
     fp8_fallen: tuple[str, ...] = ()
@@ -142,13 +157,33 @@ def train(
     rewinding = RewindPoints(config.num_steps) if config.health.on_spike == "rewind" else None
     num_experts = model_config.moe.num_experts if model_config.moe else 0
     state = RunState(health.state, RoutingUse(len(layers), num_experts, device))
-    evaluator = Evaluator(
-        corpus,
+    spans = corpus.spans(
+        num_steps=config.num_steps,
+        batch_tokens=config.batch_tokens,
         sequence_length=config.sequence_length,
-        tokens_per_domain=config.evaluation.heldout_tokens,
-        precision=config.precision,
-        device=device,
     )
+    stages = lay_out_stages(model_config, config, spans)
+    one_length = len({stage.sequence_length for stage in stages}) == 1
+    reader = Reader(corpus, spans)
+    evaluators: dict[int, Evaluator] = {}
+
+    def evaluator_of(stage: Stage) -> Evaluator:
+        length = stage.sequence_length
+        if length not in evaluators:
+            evaluators[length] = Evaluator(
+                corpus,
+                sequence_length=length,
+                tokens_per_domain=config.evaluation.heldout_tokens,
+                precision=config.precision,
+                device=device,
+            )
+        return evaluators[length]
+
+    def positions_in(stage: Stage) -> list[list[float]]:
+        tokens = config.evaluation.heldout_tokens // LOOK_EVERY
+        windows = [corpus.heldout(d, stage.sequence_length, tokens) for d in corpus.domains]
+        batch = torch.from_numpy(np.concatenate(windows)).to(device)
+        return [list(found) for found in loss_by_position(model, batch, config.precision)]
 
     identity = _identity(model_config, config, corpus)
     checkpoints, metrics_path = run_dir / "checkpoints", run_dir / "metrics.jsonl"
@@ -244,7 +279,6 @@ def train(
         save()
         return True
 
-    windows_per_step = config.batch_tokens // config.sequence_length
     line_every = math.ceil(config.num_steps / LINES_PER_RUN)
     brief_steps = _brief_steps(config)
     is_merge = config.schedule.kind == "wsm"
@@ -257,9 +291,10 @@ def train(
     try:
         with _sigterm_noticed() as is_stopping:
             while state.step < config.num_steps and not reason:
-                first = (state.step + state.skipped_steps) * windows_per_step
-                windows = corpus.windows(first, windows_per_step, config.sequence_length)
-                batch = torch.from_numpy(windows).to(device)
+                stage = stage_at(stages, state.step)
+                if model.rotary.config != stage.attention:
+                    model.rotary = Rotary(stage.attention)
+                batch = reader.batch(state.step + state.skipped_steps).to(device)
                 watch.lap("data")
 
                 is_looked_at = fp8 is not None and fp8.is_due(state.step)
@@ -274,10 +309,10 @@ def train(
                         break
                     reason = ""
                     continue
-                lr = learning_rate(config, state.step)
+                lr = stage.lr_factor * learning_rate(config, state.step)
                 set_learning_rate(optimizer, lr)
                 optimizer.step()
-                update_biases(model, loads, config.balance)
+                update_biases(model, loads, stage.balance)
                 state.use.count(loads)
                 state.count(loss_nats, mtp_nats, grad_norm)
                 if state.step > tail_begins(config.num_steps):
@@ -301,9 +336,16 @@ def train(
                     state.begin_line()
                     watch.lap("log")
                 if state.step in brief_steps:
-                    evaluation = evaluator.briefly(model, state.use.choices_LTK)
-                    state.use.choices_LTK = evaluation.choices_LTK
+                    evaluation = evaluator_of(stage).briefly(model, state.use.choices_LTK)
+                    # Of other windows where the stages' lengths differ: no two can be compared.
+                    state.use.choices_LTK = evaluation.choices_LTK if one_length else None
                     log(evaluation.line())
+                    watch.lap("evaluate")
+                if state.step == stage.last_step and stage is not stages[-1] and not reason:
+                    measured = _stage_measured(stage, state, evaluator_of(stage)(model))
+                    measured["by_position"] = positions_in(stage)
+                    state.stages.append(measured)
+                    log({"kind": "stage", **measured})
                     watch.lap("evaluate")
                 if state.step in kept and not reason and not snapshots.has(state.step):
                     keep(state.step)
@@ -333,12 +375,19 @@ def train(
             save()
         # A readout of a trunk may have no evaluation before: its record must not depend on that.
         earlier_LTK = None if config.schedule.trunk else state.use.choices_LTK
-        evaluation = evaluator(model, earlier_LTK)
+        last = stage_at(stages, state.step)
+        model.rotary = Rotary(last.attention)
+        evaluation = evaluator_of(last)(model, earlier_LTK)
         is_finite = math.isfinite(evaluation.loss_nats)
         if not is_finite:
             reason = reason or f"held-out loss is {evaluation.loss_nats} at step {state.step}"
         else:
             log(evaluation.final_line())
+            if last.name:
+                measured = _stage_measured(last, state, evaluation)
+                measured["by_position"] = positions_in(last)
+                log({"kind": "stage", **measured})
+                state.stages.append(measured)
         watch.lap("evaluate")
         result = TrainResult(
             status="diverged" if reason else "done",
@@ -353,8 +402,9 @@ def train(
             wall_s=sum(state.seconds.values()),
             tokens_per_s=_tokens_per_s(state, config),
             seconds=dict(state.seconds),
-            epochs=corpus.epochs(state.step * windows_per_step, config.sequence_length),
+            epochs=corpus.epochs_of(spans, state.step),
             numerics=describe_numerics(device),
+            stages=tuple(state.stages),
             rewinds=tuple(state.rewinds),
             fp8_fallen=tuple(state.fp8_fallen),
         )
@@ -425,6 +475,15 @@ def _train_line(
     return line | {
         "tokens_per_s": _tokens_per_s(state, config),
         "wall_s": sum(state.seconds.values()),
+    }
+
+
+def _stage_measured(stage: Stage, state: RunState, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "steps": state.step,
+        "sequence_length": stage.sequence_length,
+        "loss_nats": evaluation.loss_nats,
     }
 
 

@@ -31,6 +31,7 @@ from model.training.config import (
     HealthConfig,
     RuntimeConfig,
     ScheduleConfig,
+    StageConfig,
     TrackerConfig,
 )
 from model.training.data import PreparedCorpus
@@ -76,6 +77,8 @@ class Config:
     precision: Literal["fp32", "bf16", "fp8"]
     mtp_loss_weight: float
     health: HealthConfig
+    stages: tuple[StageConfig, ...]
+    """What changes with the stages of the data."""
     axes: dict[str, Any]
     zipped: dict[str, Any]
     tracker: TrackerConfig
@@ -138,6 +141,7 @@ def sweep_config(config: Config) -> SweepConfig:
         precision=config.precision,
         mtp_loss_weight=config.mtp_loss_weight,
         health=config.health,
+        stages=config.stages,
         runtime=RuntimeConfig(
             threads=config.threads,
             device=config.device,

@@ -29,6 +29,7 @@ from model.training.config import (
     HealthConfig,
     RuntimeConfig,
     ScheduleConfig,
+    StageConfig,
     TrackerConfig,
 )
 from model.training.data import PreparedCorpus
@@ -68,6 +69,8 @@ class Config:
     precision: Literal["fp32", "bf16", "fp8"]
     mtp_loss_weight: float
     health: HealthConfig
+    stages: tuple[StageConfig, ...]
+    """What changes with the stages of the data."""
     tracker: TrackerConfig
     threads: int | None
     """Null: all cores of this machine."""
@@ -141,6 +144,7 @@ def spec_of(config: Config, corpus: PreparedCorpus, runtime: RuntimeConfig) -> R
             precision=config.precision,
             mtp_loss_weight=config.mtp_loss_weight,
             health=config.health,
+            stages=config.stages,
         ),
         corpus=config.data,
         corpus_fingerprint=corpus.fingerprint,

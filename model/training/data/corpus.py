@@ -90,12 +90,18 @@ class PreparedCorpus:
             sequence_length=sequence_length,
         )
 
-    def batch(self, spans: Sequence[StageSpan], step: int) -> NDArray[np.int64]:
-        """The windows of one step (from 0): [windows, the stage's sequence_length + 1]."""
+    def batch(self, spans: Sequence[StageSpan], step: int, num_steps: int = 1) -> NDArray[np.int64]:
+        """The windows of a step (from 0), or of some within one stage.
+
+        Returns:
+            [windows, the stage's sequence_length + 1].
+        """
         span = span_at(spans, step)
         count = span.windows_per_step
         first = (step - span.first_step) * count
-        return self._windows(span.mixture, span.windows_before, first, count, span.sequence_length)
+        return self._windows(
+            span.mixture, span.windows_before, first, num_steps * count, span.sequence_length
+        )
 
     def epochs(self, num_windows: int, sequence_length: int) -> dict[str, float]:
         """How often the first ``num_windows`` windows go through each domain's training text."""

@@ -9,7 +9,7 @@ import torch
 
 from model.config import AttentionConfig, ModelConfig
 from model.errors import ConfigError
-from model.training import trainer
+from model.training import reader, trainer
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -56,18 +56,19 @@ def corpus(tmp_path_factory):
     """A learnable source with uniform noise where a run reads its steps BAD; the steps read."""
     config = SyntheticCorpus(tokens=60_000, num_symbols=4, order=1, heldout_frac=0.1)
     prepared = prepare_corpus(config, tmp_path_factory.mktemp("data"))
-    clean = PreparedCorpus.windows
+    clean = PreparedCorpus.batch
     read = []
 
-    def windows(self, first, count, length):
-        step = first // count
+    def batch(self, spans, step, num_steps=1):
+        # One step at a time, so that a test sees which steps are read.
         read.append(step)
-        found = clean(self, first, count, length)
+        found = clean(self, spans, step)
         rng = np.random.default_rng(step)
         return rng.integers(0, 257, found.shape) if step in BAD else found
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(PreparedCorpus, "windows", windows)
+        patched.setattr(PreparedCorpus, "batch", batch)
+        patched.setattr(reader, "TOKENS_AHEAD", 1)
         yield prepared, read
 
 

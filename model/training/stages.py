@@ -1,0 +1,76 @@
+"""The stages of a run: from which step on which text, context, learning rate and balance hold.
+
+A stage is a pure function of the step, so that a resumed run is in the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model.config import AttentionConfig, ModelConfig, YarnConfig, require
+from model.training.config import BalanceConfig, TrainConfig
+from model.training.data.stages import StageSpan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, resolved."""
+
+    name: str
+    """Empty for a run without stages."""
+    last_step: int
+    """The stage is over after so many steps of the run."""
+    sequence_length: int
+    attention: AttentionConfig
+    """With the stage's rotary embedding."""
+    lr_factor: float
+    balance: BalanceConfig
+
+
+def lay_out_stages(
+    model: ModelConfig, config: TrainConfig, spans: Sequence[StageSpan]
+) -> tuple[Stage, ...]:
+    """What each of the data's ``spans`` is trained with.
+
+    Raises:
+        ConfigError: an entry of ``config.stages`` names no stage of the data.
+    """
+    names = [span.name for span in spans]
+    for change in config.stages:
+        require(
+            change.name in names,
+            f"stages: {change.name!r} is no stage of the data ({', '.join(filter(None, names))})",
+        )
+    changes = {change.name: change for change in config.stages}
+    stages: list[Stage] = []
+    attention = model.attention
+    longest = config.sequence_length
+    for span in spans:
+        balance, lr_factor = config.balance, 1.0
+        if (entry := changes.get(span.name)) is not None:
+            lr_factor = entry.lr_factor
+            if entry.rope_base is not None:
+                attention = replace(attention, rope_base=entry.rope_base)
+            if entry.yarn_factor is not None:
+                yarn = YarnConfig(factor=entry.yarn_factor, original_positions=longest)
+                attention = replace(attention, yarn=yarn)
+            if entry.balance_rate is not None:
+                balance = replace(balance, update_rate=entry.balance_rate)
+        stages.append(
+            Stage(
+                name=span.name,
+                last_step=span.first_step + span.num_steps,
+                sequence_length=span.sequence_length,
+                attention=attention,
+                lr_factor=lr_factor,
+                balance=balance,
+            )
+        )
+        longest = max(longest, span.sequence_length)
+    return tuple(stages)
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that step ``step`` (from 0) belongs to."""
+    return next((stage for stage in stages if step < stage.last_step), stages[-1])

@@ -1,0 +1,171 @@
+"""Stages: text, context, rate and balance change at their step, and each stage is measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig
+from model.errors import ConfigError
+from model.training import trainer
+from model.training.checkpoint import checkpoint_paths, read_checkpoint
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    StageConfig,
+    SyntheticCorpus,
+    TrainConfig,
+)
+from model.training.data import prepare_corpus
+from model.training.positions import loss_by_position, position_bounds
+from model.training.reader import Reader
+from model.training.sources import DataStage
+from model.training.stages import lay_out_stages, stage_at
+from model.training.trainer import train
+from model.transformer import build_model
+
+MODEL = ModelConfig(
+    vocab_size=257,
+    hidden_size=16,
+    num_layers=1,
+    dense_width=32,
+    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
+    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
+    init_std=0.02,
+)
+TRAIN = TrainConfig(
+    tokens=128 * 20,
+    batch_tokens=128,
+    sequence_length=32,
+    seed=3,
+    optimizer=OptimizerConfig(peak_lr=1e-2),
+    schedule=ScheduleConfig(kind="constant", warmup_frac=0.0),
+    balance=BalanceConfig(update_rate=0.01),
+    evaluation=EvaluationConfig(heldout_tokens=1024, num_intermediate=1),
+    checkpoint=CheckpointConfig(every_s=1e9),
+    stages=(
+        StageConfig(name="long", rope_base=1e5, yarn_factor=2.0, lr_factor=0.5, balance_rate=0.0),
+    ),
+)
+ALL = {"synthetic": 1.0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    config = SyntheticCorpus(
+        tokens=60_000,
+        num_symbols=8,
+        order=1,
+        heldout_frac=0.1,
+        stages=(
+            DataStage(name="short", frac=0.6, weights=ALL),
+            DataStage(name="long", frac=0.4, weights=ALL, sequence_length=64),
+        ),
+    )
+    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole")
+    return train(MODEL, TRAIN, corpus, RuntimeConfig(), run_dir), run_dir
+
+
+def spans_of(corpus):
+    return corpus.spans(num_steps=20, batch_tokens=128, sequence_length=32)
+
+
+def test_what_holds_in_each_stage(corpus):
+    short, long = stages = lay_out_stages(MODEL, TRAIN, spans_of(corpus))
+
+    assert (short.name, short.last_step, short.sequence_length) == ("short", 12, 32)
+    assert (short.attention, short.lr_factor, short.balance) == (
+        MODEL.attention,
+        1.0,
+        TRAIN.balance,
+    )
+    assert (long.last_step, long.sequence_length, long.lr_factor) == (20, 64, 0.5)
+    assert long.balance.update_rate == 0.0
+    assert long.attention.rope_base == 1e5
+    assert long.attention.yarn == YarnConfig(factor=2.0, original_positions=32)
+    assert [stage_at(stages, step).name for step in (0, 11, 12, 19)] == ["short"] * 2 + ["long"] * 2
+
+
+def test_an_entry_without_its_stage_is_refused(corpus):
+    wrong = replace(TRAIN, stages=(StageConfig(name="longer"),))
+    with pytest.raises(ConfigError, match=r"\'longer\' is no stage of the data \(short, long\)"):
+        lay_out_stages(MODEL, wrong, spans_of(corpus))
+
+
+def test_a_run_changes_at_its_stages_and_measures_each(whole):
+    result, run_dir = whole
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    told = [line for line in lines if line["kind"] == "stage"]
+
+    assert rates == [1e-2] * 12 + [5e-3] * 8
+    assert [(s["name"], s["steps"], s["sequence_length"]) for s in result.stages] == [
+        ("short", 12, 32),
+        ("long", 20, 64),
+    ]
+    assert [line["loss_nats"] for line in told] == [s["loss_nats"] for s in result.stages]
+    assert result.stages[-1]["loss_nats"] == result.loss_nats
+    assert [first for first, _ in result.stages[-1]["by_position"]] == [0, 1, 2, 4, 8, 16, 32]
+
+
+def test_with_a_rate_of_zero_the_biases_stand_still(corpus, whole, tmp_path):
+    biases = [
+        read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0]).tensors[
+            "model.blocks.0.feed_forward.router.selection_bias"
+        ]
+        for run_dir in (whole[1], tmp_path)
+        if run_dir is whole[1]
+        or train(MODEL, replace(TRAIN, stages=()), corpus, RuntimeConfig(), run_dir)
+    ]
+    assert biases[0].abs().max() <= 12 * 0.02
+    assert not torch.equal(biases[0], biases[1])
+
+
+@pytest.mark.parametrize("stop_at", [5, 12, 15])
+def test_stopped_in_any_stage_it_goes_on_to_the_same_bits(
+    corpus, whole, tmp_path, monkeypatch, stop_at
+):
+    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+
+    def stop(step, *_):
+        if step == stop_at:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(MODEL, TRAIN, corpus, RuntimeConfig(), tmp_path, on_progress=stop)
+    result = train(MODEL, TRAIN, corpus, RuntimeConfig(), tmp_path)
+
+    assert result.loss_nats == whole[0].loss_nats
+    assert result.stages == whole[0].stages
+
+
+def test_text_drawn_ahead_is_the_text_of_each_step(corpus):
+    spans = spans_of(corpus)
+    reader = Reader(corpus, spans)
+    for step in (*range(20), 3, 25, 26):
+        expected = torch.from_numpy(corpus.batch(spans, step))
+        assert torch.equal(reader.batch(step), expected), step
+
+
+def test_loss_by_position_is_the_mean_over_its_range():
+    assert position_bounds(1) == (0, 1)
+    assert position_bounds(5) == (0, 1, 2, 4, 5)
+    assert position_bounds(8) == (0, 1, 2, 4, 8)
+    model = build_model(MODEL, seed=0)
+    windows = torch.randint(0, 257, (3, 9), generator=torch.Generator().manual_seed(0))
+    found = dict(loss_by_position(model, windows, "fp32"))
+    nats = torch.nn.functional.cross_entropy(
+        model.logits(windows[:, :-1])[0].flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
+    ).view(3, 8)
+    assert found[0] == pytest.approx(nats[:, 0].mean().item(), rel=1e-5)
+    assert found[4] == pytest.approx(nats[:, 4:].mean().item(), rel=1e-5)
