@@ -70,6 +70,8 @@ class BpeCodec:
 
     def __init__(self, model: BpeModel) -> None:
         self.model = model
+        # A marker's spelling in a text is text: only whole documents end.
+        model.encode_special_tokens = True
         self.vocab_size = model.get_vocab_size() + 1
 
     @classmethod
@@ -151,8 +153,6 @@ def read_codec(path: Path) -> BpeCodec:
             f"data.tokenizer.path: {path} is not a byte-level BPE; with any other, what a token "
             "stands for in bytes is not known"
         )
-    # A marker's spelling in a text is text: only whole documents end.
-    model.encode_special_tokens = True
     return BpeCodec(model)
 
 
