@@ -12,6 +12,7 @@ from analysis.budgets import SAME_BUDGET
 from analysis.drift import GROWTH, Drift
 from analysis.laws import Array
 from analysis.results import Fit, Prediction, stretched
+from analysis.robust import WINSOR
 
 LEVEL = 0.9
 """Where Student's quantile is compared with the normal one."""
@@ -88,7 +89,9 @@ def miss_rate(fit: Fit, left_out: Sequence[Array], measured: Array) -> tuple[flo
     sds = stretched(
         np.array([spread.std(), fit.noise_sd * np.linalg.norm(share)]), fit.noise_df, LEVEL
     )
-    return float((forecast - np.log(measured)) @ share), float(np.linalg.norm(sds))
+    most = WINSOR * fit.noise_sd  # one outlier at the top is no drift
+    miss = np.clip(forecast - np.log(measured), -most, most)
+    return float(miss @ share), float(np.linalg.norm(sds))
 
 
 def drift_of(holdouts: Sequence[Holdout], *, curved: bool) -> Drift | None:

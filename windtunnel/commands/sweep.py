@@ -10,13 +10,14 @@ Example:
   windtunnel sweep sweep=quickstart
   windtunnel sweep sweep=quickstart ladder.sizes=4 data=text data.paths=[notes,src/*.py] name=mine
   windtunnel sweep sweep=quickstart retry=failed
+  windtunnel sweep sweep=quickstart design=next budget.train_flops=3e11 next.tolerance=0.01
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci
 from windtunnel.corpora import prepared
+from windtunnel.designed import DesignRules, next_batch
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
@@ -91,6 +93,9 @@ class Config:
     """Run ids to set aside and measure anew."""
     budget: Budget
     """What this session may use."""
+    design: Literal["grid", "next"]
+    """Every cell, or always those that tell most about the target, within the budget."""
+    next: DesignRules
     dry_run: bool
 
 
@@ -106,13 +111,15 @@ def run(config: Config, console: Console) -> int:
     retried = RETRIED[config.retry]
     expected_s = _expected_s(status, retried, slots)
     _print_plan(plan, status, console, rows=config.dry_run)
-    if not status.is_complete:
+    if config.design == "grid" and not status.is_complete:
         say(
             console,
             f"{status.counts['done']} of {len(plan.runs)} runs already done; the rest "
             f"takes about {duration(expected_s)} on {slots} "
             f"{'worker' if slots == 1 else 'workers'}",
         )
+    if config.design == "next":
+        return _run_design(config, plan, store, console)
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
         return 0
@@ -124,6 +131,43 @@ def run(config: Config, console: Console) -> int:
             plan, store, executor, progress.show, retry=retried, budget=config.budget
         )
     return _conclude(plan, result, store, console, time.monotonic() - began)
+
+
+def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> int:
+    """Batches of the design, each run to its end, until it stops; what failed is not chosen."""
+    given = config.budget.train_flops
+    left, made = given or plan.train_flops, 0
+    executor = make_executor(config.executor, sweep_config(config).runtime, store.root)
+    session = replace(config.budget, train_flops=None)
+    while True:
+        batch = next_batch(plan, store, config.next, left) if left > 0 else None
+        if batch is None or not batch.runs:
+            stop = batch.why if batch else "the budget is spent"
+            break
+        say(console, f"Next {len(batch.runs)} runs: {batch.why}")
+        if config.dry_run:
+            for run in batch.runs:
+                say(console, f"  {run_label(run)}: {sci(run.cost.train_flops)} FLOPs")
+            say(console, "A dry run: nothing was started.")
+            return 0
+        write_plan(plan, store.plan_path(plan.name))
+        part = replace(plan, runs=batch.runs)
+        expected_s = part.wall_s(expected_slots(config.executor, sweep_config(config).runtime))
+        with SweepProgress(console, part, store, expected_s=expected_s) as progress:
+            result = run_sweep(part, store, executor, progress.show, budget=session)
+        made += len(result.finished)
+        left -= part.train_flops
+        if result.stopped or result.unfinished:
+            stop = result.stopped or "runs are left"
+            say(console, f"Stopped: {stop}. The same command goes on.")
+            return 1
+    say(
+        console,
+        f"The design ends: {stop}. {made} runs in this session; "
+        f"{sci((given or plan.train_flops) - left)} of the grid's {sci(plan.train_flops)} FLOPs.",
+    )
+    say(console, f"Next: windtunnel fit sweep={plan.name}")
+    return 0
 
 
 def sweep_config(config: Config) -> SweepConfig:

@@ -1,0 +1,86 @@
+"""`design=next`: cheap runs first, then those that tell most, within the budget, and an end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from model.errors import ConfigError
+from sweeps.events import SweepResult
+from sweeps.plan import Plan, PlannedRun
+from sweeps.store import Store
+from windtunnel import cli
+from windtunnel.commands import sweep as command
+from windtunnel.designed import FIRST_RUNS, DesignRules, next_batch
+
+RULES = DesignRules(ahead=10, tolerance=0.0, batches=4)
+
+
+def cost(runs: tuple[PlannedRun, ...]) -> float:
+    return sum(run.cost.train_flops for run in runs)
+
+
+def finish(root: Path, runs: tuple[PlannedRun, ...], known_sweep: ModuleType) -> None:
+    for run in runs:
+        known_sweep.finish(root, run.spec, known_sweep.measured(run.spec))
+
+
+def test_the_cheapest_come_first_then_what_the_law_asks_for(
+    tmp_path: Path, known_sweep: ModuleType
+) -> None:
+    plan, store = known_sweep.make(tmp_path), Store(tmp_path)
+    budget = 0.25 * plan.train_flops
+    first = next_batch(plan, store, RULES, budget)
+    assert len(first.runs) == FIRST_RUNS
+    cheapest = sorted(run.cost.train_flops for run in plan.runs)[:FIRST_RUNS]
+    assert [run.cost.train_flops for run in first.runs] == cheapest
+    finish(tmp_path, first.runs, known_sweep)
+    left = budget - cost(first.runs)
+    second = next_batch(plan, store, RULES, left)
+    assert 0 < cost(second.runs) <= left
+    assert all(run not in first.runs for run in second.runs)
+    assert "half width of the forecast" in second.why
+    wide = DesignRules(ahead=10, tolerance=0.9, batches=4)
+    assert "within the tolerance" in next_batch(plan, store, wide, left).why
+    assert next_batch(plan, store, RULES, 1.0).why == "the budget is spent"
+    finish(tmp_path, tuple(r for r in plan.runs if r not in first.runs), known_sweep)
+    assert next_batch(plan, store, RULES, left).why == "every run of the grid is made"
+
+
+def test_runs_that_are_no_single_choices_are_refused(
+    tmp_path: Path, known_sweep: ModuleType
+) -> None:
+    plan = known_sweep.make(tmp_path, "axes.ladder.seed=[0,5]", "ladder.sizes=2")
+    with pytest.raises(ConfigError, match="design=next chooses single runs"):
+        next_batch(plan, Store(tmp_path), RULES, 1e20)
+
+
+def test_the_command_spends_its_budget_and_says_why_it_ends(
+    tmp_path: Path,
+    known_sweep: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made: list[PlannedRun] = []
+
+    def drive(plan: Plan, store: Store, *args: object, **options: object) -> SweepResult:
+        made.extend(plan.runs)
+        finish(tmp_path, plan.runs, known_sweep)
+        return SweepResult(finished=tuple(run.run_id for run in plan.runs))
+
+    monkeypatch.setattr(command, "run_sweep", drive)
+    whole = known_sweep.make(tmp_path)
+    budget = 0.2 * whole.train_flops
+    words = ["sweep", *known_sweep.OVERRIDES, f"root={tmp_path}", "design=next"]
+    words += [f"budget.train_flops={budget}", "next.tolerance=0"]
+    assert cli.main([*words, "dry_run=true"]) == 0
+    assert f"the {FIRST_RUNS} cheapest" in capsys.readouterr().out
+    assert made == []
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "The design ends: the budget is spent" in text
+    assert FIRST_RUNS < len(made) < len(whole.runs)
+    assert cost(tuple(made)) <= budget
+    assert len({run.run_id for run in made}) == len(made), "no run twice"
