@@ -14,7 +14,7 @@ step() {
 step sweep sweep=quickstart
 step status sweep=quickstart
 step fit sweep=quickstart
-step promote sweep=quickstart target=next_rung
+step promote sweep=quickstart target=next_rung gates=laptop
 step launch promotion=latest
 step ledger
 step report sweep=quickstart
