@@ -69,8 +69,6 @@ ALL = (
     Shape(4096, 256, 256, 8, 64),
     Shape(2048, 512, 16, 2, 256),
 )
-LOOP_IS_SLOW = 64
-"""Above so many experts the loop is left out of shapes=tiny rounds' repeats by its own length."""
 
 
 class Inputs(NamedTuple):
@@ -129,7 +127,7 @@ def padded_bmm(x: Tensor, expert: Tensor, gate: Tensor, w_in: Tensor, w_out: Ten
     token_P, capacity = order_P // expert.shape[1], int(load_E.max())
     first_E = load_E.cumsum(0) - load_E
     group_P = expert_P[order_P]
-    place_P = group_P * capacity + torch.arange(len(order_P)) - first_E[group_P]
+    place_P = group_P * capacity + torch.arange(len(order_P), device=x.device) - first_E[group_P]
     padded = x.new_zeros(num_experts * capacity, x.shape[1]).index_put((place_P,), x[token_P])
     padded = padded.view(num_experts, capacity, -1)
     gate_half, up_half = torch.bmm(padded, w_in.mT).chunk(2, dim=-1)
@@ -230,7 +228,7 @@ def kept_bytes(compute: Compute, inputs: Inputs) -> int:
     return sum(seen.values())
 
 
-def truth(shape: Shape, inputs: Inputs, towards: Tensor) -> list[Tensor]:
+def truth(inputs: Inputs, towards: Tensor) -> list[Tensor]:
     exact = inputs.to(torch.float64)
     y = step(lambda *tensors: routed_experts(*tensors, kernel="reference"), exact, towards.double())
     return results(lambda: y, exact, y)
@@ -242,7 +240,7 @@ def measure(
     dtype = torch.float32 if dtype_name == "fp32" else torch.bfloat16
     inputs = draw(shape)
     towards = torch.randn(shape.tokens, shape.width, generator=torch.Generator().manual_seed(1))
-    exact = truth(shape, inputs, towards)
+    exact = truth(inputs, towards)
     work, rows = {}, {}
     for name, compute in alternatives(inputs, dtype, compiled=compiled).items():
         # The fused kernel rounds by itself; everything else is given tensors of the type.
@@ -318,7 +316,7 @@ def main() -> None:
     rows = []
     for i, shape in enumerate(ALL if chosen["shapes"] == "all" else QUICK):
         for dtype in chosen["dtype"].split(","):
-            print(f"{shape.__repr__()} {dtype}, {threads} thread(s)")
+            print(f"{shape} {dtype}, {threads} thread(s)")
             found = measure(
                 shape,
                 dtype,

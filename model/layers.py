@@ -182,6 +182,8 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up, of ``gate_up`` [..., 2·W] with the gate in the first half: [..., W]."""
+    if step.serves(gate_up):
+        return step.swiglu(gate_up)
     out: Tensor = _SwiGLU.apply(gate_up)
     return out
 

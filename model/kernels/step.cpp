@@ -124,6 +124,33 @@ void wt_norm_backward(int64_t rows, int64_t D, const float* grad, const float* x
     });
 }
 
+// y[r, i] = silu(gate) * up of gate_up [rows, 2W], gates in the first half of a row.
+void wt_swiglu_forward(int64_t rows, int64_t W, const float* gate_up, float* y, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < W; i += LANES) {
+            const int count = static_cast<int>(std::min<int64_t>(LANES, W - i));
+            const float* at = gate_up + r * 2 * W + i;
+            const vec g = load_first(at, count);
+            store_first(y + r * W + i, g * sigmoid(g) * load_first(at + W, count), count);
+        }
+}
+
+void wt_swiglu_backward(int64_t rows, int64_t W, const float* grad, const float* gate_up, float* d_gate_up,
+                        int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < W; i += LANES) {
+            const int count = static_cast<int>(std::min<int64_t>(LANES, W - i));
+            const int64_t at = r * 2 * W + i;
+            const vec g = load_first(gate_up + at, count), dy = load_first(grad + r * W + i, count);
+            const vec sig = sigmoid(g), silu = g * sig;
+            const vec d_gate = dy * load_first(gate_up + at + W, count) * (sig + silu * (1.0f - sig));
+            store_first(d_gate_up + at, d_gate, count);
+            store_first(d_gate_up + at + W, dy * silu, count);
+        }
+}
+
 // From the joint projection [B, T, Q+2G, H] to normalised and rotated q [B, Q, T, H], k [B, G, T, H] and
 // v [B, G, T, H]. cos and sin of position t start at t*table_row. weights: q's H, then k's H, or null.
 void wt_prologue_forward(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, int64_t R,

@@ -47,6 +47,8 @@ def _library() -> ctypes.CDLL | None:
     arguments: dict[str, list[Any]] = {
         "wt_norm_forward": [size, size, pointer, pointer, number, pointer, flag],
         "wt_norm_backward": [size, size, *[pointer] * 3, number, *[pointer] * 2, flag],
+        "wt_swiglu_forward": [size, size, pointer, pointer, flag],
+        "wt_swiglu_backward": [size, size, *[pointer] * 3, flag],
         "wt_prologue_forward": [*heads, pointer, pointer, number, *[pointer] * 5, flag],
         "wt_prologue_backward": [*heads, pointer, pointer, number, *[pointer] * 7, flag],
         "wt_route": [*[size] * 5, flag, number, *[pointer] * 5],
@@ -92,6 +94,34 @@ class _Norm(torch.autograd.Function):
         rows, threads = x.numel() // width, torch.get_num_threads()
         _call("wt_norm_backward", rows, width, grad, x, weight_D, ctx.eps, dx, d_weight, threads)
         return dx, d_weight, None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``model.layers.swiglu``: [..., 2·W] with the gates first to [..., W]."""
+    y: Tensor = _SwiGLU.apply(gate_up)
+    return y
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        width = gate_up.shape[-1] // 2
+        y = gate_up.new_empty(*gate_up.shape[:-1], width)
+        rows, threads = gate_up.numel() // (2 * width), torch.get_num_threads()
+        _call("wt_swiglu_forward", rows, width, gate_up, y, threads)
+        ctx.save_for_backward(gate_up)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        grad, d_gate_up = grad.contiguous(), torch.empty_like(gate_up)
+        width = gate_up.shape[-1] // 2
+        rows, threads = gate_up.numel() // (2 * width), torch.get_num_threads()
+        _call("wt_swiglu_backward", rows, width, grad, gate_up, d_gate_up, threads)
+        return d_gate_up
 
 
 class Heads(NamedTuple):

@@ -10,7 +10,7 @@ from model import attention as attention_module
 from model.attention import Attention
 from model.config import AttentionConfig, MoEConfig
 from model.kernels import step
-from model.layers import Rotary, rms_norm
+from model.layers import Rotary, rms_norm, swiglu
 from model.router import Router, choose
 
 FLOAT32_ERROR = 2e-6
@@ -52,6 +52,17 @@ def test_norm(width, threads):
 
     for mine, exact in zip(run(torch.float32), run(torch.float64), strict=True):
         assert apart(mine, exact) < FLOAT32_ERROR
+
+
+@pytest.mark.parametrize("width", [1, 16, 23])
+def test_swiglu(width, threads):
+    def run(dtype):
+        leaf = (3 * draw(5, 7, 2 * width)).to(dtype).requires_grad_()
+        return gradients([swiglu(leaf)], [leaf])
+
+    for mine, exact in zip(run(torch.float32), run(torch.float64), strict=True):
+        assert apart(mine, exact) < FLOAT32_ERROR
+    assert abs(swiglu(torch.tensor([-1e30, 1.0])).item()) < 1e-6  # exp is clamped at ±87
 
 
 def test_norm_of_zeros_is_zero_with_a_finite_gradient():
