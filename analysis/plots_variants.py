@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from analysis.laws import Array, SaturatingPowerLaw
 from analysis.plots_evidence import Evidence, size_legend, surface_of
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
+    EXCLUDED,
     INK,
     MUTED,
     PAPER,
@@ -120,11 +122,10 @@ def feature_trials(evidence: Evidence) -> Drawing:
 
 
 def _draw_trials(axes: Axes, data: pd.DataFrame, variants: list[str]) -> list[Line2D]:
-    greys = np.linspace(0.0, 0.55, len(variants))
     handles = []
-    for variant, grey, marker in zip(variants, greys, MARKERS, strict=False):
+    inks = cycle((INK, MUTED, EXCLUDED))  # colours stand for sizes elsewhere, so markers tell apart
+    for variant, color, marker in zip(variants, inks, MARKERS, strict=False):
         own = data[data["variant"] == variant].sort_values("train_flops")
-        color = str(round(float(grey), 3))
         x, y = own["train_flops"].to_numpy(), own["difference_percent"].to_numpy()
         axes.plot(x, y, marker, color=color, markerfacecolor=PAPER, linestyle="")
         if len(np.unique(x)) > 2:
@@ -186,7 +187,8 @@ def leverage(evidence: Evidence) -> Drawing:
         how_to_read="A dot is a run of another variant: the compute the fitted variant would need "
         "for the loss it reached, over what it would need for the loss its own law gives at the "
         "same size and tokens. Above 1 the variant saves compute. Bars are 90% intervals from the "
-        "bootstrap and the noise of a run; the dotted line is the fitted variant." + never,
+        "bootstrap and the noise of a run, sizes side by side; the dotted line is the fitted one."
+        + never,
         distrust="Where activation and granularity move together, neither panel shows the effect "
         "of one alone. The reference is the fitted variant; a leverage over a dense model needs a "
         "dense ladder.",
@@ -242,10 +244,12 @@ def _ends(spread: Array) -> tuple[float, float]:
 def _draw_leverage(axes: Axes, evidence: Evidence, data: pd.DataFrame, column: str) -> None:
     seen = data[data["leverage"].notna()]
     axes.axhline(1, color=INK, linewidth=0.8)
-    for rung, color in evidence.colors.items():
+    middle = (len(evidence.colors) - 1) / 2
+    for index, (rung, color) in enumerate(evidence.colors.items()):
         own = seen[seen["rung"] == rung]
-        axes.vlines(own[column], own["low"], own["high"], color=color, linewidth=0.8)
-        axes.plot(own[column], own["leverage"], "o", color=color)
+        beside = own[column] * np.exp(0.02 * (index - middle))  # sizes side by side, not stacked
+        axes.vlines(beside, own["low"], own["high"], color=color, linewidth=0.8)
+        axes.plot(beside, own["leverage"], "o", color=color)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ends = [1.0, *seen["low"].dropna(), *seen["high"].dropna()]

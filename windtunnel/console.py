@@ -88,6 +88,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """A curve in ``width`` characters, its lowest value an underscore; empty for none."""
+    if not values:
+        return ""
+    picked = [values[i * (len(values) - 1) // max(1, width - 1)] for i in range(width)]
+    low, span = min(picked), max(picked) - min(picked)
+    return "".join("_▁▂▃▄▅▆▇"[round(7 * (value - low) / span) if span else 0] for value in picked)
+
+
 def brief(text: str, most: int = 240) -> str:
     """One line of at most ``most`` characters; a log has the rest."""
     line = " ".join(text.split())

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from windtunnel.console import Progress, brief, duration, make_console, sci, si, table
+from windtunnel.console import Progress, brief, duration, make_console, sci, si, sparkline, table
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,10 @@ def test_on_a_terminal_a_bar_is_drawn_and_lines_stay_above_it() -> None:
     assert "50%" in drawn
     assert "2 running" in drawn
     assert "done  r0" in drawn
+
+
+def test_a_sparkline_spans_its_range_in_its_width() -> None:
+    assert sparkline([float(n) for n in range(800)], 8) == "_▁▂▃▄▅▆▇"
+    assert sparkline([3.0, 2.0, 1.0], 3) == "▇▄_"
+    assert sparkline([1.0], 4) == "____"
+    assert sparkline([]) == ""

@@ -25,7 +25,7 @@ from model.errors import ConfigError
 from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, say, sci, table
+from windtunnel.console import brief, duration, say, sci, sparkline, table
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 
 
@@ -87,8 +87,8 @@ def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterat
     yield Text(f"Sweep {plan.name}: {len(plan.runs)} runs, {counts_text(status)}")
     running = status.with_status("running")
     if running:
-        columns = ["running", "phase", "step", "loss", "tokens/s", "left"]
-        yield table(columns, map(_running_row, running[:rows]), left=2)
+        columns = ["running", "phase", "step", "loss", "curve", "tokens/s", "left"]
+        yield table(columns, [_running_row(store, report) for report in running[:rows]], left=2)
         yield from _rest("running", len(running), rows)
     for kind in ("failed", "diverged", "interrupted"):
         reports = status.with_status(kind)
@@ -108,16 +108,26 @@ def _rest(kind: str, count: int, rows: int) -> Iterator[Text]:
         yield Text(f"{kind}: {count - rows} more; rows={count} shows all")
 
 
-def _running_row(report: RunReport) -> list[str]:
+def _running_row(store: Store, report: RunReport) -> list[str]:
     heartbeat = report.state.heartbeat
     progress = heartbeat.progress if heartbeat else None
     phase = heartbeat.phase if heartbeat else "starting"
-    numbers = ["", "", ""]
+    numbers = ["", "", "", ""]
     if progress is not None:
         loss = "" if progress.loss is None else f"{progress.loss:.3f}"
         step = f"{progress.step}/{progress.num_steps}"
-        numbers = [step, loss, f"{progress.tokens_per_s:,.0f}"]
+        curve = _falling(store, report.state.run_id)
+        numbers = [step, loss, curve, f"{progress.tokens_per_s:,.0f}"]
     return [run_label(report.run), phase, *numbers, duration(report.left_s)]
+
+
+def _falling(store: Store, run_id: str) -> str:
+    """The training loss so far, in a dozen characters."""
+    from analysis.curves import read_curve  # here: a status of nothing that runs stays quick
+
+    *_, newest = store.attempts(run_id)
+    curve = read_curve(newest / "metrics.jsonl")
+    return sparkline(curve.loss.tolist()) if curve else ""
 
 
 def _next_step(plan: Plan, status: SweepStatus) -> str:
