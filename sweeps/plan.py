@@ -154,13 +154,19 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
             )
             planned.setdefault(run_id(spec), (spec, variant))
     specs, variants = zip(*planned.values(), strict=True)
-    trunks, specs = with_trunks(specs)
+    trunks, named = with_trunks(specs)
+    # Making an id takes as long as all the rest; one whose spec shares no trunk is known.
+    names = [
+        name if spec is before else run_id(spec)
+        for name, spec, before in zip(planned, named, specs, strict=True)
+    ]
+    domains = len(corpus.domains)
     runs = [
-        _priced(prices, spec, variant, len(corpus.domains))
-        for spec, variant in (
-            *((trunk, {}) for trunk in trunks),
-            *zip(specs, variants, strict=True),
-        )
+        *(_priced(prices, run_id(trunk), trunk, {}, domains) for trunk in trunks),
+        *(
+            _priced(prices, name, spec, variant, domains)
+            for name, spec, variant in zip(names, named, variants, strict=True)
+        ),
     ]
     return Plan(
         name=config.name,
@@ -172,10 +178,10 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
 
 
 def _priced(
-    prices: CostModel, spec: RunSpec, variant: dict[str, Any], num_domains: int
+    prices: CostModel, name: str, spec: RunSpec, variant: dict[str, Any], num_domains: int
 ) -> PlannedRun:
     cost = cost_of(prices, spec.model, spec.train, num_domains, shares_trunk=bool(spec.trunk))
-    return PlannedRun(run_id=run_id(spec), spec=spec, cost=cost, variant=variant)
+    return PlannedRun(run_id=name, spec=spec, cost=cost, variant=variant)
 
 
 def _in_order(runs: list[PlannedRun]) -> Iterator[PlannedRun]:
