@@ -1,13 +1,30 @@
 """FP8 products: the rounding against a table of all E4M3 numbers, gradients, and the safeguards."""
 
+import json
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.fp8 import Distortion, fp8_linear, quantize_blocks, quantize_tiles
 from model.training import fp8 as rules
+from model.training import trainer
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    SyntheticCorpus,
+    TrainConfig,
+)
+from model.training.data import prepare_corpus
 from model.training.fp8 import Fp8Layers
 from model.training.precision import computing_in
+from model.training.trainer import train
 from model.transformer import build_model
 
 # All non-negative E4M3 numbers by their definition: 4 bits of exponent (bias 7), 3 of mantissa.
@@ -127,6 +144,19 @@ MODEL = ModelConfig(
     init_std=0.1,
 )
 
+TRAIN = TrainConfig(
+    tokens=64 * 10,
+    batch_tokens=64,
+    sequence_length=32,
+    seed=0,
+    optimizer=OptimizerConfig(peak_lr=1e-2),
+    schedule=ScheduleConfig(),
+    balance=BalanceConfig(),
+    evaluation=EvaluationConfig(heldout_tokens=512, num_intermediate=0),
+    checkpoint=CheckpointConfig(every_s=1e9),
+    precision="fp8",
+)
+
 
 def loss_and_gradients(precision, **fallen):
     model = build_model(MODEL, seed=0)
@@ -155,13 +185,17 @@ def test_a_model_in_fp8_is_near_the_one_in_fp32():
         )
         assert 0.9 < cosine < 0.999999, name
     # Every product of attention and feed-forwards; the prediction block's own projection stays.
-    assert set(line["cosine"]) == {
-        f"blocks.{layer}.attention.{name}" for layer in (0, 1) for name in ("qkv", "out")
-    } | {f"blocks.0.feed_forward.{name}" for name in ("gate_up", "down")} | {
-        f"blocks.1.feed_forward.{part}.{name}"
-        for part in ("experts", "shared")
-        for name in ("gate_up", "down")
-    } or any(name.startswith("mtp.") for name in line["cosine"])
+    expected = {
+        *(f"blocks.{n}.attention.{name}" for n in (0, 1) for name in ("qkv", "out")),
+        *(f"blocks.0.feed_forward.{name}" for name in ("gate_up", "down")),
+        *(
+            f"blocks.1.feed_forward.{part}.{name}"
+            for part in ("experts", "shared")
+            for name in ("gate_up", "down")
+        ),
+    }
+    assert expected <= set(line["cosine"])
+    assert all(name.startswith("mtp.block.") for name in set(line["cosine"]) - expected)
     assert not any("projection" in name or "output" in name for name in line["cosine"])
     assert line["fallen"] == {}
 
@@ -184,3 +218,32 @@ def test_a_layer_beyond_a_limit_falls_back_and_says_so(monkeypatch, caplog):
 def test_only_every_hundredth_step_is_looked_at():
     layers = Fp8Layers(build_model(MODEL, seed=0))
     assert [step for step in range(250) if layers.is_due(step)] == [0, 100, 200]
+
+
+def test_a_run_in_fp8_goes_on_with_the_layers_that_fell_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(rules, "MEASURE_EVERY", 4)
+    monkeypatch.setattr(rules, "MIN_COSINE", 0.9997)
+    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    corpus = prepare_corpus(SyntheticCorpus(tokens=20_000, num_symbols=8), tmp_path / "data")
+    model = replace(MODEL, vocab_size=257, mtp_depth=0)
+
+    def stop(step, *_):
+        if step == 6:
+            raise KeyError
+
+    whole = train(model, TRAIN, corpus, RuntimeConfig(), tmp_path / "whole")
+    with pytest.raises(KeyError):
+        train(model, TRAIN, corpus, RuntimeConfig(), tmp_path / "run", on_progress=stop)
+    resumed = train(model, TRAIN, corpus, RuntimeConfig(), tmp_path / "run")
+
+    assert whole.status == "done"
+    assert len(whole.fp8_fallen) > 0
+    assert resumed.fp8_fallen == whole.fp8_fallen
+    assert resumed.loss_nats == whole.loss_nats
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    looks = [line for line in map(json.loads, lines) if line["kind"] == "fp8"]
+    assert [line["step"] for line in looks] == [1, 5, 9]
+    told = [name for line in looks for name in line["fallen"]]
+    assert tuple(told) == whole.fp8_fallen
+    for earlier, later in pairwise(looks):
+        assert not set(earlier["fallen"]) & set(later["cosine"]), "it computes in bfloat16"
