@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from model.accounting import count_params
+from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
+from sweeps.recipe import shape_for
 from windtunnel.cli import main
 from windtunnel.commands import model as command
 from windtunnel.commands import train
@@ -92,6 +93,16 @@ def test_ling_1t_layer_by_layer():
     assert dense.split()[2:4] == ["604.0M", "604.0M"]
     assert moe.split()[2:4] == ["13.09G", "606.1M"]
     assert float(dense.split()[5].rstrip("%")) + float(moe.split()[5].rstrip("%")) == 100
+
+
+def test_tiny_is_a_rung_of_the_laptop_recipe():
+    """Its numbers are the recipe's at that size, so one run and a sweep's runs are of one kind."""
+    config = load("train", train.Config, [], config_dirs())
+    tiny = config_of("model=tiny").model
+    size = flops_per_token(tiny, 128).house
+    rung = shape_for(config.recipe.shape, size, 128, tiny.vocab_size)
+    assert tiny == dataclasses.replace(rung, init_std=tiny.init_std)
+    assert tiny.init_std == pytest.approx(rung.init_std, rel=1e-3)
 
 
 def test_the_dense_baselines():
