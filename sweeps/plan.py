@@ -357,6 +357,22 @@ def _checked_version(mapping: Any, path: Path) -> dict[str, Any]:
     return mapping
 
 
+def epochs_of(spec: RunSpec, corpus: PreparedCorpus) -> dict[str, float]:
+    """How often the run reads each domain.
+
+    Raises:
+        ConfigError: more often than its corpus allows, or a stage that has no step.
+    """
+    train = spec.train
+    spans = corpus.spans(
+        num_steps=train.num_steps,
+        batch_tokens=train.batch_tokens,
+        sequence_length=train.sequence_length,
+    )
+    corpus.require_epochs(spans, spec.corpus.max_epochs)
+    return corpus.epochs_of(spans, train.num_steps)
+
+
 def _notes(
     runs: list[PlannedRun], num_cells: int, num_duplicates: int, corpus: PreparedCorpus
 ) -> tuple[str, ...]:
@@ -366,9 +382,10 @@ def _notes(
             f"{num_duplicates} of {num_cells} cells came out as a run already planned "
             "(sizes nearer than the widths of the recipe, or values that change nothing)"
         )
-    longest = max((run.spec.train for run in runs), key=lambda train: train.tokens)
-    windows = longest.tokens // longest.sequence_length
-    for domain, times in corpus.epochs(windows, longest.sequence_length).items():
+    shortest = min((run.spec for run in runs), key=lambda spec: spec.train.num_steps)
+    longest = max((run.spec for run in runs), key=lambda spec: spec.train.tokens)
+    epochs_of(shortest, corpus)  # every stage must have a step
+    for domain, times in epochs_of(longest, corpus).items():
         if times > 1:
             notes.append(
                 f"the longest run reads the domain {domain!r} {times:.2f} times "

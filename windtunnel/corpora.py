@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from model.training.config import CorpusConfig
 from model.training.data import PreparedCorpus, prepare_corpus
-from windtunnel.console import say, si
+from windtunnel.console import Progress, say, si
 
 
 def prepared(corpus: CorpusConfig, data_dir: Path, console: Console) -> PreparedCorpus:
-    """`prepare_corpus` with what it is doing on the screen, and one line on the outcome."""
-    with console.status("looking for the corpus") as status:
+    """`prepare_corpus` with a bar for each pass over a new corpus, and one line on the outcome."""
+    with ExitStack() as stack:
+        bars: dict[str, Progress] = {}
 
         def show(what: str, done: int, total: int) -> None:
-            status.update(f"{what}, {done} of {total}" if total > 1 else what)
+            if what not in bars:
+                stack.pop_all().close()  # one bar at a time
+                bars[what] = stack.enter_context(Progress(console, what, total))
+            bars[what].advance_to(done)
 
         ready = prepare_corpus(corpus, data_dir, progress=show)
     domains = ", ".join(

@@ -286,13 +286,14 @@ class Corpus:
     """Orders the documents. Part of the protocol: equal in every run of a sweep."""
     max_similarity: float | None = 0.8
     """Training documents this like a held-out one (Jaccard similarity) are left out; null: none."""
-    max_epochs: float = 16.0
-    """Most often a run may read a domain: repeated text is worth less with every pass and next to
-    nothing after about 16 (Muennighoff et al., arXiv:2305.16264)."""
+    max_epochs: float | None = None
+    """Most often a run may read a domain; null: no limit. Repeated text is worth less with every
+    pass and next to nothing after about 16 (Muennighoff et al., arXiv:2305.16264)."""
 
     def __post_init__(self) -> None:
         require(0 < self.heldout_frac < 1, f"heldout_frac must be in (0, 1): {self.heldout_frac}")
-        require_positive(max_epochs=self.max_epochs)
+        if self.max_epochs is not None:
+            require_positive(max_epochs=self.max_epochs)
         if self.max_similarity is not None:
             limit = self.max_similarity
             require(0 < limit <= 1, f"max_similarity must be in (0, 1], got {limit}")

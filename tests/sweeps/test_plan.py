@@ -81,6 +81,16 @@ def test_reading_the_corpus_more_than_once_is_said(sweep_config, corpus):
     assert note.startswith("the longest run reads the domain 'synthetic' 3.0")
 
 
+def test_a_corpus_too_short_for_a_run_is_refused_beyond_its_limit(sweep_config, corpus):
+    ladder = replace(sweep_config.ladder, smallest_tokens=200_000)
+    config = replace(sweep_config, ladder=ladder)
+    make_plan(replace(config, corpus=replace(config.corpus, max_epochs=4.0)), corpus)
+    with pytest.raises(
+        ConfigError, match=r"'synthetic' .* 3\.0 times, the limit is 2; give it more"
+    ):
+        make_plan(replace(config, corpus=replace(config.corpus, max_epochs=2.0)), corpus)
+
+
 def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
     path = tmp_path / "sweeps" / "small" / "plan.json"
     write_plan(plan, path)

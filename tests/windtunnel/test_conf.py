@@ -85,7 +85,7 @@ def test_every_corpus_takes_every_tokenizer(data: str, tokenizer: str) -> None:
 def test_every_sweep_plans_on_a_generated_corpus(
     sweep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["data=synthetic", "data.tokens=20000"]
+    data = ["data=synthetic", "data.tokens=20000", "data.max_epochs=null"]
     words = ["sweep", f"sweep={sweep}", *data, f"root={tmp_path}", "dry_run=true"]
     assert cli.main(words) == 0
     assert f"Plan of {sweep}" in capsys.readouterr().out, "the option and the name agree"

@@ -36,7 +36,7 @@ from model.training.data import PreparedCorpus
 from sweeps.cost import SHIPPED, cost_of
 from sweeps.executors import ExecutorConfig, make_executor
 from sweeps.executors.config import usable_cores
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan, PlannedRun, epochs_of
 from sweeps.recipe import Recipe, train_for
 from sweeps.run import run_sweep
 from sweeps.spec import RunSpec, run_id
@@ -128,7 +128,7 @@ def run(config: Config, console: Console) -> int:
 def spec_of(config: Config, corpus: PreparedCorpus, runtime: RuntimeConfig) -> RunSpec:
     """The run as the worker gets it."""
     model = replace(config.model, vocab_size=corpus.vocab_size)
-    return RunSpec(
+    spec = RunSpec(
         rung="single",
         model=model,
         train=train_for(
@@ -150,3 +150,5 @@ def spec_of(config: Config, corpus: PreparedCorpus, runtime: RuntimeConfig) -> R
         corpus_fingerprint=corpus.fingerprint,
         runtime=runtime,
     )
+    epochs_of(spec, corpus)  # refuses a run that the corpus is too short for
+    return spec

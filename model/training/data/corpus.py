@@ -111,12 +111,14 @@ class PreparedCorpus:
         """How often the first ``num_steps`` steps go through each domain's training text."""
         return self._epochs(tokens_by_domain(spans, num_steps))
 
-    def require_epochs(self, spans: Sequence[StageSpan], limit: float) -> None:
+    def require_epochs(self, spans: Sequence[StageSpan], limit: float | None) -> None:
         """Refuse a run that would read a domain more than ``limit`` times.
 
         Raises:
             ConfigError: naming the domain that is too short for its share.
         """
+        if limit is None:
+            return
         last = spans[-1]
         for name, times in self.epochs_of(spans, last.first_step + last.num_steps).items():
             if times > limit:
