@@ -1,6 +1,11 @@
 """The machine plan against ideal pipelines, Ling-1T's published sizes, and stages really built."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +121,23 @@ def test_stages_built_for_48_ranks_are_as_planned():
     ]
     for rank, of_plan in zip(built.ranks, planned.memory, strict=True):
         assert rank.params == pytest.approx(of_plan.params, rel=0.01)
+
+
+@pytest.mark.slow
+def test_memory_is_within_a_tenth_of_what_is_measured(tmp_path):
+    script = Path(__file__).with_name("measured_memory.py")
+    project = Path(__file__).resolve().parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path / "meet")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for size in json.loads(ran.stdout):
+        assert size["planned"] == pytest.approx(size["measured"], rel=0.1)
+        assert size["kept"] > 0.2 * size["measured"], "activations must weigh in what is compared"
 
 
 def test_a_plan_that_the_stages_contradict_is_refused():

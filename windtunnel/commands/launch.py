@@ -2,8 +2,9 @@
 
 The gates are checked, the forecast is registered in the ledger, and only then training starts, by
 the same code as the rungs. Killed, the same command goes on from the checkpoint; when the run is
-over, it trains nothing and shows the outcome. `dry_run=true` prints the flight plan. On the way
-every evaluation is held against its band; `alarm.stop=true` ends a run that leaves its forecast.
+over, it trains nothing and shows the outcome. `dry_run=true` prints the flight plan, and builds
+every rank of a machine plan of several GPUs on the meta device. On the way every evaluation is held
+against its band; `alarm.stop=true` ends a run that leaves its forecast.
 
 Exit codes: 0 measured (inside or outside), 1 stopped on the way, 3 failed or diverged, 4 refused.
 
@@ -38,6 +39,8 @@ from windtunnel.alarm import AlarmConfig, alarm_sentence, looks_of
 from windtunnel.along import evaluations_in, in_flight
 from windtunnel.console import duration
 from windtunnel.launch import Launched, accepted_overrides, launch, ledger_of
+from windtunnel.machine.dry_run import dry_run
+from windtunnel.machine.tables import describe_dry_run
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
 from windtunnel.root import usable_root
@@ -150,6 +153,10 @@ def _print_flight_plan(
 ) -> None:
     for part in describe(promotion):
         console.print(part)
+    spec, machine = promotion.spec, promotion.machine
+    if machine is not None and machine.gpus > 1:
+        for part in describe_dry_run(machine, dry_run(spec.model, spec.train, machine)):
+            console.print(part)
     console.print(
         f"Estimated time: {duration(cost.wall_s)} on one thread, by what the sweep's runs took; "
         f"the launch uses {runtime.threads}",

@@ -51,7 +51,9 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
             "-m", "model.training.distributed.worker", str(folder)
         )
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Where a rank is killed, the others fail with it and may be heard of first.
+        killed = [(r, f) for r, f in error.failures.items() if f.exitcode < 0]
+        rank, failure = killed[0] if killed else error.get_first_failure()
         if failure.exitcode == EXIT_INTERRUPTED:
             raise JobInterrupted(f"{folder}: saved") from None
         raise RunFailed(folder.name, _reason(rank, ranks, failure)) from None
@@ -64,7 +66,9 @@ def _reason(rank: int, ranks: int, failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         how = f"was killed by {signal.Signals(-failure.exitcode).name}"
     else:
-        how = f"failed with exit code {failure.exitcode}: {failure.message}"
+        what = failure.message
+        said = what.get("message", "") if isinstance(what, dict) else str(what)
+        how = f"failed with exit code {failure.exitcode}: {said}"
     return f"{who} {how}; the job ended with it, run it again to go on from its checkpoint"
 
 

@@ -160,7 +160,8 @@ def test_a_killed_rank_ends_the_job_by_name_and_the_job_goes_on(tmp_path):
     assert second.returncode == 0, complaint
     result = json.loads((run / RESULT).read_text())
     assert (result["status"], result["steps"]) == ("done", train.num_steps)
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps), "a step was logged twice"
     assert set(steps) == set(range(1, train.num_steps + 1))
 
