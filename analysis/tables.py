@@ -210,7 +210,8 @@ class _Table:
         empty = text.str.strip().isin(["", "nan", "NaN", "None", "NA", "null"]).to_numpy()
         what = f"{name!r} ({group}.{role})"
         self.refuse_or_drop(f"{what} is empty or NaN", empty)
-        self.refuse_or_drop(f"{what} is not a number", np.isnan(values) & ~empty, cells)
+        wrong = np.isnan(values) & ~empty
+        self.refuse_or_drop(f"{what} is not a number{_written(text[wrong])}", wrong, cells)
         self.refuse_or_drop(f"{what} is infinite", np.isinf(values), cells)
         self.refuse_or_drop(f"{what} is not positive", values <= 0, cells)
         return values
@@ -281,6 +282,22 @@ class _Table:
 
 
 Rows = NDArray[np.bool_]
+
+WRITTEN = {
+    r"-?\d+,\d+": "written with a decimal comma: use a point",
+    r"\d{1,3}(,\d{3})+(\.\d*)?": "written with commas: none between thousands, decimals by a point",
+    r"[\d.]+ ?[kKmMbBgGtT]": "written with a suffix: use 1e6 for M, 1e9 for B",
+    r"[\d.]+ ?%": "written in percent: use shares",
+}
+"""How numbers for people look, and what to do about each."""
+
+
+def _written(cells: pd.Series[Any]) -> str:
+    """What all of these cells have in common, in brackets; the longer pattern first."""
+    for pattern in sorted(WRITTEN, key=len, reverse=True):
+        if len(cells) and cells.str.strip().str.fullmatch(pattern).all():
+            return f" ({WRITTEN[pattern]})"
+    return ""
 
 
 def _tuple(column: Array) -> tuple[float, ...]:

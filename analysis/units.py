@@ -42,6 +42,7 @@ def check_units(points: Points, rows: NDArray[np.intp], where: str, *, params_ar
                 f"{where}: {name} of {median:.3g} in the median of {len(rows)} rows, where "
                 f"{low:.0e} to {high:.0e} is usual; if the column is in millions or billions say "
                 f"table.{unit}_unit=1e6 (or 1e9), if it is right say table.check_units=false"
+                f"{_as_logarithms(column)}"
             )
     if np.median(loss) > MOST_NATS:
         raise ConfigError(
@@ -50,6 +51,13 @@ def check_units(points: Points, rows: NDArray[np.intp], where: str, *, params_ar
         )
     factor = points.array("flops") / (size * tokens)
     _check_factor(factor / (1.0 if params_are == "flops_per_token" else 6.0), rows, where)
+
+
+def _as_logarithms(column: Array) -> str:
+    """A hint where the values read as log10 of a usual count."""
+    if column.min() > 3 and column.max() < 16:
+        return ". Values between 3 and 16 may be log10 of counts: a column of counts is needed"
+    return ""
 
 
 def _check_gap(column: Array, rows: NDArray[np.intp], where: str, name: str) -> None:

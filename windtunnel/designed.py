@@ -102,8 +102,10 @@ def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> B
     if not chosen:
         return Batch(runs=(), why=design.stop)
     promised = design.runs[len(chosen) - 1].half_width
+    assert isinstance(fit.law, LossSurface)
+    at = float(fit.law.compute(*target))
     why = (
-        f"half width of the forecast at {fit.law.compute(*target):.3g} FLOPs {design.before:.2%}, "
+        f"half width of the forecast at {at:.3g} FLOPs {design.before:.2%}, "
         f"{promised:.2%} after these {len(chosen)}"
     )
     return Batch(runs=tuple(chosen), why=why)

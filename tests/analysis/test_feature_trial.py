@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def record(*, rung: str, flops_per_token: float, tokens: int, loss: float) -> Ru
         *("sequence_length", "num_layers", "hidden_size", "num_experts", "experts_per_token"),
         *("num_shared_experts", "expert_width"),
     )
-    counts = dict.fromkeys(names, 1)
+    counts: dict[str, Any] = dict.fromkeys(names, 1)
     return RunRecord(
         run_id=f"{rung}-{tokens}",
         status="done",

@@ -87,7 +87,13 @@ def test_units_and_flops_per_token(tmp_path: Path) -> None:
         ("L", "-1", r"is not positive in 2 of 20 rows: row 5 \('-1'\), row 9"),
         ("L", "inf", r"is infinite in 2 of 20 rows: row 5 \('inf'\)"),
         ("D", "0", r"'D' \(columns.tokens\) is not positive in 2 of 20 rows"),
-        ("N", "70M", r"'N' \(columns.params\) is not a number in 2 of 20 rows: row 5 \('70M'\)"),
+        ("N", "70x", r"'N' \(columns.params\) is not a number in 2 of 20 rows: row 5 \('70x'\)"),
+        (
+            "N",
+            "70M",
+            r"not a number \(written with a suffix: use 1e6 for M, 1e9 for B\) in 2 of 20",
+        ),
+        ("L", "3%", r"not a number \(written in percent: use shares\) in 2 of 20 rows: row 5"),
     ],
 )
 def test_rows_that_are_no_measurement(
@@ -176,6 +182,19 @@ def test_flops_in_another_unit(tmp_path: Path) -> None:
 def test_perplexities_are_not_losses(tmp_path: Path) -> None:
     table = [row | {"L": float(np.exp(float(str(row["L"]))))} for row in rows()]
     assert "perplexities" in refused(write(tmp_path / "a.csv", table))
+
+
+def test_numbers_for_people_are_named_for_what_they_are(tmp_path: Path) -> None:
+    for change, hint in (
+        (lambda x: f"{x:.5f}".replace(".", ","), "with a decimal comma: use a point"),
+        (lambda x: f"{1e6 * x:,.0f}", "with commas: none between thousands"),
+    ):
+        table = [{**row, "L": change(row["L"])} for row in rows()]
+        path = write(tmp_path / "a.csv", table, separator=";")
+        assert f"{hint}" in refused(path)
+        assert "in 20 of 20 rows" in refused(path)
+    logs = [{**row, "N": np.log10(float(str(row["N"])))} for row in rows()]
+    assert "may be log10 of counts" in refused(write(tmp_path / "logs.csv", logs))
 
 
 def test_filter_and_outlier_rule_count_what_they_leave_out(tmp_path: Path) -> None:
