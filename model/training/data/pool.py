@@ -55,8 +55,9 @@ class Workers:
                     done(items[place])
         except BrokenProcessPool:
             raise RuntimeError(
-                "a process that was preparing the corpus was killed, perhaps for want of memory; "
-                "run the command again, it goes on where it stopped"
+                "a process that prepared the corpus was killed, perhaps for want of memory, or "
+                'could not start (a script of your own needs an `if __name__ == "__main__":`); '
+                "run it again, it goes on where it stopped"
             ) from None
         return [by_place[place] for place in range(len(items))]
 
