@@ -138,14 +138,15 @@ def finish(root: Path, spec: RunSpec, record: RunRecord) -> None:
     run_dir = Store(root).create(spec)
     attempt = Attempt.claim(run_dir, after=0, now=time.time())
     steps = np.arange(1, record.steps + 1, max(1, record.steps // 200))
+    end = record.train_loss_nats if record.loss_nats is None else record.loss_nats
     with (attempt.dir / "metrics.jsonl").open("w") as lines:
         for step in steps:
-            fade = (5.5 - record.loss_nats) * (1 + step / 8) ** -0.9 * (1 - step / record.steps)
+            fade = (5.5 - end) * (1 + step / 8) ** -0.9 * (1 - step / record.steps)
             line = {
                 "kind": "train",
                 "step": int(step),
                 "tokens": int(step * record.batch_tokens),
-                "train_loss_nats": float(record.loss_nats + fade),
+                "train_loss_nats": float(end + fade),
             }
             lines.write(json.dumps(line) + "\n")
     write_json(attempt.dir / "record.json", to_plain(record))

@@ -23,7 +23,7 @@ from analysis.fitting import fit_surface
 from analysis.laws import LossSurface
 from analysis.plots import Evidence, draw_all
 from analysis.points import points_from_records, take
-from analysis.records import RecordSet
+from analysis.records import RecordSet, RunRecord
 from model.errors import ConfigError
 from windtunnel.commands import report
 from windtunnel.report.content import Content, gather
@@ -248,6 +248,25 @@ def test_a_sweep_whose_runs_all_failed_lists_their_reasons(
     assert f"{len(plan.runs)} runs failed or diverged" in text
     for number in range(len(plan.runs)):
         assert f"out of memory at step {number}" in text
+
+
+def test_a_diverged_run_without_a_loss_has_an_empty_cell(
+    started: Any, known_sweep: ModuleType
+) -> None:
+    root, plan = started
+    first = plan.runs[0].run_id
+
+    def broken(record: RunRecord) -> RunRecord:
+        if record.run_id != first:
+            return record
+        none = {"loss_nats": None, "bits_per_byte": None, "by_domain": {}, "load_by_layer": ()}
+        return replace(record, status="diverged", reason="loss is nan at step 7", **none)
+
+    known_sweep.finish_all(root, plan, broken)
+    html = page_of(root)
+    assert "loss is nan at step 7" in html
+    assert "None" not in html
+    assert len(chart_of(html)["points"]) == len(plan.runs) - 1
 
 
 def test_without_a_fit_the_runs_are_shown_and_the_next_command_is_named(
