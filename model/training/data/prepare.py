@@ -215,6 +215,7 @@ class _Building:
                 raise ConfigError(f"data: empty corpus; the {files} files found hold no text")
             index = self._without_duplicates(index, report)
             sides = self._split(spool, index)
+            del index  # the sides hold it all; at 10 GB it is the largest thing in memory
             if not self.source.keeps_duplicates and self.corpus.max_similarity is not None:
                 self._drop_similar(workers, spool, sides, self.corpus.max_similarity, report)
             codec = self._tokenizer(spool, sides, report)
@@ -242,7 +243,7 @@ class _Building:
             return index
         same = (index["high"][1:] == index["high"][:-1]) & (index["low"][1:] == index["low"][:-1])
         report["duplicates"] = int(same.sum())
-        return index[np.concatenate([[True], ~same])]
+        return index[np.concatenate([[True], ~same])] if same.any() else index
 
     def _split(self, spool: Spool, index: Index) -> dict[tuple[str, str], Index]:
         """Documents of each (domain, side), ordered by content."""
