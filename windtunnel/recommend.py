@@ -81,7 +81,7 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
     allocated = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
     require_beyond(allocated.train_flops, largest_flops)
     config = _config_at_target(config, target)
-    spec = _spec(sweep, config, allocated)
+    spec = _on_whole_ranks(_spec(sweep, config, allocated), settings.gpus)
     machine, why_not = _machine_plan(spec, settings)
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     counts = count_params(spec.model)
@@ -180,6 +180,17 @@ def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
     return flops_per_token(nearest, config.sequence_length).house
 
 
+def _on_whole_ranks(spec: RunSpec, gpus: int) -> RunSpec:
+    """The batch in whole sequences a GPU, so that every parallel size divides it."""
+    train = spec.train
+    at_once = gpus * train.sequence_length
+    if gpus == 1 or train.batch_tokens < at_once:
+        return spec
+    batch_tokens = round(train.batch_tokens / at_once) * at_once
+    tokens = max(1, round(train.tokens / batch_tokens)) * batch_tokens
+    return replace(spec, train=replace(train, batch_tokens=batch_tokens, tokens=tokens))
+
+
 def _machine_plan(spec: RunSpec, settings: Settings) -> tuple[MachinePlan | None, str]:
     """The fastest plan that fits, or why there is none."""
     try:
@@ -207,7 +218,7 @@ def _settled(sweep: FinishedSweep, target: Target, settings: Settings) -> Target
             settings.size_range,
             settings.level,
         )
-        spec = _spec(sweep, sweep.config, allocated)
+        spec = _on_whole_ranks(_spec(sweep, sweep.config, allocated), settings.gpus)
         plan = best_plan(spec.model, spec.train, settings.hardware, settings.gpus)
         flops = flops_per_token(spec.model, spec.train.sequence_length).house * spec.train.tokens
         used = min(1.0, flops / (plan.gpu_hours * 3600 * peak))
