@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from analysis.laws import Array
 
@@ -38,6 +37,8 @@ class Drift:
 
     def allowance(self, compute_ratio: ArrayLike, level: float) -> tuple[Array, Array]:
         """What to add below and above, in log-loss, at so many times the largest compute."""
+        from scipy.special import stdtrit  # here: a status reads records and can't spare it
+
         distance = np.log(np.maximum(np.asarray(compute_ratio, dtype=float), 1.0))
         reach = float(stdtrit(self.cuts, (1 + level) / 2)) * self.rate * distance**GROWTH
         nothing = np.zeros_like(reach)
