@@ -143,7 +143,8 @@ def _print(trial: Trial, console: Console) -> None:
     say(console, f"Trial of {said} against {against}")
     say(console, f"Sweep {trial.sweep}, {len(trial.pairs)} pairs of runs: {trial.verdict}")
     say(console, "Gap: log of the loss over the baseline's, below zero is better.")
-    console.print(table(["rung", "FLOPs/token", "pairs", "gap", "90% interval"], _rungs(trial)))
+    interval = f"{trial.mean.level:.0%} interval"
+    console.print(table(["rung", "FLOPs/token", "pairs", "gap", interval], _rungs(trial)))
     say(
         console,
         f"A tenfold compute adds {trial.trend.value:+.2%} ({_span(trial.trend)}); one pair lies "
