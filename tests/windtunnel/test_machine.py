@@ -72,7 +72,8 @@ def plan(published):
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "virtual", "num_micro"), [(4, 1, 16), (4, 2, 16), (21, 2, 189), (21, 1, 42)]
+    ("pipeline", "virtual", "num_micro"),
+    [(4, 1, 16), (4, 2, 16), (21, 2, 189), (21, 1, 42), (4, 2, 400)],
 )
 def test_equal_stages_wait_as_long_as_the_papers_formula_says(pipeline, virtual, num_micro):
     sizes = ParallelConfig(pipeline=pipeline, virtual=virtual)

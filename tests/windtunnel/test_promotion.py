@@ -292,17 +292,13 @@ def test_a_promotion_says_how_it_is_spread(promotion: Promotion, settings: Setti
     assert promotion.machine.tokens_per_s > 0
 
 
-@pytest.mark.slow
-def test_a_ling_target_is_planned_for_its_machine(sweep: FinishedSweep, settings: Settings) -> None:
-    dirs = (yaml_folders.CONF_DIR,)
-    words = ["sweep=quickstart", "target=ling_mini", "hardware=h800", "gpus=256"]
-    config = composition.load("promote", promote_command.Config, words, dirs)
-    made = recommend(sweep, config.target, replace(settings, hardware=config.hardware, gpus=256))
-    assert made.machine is not None
-    assert made.spec.train.batch_tokens % (256 * made.spec.train.sequence_length) == 0
-    assert made.machine.parallel.world_size == 256
-    assert 256 % made.machine.parallel.expert == 0
-    assert {gate.name: gate.passed for gate in made.gates}["machine"]
+def test_a_batch_is_whole_sequences_of_every_gpu(sweep: FinishedSweep, settings: Settings) -> None:
+    target = ComputeBudget(train_flops=40 * max(sweep.study.points.flops))
+    alone = recommend(sweep, target, settings).spec.train
+    shared = recommend(sweep, target, replace(settings, gpus=2)).spec.train
+    assert shared.batch_tokens % (2 * shared.sequence_length) == 0
+    assert shared.tokens % shared.batch_tokens == 0
+    assert abs(shared.batch_tokens - alone.batch_tokens) <= shared.sequence_length
 
 
 def test_a_machine_too_small_is_a_failed_gate(sweep: FinishedSweep, settings: Settings) -> None:

@@ -8,11 +8,14 @@ the bubble and the activations held are had by playing it through.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.costs import BlockCosts
+
+LONGEST = 12
+"""Rounds of the pipeline that are played through; each further one takes as long as the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,15 @@ def play(
     if ranks == 1:
         seconds = sum(forward) * (1 + backward_ratio) * num_micro
         return Flow(seconds=seconds, bubble=0.0, imbalance=0.0, held=((1,),))
+    if num_micro > LONGEST * ranks:
+        short, longer = (
+            play(forward, parallel, rounds * ranks, backward_ratio, weight)
+            for rounds in (LONGEST // 2, LONGEST)
+        )
+        each = (longer.seconds - short.seconds) / (LONGEST // 2 * ranks)
+        seconds = longer.seconds + (num_micro - LONGEST * ranks) * each
+        busy = sum(forward) * (1 + backward_ratio) * num_micro
+        return replace(longer, seconds=seconds, bubble=1 - busy / (ranks * seconds))
     orders = [_order(rank, parallel, num_micro) for rank in range(ranks)]
     done: dict[tuple[bool, int, int], float] = {}
     clock, place = [0.0] * ranks, [0] * ranks
