@@ -21,7 +21,7 @@ def target_of(*overrides: str) -> Target:
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
-        ((), "next_rung-6x"),
+        ((), "next_rung-5.2x"),
         (("target.factor=12.5",), "next_rung-12.5x"),
         (("target=compute", "target.train_flops=2e15"), "compute-2e+15"),
         (("target=gpu_hours", "target.gpu_hours=2e5"), "gpu_hours-2e+05"),
