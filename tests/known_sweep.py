@@ -42,7 +42,11 @@ OVERRIDES = (
     "sweep=quickstart",
     "data=synthetic",
     "data.tokens=60000",
-    # Pinned, so that what is tested does not move when the shipped ladder is tuned.
+    # Pinned, so that what is tested does not move when the shipped ladder and recipe are tuned.
+    "recipe=ling",
+    "recipe.training.peak_lr_factor=0.05",
+    "recipe.training.batch_tokens.coefficient=128",
+    "recipe.training.batch_tokens.exponent=0",
     "ladder.smallest_flops_per_token=2.6e5",
     "ladder.size_ratio=2",
     "ladder.smallest_tokens=65536",

@@ -93,7 +93,7 @@ def test_a_sweep_runs_as_arrays_of_jobs(plan, toy, executor):
 
 
 def test_before_its_time_limit_a_run_is_saved_requeued_and_goes_on(plan, toy, executor):
-    toy.set(steps=60, step_s=0.1)
+    toy.set(steps=150, step_s=0.1)
     run = plan.runs[0]
     warned = once_under_way(toy, run, lambda: toy_slurm.ask("scancel", "--signal=USR2", only_job()))
     events = []
@@ -102,7 +102,7 @@ def test_before_its_time_limit_a_run_is_saved_requeued_and_goes_on(plan, toy, ex
     assert result.finished == (run.run_id,)
     first, _ = toy.store.attempts(run.run_id)
     assert read_outcome(first).reason == "stopped on request"
-    assert len(steps_of(toy, run)) == 60
+    assert len(steps_of(toy, run)) == 150
     # Slurm did it by itself: for the driver it is one job from start to end.
     assert [event.kind for event in events if event.kind != "progress"] == ["started", "finished"]
     assert any(event.attempt == 2 for event in events if event.kind == "progress")

@@ -1,9 +1,11 @@
 """Trunks: planned once, trained once, and nothing that is measured depends on them."""
 
+import contextlib
 import os
 import random
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -138,12 +140,19 @@ def test_killed_at_random_every_readout_is_what_it_is_by_itself(
             return
         folder = attempt_dir(store.run_dir(event.run.run_id), event.attempt)
 
-        def kill() -> None:
-            if (folder / "claim.json").exists() and not (folder / "outcome.json").exists():
-                os.kill(read_claim(folder).owner.pid, signal.SIGKILL)
-                kills.append(event.run.run_id)
+        delay_s = rng.uniform(0.0, 0.3)
 
-        threading.Timer(rng.uniform(0.2, 0.8), kill).start()
+        def kill() -> None:
+            end = time.monotonic() + 60
+            while not (folder / "claim.json").exists() and time.monotonic() < end:
+                time.sleep(0.005)
+            time.sleep(delay_s)
+            if not (folder / "outcome.json").exists():
+                with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+                    os.kill(read_claim(folder).owner.pid, signal.SIGKILL)
+                    kills.append(event.run.run_id)
+
+        threading.Thread(target=kill, daemon=True).start()
 
     result = run_sweep(plan, store, LocalExecutor(slots=2), strike)
 
