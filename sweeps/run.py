@@ -240,6 +240,7 @@ class _Driver:
             now = time.monotonic()
             if now - active.looked_at >= PROGRESS_S:
                 active.looked_at = now
+                self._follow(active)
                 folder = attempt_dir(self._store.run_dir(run.run_id), active.attempt)
                 heartbeat = read_heartbeat(folder)
                 if heartbeat and self._watch.is_stale(folder, heartbeat.beat):
@@ -275,12 +276,14 @@ class _Driver:
             reason = state.reason or f"its worker ended with exit code {exit_code}"
             self._try_again(run, state, reason, exit_code)
 
+    def _follow(self, active: _Active) -> None:
+        """A cluster that pre-empted and requeued the job goes on in an attempt of its own."""
+        newest = newest_attempt(self._store.run_dir(active.run.run_id))
+        active.attempt = max(active.attempt, newest)
+
     def _unstick(self, active: _Active, folder: Path) -> None:
         """A worker whose attempt beats no more although its place is not free."""
-        newest = newest_attempt(self._store.run_dir(active.run.run_id))
-        if newest > active.attempt:
-            active.attempt = newest  # a cluster pre-empted and requeued it
-        elif read_outcome(folder) is None:
+        if read_outcome(folder) is None:
             active.handle.kill()  # frozen: its place is needed, its checkpoints are kept
 
     def _settle(self, run: PlannedRun, state: RunState, *, elsewhere: bool) -> None:

@@ -45,7 +45,7 @@ OVERRIDES = (
     # Pinned, so that what is tested does not move when the shipped ladder and recipe are tuned.
     "recipe=ling",
     "recipe.training.peak_lr_factor=0.05",
-    "recipe.training.batch_tokens.coefficient=128",
+    "recipe.training.batch_tokens.coefficient=256",
     "recipe.training.batch_tokens.exponent=0",
     "ladder.smallest_flops_per_token=2.6e5",
     "ladder.size_ratio=2",
