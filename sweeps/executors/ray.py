@@ -6,6 +6,7 @@ is elsewhere, and a worker ends with the task, the task with the driver.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -38,7 +39,9 @@ def _work(run_dir: str, after: int, cwd: str, threads: int, command: tuple[str, 
             time.sleep(LOOK_S)
     except KeyboardInterrupt:
         worker.terminate()
-        code = worker.wait()
+        while (code := worker.poll()) is None:
+            with contextlib.suppress(KeyboardInterrupt):  # asked twice, it still waits
+                time.sleep(LOOK_S)
     return code
 
 
@@ -68,7 +71,9 @@ class RayHandle:
         self._ray.cancel(self._task)
 
     def kill(self) -> None:
-        """End the task's process, and with it the worker."""
+        """End the task's process, and with it the worker; a task that is over stays as it is."""
+        if self.poll() is not None:
+            return
         self._ray.cancel(self._task, force=True)
         end = time.monotonic() + GONE_S
         while self.poll() is None and time.monotonic() < end:
