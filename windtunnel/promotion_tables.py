@@ -9,25 +9,16 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from analysis.results import Interval
-from model.memory import PrecisionPlan, activation_memory, state_memory
+from model.memory import activation_memory, state_memory
 from sweeps.spec import RunSpec
 from windtunnel.along import Evaluated, Waypoint
 from windtunnel.choices import Choice
 from windtunnel.console import si, table
 from windtunnel.ledger import Entry
 from windtunnel.load_forecast import LoadForecast
+from windtunnel.machine.memory_plan import FP32
 from windtunnel.machine.tables import describe_plan
 from windtunnel.promotion import Promotion
-
-FP32 = PrecisionPlan(
-    weight_bytes=4,
-    gradient_bytes=4,
-    master_bytes=0,
-    moment_bytes=8,
-    stream_bytes=4,
-    product_bytes=4,
-)
-"""What a run keeps of each number; under bf16 only what goes into products is smaller."""
 
 
 def describe(promotion: Promotion) -> Iterator[RenderableType]:

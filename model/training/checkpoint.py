@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 UNFINISHED = ".tmp-"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,11 @@ def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, replaces: bool = Fa
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
         "state": checkpoint.state,
     }
-    text = json.dumps({**body, "sha256": _hash_json(body)}, indent=1, allow_nan=False)
-
     unfinished = folder / f"{UNFINISHED}{uuid.uuid4().hex}"
     unfinished.mkdir(parents=True)
     try:
         write_file(unfinished / "tensors.safetensors", content)
-        write_file(unfinished / "state.json", text.encode())
+        write_body(unfinished, body)
         sync_folder(unfinished)
         target = step_folder(folder, checkpoint.step)
         if replaces:
@@ -103,17 +103,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         BrokenCheckpoint: when a file is missing, cut short or changed.
     """
     try:
-        body = json.loads((path / "state.json").read_bytes())
+        body = read_body(path, FORMAT)
         content = (path / "tensors.safetensors").read_bytes()
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{error.filename} is missing") from None
-    except ValueError as error:
-        raise BrokenCheckpoint(f"state.json is not JSON: {error}") from None
-    expected = body.pop("sha256", None) if isinstance(body, dict) else None
-    if expected != _hash_json(body):
-        raise BrokenCheckpoint("state.json does not match its hash")
-    if body["format"] != FORMAT:
-        raise BrokenCheckpoint(f"format {body['format']}, this program reads {FORMAT}")
     if body["tensors_sha256"] != hashlib.sha256(content).hexdigest():
         raise BrokenCheckpoint("tensors.safetensors does not match its hash")
     try:
@@ -132,21 +125,52 @@ def load_newest(
         folder: where :func:`save_checkpoint` wrote.
         is_usable: says why a whole checkpoint can't be resumed from; empty if it can.
     """
+    return newest_usable(folder, read_checkpoint, is_usable)
+
+
+def newest_usable(
+    folder: Path, read: Callable[[Path], T], is_usable: Callable[[T], str]
+) -> T | None:
+    """What ``read`` makes of the newest checkpoint it does not call broken and that is usable."""
     for left_over in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left_over)
     for path in checkpoint_paths(folder):
         try:
-            checkpoint = read_checkpoint(path)
-            problem = is_usable(checkpoint)
+            found = read(path)
+            problem = is_usable(found)
         except BrokenCheckpoint as error:
             problem = str(error)
         if not problem:
-            return checkpoint
+            return found
         logger.warning(
             "checkpoint %s is unusable (%s); going back to the one before", path, problem
         )
         shutil.rmtree(path)
     return None
+
+
+def write_body(folder: Path, body: dict[str, Any]) -> None:
+    """Write a checkpoint's state.json with its own hash."""
+    text = json.dumps({**body, "sha256": _hash_json(body)}, indent=1, allow_nan=False)
+    write_file(folder / "state.json", text.encode())
+
+
+def read_body(folder: Path, expected_format: int | str) -> dict[str, Any]:
+    """What :func:`write_body` wrote.
+
+    Raises:
+        BrokenCheckpoint: it was cut short or changed, or is of another format.
+        FileNotFoundError: there is none.
+    """
+    try:
+        body = json.loads((folder / "state.json").read_bytes())
+    except ValueError as error:
+        raise BrokenCheckpoint(f"state.json is not JSON: {error}") from None
+    if not isinstance(body, dict) or body.pop("sha256", None) != _hash_json(body):
+        raise BrokenCheckpoint("state.json does not match its hash")
+    if body["format"] != expected_format:
+        raise BrokenCheckpoint(f"format {body['format']}, this program reads {expected_format}")
+    return body
 
 
 def _hash_json(value: Any) -> str:

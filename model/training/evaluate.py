@@ -13,6 +13,7 @@ from torch import Tensor
 from model.balance import RoutingRequest, RoutingStats, load_metrics
 from model.config import ModelConfig
 from model.router import Routing
+from model.training.config import TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.precision import Precision, computing_in
 from model.transformer import Transformer
@@ -129,6 +130,12 @@ class Evaluation:
             line["load_by_domain"] = to_plain(self.load_by_domain)
             line["pairs"] = to_plain(self.pairs)
         return line
+
+
+def brief_steps(config: TrainConfig) -> frozenset[int]:
+    """Steps after which a run is evaluated on the way, evenly spaced."""
+    parts = config.evaluation.num_intermediate + 1
+    return frozenset(round(config.num_steps * part / parts) for part in range(1, parts))
 
 
 LAYER_SCALARS = (

@@ -8,8 +8,6 @@ all of them, so a resumed run goes on bit for bit.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import math
 import shutil
@@ -44,10 +42,12 @@ from model.training.evaluate import (
     Evaluation,
     Evaluator,
     LayerLoad,
+    brief_steps,
     mixture_layers,
 )
 from model.training.fp8 import Fp8Layers
 from model.training.health import Health
+from model.training.identity import run_identity, trunk_identity
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from model.training.positions import loss_by_position
 from model.training.precision import computing_in
@@ -66,7 +66,7 @@ from model.training.state import (
     tail_begins,
 )
 from model.training.trackers import MetricsFile, open_mirror
-from model.training.trunk import Snapshots, trunk_identity
+from model.training.trunk import Snapshots
 from model.transformer import Transformer, build_model
 from model.typed import to_plain
 
@@ -185,7 +185,7 @@ def train(
         batch = torch.from_numpy(np.concatenate(windows)).to(device)
         return [list(found) for found in loss_by_position(model, batch, config.precision)]
 
-    identity = _identity(model_config, config, corpus)
+    identity = run_identity(model_config, config, corpus.fingerprint)
     checkpoints, metrics_path = run_dir / "checkpoints", run_dir / "metrics.jsonl"
     found = load_newest(checkpoints, lambda c: _why_unusable(c, identity, metrics_path))
     snapshots = Snapshots(
@@ -280,7 +280,7 @@ def train(
         return True
 
     line_every = math.ceil(config.num_steps / LINES_PER_RUN)
-    brief_steps = _brief_steps(config)
+    briefly_after = brief_steps(config)
     is_merge = config.schedule.kind == "wsm"
     kept_states = frozenset(config.checkpoint.states_at)
     kept = kept_states.union(config.checkpoint.weights_at, merged_steps(config) if is_merge else ())
@@ -335,7 +335,7 @@ def train(
                     log(_train_line(state, config, lr, layers))
                     state.begin_line()
                     watch.lap("log")
-                if state.step in brief_steps:
+                if state.step in briefly_after:
                     evaluation = evaluator_of(stage).briefly(model, state.use.choices_LTK)
                     # Of other windows where the stages' lengths differ: no two can be compared.
                     state.use.choices_LTK = evaluation.choices_LTK if one_length else None
@@ -453,12 +453,6 @@ def _forward_backward(
     return loss.item(), mtp_nats, [stats.load_E for stats in result.routing]
 
 
-def _brief_steps(config: TrainConfig) -> frozenset[int]:
-    """Steps after which the run is evaluated on the way, evenly spaced."""
-    parts = config.evaluation.num_intermediate + 1
-    return frozenset(round(config.num_steps * part / parts) for part in range(1, parts))
-
-
 def _train_line(
     state: RunState, config: TrainConfig, lr: float, layers: tuple[int, ...]
 ) -> dict[str, Any]:
@@ -499,14 +493,6 @@ def _tail_loss(state: RunState) -> float:
     if state.tail_steps == 0:
         return state.health.smoothed_nats
     return state.tail_nats / state.tail_steps
-
-
-def _identity(model_config: ModelConfig, config: TrainConfig, corpus: PreparedCorpus) -> str:
-    """What makes a checkpoint this run's; how often it is saved does not."""
-    science = to_plain(config)
-    del science["checkpoint"]
-    text = json.dumps([to_plain(model_config), science, corpus.fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _why_unusable(checkpoint: Checkpoint, identity: str, metrics_path: Path) -> str:

@@ -12,14 +12,11 @@ costs time, never a number; the run then trains those steps itself.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from model.config import ModelConfig
 from model.errors import ConfigError
 from model.files import step_folder
 from model.training.checkpoint import (
@@ -31,9 +28,8 @@ from model.training.checkpoint import (
 )
 from model.training.config import TrainConfig
 from model.training.merge import merge_coefficients, merge_weights
-from model.training.schedules import merged_steps, trunk_schedule, trunk_steps
+from model.training.schedules import merged_steps, trunk_steps
 from model.training.state import model_weights
-from model.typed import to_plain
 
 STATE = "optimizer."
 """Tensors a snapshot has only if a run can go on from it."""
@@ -103,13 +99,3 @@ class Snapshots:
             if folder is not None and (path := step_folder(folder, step)).exists():
                 return path
         return None
-
-
-def trunk_identity(model_config: ModelConfig, config: TrainConfig, corpus_fingerprint: str) -> str:
-    """Equal exactly for runs whose first steps, at a constant rate, have the same bits."""
-    science = to_plain(config)
-    for name in ("checkpoint", "evaluation", "tokens"):
-        del science[name]
-    science["schedule"] = to_plain(trunk_schedule(config.schedule))
-    text = json.dumps([to_plain(model_config), science, corpus_fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

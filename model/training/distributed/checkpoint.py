@@ -11,8 +11,6 @@ its hash is found in state.json: it must be the one this program wrote.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -24,12 +22,17 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from model.files import sync_folder, write_file
-from model.training.checkpoint import UNFINISHED, checkpoint_paths
+from model.files import sync_folder
+from model.training.checkpoint import (
+    UNFINISHED,
+    BrokenCheckpoint,
+    checkpoint_paths,
+    newest_usable,
+    read_body,
+    write_body,
+)
 from model.training.distributed.engine import Engine
 from model.training.distributed.stage import NEXT_EMBEDDING
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "dcp-1"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,8 +54,7 @@ def save(engine: Engine, folder: Path, step: int, plain: dict[str, Any], *, keep
             "metadata_sha256": _hash((unfinished / ".metadata").read_bytes()),
             "state": plain,
         }
-        text = json.dumps({**body, "sha256": _hash_json(body)}, indent=1, allow_nan=False)
-        write_file(unfinished / "state.json", text.encode())
+        write_body(unfinished, body)
         sync_folder(unfinished)
         target = folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)
@@ -75,7 +77,7 @@ def load_newest(
     """
     told: list[Any] = [None]
     if engine.is_first_rank:
-        told = [_newest_whole(folder, is_usable)]
+        told = [newest_usable(folder, _read, lambda found: is_usable(found[1]["state"]))]
     dist.broadcast_object_list(told, src=0)
     if told[0] is None:
         return None
@@ -109,45 +111,24 @@ def _tensors(engine: Engine) -> dict[str, Tensor]:
     return tensors
 
 
-def _newest_whole(
-    folder: Path, is_usable: Callable[[dict[str, Any]], str]
-) -> tuple[str, dict[str, Any]] | None:
-    for left_over in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left_over)
-    for path in checkpoint_paths(folder):
-        body, problem = _read(path)
-        problem = problem or is_usable(body["state"])
-        if not problem:
-            return str(path), body
-        logger.warning(
-            "checkpoint %s is unusable (%s); going back to the one before", path, problem
-        )
-        shutil.rmtree(path)
-    return None
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The checkpoint's place and the body of its state.json.
 
-
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """The body of a checkpoint's state.json, and what is wrong with the checkpoint."""
+    Raises:
+        BrokenCheckpoint: when a file is missing, cut short or changed.
+    """
     try:
-        body = json.loads((path / "state.json").read_bytes())
-    except (OSError, ValueError) as error:
-        return {}, f"state.json: {error}"
-    if not isinstance(body, dict) or body.pop("sha256", None) != _hash_json(body):
-        return {}, "state.json does not match its hash"
-    if body["format"] != FORMAT:
-        return {}, f"format {body['format']}, this program reads {FORMAT}"
+        body = read_body(path, FORMAT)
+    except OSError as error:
+        raise BrokenCheckpoint(f"state.json: {error}") from None
     for name, size in body["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
-            return {}, f"{name} is missing or cut short"
+            raise BrokenCheckpoint(f"{name} is missing or cut short")
     if _hash((path / ".metadata").read_bytes()) != body["metadata_sha256"]:
-        return {}, ".metadata does not match its hash"
-    return body, ""
+        raise BrokenCheckpoint(".metadata does not match its hash")
+    return str(path), body
 
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _hash_json(value: Any) -> str:
-    return _hash(json.dumps(value, sort_keys=True).encode())

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from model.balance import RoutingRequest, RoutingStats
 from model.block import Block
 from model.config import ModelConfig
-from model.layers import RMSNorm, Rotary, at_least_float32
+from model.layers import RMSNorm, Rotary
+from model.loss import token_nats
 from model.mtp import MultiTokenPrediction
 from model.router import Router
 from model.training.precision import Precision, computing_in
@@ -133,6 +134,5 @@ class Stage(nn.Module):
         return torch.stack(nats, dim=-1)
 
     def _token_nats(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        logits = at_least_float32(self.output(hidden_BTD)).flatten(0, 1)
-        nats = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
+        nats = token_nats(hidden_BTD.flatten(0, 1), self.output.weight, targets_BT.flatten())
         return nats.view_as(targets_BT)

@@ -8,8 +8,6 @@ it everywhere; what depends on a clock or a signal is rank 0's to say.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import signal
 import time
@@ -28,16 +26,15 @@ from model.training.data import PreparedCorpus
 from model.training.distributed import checkpoint
 from model.training.distributed.config import ParallelConfig
 from model.training.distributed.engine import Engine
-from model.training.evaluate import DomainLoss, mixture_layers
+from model.training.evaluate import DomainLoss, brief_steps, mixture_layers
 from model.training.health import Health, HealthState
+from model.training.identity import run_identity
 from model.training.optim import set_learning_rate
 from model.training.schedules import learning_rate
 from model.training.trackers import MetricsFile
+from model.training.trainer import LINES_PER_RUN, Interrupted
 from model.typed import to_plain
 
-EXIT_INTERRUPTED = 75
-"""As of a single process: saved on SIGTERM, run it again."""
-LINES_PER_RUN = 200
 GO_ON, SAVE, STOP = range(3)
 
 
@@ -70,7 +67,7 @@ def train(
 
     Raises:
         ConfigError: the sizes fit neither the model, the batch nor the number of processes.
-        SystemExit: with code 75, when rank 0 was sent SIGTERM and the run is saved.
+        Interrupted: rank 0 was sent SIGTERM, and the run is saved.
     """
     require(
         config.schedule.kind in ("wsd", "cosine", "constant"),
@@ -84,7 +81,7 @@ def train(
         )
     engine = Engine(model, config, parallel, device)
     health, step = Health(model, limits=config.health, num_steps=config.num_steps), 0
-    identity = _identity(model, config, corpus)
+    identity = run_identity(model, config, corpus.fingerprint)
     metrics_path = run_dir / "metrics.jsonl"
 
     def why_unusable(plain: dict[str, Any]) -> str:
@@ -119,8 +116,7 @@ def train(
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     windows_per_step = config.batch_tokens // config.sequence_length
     line_every = math.ceil(config.num_steps / LINES_PER_RUN)
-    parts = config.evaluation.num_intermediate + 1
-    brief_steps = {round(config.num_steps * part / parts) for part in range(1, parts)}
+    briefly_after = brief_steps(config)
     first_step, began, saved_at = step, time.perf_counter(), time.perf_counter()
     reason = ""
     while step < config.num_steps and not reason:
@@ -150,7 +146,7 @@ def train(
                     **{name: value.tolist() for name, value in load.items()},
                 }
             )
-        if step in brief_steps:
+        if step in briefly_after:
             by_domain, _ = evaluate(engine, corpus, config.evaluation.heldout_tokens // 8)
             log({"kind": "eval", **_losses(by_domain, corpus)})
         is_due = time.perf_counter() - saved_at >= config.checkpoint.every_s
@@ -159,7 +155,7 @@ def train(
             save()
             saved_at = time.perf_counter()
         if wanted == STOP:
-            raise SystemExit(EXIT_INTERRUPTED)
+            raise Interrupted(step)
 
     tokens_per_s = (step - first_step) * config.batch_tokens / (time.perf_counter() - began)
     if reason:
@@ -213,11 +209,3 @@ def evaluate(
 def _losses(by_domain: Mapping[str, DomainLoss], corpus: PreparedCorpus) -> dict[str, Any]:
     mixed = math.fsum(corpus.weights[name] * loss.loss_nats for name, loss in by_domain.items())
     return {"loss_nats": mixed, "by_domain": {n: to_plain(d) for n, d in by_domain.items()}}
-
-
-def _identity(model: ModelConfig, config: TrainConfig, corpus: PreparedCorpus) -> str:
-    """What makes a checkpoint this run's; neither the parallel sizes nor how often it is saved."""
-    science = to_plain(config)
-    del science["checkpoint"]
-    text = json.dumps([to_plain(model), science, corpus.fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
