@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.records import DomainLoss, LayerLoad, RunRecord
 from model.accounting import CONVENTION, count_params, flops_per_token
 from model.errors import ConfigError
 from model.training.data import PreparedCorpus, open_corpus, prepare_corpus
+from model.training.result import TrainResult
 from model.typed import build, to_plain
 from sweeps.attempt import Progress
 from sweeps.protocol import fingerprint, protocol_of
@@ -20,9 +20,6 @@ from sweeps.provenance import provenance
 from sweeps.spec import NUMERICS_VERSION, RunSpec, run_id
 from sweeps.store import Store
 from sweeps.trunks import has_snapshots
-
-if TYPE_CHECKING:
-    from model.training.trainer import TrainResult
 
 
 def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], None]) -> RunRecord:
@@ -67,8 +64,6 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
 
 def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:
     """What a run measures whose trunk went wrong before the run's own first step; else None."""
-    from model.training.trainer import TrainResult
-
     store = Store(run_dir.parents[1])
     trunk = store.record(spec.trunk) if spec.trunk else None
     if trunk is None or trunk.status == "done" or has_snapshots(store, spec):

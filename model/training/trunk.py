@@ -27,9 +27,9 @@ from model.training.checkpoint import (
     read_checkpoint,
 )
 from model.training.config import TrainConfig
+from model.training.learner import model_weights
 from model.training.merge import merge_coefficients, merge_weights
 from model.training.schedules import merged_steps, trunk_steps
-from model.training.state import model_weights
 
 STATE = "optimizer."
 """Tensors a snapshot has only if a run can go on from it."""

@@ -10,7 +10,7 @@ import torch
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.fp8 import Distortion, fp8_linear, quantize_blocks, quantize_tiles
 from model.training import fp8 as rules
-from model.training import trainer
+from model.training import progress
 from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
@@ -223,7 +223,7 @@ def test_only_every_hundredth_step_is_looked_at():
 def test_a_run_in_fp8_goes_on_with_the_layers_that_fell_back(tmp_path, monkeypatch):
     monkeypatch.setattr(rules, "MEASURE_EVERY", 4)
     monkeypatch.setattr(rules, "MIN_COSINE", 0.9997)
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
     corpus = prepare_corpus(SyntheticCorpus(tokens=20_000, num_symbols=8), tmp_path / "data")
     model = replace(MODEL, vocab_size=257, mtp_depth=0)
 

@@ -15,7 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from model.errors import RunFailed
 from model.files import write_file
 from model.training.distributed.worker import JOB, RESULT, Job
-from model.training.trainer import EXIT_INTERRUPTED
+from model.training.stopping import EXIT_INTERRUPTED
 from model.typed import build, to_plain
 
 

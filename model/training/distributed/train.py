@@ -29,10 +29,11 @@ from model.training.distributed.engine import Engine
 from model.training.evaluate import DomainLoss, brief_steps, mixture_layers
 from model.training.health import Health, HealthState
 from model.training.identity import run_identity
+from model.training.lines import steps_per_line
 from model.training.optim import set_learning_rate
 from model.training.schedules import learning_rate
+from model.training.stopping import Interrupted
 from model.training.trackers import MetricsFile
-from model.training.trainer import LINES_PER_RUN, Interrupted
 from model.typed import to_plain
 
 GO_ON, SAVE, STOP = range(3)
@@ -115,7 +116,7 @@ def train(
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     windows_per_step = config.batch_tokens // config.sequence_length
-    line_every = math.ceil(config.num_steps / LINES_PER_RUN)
+    line_every = steps_per_line(config)
     briefly_after = brief_steps(config)
     first_step, began, saved_at = step, time.perf_counter(), time.perf_counter()
     reason = ""

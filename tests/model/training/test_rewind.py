@@ -9,7 +9,8 @@ import torch
 
 from model.config import AttentionConfig, ModelConfig
 from model.errors import ConfigError
-from model.training import reader, trainer
+from model.training import progress, reader
+from model.training import step as training_step
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -116,7 +117,7 @@ def test_a_spike_is_left_behind_with_its_text(whole):
 def test_killed_before_or_after_it_went_back_it_is_the_same_run(
     corpus, whole, tmp_path, monkeypatch, stop_at
 ):
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
     at, times = stop_at
     calls = []
 
@@ -149,14 +150,14 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
     monkeypatch.setattr(request.module, "BAD", range(0))
     prepared, read = corpus
     read.clear()
-    clean = trainer.clip_gradients
+    clean = training_step.clip_gradients
     calls = []
 
     def poisoned(model, clip_norm):
         calls.append(clip_norm)
         return float("nan") if len(calls) == 129 else clean(model, clip_norm)
 
-    monkeypatch.setattr(trainer, "clip_gradients", poisoned)
+    monkeypatch.setattr(training_step, "clip_gradients", poisoned)
     short = replace(TRAIN, tokens=64 * 132)
     result = train(MODEL, short, prepared, RuntimeConfig(), tmp_path / "run")
 

@@ -8,7 +8,7 @@ import torch
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig
 from model.errors import ConfigError
-from model.training import trainer
+from model.training import progress
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -135,7 +135,7 @@ def test_with_a_rate_of_zero_the_biases_stand_still(corpus, whole, tmp_path):
 def test_stopped_in_any_stage_it_goes_on_to_the_same_bits(
     corpus, whole, tmp_path, monkeypatch, stop_at
 ):
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
 
     def stop(step, *_):
         if step == stop_at:

@@ -14,7 +14,9 @@ import torch
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
-from model.training import trainer
+from model.training import lines as run_lines
+from model.training import progress
+from model.training import step as training_step
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -28,10 +30,11 @@ from model.training.config import (
     TrainConfig,
 )
 from model.training.data import prepare_corpus
+from model.training.learner import model_weights
 from model.training.optim import build_optimizer, clip_gradients
 from model.training.schedules import learning_rate
-from model.training.state import model_weights
-from model.training.trainer import Interrupted, train
+from model.training.stopping import Interrupted
+from model.training.trainer import train
 from model.transformer import build_model
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -188,7 +191,7 @@ def test_training_equals_a_plain_loop(unbroken, corpus):
 def test_a_run_stopped_by_its_caller_goes_on_bit_for_bit(
     unbroken, corpus, tmp_path, monkeypatch, stop_at
 ):
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
     seen = []
 
     def stop(step, num_steps, tokens_per_s):
@@ -211,8 +214,8 @@ def test_a_run_stopped_by_its_caller_goes_on_bit_for_bit(
 def test_a_run_stopped_between_two_lines_goes_on_bit_for_bit(corpus, tmp_path, monkeypatch):
     """Sums and loads since the last line are in the checkpoint: stopped at 11, with and without an
     earlier stop at 9, when lines are written every 6 steps."""
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
-    monkeypatch.setattr(trainer, "LINES_PER_RUN", 5)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(run_lines, "LINES_PER_RUN", 5)
 
     def run_until(stop_at, run_dir):
         def stop(step, *_):
@@ -233,7 +236,7 @@ def test_a_run_stopped_between_two_lines_goes_on_bit_for_bit(corpus, tmp_path, m
 
 
 def test_sigterm_saves_the_run_and_ends_with_75(unbroken, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
 
     def terminate(step, *_):
         if step == 7:
@@ -250,7 +253,7 @@ def test_sigterm_saves_the_run_and_ends_with_75(unbroken, corpus, tmp_path, monk
 
 
 def test_progress_is_told_about_once_a_second_at_most(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 1e9)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 1e9)
 
     train(MODEL, TRAIN, corpus, RUNTIME, tmp_path, on_progress=lambda *_: pytest.fail("told"))
 
@@ -347,7 +350,7 @@ def test_a_gradient_that_is_none_never_reaches_the_weights(corpus, tmp_path, mon
         calls.append(clip_norm)
         return math.nan if len(calls) == 5 else clean(model, clip_norm)
 
-    monkeypatch.setattr(trainer, "clip_gradients", poisoned)
+    monkeypatch.setattr(training_step, "clip_gradients", poisoned)
     result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
 
     assert (result.status, result.steps) == ("diverged", 4)

@@ -9,7 +9,7 @@ import torch
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.files import step_folder
-from model.training import trainer
+from model.training import progress
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -22,8 +22,8 @@ from model.training.config import (
     TrainConfig,
 )
 from model.training.data import prepare_corpus
+from model.training.learner import model_weights
 from model.training.schedules import learning_rate, merged_steps, trunk_schedule, trunk_steps
-from model.training.state import model_weights
 from model.training.trainer import train
 
 RUNTIME = RuntimeConfig()
@@ -130,7 +130,7 @@ def test_a_merge_is_not_the_last_checkpoint(corpus, trunk, tmp_path):
 @pytest.mark.parametrize("config", [BRANCH, MERGE, TRUNK], ids=["branch", "merge", "trunk"])
 def test_stopped_and_gone_on_it_is_the_same(corpus, tmp_path, monkeypatch, config, stop_at):
     whole = train(MODEL, config, corpus, RUNTIME, tmp_path / "whole")
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
 
     def stop(step, *_):
         if step == stop_at:

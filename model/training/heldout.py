@@ -1,0 +1,80 @@
+"""When a run is measured on held-out text: on the way, at the end of its stages, at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.training.config import TrainConfig
+from model.training.data import PreparedCorpus
+from model.training.evaluate import LOOK_EVERY, Evaluation, Evaluator
+from model.training.learner import Learner
+from model.training.positions import loss_by_position
+from model.training.stages import Stage
+
+
+class HeldoutMeasures:
+    """The evaluations of one run, each with windows of the length of the stage it is in."""
+
+    def __init__(
+        self,
+        corpus: PreparedCorpus,
+        config: TrainConfig,
+        stages: Sequence[Stage],
+        learner: Learner,
+        device: torch.device,
+    ) -> None:
+        self._corpus, self._config, self._stages = corpus, config, stages
+        self._learner, self._device = learner, device
+        self._one_length = len({stage.sequence_length for stage in stages}) == 1
+        self._evaluators: dict[int, Evaluator] = {}
+
+    def briefly(self, stage: Stage) -> Evaluation:
+        """On the way, on an eighth of the windows."""
+        use = self._learner.state.use
+        evaluation = self._evaluator(stage).briefly(self._learner.model, use.choices_LTK)
+        # Of other windows where the stages' lengths differ: no two can be compared.
+        use.choices_LTK = evaluation.choices_LTK if self._one_length else None
+        return evaluation
+
+    def at_the_end(self, stage: Stage) -> Evaluation:
+        """The run's own measurement, with the model in its last stage."""
+        # A readout of a trunk may have no evaluation before: its record must not depend on that.
+        is_trunk = self._config.schedule.trunk
+        earlier_LTK = None if is_trunk else self._learner.state.use.choices_LTK
+        return self._evaluator(stage)(self._learner.model, earlier_LTK)
+
+    def of_stage(self, stage: Stage, evaluation: Evaluation | None = None) -> dict[str, Any]:
+        """What a stage that is over measured; ``evaluation``: of its end, if there is one."""
+        if evaluation is None:
+            evaluation = self._evaluator(stage)(self._learner.model)
+        return {
+            "name": stage.name,
+            "steps": self._learner.state.step,
+            "sequence_length": stage.sequence_length,
+            "loss_nats": evaluation.loss_nats,
+            "by_position": self._by_position(stage),
+        }
+
+    def _evaluator(self, stage: Stage) -> Evaluator:
+        length = stage.sequence_length
+        if length not in self._evaluators:
+            self._evaluators[length] = Evaluator(
+                self._corpus,
+                sequence_length=length,
+                tokens_per_domain=self._config.evaluation.heldout_tokens,
+                precision=self._config.precision,
+                device=self._device,
+            )
+        return self._evaluators[length]
+
+    def _by_position(self, stage: Stage) -> list[list[float]]:
+        tokens = self._config.evaluation.heldout_tokens // LOOK_EVERY
+        corpus, length = self._corpus, stage.sequence_length
+        windows = [corpus.heldout(domain, length, tokens) for domain in corpus.domains]
+        batch = torch.from_numpy(np.concatenate(windows)).to(self._device)
+        model, precision = self._learner.model, self._config.precision
+        return [list(found) for found in loss_by_position(model, batch, precision)]

@@ -1,0 +1,89 @@
+"""Where a run stands on disk: found again, written, and cut back where the run goes back."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import ConfigError
+from model.files import step_folder
+from model.training.checkpoint import (
+    Checkpoint,
+    checkpoint_paths,
+    load_newest,
+    save_checkpoint,
+)
+from model.training.learner import Learner
+from model.training.rewind import RewindPoints
+from model.training.trackers import MetricsFile
+from model.training.trunk import Snapshots
+
+
+def find_checkpoint(checkpoints: Path, identity: str, metrics_path: Path) -> Checkpoint | None:
+    """The newest checkpoint that the run of ``identity`` can go on from.
+
+    Raises:
+        ConfigError: what lies there belongs to another run.
+    """
+
+    def why_unusable(checkpoint: Checkpoint) -> str:
+        if checkpoint.state["identity"] != identity:
+            raise ConfigError(
+                f"{metrics_path.parent}: holds checkpoints of a run with another model, training "
+                "config or corpus; use a new folder, or delete its checkpoints/ to begin again"
+            )
+        length = metrics_path.stat().st_size if metrics_path.exists() else 0
+        if length < checkpoint.state["metrics_offset"]:
+            return f"metrics.jsonl has {length} bytes, it was saved with more"
+        return ""
+
+    return load_newest(checkpoints, why_unusable)
+
+
+@dataclass
+class Saver:
+    """Writes the checkpoints of one run, and the snapshots of one that is a trunk."""
+
+    folder: Path
+    identity: str
+    keep_newest: int
+    learner: Learner
+    metrics: MetricsFile
+    snapshots: Snapshots
+    states_at: frozenset[int]
+    """Steps whose snapshot is the whole state; the others hold weights alone."""
+    points: RewindPoints | None
+    is_merged: bool = False
+    """The weights are an average by now, and nothing trains on from them."""
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = self.learner.state
+        plain = {
+            "identity": self.identity,
+            "metrics_offset": self.metrics.synced_offset(),
+            "run": state.to_plain(),
+        }
+        if self.is_merged:
+            tensors = {**self.learner.weights(), **state.use.to_tensors()}
+        else:
+            tensors = self.learner.tensors()
+        if self.points is not None:
+            point_tensors, plain["rewind_points"] = self.points.to_checkpoint()
+            tensors |= point_tensors
+        save_checkpoint(self.folder, Checkpoint(state.step, tensors, plain), keep=self.keep_newest)
+
+    def keep_snapshot(self) -> None:
+        """Keep the state or the weights of this step for the runs that share this trunk."""
+        state = self.learner.state
+        whole = state.step in self.states_at
+        tensors = self.learner.tensors() if whole else self.learner.weights()
+        self.snapshots.keep(state.step, tensors, {"run": state.to_plain()})
+
+    def drop_after(self, step: int) -> None:
+        """Remove what was written after ``step``: the run went back to it."""
+        for folder in (self.folder, self.snapshots.own):
+            for path in checkpoint_paths(folder):
+                if path > step_folder(folder, step):
+                    shutil.rmtree(path)
