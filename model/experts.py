@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import MoEConfig
 from model.kernels import cpu
-from model.kernels.select import KERNELS, select
+from model.kernels.select import KERNELS, select, triton
 from model.router import Routing
 
 # Shapes: T tokens, D model width, E experts, K experts per token, W expert width.
@@ -47,6 +47,8 @@ def routed_experts(
         tensors = (x_TD.float(), expert_TK, gate_TK, w_gate_up.float(), w_down.float())
         return cpu.routed_experts(*tensors, dtype=dtype, recompute=recompute).to(x_TD.dtype)
     tensors = (x_TD.to(dtype), expert_TK, gate_TK, w_gate_up.to(dtype), w_down.to(dtype))
+    if choice.name == "triton":
+        return triton(*tensors, recompute=recompute).to(x_TD.dtype)
     compute = KERNELS[choice.name]
     y_TD: Tensor = (
         checkpoint(compute, *tensors, use_reentrant=False) if recompute else compute(*tensors)

@@ -53,7 +53,7 @@ def test_one_outside_thing_one_door() -> None:
 def test_the_doors_are_used() -> None:
     """A rule about a thing nobody imports would hold nothing."""
     used = {name for path in sources() for name in imported(path)}
-    assert {"hydra", "omegaconf", "wandb", "matplotlib", "rich"} <= used
+    assert {"hydra", "omegaconf", "wandb", "matplotlib", "rich", "triton"} <= used
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,19 @@ from model.kernels.reference import reference
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Tokens, chosen experts, gates and both weights in; the experts' weighted sum out."""
 
+
+def triton(*tensors: Tensor, recompute: bool = False) -> Tensor:
+    """The Triton kernels, imported where they are used: most machines have no Triton."""
+    from model.kernels.triton_experts import routed_experts
+
+    return routed_experts(*tensors, recompute=recompute)
+
+
 KERNELS: dict[str, Kernel] = {
     "reference": reference,
     "grouped": grouped,
     "cpu": cpu.routed_experts,
+    "triton": triton,
 }
 
 
@@ -67,6 +77,10 @@ def select(
                 return Choice("cpu", "compiled for this machine")
             if cpu.has_bfloat16() and expert_width % 2 == 0:
                 return Choice("cpu", "compiled for this machine and its bfloat16 units")
+    if device == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16):
+        if find_spec("triton") is not None:
+            return Choice("triton", "fused for a GPU in Triton")
+        without_compiled = "; Triton is not installed"
     for name, value in (("hidden_size", width), ("expert_width", expert_width)):
         if value * dtype.itemsize % 16:
             reason = f"grouped_mm needs rows of a multiple of 16 bytes, {name} is {value}"

@@ -1,0 +1,277 @@
+"""On a GPU: the grouped products of the expert layer, tile by tile of one expert's visits.
+
+    gate_up      H = x[token] . W_gate_upᵀ,  A = silu(H_gate) * H_up      rows gathered
+    project      Y = A . W_down  and  dX = dH . W_gate_up                 rows as they lie
+    down_grad    dA = dy[token] . W_downᵀ; dH, gate * A and <A, dA>       rows gathered
+    weight_grad  dW = leftᵀ . right[token], summed over an expert's own   rows gathered
+
+Factors are as the caller has them (bfloat16, float16 or float32), sums are float32. A tile's
+expert and first visit come from tables on the device (``triton_sort``): a fixed number of programs
+takes one tile after the other until the tables end, so no launch depends on the loads. Each number
+is summed by one program in one order, hence the same bits on every repeat.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Shapes: T tokens, D model width, E experts, K experts per token, W expert width, P = T·K visits.
+# A tile is ROWS visits by COLS columns, summed over DEPTH at a time.
+
+
+@triton.jit
+def _tile(tile_expert, tile_row, start_E, number, ROWS: tl.constexpr):
+    """(expert, visits [ROWS], which of them are the expert's own) of a tile."""
+    expert = tl.load(tile_expert + number)
+    visit = tl.load(tile_row + number) + tl.arange(0, ROWS)
+    return expert.to(tl.int64), visit, visit < tl.load(start_E + expert + 1)
+
+
+@triton.jit
+def gate_up(
+    x_TD,
+    w_E2WD,
+    h_P2W,
+    a_PW,
+    slot_P,
+    start_E,
+    tile_expert,
+    tile_row,
+    num_tiles,
+    K,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    KEEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Both projections of a tile's tokens and their SwiGLU; with KEEP also what went into it."""
+    strips: tl.constexpr = (W + COLS - 1) // COLS
+    for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
+        expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
+        token = tl.load(slot_P + visit, mask=own, other=0) // K
+        col = (number % strips) * COLS + tl.arange(0, COLS)
+        depth = tl.arange(0, DEPTH)
+        x = x_TD + token.to(tl.int64)[:, None] * D + depth[None, :]
+        w = w_E2WD + expert * (2 * W * D) + tl.minimum(col, W - 1)[None, :] * D + depth[:, None]
+        gate = tl.zeros([ROWS, COLS], tl.float32)
+        up = tl.zeros([ROWS, COLS], tl.float32)
+        for first in range(0, D, DEPTH):
+            if D % DEPTH == 0:
+                x_tile = tl.load(x)
+                gate_tile = tl.load(w)
+                up_tile = tl.load(w + W * D)
+            else:
+                left = D - first
+                x_tile = tl.load(x, mask=(depth < left)[None, :], other=0.0)
+                gate_tile = tl.load(w, mask=(depth < left)[:, None], other=0.0)
+                up_tile = tl.load(w + W * D, mask=(depth < left)[:, None], other=0.0)
+            gate = tl.dot(x_tile, gate_tile, gate, input_precision=PRECISION)
+            up = tl.dot(x_tile, up_tile, up, input_precision=PRECISION)
+            x += DEPTH
+            w += DEPTH
+        inside = own[:, None] & (col < W)[None, :]
+        row = visit.to(tl.int64)[:, None]
+        if KEEP:
+            h = h_P2W + row * (2 * W) + col[None, :]
+            tl.store(h, gate.to(h_P2W.dtype.element_ty), mask=inside)
+            tl.store(h + W, up.to(h_P2W.dtype.element_ty), mask=inside)
+        a = gate * tl.sigmoid(gate) * up
+        tl.store(a_PW + row * W + col[None, :], a.to(a_PW.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def project(
+    left_PM,
+    w_EMN,
+    out_PN,
+    start_E,
+    tile_expert,
+    tile_row,
+    num_tiles,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out = left . w of the visit's expert."""
+    strips: tl.constexpr = (N + COLS - 1) // COLS
+    for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
+        expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
+        col = (number % strips) * COLS + tl.arange(0, COLS)
+        depth = tl.arange(0, DEPTH)
+        row = tl.where(own, visit, 0).to(tl.int64)[:, None]
+        left = left_PM + row * M + depth[None, :]
+        w = w_EMN + expert * (M * N) + depth[:, None] * N + col[None, :]
+        total = tl.zeros([ROWS, COLS], tl.float32)
+        for first in range(0, M, DEPTH):
+            if M % DEPTH == 0 and N % COLS == 0:
+                left_tile = tl.load(left)
+                w_tile = tl.load(w)
+            else:
+                there = depth < M - first
+                left_tile = tl.load(left, mask=there[None, :], other=0.0)
+                w_tile = tl.load(w, mask=there[:, None] & (col < N)[None, :], other=0.0)
+            total = tl.dot(left_tile, w_tile, total, input_precision=PRECISION)
+            left += DEPTH
+            w += DEPTH * N
+        inside = own[:, None] & (col < N)[None, :]
+        out = out_PN + visit.to(tl.int64)[:, None] * N + col[None, :]
+        tl.store(out, total.to(out_PN.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def down_grad(
+    dy_TD,
+    w_EWD,
+    h_P2W,
+    gate_TK,
+    dh_P2W,
+    weighted_PW,
+    dgate_PS,
+    slot_P,
+    start_E,
+    tile_expert,
+    tile_row,
+    num_tiles,
+    K,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Back through the down projection and SwiGLU.
+
+    With y = gate * (A . W_down), d gate = <A . W_down, dy> = <A, dy . W_downᵀ> (SonicMoE,
+    arXiv:2512.14080), so the answers were not kept. ``weighted`` is gate * A, the left factor of
+    dW_down; ``dgate`` has one number for each strip of columns, to be summed.
+    """
+    strips: tl.constexpr = (W + COLS - 1) // COLS
+    for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
+        expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
+        slot = tl.load(slot_P + visit, mask=own, other=0)
+        col = (number % strips) * COLS + tl.arange(0, COLS)
+        depth = tl.arange(0, DEPTH)
+        dy = dy_TD + (slot // K).to(tl.int64)[:, None] * D + depth[None, :]
+        w = w_EWD + expert * (W * D) + tl.minimum(col, W - 1)[None, :] * D + depth[:, None]
+        da = tl.zeros([ROWS, COLS], tl.float32)
+        for first in range(0, D, DEPTH):
+            if D % DEPTH == 0:
+                dy_tile = tl.load(dy)
+                w_tile = tl.load(w)
+            else:
+                left = D - first
+                dy_tile = tl.load(dy, mask=(depth < left)[None, :], other=0.0)
+                w_tile = tl.load(w, mask=(depth < left)[:, None], other=0.0)
+            da = tl.dot(dy_tile, w_tile, da, input_precision=PRECISION)
+            dy += DEPTH
+            w += DEPTH
+        share = tl.load(gate_TK + slot, mask=own, other=0.0).to(tl.float32)
+        # In two halves: all at once would not fit into the registers.
+        half: tl.constexpr = COLS // 2
+        left_da, right_da = tl.split(da.reshape(ROWS, 2, half).permute(0, 2, 1))
+        first_col = (number % strips) * COLS + tl.arange(0, half)
+        dgate = _swiglu_grad(left_da, h_P2W, dh_P2W, weighted_PW, share, visit, own, first_col, W)
+        dgate += _swiglu_grad(
+            right_da, h_P2W, dh_P2W, weighted_PW, share, visit, own, first_col + half, W
+        )
+        tl.store(dgate_PS + slot * strips + number % strips, dgate, mask=own)
+
+
+@triton.jit
+def _swiglu_grad(da, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W: tl.constexpr):
+    """Stores dH and gate * A of some columns; returns their part of <A, dA>."""
+    inside = own[:, None] & (col < W)[None, :]
+    row = visit.to(tl.int64)[:, None]
+    at = row * (2 * W) + col[None, :]
+    gate = tl.load(h_P2W + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(h_P2W + at + W, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    a = silu * up
+    # Beyond the expert's own visits and columns gate and up are zero, and so is A.
+    dgate = tl.sum(a * da, 1)
+    da *= share[:, None]
+    weighted = weighted_PW + row * W + col[None, :]
+    tl.store(weighted, (share[:, None] * a).to(weighted_PW.dtype.element_ty), mask=inside)
+    d_gate = da * up * (sigmoid + silu * (1.0 - sigmoid))
+    tl.store(dh_P2W + at, d_gate.to(dh_P2W.dtype.element_ty), mask=inside)
+    tl.store(dh_P2W + at + W, (da * silu).to(dh_P2W.dtype.element_ty), mask=inside)
+    return dgate
+
+
+@triton.jit
+def weight_grad(
+    left_PM,
+    right_TN,
+    out_EMN,
+    slot_P,
+    start_E,
+    K,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[e] = Σ over the visits of e of left ⊗ right[token]; zero for an expert without any."""
+    strips: tl.constexpr = (N + COLS - 1) // COLS
+    bands: tl.constexpr = (M + ROWS - 1) // ROWS
+    number = tl.program_id(0)
+    expert = number // (bands * strips)
+    row = (number // strips) % bands * ROWS + tl.arange(0, ROWS)
+    col = (number % strips) * COLS + tl.arange(0, COLS)
+    begin = tl.load(start_E + expert)
+    end = tl.load(start_E + expert + 1)
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    for first in range(begin, end, DEPTH):
+        visit = first + tl.arange(0, DEPTH)
+        own = visit < end
+        token = tl.load(slot_P + visit, mask=own, other=0) // K
+        left = left_PM + visit.to(tl.int64)[None, :] * M + row[:, None]
+        right = right_TN + token.to(tl.int64)[:, None] * N + col[None, :]
+        left_tile = tl.load(left, mask=own[None, :] & (row < M)[:, None], other=0.0)
+        right_tile = tl.load(right, mask=own[:, None] & (col < N)[None, :], other=0.0)
+        total = tl.dot(left_tile, right_tile, total, input_precision=PRECISION)
+    out = out_EMN + expert.to(tl.int64) * (M * N) + row[:, None] * N + col[None, :]
+    inside = (row < M)[:, None] & (col < N)[None, :]
+    tl.store(out, total.to(out_EMN.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def combine(
+    answer_PD,
+    gate_TK,
+    row_TK,
+    out_TD,
+    T,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """out[t] = Σ over the K visits of t of (gate *) answer, in their order."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    there = token < T
+    inside = there[:, None] & (col < D)[None, :]
+    total = tl.zeros([TOKENS, COLS], tl.float32)
+    for nth in tl.static_range(K):
+        row = tl.load(row_TK + token * K + nth, mask=there, other=0).to(tl.int64)
+        at = answer_PD + row[:, None] * D + col[None, :]
+        answer = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            gate = tl.load(gate_TK + token * K + nth, mask=there, other=0.0).to(tl.float32)
+            answer *= gate[:, None]
+        total += answer
+    out = out_TD + token.to(tl.int64)[:, None] * D + col[None, :]
+    tl.store(out, total.to(out_TD.dtype.element_ty), mask=inside)
