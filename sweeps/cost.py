@@ -79,13 +79,10 @@ def usage_of(
 ) -> tuple[float, float, float, float]:
     """(starts, steps, layer steps, FLOPs) of one run, evaluation included.
 
-    A forward pass is a third of a training step's FLOPs; an evaluation on the way reads an eighth
-    of the held-out tokens (see EvaluationConfig).
+    A forward pass is a third of a training step's FLOPs.
     """
     _, flops = sizes_of(model, train.sequence_length)
-    evaluation = train.evaluation
-    heldout_tokens = evaluation.heldout_tokens * num_domains
-    evaluated_tokens = heldout_tokens * (1 + evaluation.num_intermediate / 8)
+    evaluated_tokens = train.evaluation.read_tokens * num_domains
     layers = model.num_layers + model.mtp_depth
     steps = own_steps(train, shares_trunk=shares_trunk)
     return (

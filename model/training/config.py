@@ -136,6 +136,11 @@ class HealthConfig:
 STANDARD_HEALTH = HealthConfig()
 
 
+LOOK_EVERY = 8
+"""One in so many held-out windows is in an evaluation on the way. The routing of single tokens is
+looked at in these alone: at every evaluation for the same tokens, and at little cost."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """The held-out measurement: the same windows in every run, spread evenly over each domain."""
@@ -151,6 +156,11 @@ class EvaluationConfig:
             self.num_intermediate >= 0,
             f"num_intermediate must be >= 0, got {self.num_intermediate}",
         )
+
+    @property
+    def read_tokens(self) -> float:
+        """Tokens of a domain that a run reads in all its evaluations together."""
+        return self.heldout_tokens * (1 + self.num_intermediate / LOOK_EVERY)
 
 
 @dataclass(frozen=True, kw_only=True)

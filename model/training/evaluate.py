@@ -13,7 +13,7 @@ from torch import Tensor
 from model.balance import RoutingRequest, RoutingStats, load_metrics
 from model.config import ModelConfig
 from model.router import Routing
-from model.training.config import TrainConfig
+from model.training.config import LOOK_EVERY, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.precision import Precision, computing_in
 from model.transformer import Transformer
@@ -31,9 +31,6 @@ from model.utilisation import (
 
 EVALUATE_AT_ONCE = 4096
 """Tokens in one forward pass; more gain nothing here and cost memory."""
-LOOK_EVERY = 8
-"""One in so many windows is in an evaluation on the way. The routing of single tokens is looked at
-in these alone: at every evaluation for the same tokens, and at little cost."""
 PAIRS_SHOWN = 32
 """Experts of a layer whose co-activation is written out: those with the strongest partners."""
 
@@ -154,6 +151,21 @@ LAYER_SCALARS = (
 """Fields of :class:`LayerLoad` in a line of metrics."""
 
 
+def heldout_windows(
+    corpus: PreparedCorpus, sequence_length: int, tokens_per_domain: int
+) -> dict[str, Tensor]:
+    """Each domain's windows [windows, sequence_length + 1]; the same in every run of a corpus."""
+    return {
+        name: torch.from_numpy(corpus.heldout(name, sequence_length, tokens_per_domain))
+        for name in corpus.domains
+    }
+
+
+def few_of(windows_by_domain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that an evaluation on the way reads: one in LOOK_EVERY, spread as evenly."""
+    return {name: windows[::LOOK_EVERY] for name, windows in windows_by_domain.items()}
+
+
 class Evaluator:
     """Measures a model on the same held-out windows every time."""
 
@@ -169,10 +181,7 @@ class Evaluator:
         self._corpus = corpus
         self._precision: Precision = precision
         self._device = device
-        self._windows = {
-            name: torch.from_numpy(corpus.heldout(name, sequence_length, tokens_per_domain))
-            for name in corpus.domains
-        }
+        self._windows = heldout_windows(corpus, sequence_length, tokens_per_domain)
 
     def __call__(self, model: Transformer, earlier_LTK: Tensor | None = None) -> Evaluation:
         """Evaluate ``model`` as it stands on all windows.
@@ -184,8 +193,7 @@ class Evaluator:
 
     def briefly(self, model: Transformer, earlier_LTK: Tensor | None = None) -> Evaluation:
         """The same on one in eight of the windows, spread as evenly."""
-        few = {name: windows[::LOOK_EVERY] for name, windows in self._windows.items()}
-        return self._evaluate(model, few, 1, earlier_LTK)
+        return self._evaluate(model, few_of(self._windows), 1, earlier_LTK)
 
     @torch.no_grad()
     def _evaluate(

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.training.config import TrainConfig
+from model.training.config import LOOK_EVERY, TrainConfig
 from model.training.data import PreparedCorpus
-from model.training.evaluate import LOOK_EVERY, Evaluation, Evaluator
+from model.training.evaluate import Evaluation, Evaluator
 from model.training.learner import Learner
 from model.training.positions import loss_by_position
 from model.training.stages import Stage

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import ConfigError
 from model.files import step_folder
@@ -26,19 +28,26 @@ def find_checkpoint(checkpoints: Path, identity: str, metrics_path: Path) -> Che
     Raises:
         ConfigError: what lies there belongs to another run.
     """
+    return load_newest(checkpoints, lambda c: why_unusable(c.state, identity, metrics_path))
 
-    def why_unusable(checkpoint: Checkpoint) -> str:
-        if checkpoint.state["identity"] != identity:
-            raise ConfigError(
-                f"{metrics_path.parent}: holds checkpoints of a run with another model, training "
-                "config or corpus; use a new folder, or delete its checkpoints/ to begin again"
-            )
-        length = metrics_path.stat().st_size if metrics_path.exists() else 0
-        if length < checkpoint.state["metrics_offset"]:
-            return f"metrics.jsonl has {length} bytes, it was saved with more"
-        return ""
 
-    return load_newest(checkpoints, why_unusable)
+def why_unusable(saved: Mapping[str, Any], identity: str, metrics_path: Path) -> str:
+    """Why a whole checkpoint, of which ``saved`` is the plain part, is not one to go on from.
+
+    Empty if it is.
+
+    Raises:
+        ConfigError: it belongs to another run.
+    """
+    if saved["identity"] != identity:
+        raise ConfigError(
+            f"{metrics_path.parent}: holds checkpoints of a run with another model, training "
+            "config or corpus; use a new folder, or delete its checkpoints/ to begin again"
+        )
+    length = metrics_path.stat().st_size if metrics_path.exists() else 0
+    if length < saved["metrics_offset"]:
+        return f"metrics.jsonl has {length} bytes, it was saved with more"
+    return ""
 
 
 @dataclass

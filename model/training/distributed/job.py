@@ -12,8 +12,9 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from model.errors import RunFailed
+from model.errors import ConfigError, RunFailed
 from model.files import write_file
+from model.training.distributed.train import require_known
 from model.training.distributed.worker import JOB, RESULT, Job
 from model.training.stopping import EXIT_INTERRUPTED
 from model.typed import build, to_plain
@@ -27,10 +28,13 @@ def run_job(job: Job, folder: Path) -> dict[str, Any]:
     """Run ``job`` in ``folder``, from its checkpoints if there are any; the result's plain values.
 
     Raises:
+        ConfigError: it asks for what a run over many processes can't do.
         RunFailed: a rank failed or was killed, and which; the others were ended with it. The same
             call goes on from the last checkpoint.
         JobInterrupted: stopped by SIGTERM and saved.
     """
+    require_known(job.train, has_stages=bool(job.corpus.stages))
+    job.parallel.check(job.model, job.train)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in (JOB, RESULT):
         (folder / left_over).unlink(missing_ok=True)
@@ -77,5 +81,5 @@ if __name__ == "__main__":
     told = json.loads((where / JOB).read_text(encoding="utf-8"))
     try:
         run_job(build(Job, told, where=str(where)), where)
-    except RunFailed as error:
+    except (ConfigError, RunFailed) as error:
         sys.exit(str(error))

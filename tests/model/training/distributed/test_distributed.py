@@ -16,10 +16,20 @@ from small_run import CORPUS, MODEL, TRAIN, corpus_in
 from model.accounting import count_params
 from model.balance import RoutingRequest, update_biases
 from model.errors import ConfigError
+from model.training.config import (
+    CheckpointConfig,
+    HealthConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    StageConfig,
+)
 from model.training.distributed.config import ParallelConfig
+from model.training.distributed.job import run_job
 from model.training.distributed.worker import JOB, RESULT, Job
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from model.training.schedules import learning_rate
+from model.training.sources import DataStage
+from model.training.trainer import train as train_alone
 from model.transformer import build_model
 from model.typed import to_plain
 
@@ -164,6 +174,51 @@ def test_a_killed_rank_ends_the_job_by_name_and_the_job_goes_on(tmp_path):
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps), "a step was logged twice"
     assert set(steps) == set(range(1, train.num_steps + 1))
+    alone = tmp_path / "alone"
+    single = train_alone(MODEL, train, corpus_in(tmp_path), RuntimeConfig(), alone)
+    assert result["loss_nats"] == pytest.approx(single.loss_nats, rel=LOSS_TOLERANCE)
+    expected = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
+    for line, other in zip(map(json.loads, lines), expected, strict=True):
+        assert (line["kind"], line["step"]) == (other["kind"], other["step"])
+        for name in other.keys() & {"train_loss_nats", "mtp_loss_nats", "loss_nats"}:
+            assert line[name] == pytest.approx(other[name], rel=LOSS_TOLERANCE), line
+        if line["kind"] == "train":
+            assert line.keys() == other.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schedule": ScheduleConfig(kind="wsm")}, "does not average its checkpoints"),
+        ({"stages": (StageConfig(name="long"),)}, "train each stage of the data as a run"),
+        ({"precision": "fp8"}, "computes in fp32 or bf16"),
+        ({"health": HealthConfig(on_spike="rewind")}, "ends at a spike"),
+        ({"checkpoint": CheckpointConfig(states_at=(5,))}, "keeps no states"),
+    ],
+)
+def test_what_many_processes_would_leave_out_is_refused(tmp_path, change, said):
+    job = Job(
+        model=MODEL,
+        train=replace(TRAIN, **change),
+        corpus=CORPUS,
+        parallel=ParallelConfig(shard=2, micro_batch=8),
+        data_dir=tmp_path,
+    )
+    with pytest.raises(ConfigError, match=said):
+        run_job(job, tmp_path / "run")
+
+
+def test_data_with_stages_is_refused(tmp_path):
+    stages = (DataStage(name="all", frac=1.0, weights={"synthetic": 1.0}),)
+    job = Job(
+        model=MODEL,
+        train=TRAIN,
+        corpus=replace(CORPUS, stages=stages),
+        parallel=ParallelConfig(shard=2, micro_batch=8),
+        data_dir=tmp_path,
+    )
+    with pytest.raises(ConfigError, match="stages: a run over many processes has one mixture"):
+        run_job(job, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
