@@ -117,31 +117,31 @@ def shingles(document: Document) -> Hashes:
         symbols = np.frombuffer(document.text, dtype="<u4").astype(np.uint64)
         width = SHINGLE_TOKENS
     else:
-        plain = b" ".join(document.text.lower().split())
-        symbols = np.frombuffer(plain, dtype=np.uint8).astype(np.uint64)
+        symbols = np.frombuffer(_plain(document.text), dtype=np.uint8).astype(np.uint64)
         width = SHINGLE_BYTES
     if len(symbols) < width:
         symbols = np.pad(symbols, (0, width - len(symbols)))
-    # Runs of 1, 2, 4, ... symbols: that of 2n is made of the two of n.
+    # A polynomial in an odd base, modulo 2^64. Runs of 1, 2, 4, ... symbols: that of 2n is made of
+    # the two of n.
     hashes = symbols + np.uint64(1)
-    span = 1
-    while span < width:
-        hashes = _mixed(hashes[:-span] * np.uint64(0x9E3779B97F4A7C15) + hashes[span:])
-        span *= 2
-    return hashes
+    for span, power in _POWERS:
+        if span < width:
+            hashes = hashes[:-span] * power + hashes[span:]
+    return _mixed(hashes)
 
 
 def sketch(hashes: Hashes) -> Hashes:
     """[ranges]: the smallest hash of each; an empty one takes the next one's, marked by how far."""
-    ordered = np.sort(hashes)
-    first = np.searchsorted(ordered, _RANGE_STARTS)
-    following = np.append(first[1:], len(ordered))
-    filled = np.flatnonzero(following > first)
+    smallest = np.full(NUM_RANGES, _LARGEST)
+    np.minimum.at(smallest, (hashes >> _RANGE_SHIFT).astype(np.intp), hashes)
+    filled = np.flatnonzero(smallest < _LARGEST)
+    if len(filled) == NUM_RANGES:
+        return smallest
     # The next filled range at or after each, going round.
     place = np.searchsorted(filled, np.arange(NUM_RANGES))
     owner = filled[place % len(filled)]
     distance = (owner - np.arange(NUM_RANGES)) % NUM_RANGES
-    return ordered[first[owner]] + distance.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)
+    return smallest[owner] + distance.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)
 
 
 def jaccard(left: Hashes, right: Hashes) -> float:
@@ -161,9 +161,27 @@ def _bands(sketches: Hashes) -> Hashes:
 
 def _mixed(values: Hashes) -> Hashes:
     """A bijection that lets every bit depend on all (Stafford's variant 13)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    shifted = values >> np.uint64(30)
+    mixed = (values ^ shifted) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
+    return mixed
 
 
-_RANGE_STARTS = (np.arange(NUM_RANGES, dtype=np.uint64)) << np.uint64(64 - 7)
+def _plain(text: bytes) -> bytes:
+    """``b" ".join(text.lower().split())`` in a third of its time (2026-11-26)."""
+    plain = text.translate(_PLAIN)
+    while b"  " in plain:
+        plain = plain.replace(b"  ", b" ")
+    return plain.strip(b" ")
+
+
+_PLAIN = bytes(ord(" ") if bytes([byte]).isspace() else byte for byte in range(256)).lower()
+_POWERS = tuple(
+    (2**n, np.uint64(pow(0x9E3779B97F4A7C15, 2**n, 2**64)))
+    for n in range(max(SHINGLE_BYTES, SHINGLE_TOKENS).bit_length() - 1)
+)
+"""(run, the base to its power)."""
+_LARGEST = np.uint64(2**64 - 1)
+_RANGE_SHIFT = np.uint64(64 - (NUM_RANGES - 1).bit_length())

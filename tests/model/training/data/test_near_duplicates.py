@@ -9,7 +9,7 @@ from model.errors import ConfigError
 from model.training.config import MixtureCorpus
 from model.training.data import prepare_corpus
 from model.training.data.documents import Document
-from model.training.data.similar import NUM_RANGES, jaccard, shingles, sketch
+from model.training.data.similar import NUM_RANGES, _plain, jaccard, shingles, sketch
 from model.training.sources import TextFiles
 
 END = 256
@@ -105,6 +105,26 @@ def test_a_sketch_agrees_as_often_as_its_documents_are_alike(changed):
     wanted = np.mean(alike)
     error = 4 * np.sqrt(wanted * (1 - wanted) / (30 * NUM_RANGES))
     assert np.mean(agreed) == pytest.approx(wanted, abs=max(error, 1e-12))
+
+
+def test_case_and_white_space_make_no_difference():
+    text = b" \tOne  two\r\n\x0b\x0cTHREE\xc3\x89 four\n\n\n   five "
+    assert _plain(text) == b" ".join(text.lower().split())
+    assert _plain(b" \n") == b""
+    alike = [Document("d", text), Document("d", b"one two three\xc3\x89 four five")]
+    assert np.array_equal(*map(shingles, alike))
+
+
+def test_a_sketch_holds_the_smallest_hash_of_each_range():
+    hashes = shingles(Document("d", np.random.default_rng(0).bytes(300)))
+    found = sketch(hashes)
+    by_range = [hashes[hashes >> np.uint64(57) == number] for number in range(NUM_RANGES)]
+    empty = [not len(members) for members in by_range]
+    assert 0 < sum(empty) < NUM_RANGES
+    for number, members in enumerate(by_range):
+        if len(members):
+            assert found[number] == members.min()
+    assert len(np.unique(found)) == NUM_RANGES, "what an empty range took is marked by how far"
 
 
 def test_short_texts_and_tokens_have_shingles_too():
