@@ -37,8 +37,11 @@ class Session:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     blows: Counter[str] = field(default_factory=Counter)
 
-    def run(self, num_blows: int, pause_s: float, timeout_s: float) -> None:
-        """Strike ``num_blows`` times while drivers are restarted, then let them finish."""
+    def run(self, num_kills: int, pause_s: float, timeout_s: float) -> None:
+        """Strike until ``num_kills`` processes are killed, then let restarted drivers finish.
+
+        Besides the kills some are ended politely, some frozen and woken.
+        """
         write_plan(self.plan, self.store.plan_path(self.plan.name))
         drivers: list[subprocess.Popen[bytes]] = []
         end = time.monotonic() + timeout_s
@@ -51,7 +54,7 @@ class Session:
                 while len(drivers) < self.num_drivers:
                     drivers.append(self._start_driver())
                 time.sleep(self.rng.expovariate(1 / pause_s))
-                if sum(self.blows.values()) < num_blows:
+                if self.blows["kill"] < num_kills:
                     self._strike()
             else:
                 raise TimeoutError(f"not done in {timeout_s} s; the log:\n{self.log()[-3000:]}")
