@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -62,28 +62,22 @@ def science_text(spec: RunSpec) -> str:
 
     A plan of 100,000 runs has few different models and schedules; their texts are kept.
     """
-    train = {
-        part.name: _text_of(getattr(spec.train, part.name))
-        for part in fields(spec.train)
-        if part.name != "checkpoint"
-    }
+    train = {name: _text_of(getattr(spec.train, name)) for name in _TRAIN_PARTS}
     parts = {
         "spec_version": str(spec.spec_version),
         "numerics": str(spec.numerics),
-        "model": _text_of_part(spec.model),
+        "model": _text_of(spec.model),
         "train": _object_text(train),
-        "corpus_fingerprint": canonical_text(spec.corpus_fingerprint),
+        "corpus_fingerprint": _text_of(spec.corpus_fingerprint),
     }
     return _object_text(parts)
 
 
-def _text_of(value: Any) -> str:
-    is_part = is_dataclass(value)
-    return _text_of_part(value) if is_part else canonical_text(value)
+_TRAIN_PARTS = tuple(sorted({part.name for part in fields(TrainConfig)} - {"checkpoint"}))
 
 
-@lru_cache(maxsize=65_536)
-def _text_of_part(part: Hashable) -> str:
+@lru_cache(maxsize=65_536, typed=True)  # typed: 1 and True have different texts
+def _text_of(part: Hashable) -> str:
     return canonical_text(to_plain(part))
 
 

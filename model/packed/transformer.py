@@ -1,0 +1,203 @@
+"""The forward pass of M models of one shape at once (horizontal fusion).
+
+A small model leaves most of a device idle and most of a step goes into starting operations. M of
+them do the same operations on M times the rows: a dense layer is one batched product, the experts
+of all models are M·E groups of the same grouped kernel, attention sees M times the sequences. No
+row of one model meets a row of another, so a model that goes wrong harms none.
+
+Each operation is that of the model by itself (:mod:`model.transformer`); only the order of sums
+inside a product may differ, which the tests hold to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import MoEConfig
+from model.experts import routed_experts
+from model.layers import at_least_float32, rms_norm, rotate, swiglu
+from model.loss import BLOCK_SCORES, token_nats
+from model.packed.stack import Stack
+from model.router import choose
+from model.transformer import Transformer
+
+# Shapes: M models, B sequences, T positions, N = B·T, D model width, E experts, K experts a token,
+# F features of a projection, V vocabulary.
+
+
+@dataclass(frozen=True)
+class PackedResult:
+    """What M models made of one batch."""
+
+    token_nats_MBT: Tensor
+    """Cross-entropy of the next token, nats."""
+    mtp_token_nats_MBT: Tensor | None
+    """Of the token after the next; 0 at the last position, which has none."""
+    loads: tuple[Tensor, ...]
+    """Choices that fell on each expert [M, E], one a mixture layer, as a model by itself."""
+
+    @property
+    def loss_nats_M(self) -> Tensor:
+        """Each model's language-model loss."""
+        return self.token_nats_MBT.mean((1, 2))
+
+    @property
+    def mtp_loss_nats_M(self) -> Tensor | None:
+        """Each model's mean over the positions that have a token after the next."""
+        nats = self.mtp_token_nats_MBT
+        return None if nats is None else nats[..., :-1].mean((1, 2))
+
+
+class PackedTransformer:
+    """``members`` computed as one; see :class:`~model.packed.stack.Stack` for what ties them."""
+
+    def __init__(self, members: Sequence[Transformer], kernel: str | None = None) -> None:
+        self.stack = Stack(members)
+        self.config = members[0].config
+        self._rotary = members[0].rotary
+        self._kernel = kernel
+
+    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> PackedResult:
+        """Every model reads the same batch, as runs of one data stream do."""
+        batch = tokens_BT.shape
+        x_MND = self._embed(tokens_BT)
+        loads: list[Tensor] = []
+        for layer in range(self.config.num_layers):
+            x_MND = self._block(f"blocks.{layer}.", layer, x_MND, batch, loads)
+        hidden_MND = self._norm("norm.weight", x_MND)
+        nats_MBT = self._token_nats(hidden_MND, targets_BT)
+        mtp_nats = None
+        if self.config.mtp_depth:
+            parts = [
+                self._norm("mtp.embedding_norm.weight", self._embed(targets_BT)),
+                self._norm("mtp.hidden_norm.weight", hidden_MND),
+            ]
+            x_MND = self._linear("mtp.projection.weight", torch.cat(parts, dim=-1))
+            x_MND = self._block("mtp.block.", self.config.num_layers, x_MND, batch, loads)
+            x_MBTD = self._norm("mtp.norm.weight", x_MND).unflatten(1, batch)
+            nats = self._token_nats(x_MBTD[:, :, :-1].flatten(1, 2), targets_BT[:, 1:])
+            mtp_nats = F.pad(nats, (0, 1))
+        return PackedResult(nats_MBT, mtp_nats, tuple(loads))
+
+    def _weight(self, name: str) -> Tensor:
+        return self.stack.weights[name]
+
+    def _linear(self, name: str, x_MNF: Tensor) -> Tensor:
+        return torch.bmm(x_MNF, self._weight(name).mT)
+
+    def _norm(self, name: str, x_MND: Tensor) -> Tensor:
+        return rms_norm(x_MND, self._weight(name)[:, None], self.config.norm_eps)
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        weight_MVD = self._weight("embedding.weight")
+        first_M1 = torch.arange(len(weight_MVD), device=tokens_BT.device)[:, None]
+        rows_MN = tokens_BT.flatten() + first_M1 * weight_MVD.shape[1]
+        return F.embedding(rows_MN, weight_MVD.flatten(0, 1))
+
+    def _block(
+        self,
+        prefix: str,
+        layer: int,
+        x_MND: Tensor,
+        batch: torch.Size,
+        loads: list[Tensor],
+    ) -> Tensor:
+        normed_MND = self._norm(f"{prefix}attention_norm.weight", x_MND)
+        x_MND = x_MND + self._attention(f"{prefix}attention.", normed_MND, batch)
+        normed_MND = self._norm(f"{prefix}feed_forward_norm.weight", x_MND)
+        prefix += "feed_forward."
+        moe = self.config.moe
+        if moe is None or not self.config.is_moe_layer(layer):
+            return x_MND + self._swiglu(prefix, normed_MND)
+        y_MND = self._experts(prefix, normed_MND, moe, loads)
+        if moe.num_shared_experts:
+            y_MND = y_MND + self._swiglu(f"{prefix}shared.", normed_MND)
+        return x_MND + y_MND
+
+    def _swiglu(self, prefix: str, x_MND: Tensor) -> Tensor:
+        gate_up = self._linear(f"{prefix}gate_up.weight", x_MND)
+        return self._linear(f"{prefix}down.weight", swiglu(gate_up))
+
+    def _attention(self, prefix: str, x_MND: Tensor, batch: torch.Size) -> Tensor:
+        c = self.config.attention
+        num_models, length = len(x_MND), batch[1]
+        num_qk = c.num_heads + c.num_kv_heads
+        qkv = self._linear(f"{prefix}qkv.weight", x_MND).unflatten(-1, (-1, c.head_dim))
+        qk_MNGH, v_MNGH = qkv.split([num_qk, c.num_kv_heads], dim=2)
+        if c.qk_norm:
+            q_weight, k_weight = (self._weight(f"{prefix}{n}_norm.weight") for n in "qk")
+            weight_MGH = torch.cat(
+                [
+                    q_weight[:, None].expand(-1, c.num_heads, -1),
+                    k_weight[:, None].expand(-1, c.num_kv_heads, -1),
+                ],
+                dim=1,
+            )
+            qk_MNGH = rms_norm(qk_MNGH.contiguous(), weight_MGH[:, None], self.config.norm_eps)
+        # From here a model's sequences are sequences like any other.
+        qk = qk_MNGH.reshape(-1, length, num_qk, c.head_dim)
+        v = v_MNGH.reshape(-1, length, c.num_kv_heads, c.head_dim)
+        qk = rotate(qk, self._rotary.tables(length, qk.device, qk.dtype), c.rotary_dim)
+        q, k = qk.split([c.num_heads, c.num_kv_heads], dim=2)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.to(qk.dtype).transpose(1, 2),
+            is_causal=True,
+            enable_gqa=c.num_heads != c.num_kv_heads,
+        )
+        mixed_MNF = mixed.transpose(1, 2).reshape(num_models, batch.numel(), -1)
+        return self._linear(f"{prefix}out.weight", mixed_MNF)
+
+    def _experts(
+        self, prefix: str, x_MND: Tensor, moe: MoEConfig, loads: list[Tensor]
+    ) -> Tensor:
+        """All models' experts as M·E experts of one layer, of which a token sees its model's E."""
+        num_models, num_tokens, _ = x_MND.shape
+        device = x_MND.device.type
+        with torch.autocast(device, enabled=False):
+            weight_MED = at_least_float32(self._weight(f"{prefix}router.weight"))
+            logits_MNE = torch.bmm(at_least_float32(x_MND), weight_MED.mT)
+        is_sigmoid = moe.score == "sigmoid"
+        scores_MNE = logits_MNE.sigmoid() if is_sigmoid else logits_MNE.softmax(-1)
+        biased_MNE = scores_MNE.detach()
+        if moe.selection_bias:
+            biased_MNE = biased_MNE + self.stack.buffers[f"{prefix}router.selection_bias"][:, None]
+        expert_TK = choose(biased_MNE.flatten(0, 1), None, moe)
+        gate_TK = scores_MNE.flatten(0, 1).gather(1, expert_TK)
+        if moe.normalize_gates and moe.experts_per_token > 1:
+            gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + 1e-20)
+        first_M11 = torch.arange(num_models, device=x_MND.device)[:, None, None] * moe.num_experts
+        expert_TK = (expert_TK.unflatten(0, (num_models, num_tokens)) + first_M11).flatten(0, 1)
+        load = torch.bincount(expert_TK.flatten(), minlength=num_models * moe.num_experts)
+        loads.append(load.view(num_models, moe.num_experts))
+        autocast = torch.is_autocast_enabled(device)
+        y_TD = routed_experts(
+            x_MND.flatten(0, 1),
+            expert_TK,
+            gate_TK * moe.routed_scale,
+            self._weight(f"{prefix}experts.w_gate_up").flatten(0, 1),
+            self._weight(f"{prefix}experts.w_down").flatten(0, 1),
+            dtype=torch.get_autocast_dtype(device) if autocast else None,
+            kernel=self._kernel,
+        )
+        return y_TD.view_as(x_MND)
+
+    def _token_nats(self, hidden_MND: Tensor, targets_BT: Tensor) -> Tensor:
+        weight_MVD = self._weight("output.weight")
+        target_N = targets_BT.flatten()
+        num_models = len(weight_MVD)
+        if hidden_MND[..., 0].numel() * weight_MVD.shape[1] <= BLOCK_SCORES:
+            scores_MNV = at_least_float32(torch.bmm(hidden_MND, weight_MVD.mT))
+            nats = F.cross_entropy(
+                scores_MNV.flatten(0, 1), target_N.repeat(num_models), reduction="none"
+            )
+        else:  # a model at a time, so that never more than a block of scores is held
+            rows = zip(hidden_MND, weight_MVD, strict=True)
+            nats = torch.stack([token_nats(h, w, target_N) for h, w in rows])
+        return nats.view(num_models, *targets_BT.shape)
