@@ -40,7 +40,9 @@ class Engine(NamedTuple):
 
 
 ENGINES = {
-    "ours": Engine("this engine", "sweeps", (str(RACE / "ours.py"), "{folder}", "{runs}", "{slots}")),
+    "ours": Engine(
+        "this engine", "sweeps", (str(RACE / "ours.py"), "{folder}", "{runs}", "{slots}")
+    ),
     "hydra": Engine(
         "Hydra + joblib",
         "hydra_plugins.hydra_joblib_launcher",
@@ -54,7 +56,9 @@ ENGINES = {
             "folder={folder}",
         ),
     ),
-    "ray": Engine("Ray Tune", "ray.tune", (str(RACE / "ray_tune.py"), "{folder}", "{runs}", "{slots}")),
+    "ray": Engine(
+        "Ray Tune", "ray.tune", (str(RACE / "ray_tune.py"), "{folder}", "{runs}", "{slots}")
+    ),
 }
 
 
@@ -133,7 +137,9 @@ def race(engine: Engine, python: str, num_runs: int, slots: int) -> None:
                 f"    the same command again: {more.wall_s:.1f} s, exit code {more.exit_code}, "
                 f"{more.results} of {num_runs} results; it says: {last_words(folder)}"
             )
-        print(f"    steps done more than once: {repeated(folder)} of {STEPS * num_runs}", flush=True)
+        print(
+            f"    steps done more than once: {repeated(folder)} of {STEPS * num_runs}", flush=True
+        )
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.config import MoEConfig
 from model.experts import routed_experts
+from model.kernels import step
 from model.layers import at_least_float32, rms_norm, rotate, swiglu
 from model.loss import BLOCK_SCORES, token_nats
 from model.packed.stack import Stack
@@ -28,6 +29,10 @@ from model.transformer import Transformer
 
 # Shapes: M models, B sequences, T positions, N = B·T, D model width, E experts, K experts a token,
 # F features of a projection, V vocabulary.
+
+
+Norms = tuple[Tensor, Tensor]
+"""Weights of the queries' and of the keys' norms, [M, H] each."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,11 @@ class PackedTransformer:
         return torch.bmm(x_MNF, self._weight(name).mT)
 
     def _norm(self, name: str, x_MND: Tensor) -> Tensor:
-        return rms_norm(x_MND, self._weight(name)[:, None], self.config.norm_eps)
+        weight_MD = self._weight(name)
+        if step.serves(x_MND, weight_MD):  # compiled for one weight
+            rows = zip(x_MND.unbind(), weight_MD.unbind(), strict=True)
+            return torch.stack([rms_norm(x, weight, self.config.norm_eps) for x, weight in rows])
+        return rms_norm(x_MND, weight_MD[:, None], self.config.norm_eps)
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         weight_MVD = self._weight("embedding.weight")
@@ -125,53 +134,90 @@ class PackedTransformer:
 
     def _attention(self, prefix: str, x_MND: Tensor, batch: torch.Size) -> Tensor:
         c = self.config.attention
-        num_models, length = len(x_MND), batch[1]
-        num_qk = c.num_heads + c.num_kv_heads
-        qkv = self._linear(f"{prefix}qkv.weight", x_MND).unflatten(-1, (-1, c.head_dim))
-        qk_MNGH, v_MNGH = qkv.split([num_qk, c.num_kv_heads], dim=2)
+        qkv_MNF = self._linear(f"{prefix}qkv.weight", x_MND)
+        norms = None
         if c.qk_norm:
-            q_weight, k_weight = (self._weight(f"{prefix}{n}_norm.weight") for n in "qk")
-            weight_MGH = torch.cat(
-                [
-                    q_weight[:, None].expand(-1, c.num_heads, -1),
-                    k_weight[:, None].expand(-1, c.num_kv_heads, -1),
-                ],
-                dim=1,
-            )
-            qk_MNGH = rms_norm(qk_MNGH.contiguous(), weight_MGH[:, None], self.config.norm_eps)
+            norms = self._weight(f"{prefix}q_norm.weight"), self._weight(f"{prefix}k_norm.weight")
+        tables = self._rotary.tables(batch[1], qkv_MNF.device, qkv_MNF.dtype)
+        prologue = self._compiled_prologue if step.serves(qkv_MNF) else self._prologue
         # From here a model's sequences are sequences like any other.
-        qk = qk_MNGH.reshape(-1, length, num_qk, c.head_dim)
-        v = v_MNGH.reshape(-1, length, c.num_kv_heads, c.head_dim)
-        qk = rotate(qk, self._rotary.tables(length, qk.device, qk.dtype), c.rotary_dim)
-        q, k = qk.split([c.num_heads, c.num_kv_heads], dim=2)
+        q, k, v = prologue(qkv_MNF.unflatten(1, batch), norms, tables)
         mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.to(qk.dtype).transpose(1, 2),
-            is_causal=True,
-            enable_gqa=c.num_heads != c.num_kv_heads,
+            q, k, v, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
         )
-        mixed_MNF = mixed.transpose(1, 2).reshape(num_models, batch.numel(), -1)
+        mixed_MNF = mixed.transpose(1, 2).reshape(len(x_MND), batch.numel(), -1)
         return self._linear(f"{prefix}out.weight", mixed_MNF)
 
-    def _experts(
-        self, prefix: str, x_MND: Tensor, moe: MoEConfig, loads: list[Tensor]
-    ) -> Tensor:
+    def _compiled_prologue(
+        self, qkv_MBTF: Tensor, norms: Norms | None, tables: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A model at a time: the compiled operation knows one model's norms."""
+        c = self.config.attention
+        heads = step.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
+        weights = [None] * len(qkv_MBTF) if norms is None else [*zip(*norms, strict=True)]
+        parts = [
+            step.prologue(qkv_BTF, pair, self.config.norm_eps, tables, heads)
+            for qkv_BTF, pair in zip(qkv_MBTF.unbind(), weights, strict=True)
+        ]
+        q, k, v = (torch.cat(part) for part in zip(*parts, strict=True))
+        return q, k, v
+
+    def _prologue(
+        self, qkv_MBTF: Tensor, norms: Norms | None, tables: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All models at once, for every type and device."""
+        c = self.config.attention
+        num_qk = c.num_heads + c.num_kv_heads
+        qkv = qkv_MBTF.unflatten(-1, (-1, c.head_dim))
+        qk, v = qkv.split([num_qk, c.num_kv_heads], dim=3)
+        if norms is not None:
+            counts = (c.num_heads, c.num_kv_heads)
+            parts = [w[:, None].expand(-1, n, -1) for w, n in zip(norms, counts, strict=True)]
+            weight_M11GH = torch.cat(parts, dim=1)[:, None, None]
+            qk = rms_norm(qk.contiguous(), weight_M11GH, self.config.norm_eps)
+        qk = rotate(qk.flatten(0, 1), tables, c.rotary_dim)
+        q, k = qk.split([c.num_heads, c.num_kv_heads], dim=2)
+        v = v.flatten(0, 1).to(qk.dtype)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _route(
+        self, logits_MNE: Tensor, bias_ME: Tensor | None, moe: MoEConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Chosen experts, each model's from 0, and their gates [M·N, K]."""
+        normalize = moe.normalize_gates and moe.experts_per_token > 1
+        if moe.score == "sigmoid" and step.serves(logits_MNE):
+            rule = step.Rule(
+                moe.experts_per_token,
+                moe.num_groups,
+                moe.groups_per_token,
+                normalize,
+                moe.routed_scale,
+            )
+            biases = [None] * len(logits_MNE) if bias_ME is None else bias_ME.unbind()
+            rows = zip(logits_MNE.unbind(), biases, strict=True)
+            parts = [step.route(logits_NE, bias_E, rule)[:2] for logits_NE, bias_E in rows]
+            expert_TK, gate_TK = (torch.cat(part) for part in zip(*parts, strict=True))
+            return expert_TK, gate_TK
+        is_sigmoid = moe.score == "sigmoid"
+        scores_MNE = logits_MNE.sigmoid() if is_sigmoid else logits_MNE.softmax(-1)
+        biased_MNE = scores_MNE.detach()
+        if bias_ME is not None:
+            biased_MNE = biased_MNE + bias_ME[:, None]
+        expert_TK = choose(biased_MNE.flatten(0, 1), None, moe)
+        gate_TK = scores_MNE.flatten(0, 1).gather(1, expert_TK)
+        if normalize:
+            gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + 1e-20)
+        return expert_TK, gate_TK * moe.routed_scale
+
+    def _experts(self, prefix: str, x_MND: Tensor, moe: MoEConfig, loads: list[Tensor]) -> Tensor:
         """All models' experts as M·E experts of one layer, of which a token sees its model's E."""
         num_models, num_tokens, _ = x_MND.shape
         device = x_MND.device.type
         with torch.autocast(device, enabled=False):
             weight_MED = at_least_float32(self._weight(f"{prefix}router.weight"))
             logits_MNE = torch.bmm(at_least_float32(x_MND), weight_MED.mT)
-        is_sigmoid = moe.score == "sigmoid"
-        scores_MNE = logits_MNE.sigmoid() if is_sigmoid else logits_MNE.softmax(-1)
-        biased_MNE = scores_MNE.detach()
-        if moe.selection_bias:
-            biased_MNE = biased_MNE + self.stack.buffers[f"{prefix}router.selection_bias"][:, None]
-        expert_TK = choose(biased_MNE.flatten(0, 1), None, moe)
-        gate_TK = scores_MNE.flatten(0, 1).gather(1, expert_TK)
-        if moe.normalize_gates and moe.experts_per_token > 1:
-            gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + 1e-20)
+        bias_ME = self.stack.buffers.get(f"{prefix}router.selection_bias")
+        expert_TK, gate_TK = self._route(logits_MNE, bias_ME, moe)
         first_M11 = torch.arange(num_models, device=x_MND.device)[:, None, None] * moe.num_experts
         expert_TK = (expert_TK.unflatten(0, (num_models, num_tokens)) + first_M11).flatten(0, 1)
         load = torch.bincount(expert_TK.flatten(), minlength=num_models * moe.num_experts)
@@ -180,7 +226,7 @@ class PackedTransformer:
         y_TD = routed_experts(
             x_MND.flatten(0, 1),
             expert_TK,
-            gate_TK * moe.routed_scale,
+            gate_TK,
             self._weight(f"{prefix}experts.w_gate_up").flatten(0, 1),
             self._weight(f"{prefix}experts.w_down").flatten(0, 1),
             dtype=torch.get_autocast_dtype(device) if autocast else None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from torch import Tensor
 
 from model.balance import RoutingRequest, update_biases
@@ -31,23 +34,43 @@ def take_step(
         Why the run has gone wrong, empty if it has not. If a loss or gradient is no number the
         weights and the state stay as they were.
     """
-    model, optimizer, state = learner.model, learner.optimizer, learner.state
-    optimizer.zero_grad(set_to_none=True)
-    loss_nats, mtp_nats, loads = forward_backward(model, batch_BT, config)
-    grad_norm = clip_gradients(model, config.optimizer.clip_norm)
-    reason = health.check_finite(state.step + 1, loss_nats, grad_norm)
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss_nats, mtp_nats, loads = forward_backward(learner.model, batch_BT, config)
+    grad_norm = clip_gradients(learner.model, config.optimizer.clip_norm)
+    found = Gradients(loss_nats, mtp_nats, loads, grad_norm)
+    return update(learner, found, config, stage, lr, health)
+
+
+class Gradients(NamedTuple):
+    """What one batch gave, besides the clipped gradients that lie on the model."""
+
+    loss_nats: float
+    mtp_nats: float
+    """0 without multi-token prediction."""
+    loads: Sequence[Tensor]
+    """Of each mixture layer [E]."""
+    grad_norm: float
+    """Before clipping."""
+
+
+def update(
+    learner: Learner, found: Gradients, config: TrainConfig, stage: Stage, lr: float, health: Health
+) -> str:
+    """The second half of :func:`take_step`: from gradients to a step that is done and counted."""
+    state = learner.state
+    reason = health.check_finite(state.step + 1, found.loss_nats, found.grad_norm)
     if reason:
         return reason
-    set_learning_rate(optimizer, lr)
-    optimizer.step()
-    update_biases(model, loads, stage.balance)
-    state.use.count(loads)
-    state.count(loss_nats, mtp_nats, grad_norm)
+    set_learning_rate(learner.optimizer, lr)
+    learner.optimizer.step()
+    update_biases(learner.model, found.loads, stage.balance)
+    state.use.count(found.loads)
+    state.count(found.loss_nats, found.mtp_nats, found.grad_norm)
     if state.step > tail_begins(config.num_steps):
         state.tail_steps += 1
-        state.tail_nats += loss_nats
-    state.count_tails(loss_nats, config.checkpoint.ends_at)
-    return health.check_loss(state.step, loss_nats)
+        state.tail_nats += found.loss_nats
+    state.count_tails(found.loss_nats, config.checkpoint.ends_at)
+    return health.check_loss(state.step, found.loss_nats)
 
 
 def forward_backward(

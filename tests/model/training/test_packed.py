@@ -1,0 +1,184 @@
+"""Runs trained in a stack measure what each measures by itself, and end each in its own way."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.errors import ConfigError
+from model.training import progress
+from model.training.alike import why_alone
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    HealthConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    StageConfig,
+    SyntheticCorpus,
+    TrainConfig,
+    WandbTracker,
+)
+from model.training.data import prepare_corpus
+from model.training.packed import Member, train_packed
+from model.training.trainer import train
+
+RUNTIME = RuntimeConfig()
+MODEL = ModelConfig(
+    vocab_size=257,
+    hidden_size=16,
+    num_layers=2,
+    dense_width=32,
+    num_dense_layers=1,
+    mtp_depth=1,
+    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
+    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
+    init_std=0.02,
+)
+TRAIN = TrainConfig(
+    tokens=128 * 40,
+    batch_tokens=128,
+    sequence_length=32,
+    seed=3,
+    optimizer=OptimizerConfig(peak_lr=1e-2),
+    schedule=ScheduleConfig(),
+    balance=BalanceConfig(update_rate=0.01),
+    evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=2),
+    checkpoint=CheckpointConfig(every_s=1e9),
+)
+CONFIGS = (
+    TRAIN,
+    replace(TRAIN, seed=4),
+    replace(TRAIN, optimizer=OptimizerConfig(peak_lr=3e-3, weight_decay=0.0, clip_norm=0.3)),
+    replace(TRAIN, balance=BalanceConfig(update_rate=0.0)),
+)
+
+PACKED_TOLERANCE_NATS = 2e-4
+"""Most that 40 steps may drift apart. The first losses agree to rounding; on a CPU they have been
+the same bits to the end, but products may be summed in another order elsewhere."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
+    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    """Each run by itself: its result and its lines."""
+    root = tmp_path_factory.mktemp("alone")
+    results = [
+        train(MODEL, config, corpus, RUNTIME, root / str(index))
+        for index, config in enumerate(CONFIGS)
+    ]
+    return results, [lines(root / str(index)) for index in range(len(CONFIGS))]
+
+
+def lines(run_dir):
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    clock = ("tokens_per_s", "wall_s")
+    return [{k: v for k, v in line.items() if k not in clock} for line in found]
+
+
+def packed(corpus, root, configs=CONFIGS, on_progress=None):
+    results = {}
+    members = [
+        Member(config=config, run_dir=root / str(index), on_progress=on_progress)
+        for index, config in enumerate(configs)
+    ]
+    train_packed(MODEL, members, corpus, RUNTIME, results.__setitem__)
+    return results
+
+
+def assert_same(result, expected, curve, expected_curve):
+    assert (result.status, result.steps, result.tokens) == (
+        expected.status,
+        expected.steps,
+        expected.tokens,
+    )
+    for name in ("loss_nats", "bits_per_byte", "train_loss_nats"):
+        found, wanted = getattr(result, name), getattr(expected, name)
+        assert found == pytest.approx(wanted, abs=PACKED_TOLERANCE_NATS), name
+    assert [line["step"] for line in curve] == [line["step"] for line in expected_curve]
+    for line, wanted in zip(curve, expected_curve, strict=True):
+        assert line.keys() == wanted.keys()
+        for name in ("train_loss_nats", "mtp_loss_nats", "loss_nats", "lr"):
+            if name in wanted:
+                assert line[name] == pytest.approx(wanted[name], abs=PACKED_TOLERANCE_NATS), line
+    first, wanted = curve[0], expected_curve[0]
+    assert first["train_loss_nats"] == pytest.approx(wanted["train_loss_nats"], rel=1e-6)
+
+
+def test_every_run_of_a_stack_is_the_run_by_itself(corpus, alone, tmp_path):
+    results = packed(corpus, tmp_path)
+    assert sorted(results) == [0, 1, 2, 3]
+    for index, result in results.items():
+        curve = lines(tmp_path / str(index))
+        assert_same(result, alone[0][index], curve, alone[1][index])
+        assert result.numerics["packed"] == 4
+    losses = {result.loss_nats for result in results.values()}
+    assert len(losses) == 4  # they do differ
+
+
+def test_one_that_diverges_ends_alone(corpus, alone, tmp_path):
+    wild = replace(TRAIN, optimizer=OptimizerConfig(peak_lr=1e6))
+    results = packed(corpus, tmp_path, (CONFIGS[0], wild, CONFIGS[1]))
+    by_itself = train(MODEL, wild, corpus, RUNTIME, tmp_path / "wild")
+    assert results[1].status == by_itself.status == "diverged"
+    assert results[1].reason == by_itself.reason
+    assert results[1].steps == by_itself.steps < TRAIN.num_steps
+    assert lines(tmp_path / "1")[-1]["kind"] == lines(tmp_path / "wild")[-1]["kind"]
+    for index, same in ((0, 0), (2, 1)):
+        curve = lines(tmp_path / str(index))
+        assert_same(results[index], alone[0][same], curve, alone[1][same])
+
+
+class Enough(Exception):
+    pass
+
+
+def test_stopped_in_a_stack_it_goes_on_by_itself_and_back(corpus, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+
+    def stop_at(last):
+        def on_progress(step, num_steps, tokens_per_s):
+            if step == last:
+                raise Enough
+
+        return on_progress
+
+    with pytest.raises(Enough):
+        packed(corpus, tmp_path, on_progress=stop_at(7))
+    with pytest.raises(Enough):  # one of them gets ahead by itself
+        train(MODEL, CONFIGS[1], corpus, RUNTIME, tmp_path / "1", on_progress=stop_at(19))
+    results = packed(corpus, tmp_path)
+    for index, result in results.items():
+        curve = lines(tmp_path / str(index))
+        assert_same(result, alone[0][index], curve, alone[1][index])
+
+
+def test_what_cannot_be_stacked_is_refused_with_the_reason(corpus, tmp_path):
+    wsm = replace(TRAIN, schedule=ScheduleConfig(kind="wsm"))
+    with pytest.raises(ConfigError, match="can't be trained in a stack: its checkpoints are merg"):
+        packed(corpus, tmp_path, (wsm, wsm))
+    longer = replace(TRAIN, tokens=2 * TRAIN.tokens)
+    with pytest.raises(ConfigError, match="may differ in seed, optimizer and balance rate alone"):
+        packed(corpus, tmp_path, (TRAIN, longer))
+
+
+def test_each_reason_to_stay_alone():
+    assert why_alone(TRAIN, RUNTIME) == ""
+    changes = {
+        "stages": {"stages": (StageConfig(name="long"),)},
+        "trunk": {"schedule": ScheduleConfig(trunk=True)},
+        "spike": {"health": HealthConfig(on_spike="rewind")},
+        "FP8": {"precision": "fp8"},
+        "losses": {"balance": BalanceConfig(z_loss_weight=1e-3)},
+    }
+    for word, change in changes.items():
+        assert word in why_alone(replace(TRAIN, **change), RUNTIME)
+    assert "mirror" in why_alone(TRAIN, RuntimeConfig(tracker=WandbTracker()))
