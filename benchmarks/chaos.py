@@ -1,9 +1,9 @@
 """A long storm over a sweep: ``python benchmarks/chaos.py [--kills 100]``.
 
 Two drivers share one store; drivers, fork servers and workers are killed (SIGKILL) at random, a
-hundred times, and in between ended (SIGTERM) or frozen beyond their lease (SIGSTOP, then SIGCONT). Afterwards every run must
-be finished exactly once, with the record and the curve of an undisturbed sweep, and no process may
-be left. The test suite runs a short session of the same.
+hundred times, and in between ended (SIGTERM) or frozen beyond their lease (SIGSTOP, then SIGCONT).
+Afterwards every run must be finished exactly once, with the record and the curve of an undisturbed
+sweep, and no process may be left. The test suite runs a short session of the same.
 """
 
 import argparse

@@ -4,13 +4,14 @@ Claims, heartbeats, driver and publishing are the engine's own; only what is tra
 task, which saves after each step how far it is.
 """
 
+# ruff: noqa: E402
+
 import json
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
 sys.path.append(str(HERE.parents[2] / "tests" / "sweeps"))
-
 import task
 from toy_plans import CORPUS, wide_sweep
 from toy_worker import toy_record
