@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.catalogue import Law
+from analysis.catalogue import AnyLaw
 from analysis.descent import minimise
 from analysis.laws import Array
 from analysis.results import Interval, stretched
@@ -34,7 +34,7 @@ def replicate(solved: Solved, log_loss_N: Array, counts_RN: Array) -> Array:
 
 
 def intervals(
-    law: Law, replicates_RP: Array, level: float, degrees_of_freedom: float
+    law: AnyLaw, replicates_RP: Array, level: float, degrees_of_freedom: float
 ) -> dict[str, Interval]:
     """Each parameter of ``law`` with the central ``level`` of its replicates, stretched."""
     tail = (1 - level) / 2

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from analysis.data_laws import OverTrainingLaw, RepetitionLaw
-from analysis.laws import LossSurface, PowerLaw, SaturatingPowerLaw
+from analysis.downstream import DownstreamLaw
+from analysis.laws import LossSurface, PowerLaw, SaturatingPowerLaw, SizeLaw, TokenLaw
+from analysis.leverage_law import LeverageLaw
 from analysis.moe_laws import GranularityLaw, JointExpertLaw, SparsityLaw
+from analysis.routed import RoutedLaw
 
 Law = (
     PowerLaw
     | SaturatingPowerLaw
+    | SizeLaw
+    | TokenLaw
     | LossSurface
     | OverTrainingLaw
     | RepetitionLaw
     | GranularityLaw
     | JointExpertLaw
     | SparsityLaw
+    | LeverageLaw
 )
+"""Sums of terms whose logs are linear in the parameters: one fitter serves them all."""
 
-LAWS: dict[str, type[Law]] = {
+OwnFitter = RoutedLaw | DownstreamLaw
+"""Linear but for one or two parameters: each brings its own solver."""
+
+AnyLaw = Law | OwnFitter
+
+LAWS: dict[str, type[AnyLaw]] = {
     "hoffmann": LossSurface,
     "gadre": OverTrainingLaw,
     "muennighoff": RepetitionLaw,
     "compute": SaturatingPowerLaw,
+    "size": SizeLaw,
+    "tokens": TokenLaw,
+    "power": PowerLaw,
+    "clark": RoutedLaw,
     "krajewski": GranularityLaw,
     "ludziejewski": JointExpertLaw,
     "abnar": SparsityLaw,
+    "leverage": LeverageLaw,
+    "downstream": DownstreamLaw,
 }
-"""Laws of a loss, for `windtunnel fit laws=[...]`."""
+"""Laws of a loss, for `windtunnel fit law=... laws=[...]`."""

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
+from analysis.downstream import DownstreamLaw
 from analysis.forms import make_form
 from analysis.laws import Array
 from analysis.results import Fit, stretched
+from analysis.routed import RoutedLaw
 from model.config import require
+from model.errors import ConfigError
 
 LINEARISATIONS = 24
 """Replicates whose linearisations are averaged."""
@@ -141,6 +144,8 @@ def _linearise(
         for i, column in enumerate(seen)
     ]
     law = type(fit.law)
+    if issubclass(law, RoutedLaw | DownstreamLaw):
+        raise ConfigError(f"a design needs a law that is a sum of terms; {law.__name__} is none")
     values = np.asarray(fit.law.formula(fit.law.parameters, *columns))
     form = make_form(law, columns, values)
     replicates = np.asarray(fit.replicates)

@@ -16,14 +16,18 @@ import numpy as np
 from analysis import health
 from analysis.allocation import log_optimal_size
 from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate, resample_runs
-from analysis.catalogue import Law
+from analysis.catalogue import AnyLaw, Law
 from analysis.descent import TOLERANCE
+from analysis.downstream import DownstreamLaw
+from analysis.downstream_fit import fit_downstream
 from analysis.laws import Array, LossSurface, PowerLaw, SaturatingPowerLaw
 from analysis.noise import noise_floor
 from analysis.points import Points
 from analysis.profile import profile_intervals
 from analysis.results import Fit, FitError, Interval, Objective
 from analysis.robust import new_run_spread
+from analysis.routed import RoutedLaw
+from analysis.routed_fit import fit_routed
 from analysis.settings import FitSettings
 from analysis.solving import Solved, make_law, solve
 from model.errors import ConfigError
@@ -52,7 +56,7 @@ def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
     return replace(fit, warnings=(*fit.warnings, *more))
 
 
-def fit_points(law: type[Law], points: Points, settings: FitSettings | None = None) -> Fit:
+def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None = None) -> Fit:
     """Any law of a loss, its variables taken from the points' columns by name.
 
     Raises:
@@ -62,15 +66,22 @@ def fit_points(law: type[Law], points: Points, settings: FitSettings | None = No
     if law is LossSurface:
         return fit_surface(points, settings)
     variables = [points.column(name, law.__name__) for name in law.VARIABLES]
-    fit = fit_law(
-        law,
-        variables,
-        points.array("loss"),
-        settings,
-        name="loss",
-        labels=points.label,
-        budgets=points.budget,
-    )
+    values = points.array("loss")
+    if issubclass(law, RoutedLaw):
+        size, num_experts = variables
+        fit = fit_routed(size, num_experts, values, settings, labels=points.label)
+    elif issubclass(law, DownstreamLaw):
+        fit = fit_downstream(variables[0], values, settings, labels=points.label)
+    else:
+        fit = fit_law(
+            law,
+            variables,
+            values,
+            settings,
+            name="loss",
+            labels=points.label,
+            budgets=points.budget,
+        )
     more = health.noise_warnings(fit, noise_floor(points))
     return replace(fit, warnings=(*fit.warnings, *more))
 
@@ -203,6 +214,7 @@ def fit_law(
         noise_df=noise_df,
         objective=Objective(
             loss=solved.loss.kind,
+            residual=settings.residual,
             delta=solved.loss.delta if solved.loss.kind == "huber" else None,
             delta_rule=solved.delta_rule,
             value=solved.value,

@@ -9,15 +9,17 @@ Shapes: B problems, N points, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.catalogue import Law
 from analysis.laws import Array, Term
 from analysis.logsum import LogSum
 from analysis.projection import scatter
+from model.errors import ConfigError
 
 NOTHING = 1e-6
 """A term that is held at this share of the smallest loss is reported as a coefficient of zero."""
@@ -33,6 +35,8 @@ class Form:
     logsum: LogSum
     center_KP: Array
     """What centring took out of each term: mean factor by parameter."""
+    held_P: NDArray[np.bool_]
+    """Parameters that are held at a given value."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -46,6 +50,7 @@ class Form:
             coefficient = columns[0]
             log_B = theta_BP[:, coefficient] - theta_BP @ center_P
             present_B = theta_BP[:, coefficient] > self.logsum.lower_P[coefficient]
+            present_B |= self.held_P[coefficient]
             decoded_BP[:, coefficient] = np.where(present_B, np.exp(log_B), 0.0)
         return decoded_BP
 
@@ -70,7 +75,9 @@ class Form:
         positive = low > 0  # positive exponents are spread evenly in their log
         safe_low, safe_high = np.where(positive, low, 1.0), np.where(positive, high, 1.0)
         in_log = safe_low * (safe_high / safe_low) ** unit
-        return np.where(positive, in_log, low + unit * (high - low)), unit
+        starts = np.where(positive, in_log, low + unit * (high - low))
+        rows = [self.parameters.index(name) for name in self.exponent_names]
+        return np.clip(starts, self.logsum.lower_P[rows], self.logsum.upper_P[rows]), unit
 
     @property
     def exponent_names(self) -> tuple[str, ...]:
@@ -78,8 +85,17 @@ class Form:
         return tuple(name for name in self.parameters if name in self.law.EXPONENTS)
 
 
-def make_form(law: type[Law], variables: Sequence[Array], values_N: Array) -> Form:
-    """``law`` at the points ``variables`` (in its order), to be fitted to ``values_N``."""
+def make_form(
+    law: type[Law],
+    variables: Sequence[Array],
+    values_N: Array,
+    held: Mapping[str, float] | None = None,
+) -> Form:
+    """``law`` at the points ``variables`` (in its order), to be fitted to ``values_N``.
+
+    Raises:
+        ConfigError: ``held`` names a parameter that can't be held at a value.
+    """
     names = list(law.PARAMETERS)
     log_values_N = np.log(values_N)
     terms, columns, centers = [], [], []
@@ -100,8 +116,21 @@ def make_form(law: type[Law], variables: Sequence[Array], values_N: Array) -> Fo
             name,
             (log_values_N.min() + np.log(NOTHING), log_values_N.max() + np.log(MOST)),
         )
+    alone = {names[column[0]] for column in columns if len(column) == 1}
+    for name, value in (held or {}).items():
+        may = [n for n in names if n in law.EXPONENTS or n in alone]
+        if name not in may:
+            raise ConfigError(
+                f"fit.held.{name}: {law.__name__} can hold {', '.join(may)}; a coefficient that "
+                "multiplies a power is left free"
+            )
+        index = names.index(name)
+        at = value if name in law.EXPONENTS else np.log(max(value, 1e-300))
+        at = at if name in law.EXPONENTS else max(at, lower[index])
+        lower[index] = upper[index] = at
     return Form(
         law=law,
         logsum=LogSum(tuple(terms), tuple(columns), lower, upper),
         center_KP=np.stack(centers),
+        held_P=np.array([name in (held or {}) for name in names]),
     )

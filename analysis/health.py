@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
-from analysis.curvature import bend_chance
+from analysis.curvature import ROUNDING, bend_chance
 from analysis.descent import minimise
 from analysis.forms import Form
 from analysis.holdout import Holdout
@@ -76,6 +76,27 @@ def noise_warnings(fit: Fit, noise: NoiseFloor | None) -> tuple[FitWarning, ...]
     return ()
 
 
+def few_points(num_points: int, num_parameters: int) -> tuple[FitWarning, ...]:
+    """Fewer than two points a parameter."""
+    if num_points >= 2 * num_parameters:
+        return ()
+    sentence = (
+        f"{num_points} points for {num_parameters} parameters; twice as many points as "
+        f"parameters are the least to trust"
+    )
+    return (FitWarning(status=FitStatus.FEW_POINTS.name, sentence=sentence),)
+
+
+def outlier_warning(
+    rows: NDArray[np.intp], far_N: Array, labels: Sequence[str], changes: str
+) -> FitWarning:
+    """Which points lie far off, by how many robust standard deviations, and what they move."""
+    named = ", ".join(f"{labels[row]} ({far_N[row]:.0f})" for row in rows[:3])
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    sentence = f"beyond {OUTLIER:.0f} robust standard deviations: {named}{more}; without: {changes}"
+    return FitWarning(status=FitStatus.OUTLIERS.name, sentence=sentence)
+
+
 def holdout_warnings(holdouts: Sequence[Holdout]) -> tuple[FitWarning, ...]:
     """Held-out points outside their forecasts, more of them than the level allows for."""
     found = []
@@ -98,7 +119,7 @@ def condition_number(form: Form, theta_P: Array) -> float:
 
 
 def _scaled_jacobian(form: Form, theta_P: Array) -> Array:
-    jacobian_NP = form.logsum.jacobian(theta_P)
+    jacobian_NP = form.logsum.jacobian(theta_P)[:, ~form.held_P]
     length_P = np.linalg.norm(jacobian_NP, axis=0)
     return jacobian_NP / np.where(length_P > 0, length_P, 1.0)
 
@@ -111,6 +132,7 @@ def _descent(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
         )
     moved_P = np.abs(solved.theta_P - solved.start_P)
     still = moved_P <= 1e-9 * np.maximum(1.0, np.abs(solved.start_P))
+    still &= ~solved.form.held_P
     if still.any():
         names = _listed(solved, still)
         yield (
@@ -130,6 +152,8 @@ def _bounds(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
     parameters_P = solved.form.decode(solved.theta_P[None])[0]
     logsum = solved.form.logsum
     for index, name in enumerate(solved.form.parameters):
+        if solved.form.held_P[index]:
+            continue
         low, high = logsum.lower_P[index], logsum.upper_P[index]
         if name in solved.form.law.EXPONENTS:
             edge = 1e-6 * (high - low)
@@ -151,7 +175,9 @@ def _ridge(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
     if number < RIDGE:
         return
     _, _, right_PP = np.linalg.svd(_scaled_jacobian(solved.form, solved.theta_P))
-    names = _listed(solved, np.abs(right_PP[-1]) > 0.3)
+    weak_P = np.zeros(len(solved.theta_P), dtype=bool)
+    weak_P[~solved.form.held_P] = np.abs(right_PP[-1]) > 0.3
+    names = _listed(solved, weak_P)
     yield (
         FitStatus.ILL_CONDITIONED,
         f"condition number {number:.2g}: {names} can move together and leave the fit unchanged; "
@@ -162,13 +188,8 @@ def _ridge(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
 def _counts(
     solved: Solved, budgets: Sequence[int] | None, variables: Sequence[Array]
 ) -> Iterator[tuple[FitStatus, str]]:
-    num_points, num_parameters = len(solved.residual_N), solved.form.logsum.num_parameters
-    if num_points < 2 * num_parameters:
-        yield (
-            FitStatus.FEW_POINTS,
-            f"{num_points} points for {num_parameters} parameters; twice as many points as "
-            f"parameters are the least to trust",
-        )
+    for warning in few_points(len(solved.residual_N), solved.form.logsum.num_parameters):
+        yield FitStatus[warning.status], warning.sentence
     if budgets is not None and len(set(budgets)) < FEW:
         yield FitStatus.FEW_BUDGETS, f"{len(set(budgets))} distinct compute budgets"
     for name, column in zip(solved.form.law.VARIABLES, variables, strict=True):
@@ -179,7 +200,7 @@ def _counts(
 
 def _outliers(solved: Solved, labels: Sequence[str]) -> Iterator[tuple[FitStatus, str]]:
     spread = robust_sd(solved.residual_N, solved.form.logsum.num_parameters)
-    if spread <= 1e-9:  # noise-free data: rounding is no outlier
+    if spread <= ROUNDING:  # noise-free data: rounding is no outlier
         return
     far_N = np.abs(solved.residual_N) / spread
     rows = np.argsort(-far_N)[: int((far_N > OUTLIER).sum())]
@@ -197,12 +218,8 @@ def _outliers(solved: Solved, labels: Sequence[str]) -> Iterator[tuple[FitStatus
         for i, name in enumerate(solved.form.parameters)
         if name in solved.form.law.EXPONENTS or name == "E"
     )
-    named = ", ".join(f"{labels[row]} ({far_N[row]:.0f})" for row in rows[:3])
-    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    yield (
-        FitStatus.OUTLIERS,
-        f"beyond {OUTLIER:.0f} robust standard deviations: {named}{more}; without: {changes}",
-    )
+    warning = outlier_warning(rows, far_N, labels, changes)
+    yield FitStatus[warning.status], warning.sentence
 
 
 def _curved(solved: Solved, variables: Sequence[Array]) -> Iterator[tuple[FitStatus, str]]:

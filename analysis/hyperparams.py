@@ -68,11 +68,14 @@ class PlaneFit:
 def cell_optima(points: Points) -> tuple[CellOptimum, ...]:
     """One optimum a cell, smallest compute first. The points carry peak_lr and batch_tokens."""
     lr = points.column("peak_lr", "the learning-rate law")
-    batch = points.column("batch_tokens", "the learning-rate law")
+    # A grid of learning rates alone need not say its batch.
+    has_batch = "batch_tokens" in points.extra
+    batch = points.array("batch_tokens") if has_batch else np.ones_like(lr)
     loss, flops = points.array("loss"), points.array("flops")
     found = []
-    for cell in dict.fromkeys(points.cell):
-        rows = np.array([i for i, other in enumerate(points.cell) if other == cell])
+    cells = list(zip(points.size, points.tokens, strict=True))
+    for cell in dict.fromkeys(cells):
+        rows = np.array([i for i, other in enumerate(cells) if other == cell])
         first = int(rows[0])
         found.append(
             _cell(
@@ -115,7 +118,7 @@ def against_size_and_tokens(
     """
     inside = _inside(optima, what)
     rows = np.array([[1.0, np.log(o.size), np.log(o.tokens)] for o in inside])
-    if len(inside) < FEWEST_CELLS + 1 or np.linalg.matrix_rank(rows - rows.mean(axis=0)) < 2:
+    if len(inside) < FEWEST_CELLS + 1 or _rank(rows - rows.mean(axis=0)) < 2:
         raise FitError(
             f"{what} against size and tokens: {len(inside)} cells with an optimum inside, four of "
             "at least two sizes and two token counts are needed"
@@ -138,6 +141,11 @@ def against_size_and_tokens(
         token_exponent=intervals[1],
         num_points=len(inside),
     )
+
+
+def _rank(rows: Array) -> int:
+    """How many independent directions the cells vary in; rounding is none."""
+    return int(np.linalg.matrix_rank(rows, tol=1e-9 * max(float(np.abs(rows).max()), 1e-300)))
 
 
 def _inside(optima: Sequence[CellOptimum], what: str) -> list[CellOptimum]:

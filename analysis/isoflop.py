@@ -37,6 +37,9 @@ class IsoflopOptimum:
     num_runs: int
     best_size: float
     """Size of the run with the lowest loss: what needs no parabola."""
+    best_tokens: float
+    """Its tokens."""
+    best_loss: float
 
 
 def isoflop_optima(points: Points) -> tuple[IsoflopOptimum, ...]:
@@ -47,7 +50,8 @@ def isoflop_optima(points: Points) -> tuple[IsoflopOptimum, ...]:
     for rank in sorted(set(points.budget)):
         rows = np.flatnonzero(ranks == rank)
         if len(np.unique(size[rows])) >= FEWEST_SIZES:
-            found.append(_optimum(size[rows], loss[rows], float(flops[rows].mean())))
+            tokens = points.array("tokens")[rows]
+            found.append(_optimum(size[rows], tokens, loss[rows], float(flops[rows].mean())))
     return tuple(found)
 
 
@@ -71,19 +75,43 @@ def isoflop_laws(
             f"three are needed ({outside or 'too few budgets'})"
         )
     flops = [optimum.flops for optimum in inside]
-    sizes = [o.size if by == "parabola" else o.best_size for o in inside]
-    tokens = [c / (flops_per_size_token * n) for c, n in zip(flops, sizes, strict=True)]
+    if by == "parabola":
+        sizes = [optimum.size for optimum in inside]
+        tokens = [c / (flops_per_size_token * n) for c, n in zip(flops, sizes, strict=True)]
+    else:
+        sizes = [optimum.best_size for optimum in inside]
+        tokens = [optimum.best_tokens for optimum in inside]
     return (
         fit_power_law(flops, sizes, settings, name="optimal size"),
         fit_power_law(flops, tokens, settings, name="optimal tokens"),
     )
 
 
-def _optimum(size: Array, loss: Array, flops: float) -> IsoflopOptimum:
+def isoflop_loss(
+    optima: Sequence[IsoflopOptimum],
+    irreducible: float,
+    settings: FitSettings | None = None,
+) -> Fit:
+    """(L - E) of the parabolas' minima as a power of compute, at a given irreducible loss E.
+
+    Raises:
+        FitError: fewer than three optima inside the sizes tried, or one that is not above E.
+    """
+    inside = [optimum for optimum in optima if optimum.status == "inside"]
+    if len(inside) < FEWEST_SIZES:
+        raise FitError(f"{len(inside)} of {len(optima)} budgets have their optimum inside")
+    left = [optimum.loss - irreducible for optimum in inside]
+    if min(left) <= 0:
+        raise FitError(f"a parabola's minimum lies below the irreducible loss {irreducible:g}")
+    flops = [optimum.flops for optimum in inside]
+    return fit_power_law(flops, left, settings, name=f"loss - {irreducible:g}")
+
+
+def _optimum(size: Array, tokens: Array, loss: Array, flops: float) -> IsoflopOptimum:
     log_size = np.log(size)
     middle = log_size.mean()
     curvature, slope, height = np.polyfit(log_size - middle, loss, 2)
-    lowest = float(size[loss.argmin()])
+    lowest = int(loss.argmin())
     low, high = log_size.min() - middle, log_size.max() - middle
     if curvature <= 0:
         at = (
@@ -103,5 +131,7 @@ def _optimum(size: Array, loss: Array, flops: float) -> IsoflopOptimum:
         loss=float(np.polyval((curvature, slope, height), at)),
         status=status,
         num_runs=len(size),
-        best_size=lowest,
+        best_size=float(size[lowest]),
+        best_tokens=float(tokens[lowest]),
+        best_loss=float(loss[lowest]),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.catalogue import LAWS, Law
+from analysis.catalogue import LAWS, AnyLaw
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, miss_rate
 from analysis.laws import LossSurface
@@ -54,7 +54,7 @@ class Comparison:
 
 
 def hold_out(
-    points: Points, settings: FitSettings, law: type[Law] = LossSurface
+    points: Points, settings: FitSettings, law: type[AnyLaw] = LossSurface
 ) -> tuple[Holdout, ...]:
     """The largest budget left out, then the two largest, ... while enough is left to fit.
 
@@ -75,8 +75,9 @@ def hold_out(
         rest = take(points, np.flatnonzero(ranks < distinct[-count]).tolist())
         if len(rest) < LEAST_LEFT * len(law.PARAMETERS):
             break
-        if min(len(set(rest.size)), len(set(rest.tokens))) < 2:
-            break
+        kept = ranks < distinct[-count]
+        if any(len(set(column[kept])) < 2 <= len(set(column)) for column in columns):
+            break  # a variable that no longer varies
         fit = fit_points(law, rest, quick)
         forecasts = [
             fit.predict(*(float(column[row]) for column in columns), level=settings.level)
@@ -91,9 +92,9 @@ def hold_out(
                 points=tuple(
                     HeldOutPoint(
                         label=points.label[row],
-                        size=points.size[row],
-                        tokens=points.tokens[row],
-                        flops=points.flops[row],
+                        size=_at(points.size, row),
+                        tokens=_at(points.tokens, row),
+                        flops=_at(points.flops, row),
                         measured=points.loss[row],
                         forecast=forecast,
                     )
@@ -102,6 +103,11 @@ def hold_out(
             )
         )
     return tuple(found)
+
+
+def _at(column: tuple[float, ...], row: np.intp) -> float:
+    """0 where the table has no such column."""
+    return column[int(row)] if column else 0.0
 
 
 def compare_laws(points: Points, names: Sequence[str], settings: FitSettings) -> Comparison:

@@ -119,7 +119,7 @@ class SaturatingPowerLaw:
         return self.formula(self.parameters, flops)
 
     def inverse(self, loss: float) -> float:
-        """Training FLOPs at which the law reaches ``loss``."""
+        """Training FLOPs (or what the law's variable is) at which it reaches ``loss``."""
         if loss <= self.E:
             raise ConfigError(
                 f"loss {loss:g} is never reached: the irreducible loss is {self.E:g} nats"
@@ -129,6 +129,25 @@ class SaturatingPowerLaw:
     def compute(self, flops: ArrayLike) -> Array:
         """What extrapolation is measured in: training FLOPs."""
         return np.asarray(flops, dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeLaw(SaturatingPowerLaw):
+    """L(N) = E + a · N^-b: trained until tokens no longer matter (Kaplan et al., arXiv:2001.08361,
+    eq. 1.1, with an irreducible loss). Its inverse is a size."""
+
+    VARIABLES: ClassVar[tuple[str, ...]] = ("size",)
+
+    kind: Literal["size_law"] = "size_law"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLaw(SaturatingPowerLaw):
+    """L(D) = E + a · D^-b: of one model, or of models large enough (arXiv:2001.08361, eq. 1.2)."""
+
+    VARIABLES: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    kind: Literal["token_law"] = "token_law"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

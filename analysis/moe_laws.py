@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike
 
 from analysis.laws import POSITIVE_EXPONENT, Array, Term
 
+PUBLISHED_START, PUBLISHED_MOST = 1.63e-2, 5.28e16
+"""Where Ling's activation saturates (arXiv:2507.17702, table 3)."""
 EITHER_SIGN = (-1.0, 1.0)
 CROSS = (-0.1, 0.1)
 """A product of two logs moves an exponent along the ladder; more than 0.1 a unit would turn it."""
@@ -242,14 +244,12 @@ class EfficiencyLeverage:
     d: float = -7.61e-2
     gamma: float = 1.67e-2
     beta: float = -1.17e-1
-    A_start: float = 1.63e-2
-    A_max: float = 5.28e16
+    A_start: float = PUBLISHED_START
+    A_max: float = PUBLISHED_MOST
 
     def __call__(self, activation: ArrayLike, granularity: ArrayLike, flops: ArrayLike) -> Array:
         """EL at activation ratio A, granularity G, training FLOPs C."""
-        active = np.asarray(activation, dtype=float)
-        start = 1 / (1 / self.A_start - 1 / self.A_max)
-        saturated = 1 / (1 / (active + start) + 1 / self.A_max)
+        saturated = saturated_activation(activation, self.A_start, self.A_max)
         fine = np.log2(np.asarray(granularity, dtype=float))
         power = self.a + self.d * np.log10(np.asarray(flops, dtype=float))
         return np.asarray(saturated ** (power + self.gamma * fine**2 + self.beta * fine))
@@ -265,6 +265,14 @@ class EfficiencyLeverage:
         saturated = leverage ** (1 / power)
         start = 1 / (1 / self.A_start - 1 / self.A_max)
         return 1 / (1 / saturated - 1 / self.A_max) - start
+
+
+def saturated_activation(
+    activation: ArrayLike, start: float = PUBLISHED_START, most: float = PUBLISHED_MOST
+) -> Array:
+    """Â: A plus what is left of it for A = 0, at most A_max."""
+    offset = 1 / (1 / start - 1 / most)
+    return np.asarray(1 / (1 / (np.asarray(activation, dtype=float) + offset) + 1 / most))
 
 
 def _product(size: ArrayLike, tokens: ArrayLike, third: ArrayLike) -> Array:

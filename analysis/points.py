@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,12 @@ EXTRA_COLUMNS = (
 """Of a record, kept beside the points for laws in these variables."""
 
 
+FLOPS_PER_PARAM_TOKEN = 6.0
+"""C = 6·N·D, where a table gives only two of the three (Kaplan et al., arXiv:2001.08361)."""
+MEASURES = {"size": "columns.params", "tokens": "columns.tokens", "flops": "columns.flops"}
+"""The columns of every kind of table, and the option that names each."""
+OWN_COLUMNS = (*MEASURES, "loss", "budget")
+
 NOT_FITTED = {
     "promoted": "promoted: it judges the fit and does not enter it",
     "trunk": "trunk: at a constant rate; what was read out of it enters the fit",
@@ -42,7 +48,7 @@ NOT_FITTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Runs as columns of equal length."""
+    """Runs as columns of equal length; a table of one variable leaves the other columns empty."""
 
     size_variable: str
     """Name of what ``size`` counts: a SizeVariable, or a table's column."""
@@ -65,19 +71,20 @@ class Points:
         return len(self.label)
 
     def array(self, name: str) -> Array:
-        """One column as a numpy array."""
-        values = self.extra[name] if name in self.extra else getattr(self, name)
+        """One column as a numpy array; a further one of the same name never stands for it."""
+        values = getattr(self, name) if name in OWN_COLUMNS else self.extra[name]
         return np.asarray(values, dtype=float)
 
     def column(self, name: str, law: str) -> Array:
         """A law's variable; ConfigError names the columns there are."""
         if name == "tokens_per_size":
-            return self.array("tokens") / self.array("size")
-        if name in ("size", "tokens", "flops") or name in self.extra:
+            return self.column("tokens", law) / self.column("size", law)
+        if getattr(self, name) if name in MEASURES else name in self.extra:
             return self.array(name)
+        option = MEASURES.get(name, f"variables.{name}")
         raise ConfigError(
             f"{law} needs {name}, which the points lack. Name the table's column that holds it: "
-            f"variables.{name}=COLUMN"
+            f"{option}=COLUMN"
         )
 
 
@@ -85,13 +92,24 @@ def make_points(
     *,
     size_variable: str,
     label: Sequence[str],
-    size: Array,
-    tokens: Array,
+    size: Array | None = None,
+    tokens: Array | None = None,
     loss: Array,
-    flops: Array,
+    flops: Array | None = None,
     extra: dict[str, tuple[float, ...]] | None = None,
+    setting: Sequence[Array] = (),
 ) -> Points:
-    """Points from checked columns; a cell is one (size, tokens), budgets come from the compute."""
+    """Points from checked columns.
+
+    A cell is one size and token count (and one value of each further ``setting``), so its runs
+    differ in their seed alone. Budgets come from the compute; without it from the size, or the
+    tokens.
+    """
+    given = [column for column in (size, tokens) if column is not None]
+    cell_columns = [*(given or ([] if flops is None else [flops])), *setting]
+    along = next((c for c in (flops, size, tokens, *setting) if c is not None), None)
+    if along is None:
+        raise ConfigError("points need a size, tokens, training FLOPs or another variable")
     return Points(
         size_variable=size_variable,
         label=tuple(label),
@@ -99,8 +117,8 @@ def make_points(
         tokens=_floats(tokens),
         loss=_floats(loss),
         flops=_floats(flops),
-        cell=tuple(f"{n:.10g}x{d:.10g}" for n, d in zip(size, tokens, strict=True)),
-        budget=budget_ranks(flops),
+        cell=tuple("x".join(f"{x:.10g}" for x in row) for row in zip(*cell_columns, strict=True)),
+        budget=budget_ranks(along),
         extra=extra or {},
     )
 
@@ -108,12 +126,32 @@ def make_points(
 def take(points: Points, rows: Sequence[int]) -> Points:
     """Some of the points, in the order of ``rows``."""
     columns = {
-        field.name: tuple(getattr(points, field.name)[row] for row in rows)
+        field.name: tuple(column[row] for row in rows if column)
         for field in fields(points)
         if field.name not in ("size_variable", "extra")
+        for column in (getattr(points, field.name),)
     }
     extra = {name: tuple(column[row] for row in rows) for name, column in points.extra.items()}
     return Points(size_variable=points.size_variable, extra=extra, **columns)
+
+
+def mean_of_cells(points: Points) -> tuple[Points, tuple[Exclusion, ...]]:
+    """Each cell as one point, the mean of its losses; the runs that went into another's place.
+
+    Published fits often take means over seeds. The noise they hide is lost to the fit.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, cell in enumerate(points.cell):
+        rows.setdefault(cell, []).append(row)
+    first = [of_cell[0] for of_cell in rows.values()]
+    loss = points.array("loss")
+    mean = tuple(float(loss[of_cell].mean()) for of_cell in rows.values())
+    merged = tuple(
+        Exclusion(label=points.label[row], reason="counted in the mean of its cell")
+        for of_cell in rows.values()
+        for row in of_cell[1:]
+    )
+    return replace(take(points, first), loss=mean), merged
 
 
 def points_from_records(
@@ -151,5 +189,5 @@ def points_from_records(
     return points, excluded
 
 
-def _floats(column: Array) -> tuple[float, ...]:
-    return tuple(np.asarray(column, dtype=float).tolist())
+def _floats(column: Array | None) -> tuple[float, ...]:
+    return () if column is None else tuple(np.asarray(column, dtype=float).tolist())

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.catalogue import Law
+from analysis.catalogue import AnyLaw
 from analysis.drift import Drift
 from analysis.laws import Array
 
@@ -91,6 +91,8 @@ class Objective:
     """What was made small: sum of rho(log measured - log law) over the points."""
 
     loss: Literal["huber", "lad", "squares"]
+    residual: Literal["log", "plain"] = "log"
+    """plain: rho of measured - law."""
     delta: float | None
     """Where Huber turns from squares to absolute values, in log-loss; None for the others."""
     delta_rule: str
@@ -114,7 +116,7 @@ class Fit:
 
     name: str
     """What is predicted, e.g. ``loss``."""
-    law: Law
+    law: AnyLaw
     coefficients: dict[str, Interval]
     """Each parameter with its bootstrap interval."""
     replicates: tuple[tuple[float, ...], ...] = field(repr=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from model.config import require, require_positive
@@ -18,6 +18,9 @@ class FitSettings:
     """log(measured) - log(law), or measured - law, as some published fits have it (for squares)."""
     huber_delta: float | None = None
     """Where Huber turns from squares to absolute values, in log-loss; null: see `delta_rule`."""
+    held: dict[str, float] = field(default_factory=dict)
+    """Parameters that are held and not fitted, e.g. {E: 1.6}: exponents, or the loss at infinity.
+    """
     starts: int = 4500
     """Exponent vectors tried; the coefficients of each are solved exactly."""
     replicates: int = 1000

@@ -63,7 +63,7 @@ def solve(
     law: type[Law], variables: Sequence[Array], values: Array, settings: FitSettings
 ) -> Solved:
     """The best optimum over all starts."""
-    form = make_form(law, variables, values)
+    form = make_form(law, variables, values, settings.held)
     log_N, ones_N = np.log(values), np.ones(len(values))
     exponents, unit = form.exponent_starts(settings.starts)
     loss, rule = chosen_loss(settings, len(values), form.logsum.num_parameters)

@@ -13,8 +13,9 @@ import numpy as np
 import scipy
 
 from analysis import health
+from analysis.asked import Asked
 from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
-from analysis.holdout import Holdout, drift_of
+from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
 from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
@@ -56,6 +57,10 @@ class Study:
     """Laws by their hold-out error; None where nobody asked."""
     sensitivity: Sensitivity | None = None
     """What other defensible choices would have recommended; None where nobody asked."""
+    tests: tuple[HeldOutPoint, ...] = ()
+    """Rows that were forecast and not fitted, because the caller asked."""
+    forecasts: tuple[Asked, ...] = ()
+    """Forecasts where the caller asked for them."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the points came from: files, columns, rules."""
     software: dict[str, str] = field(default_factory=dict)
@@ -72,6 +77,12 @@ class Study:
             mapping = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{where}: not JSON ({error}); run `windtunnel fit` again") from None
+        kind = mapping.get("kind") if isinstance(mapping, dict) else None
+        if kind is not None:
+            raise ConfigError(
+                f"{where}: holds a fit of {mapping.get('law_name', kind)}; here the law of size "
+                "and tokens is needed: run `windtunnel fit` with law=hoffmann"
+            )
         version = mapping.get("schema_version") if isinstance(mapping, dict) else None
         if version != SCHEMA_VERSION:
             raise ConfigError(
@@ -89,16 +100,7 @@ class Study:
 
     def save(self, path: Path) -> None:
         """Write ``fit.json`` whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, self.to_json())
 
     def summary(self, *, flops: float | None = None) -> str:
         """One screen of at most 100 columns; the optimum at ``flops``, or at ten times the largest
@@ -146,12 +148,31 @@ def make_study(
         holdouts=holdouts,
         settings=settings,
         source=source or {},
-        software={
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        software=software_versions(),
     )
+
+
+def software_versions() -> dict[str, str]:
+    """What a fit was made with."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _compute_law(points: Points, surface: Fit, settings: FitSettings) -> Fit:
@@ -173,7 +194,8 @@ def check_spread(points: Points) -> None:
     if flops.max() / flops.min() < ONE_BUDGET:
         raise ConfigError(
             f"one budget only: all {len(points)} runs used {flops.min():.3g} to {flops.max():.3g} "
-            "FLOPs. A law needs runs of several budgets, three or more; widen the ladder"
+            "FLOPs. A law needs runs of several budgets, three or more; widen the ladder. The best "
+            "size of one budget is found by law=isoflop"
         )
     for what, column in (("size", points.size), ("token count", points.tokens)):
         if len(set(column)) < 2:

@@ -1,4 +1,4 @@
-"""Any table of runs: CSV, TSV, JSONL or Parquet, its columns named by the caller.
+"""Any table of runs as points, its columns named by the caller.
 
 Every cell that is used is checked; what is wrong is named with its rows (counted as a spreadsheet
 does: the header is row 1) and how often it occurs. Nothing is dropped unless the caller asks, and
@@ -8,37 +8,45 @@ then each row is kept as an exclusion with its reason.
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.laws import Array
-from analysis.points import Points, make_points
+from analysis.points import FLOPS_PER_PARAM_TOKEN, OWN_COLUMNS, Points, make_points, mean_of_cells
 from analysis.results import Exclusion
+from analysis.table_cells import Decimal, Thousands, as_numbers, as_written, is_empty
+from analysis.table_files import read_table
 from analysis.units import check_units
 from model.config import require
 from model.errors import ConfigError
 
-FLOPS_PER_PARAM_TOKEN = 6.0
-"""C = 6·N·D, where a table gives only two of the three (Kaplan et al., arXiv:2001.08361)."""
 MOST_SHOWN = 3
 ROUND_DIGITS = 4
 """Equal losses with more decimals than this are one run given twice, not two rounded ones."""
 
+Rows = NDArray[np.bool_]
+
+USUAL = {
+    "params": ("n", "params", "nparams", "parameters", "modelsize", "size", "nonembeddingparams"),
+    "tokens": ("d", "tokens", "ntokens", "trainingtokens", "tokensseen", "datasize"),
+    "flops": ("c", "flops", "trainingflop", "trainingflops", "compute", "budget", "trainflops"),
+    "loss": ("l", "loss", "valloss", "evalloss", "validationloss", "testloss", "finalloss"),
+}
+"""How such columns are often called, to say which ones a table may mean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column is what. `params` and `loss` are needed, and one of `tokens` and `flops`."""
+    """Which column is what: `loss`, and what the law needs of the others."""
 
     params: str | None = None
-    """Model size: a parameter count, or what params_are says."""
+    """Model size: a parameter count, or what params_are says. Without it flops / (6·tokens)."""
     params_are: Literal["params", "flops_per_token"] = "params"
     tokens: str | None = None
     """Training tokens; without it flops / (6·params)."""
@@ -63,11 +71,28 @@ class TableRules:
     them, each counted."""
     filter: dict[str, Any] = field(default_factory=dict)
     """Keep the rows whose column equals the value (or one of a list)."""
+    exclude: dict[str, Any] = field(default_factory=dict)
+    """Leave out the rows whose column equals the value (or one of a list)."""
+    test: dict[str, Any] = field(default_factory=dict)
+    """Rows that are forecast instead of fitted, chosen like `filter`, whatever that says."""
+    last_of: str | None = None
+    """A column that names runs: of each only the last row counts, where a table holds its curve."""
+    last_by: str | None = None
+    """The column that says which row is the last, e.g. the step; without it the file's order."""
+    mean_over_seeds: bool = False
+    """Rows of one cell (size, tokens, variables) count as one point, the mean of their losses."""
     drop_highest_losses: int = 0
     """An outlier rule: leave out this many of the highest losses."""
     params_unit: float = 1.0
     """Parameters that 1 in the column stands for, e.g. 1e6 for a column in millions."""
     tokens_unit: float = 1.0
+    flops_unit: float = 1.0
+    loss_unit: float = 1.0
+    """Nats per token that 1 stands for, e.g. 0.6931 for bits per token."""
+    decimal: Decimal = "."
+    """What stands before decimals."""
+    thousands: Thousands = ""
+    """What stands between thousands."""
     check_units: bool = True
     """Refuse columns that look like two units, or like millions for ones."""
 
@@ -76,10 +101,29 @@ class TableRules:
             self.drop_highest_losses >= 0,
             f"drop_highest_losses must be >= 0, got {self.drop_highest_losses}",
         )
+        units = (self.params_unit, self.tokens_unit, self.flops_unit, self.loss_unit)
         require(
-            self.params_unit > 0 and self.tokens_unit > 0,
-            f"units must be positive, got {self.params_unit} and {self.tokens_unit}",
+            min(units) > 0,
+            f"units must be positive, got {', '.join(f'{unit:g}' for unit in units)}",
         )
+        require(
+            self.decimal != self.thousands,
+            f"decimal and thousands are both {self.decimal!r}; a number can't be read so",
+        )
+        require(
+            self.last_by is None or self.last_of is not None,
+            f"last_by={self.last_by} needs last_of, the column that names the runs",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A table's rows by what becomes of them."""
+
+    points: Points
+    excluded: tuple[Exclusion, ...]
+    test: Points | None
+    """Rows to be forecast; None where nobody asked."""
 
 
 def points_from_table(
@@ -90,159 +134,160 @@ def points_from_table(
     Raises:
         ConfigError: no such file or column, or rows that are no measurements.
     """
+    loaded = load_table(path, columns, rules)
+    return loaded.points, loaded.excluded
+
+
+def load_table(path: Path, columns: Columns, rules: TableRules | None = None) -> Loaded:
+    """The rows to be fitted, those to be forecast, and those left out with their reasons.
+
+    Raises:
+        ConfigError: no such file or column, or rows that are no measurements.
+    """
     rules = rules or TableRules()
     frame = read_table(path)
     _check_named(path, frame, columns)
     table = _Table(path, frame, rules)
-    table.filter(rules.filter)
-    size = table.numbers("params", columns.params) * rules.params_unit
-    loss = table.numbers("loss", columns.loss)
-    pair = size * (1.0 if columns.params_are == "flops_per_token" else FLOPS_PER_PARAM_TOKEN)
-    flops = table.numbers("flops", columns.flops) if columns.flops else None
-    if columns.tokens:
-        tokens = table.numbers("tokens", columns.tokens) * rules.tokens_unit
-        flops = pair * tokens if flops is None else flops
-    else:
-        assert flops is not None  # _check_named asks for one of the two
-        tokens = flops / pair
+    table.choose()
+    measures, pair = _measures(table, columns)
+    loss = table.numbers("loss", columns.loss, unit=rules.loss_unit)
     variables = {
-        name: table.numbers(name, column, "variables") for name, column in columns.variables.items()
+        name: table.numbers(name, column, group="variables")
+        for name, column in columns.variables.items()
     }
-    table.refuse_or_drop("the same run given twice", table.repeated(columns, size, tokens, loss))
+    table.refuse_or_drop(
+        "the same run given twice", table.repeated(columns, [*measures.values(), loss])
+    )
     table.drop_highest(loss, rules.drop_highest_losses)
+    labels = table.labels(columns)
 
-    kept = np.array([row for row in frame.index if row not in table.dropped], dtype=np.intp)
+    def made(at: NDArray[np.intp]) -> Points:
+        given = {name: column[at] for name, column in measures.items()}
+        return make_points(
+            size_variable=columns.params or "size",
+            label=[labels[i] for i in at],
+            loss=loss[at],
+            extra=table.extra(at) | {name: _tuple(v[at]) for name, v in variables.items()},
+            setting=[v[at] for v in variables.values()],
+            **given,
+        )
+
+    kept, test = table.fitted(), np.flatnonzero(table.is_test)
     if len(kept) == 0:
         raise ConfigError(f"{path}: no row is left of {len(frame)}")
-    at = kept - table.first
-    labels = table.labels(columns)
-    points = make_points(
-        size_variable=cast(str, columns.params),
-        label=[labels[i] for i in at],
-        size=size[at],
-        tokens=tokens[at],
-        loss=loss[at],
-        flops=flops[at],
-        extra=table.extra(at) | {name: _tuple(v[at]) for name, v in variables.items()},
-    )
+    points = made(kept)
+    merged: tuple[Exclusion, ...] = ()
     if rules.check_units:
-        check_units(points, kept, str(path), params_are=columns.params_are)
+        check_units(points, table.rows[kept], str(path), params_are=columns.params_are, pair=pair)
+    if rules.mean_over_seeds:
+        points, merged = mean_of_cells(points)
     excluded = tuple(
-        Exclusion(label=labels[row - table.first], reason=reason)
-        for row, reason in sorted(table.dropped.items())
+        Exclusion(label=labels[at], reason=reason) for at, reason in sorted(table.dropped.items())
     )
-    return points, excluded
+    return Loaded(
+        points=points, excluded=(*excluded, *merged), test=made(test) if rules.test else None
+    )
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The table as it stands, text cells as text; its index counts rows as a spreadsheet does."""
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file")
-    name = path.name.removesuffix(".gz")
-    try:
-        if name.endswith((".jsonl", ".ndjson")):
-            frame = pd.DataFrame(_json_lines(path))
-        elif name.endswith(".parquet"):
-            frame = pd.read_parquet(path)
-        elif name.endswith((".csv", ".tsv", ".txt")):
-            frame = pd.read_csv(
-                path,
-                sep=_separator(path),
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                skipinitialspace=True,
-            )
+def _measures(table: _Table, columns: Columns) -> tuple[dict[str, Array], float]:
+    """Size, tokens and FLOPs as far as the table gives them, and C over N·D."""
+    pair = 1.0 if columns.params_are == "flops_per_token" else FLOPS_PER_PARAM_TOKEN
+    names = {"size": "params", "tokens": "tokens", "flops": "flops"}
+    found = {
+        name: table.numbers(role, getattr(columns, role), unit=getattr(table.rules, f"{role}_unit"))
+        for name, role in names.items()
+        if getattr(columns, role) is not None
+    }
+    if len(found) == 2:
+        if "flops" not in found:
+            found["flops"] = pair * found["size"] * found["tokens"]
+        elif "tokens" not in found:
+            found["tokens"] = found["flops"] / (pair * found["size"])
         else:
-            raise ConfigError(f"{path}: not .csv, .tsv, .jsonl or .parquet (.gz may follow)")
-    except ImportError:
-        raise ConfigError(
-            f"{path}: reading Parquet needs pyarrow (pip install pyarrow); or save it as CSV"
-        ) from None
-    except ConfigError:
-        raise
-    except (ValueError, UnicodeDecodeError, OSError) as error:  # pandas' parser errors are values
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: can't be read as a table: {reason}") from None
-    if frame.empty:
-        raise ConfigError(f"{path}: a table without rows")
-    frame.columns = [str(column).strip() for column in frame.columns]
-    # A text table's header is row 1, so its first run stands in row 2; other kinds have no header.
-    first = 2 if name.endswith((".csv", ".tsv", ".txt")) else 1
-    frame.index = pd.RangeIndex(first, first + len(frame))
-    return frame
+            found["size"] = found["flops"] / (pair * found["tokens"])
+    return found, pair
 
 
 class _Table:
-    """The rows of one file, and those dropped so far with their reasons."""
+    """The rows of one file, by position; those dropped so far with their reasons."""
 
     def __init__(self, path: Path, frame: pd.DataFrame, rules: TableRules) -> None:
         self.path, self.frame, self.rules = path, frame, rules
-        self.first = int(frame.index[0])
+        self.rows = frame.index.to_numpy()
+        """Each row's number in the file."""
         self.dropped: dict[int, str] = {}
+        self.is_test: Rows = np.zeros(len(frame), dtype=bool)
 
-    def filter(self, wanted: dict[str, Any]) -> None:
-        """Drop the rows that the caller did not ask for."""
-        for name, value in wanted.items():
-            column = self._column(f"filter.{name}", name)
-            options = value if isinstance(value, list | tuple) else [value]
-            matches = np.zeros(len(column), dtype=bool)
-            numeric = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
-            for option in options:
-                if isinstance(option, int | float) and not isinstance(option, bool):
-                    matches |= numeric == float(option)
-                else:
-                    matches |= (column.astype(str) == str(option)).to_numpy()
-            if not matches.any():
-                seen = ", ".join(map(str, column.drop_duplicates().head(8)))
-                raise ConfigError(
-                    f"filter.{name}={value}: no row of {self.path} has it; it has: {seen}"
-                )
-            for row in np.flatnonzero(~matches):
-                self.dropped.setdefault(int(row) + self.first, f"filter: {name} is not {value}")
+    def choose(self) -> None:
+        """Drop what the caller did not ask for: other rows than a run's last, the filter's rest."""
+        last = self._last() if self.rules.last_of else np.ones(len(self.frame), dtype=bool)
+        if self.rules.test:
+            self.is_test = last.copy()
+            for name, value in self.rules.test.items():
+                self.is_test &= self._matches("test", name, value)
+            if not self.is_test.any():
+                raise ConfigError(f"test={self.rules.test}: no row of {self.path} has all of it")
+            for at in np.flatnonzero(self.is_test):
+                self.dropped[int(at)] = "test: forecast, not fitted"
+        for at in np.flatnonzero(~last):
+            self.dropped.setdefault(int(at), f"not the last row of its {self.rules.last_of}")
+        for name, value in self.rules.filter.items():
+            for at in np.flatnonzero(~self._matches("filter", name, value)):
+                self.dropped.setdefault(int(at), f"filter: {name} is not {value}")
+        for name, value in self.rules.exclude.items():
+            for at in np.flatnonzero(self._matches("exclude", name, value)):
+                self.dropped.setdefault(int(at), f"exclude: {name} is {self.frame[name].iloc[at]}")
 
-    def numbers(self, role: str, name: str | None, group: str = "columns") -> Array:
+    def fitted(self) -> NDArray[np.intp]:
+        """Positions of the rows that are left."""
+        return np.array([at for at in range(len(self.frame)) if at not in self.dropped], dtype=int)
+
+    def numbers(
+        self, role: str, name: str | None, *, unit: float = 1.0, group: str = "columns"
+    ) -> Array:
         """One column as positive numbers; rows that are none are refused or dropped."""
-        column = self._column(f"{group}.{role}", cast(str, name))
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+        assert name is not None
+        column = self._column(f"{group}.{role}", name)
+        values = as_numbers(column, self.rules.decimal, self.rules.thousands) * unit
         text = column.astype(str)
         cells = [f"{cell!r}" for cell in text]
-        empty = text.str.strip().isin(["", "nan", "NaN", "None", "NA", "null"]).to_numpy()
+        empty = is_empty(column)
         what = f"{name!r} ({group}.{role})"
         self.refuse_or_drop(f"{what} is empty or NaN", empty)
         wrong = np.isnan(values) & ~empty
-        self.refuse_or_drop(f"{what} is not a number{_written(text[wrong])}", wrong, cells)
+        used = wrong & np.array([self._used(at) for at in range(len(wrong))])
+        self.refuse_or_drop(f"{what} is not a number{as_written(text[used])}", wrong, cells)
         self.refuse_or_drop(f"{what} is infinite", np.isinf(values), cells)
         self.refuse_or_drop(f"{what} is not positive", values <= 0, cells)
         return values
 
-    def repeated(self, columns: Columns, size: Array, tokens: Array, loss: Array) -> Rows:
-        """Later rows of a run that is already there."""
-        frame = self.frame.astype(str).assign(__size=size, __tokens=tokens, __loss=loss)
-        used = pd.Series([row not in self.dropped for row in frame.index], index=frame.index)
-        frame = frame[used]
+    def repeated(self, columns: Columns, key: list[Array]) -> Rows:
+        """Later rows of a run that is already there; the loss is the last of ``key``."""
+        numbers = {f"__{index}": column for index, column in enumerate(key)}
+        frame = self.frame.astype(str).reset_index(drop=True).assign(**numbers)
+        frame = frame[[at not in self.dropped for at in frame.index]]
         same = frame.duplicated()
-        key = ["__size", "__tokens", "__loss"]
-        fine = np.abs(frame["__loss"] - frame["__loss"].round(ROUND_DIGITS)) > 1e-12
+        loss = frame[list(numbers)[-1]]
+        fine = np.abs(loss - loss.round(ROUND_DIGITS)) > 1e-12
         if columns.seed is None:
-            same |= frame.duplicated(key) & fine
+            same |= frame.duplicated(list(numbers)) & fine
         else:
             self._column("columns.seed", columns.seed)
-            same |= frame.duplicated([*key[:2], columns.seed])
+            others = list(columns.variables.values())
+            same |= frame.duplicated([*list(numbers)[:-1], *others, columns.seed])
         found = np.zeros(len(self.frame), dtype=bool)
-        found[frame.index[same].to_numpy() - self.first] = True
+        found[frame.index[same].to_numpy()] = True
         return found
 
     def drop_highest(self, loss: Array, count: int) -> None:
         """The outlier rule."""
-        kept = [row for row in self.frame.index if row not in self.dropped]
-        kept.sort(key=lambda row: -loss[row - self.first])
-        for row in kept[:count]:
-            self.dropped[row] = f"among the {count} highest losses (drop_highest_losses)"
+        kept = sorted(self.fitted().tolist(), key=lambda at: -loss[at])
+        for at in kept[:count]:
+            self.dropped[at] = f"among the {count} highest losses (drop_highest_losses)"
 
     def labels(self, columns: Columns) -> list[str]:
         """The name of every row."""
-        rows = [f"row {row}" for row in self.frame.index]
+        rows = [f"row {row}" for row in self.rows]
         if columns.label is None:
             return rows
         names = self._column("columns.label", columns.label).astype(str)
@@ -251,53 +296,81 @@ class _Table:
     def extra(self, at: NDArray[np.intp]) -> dict[str, tuple[float, ...]]:
         """Every further column that is all numbers, for laws in other variables."""
         found = {}
-        for name in self.frame.columns:
-            values = pd.to_numeric(self.frame[name], errors="coerce").to_numpy(dtype=float)[at]
+        for index, name in enumerate(self.frame.columns):
+            if name in OWN_COLUMNS:
+                continue
+            column = self.frame.iloc[:, index]
+            values = as_numbers(column, self.rules.decimal, self.rules.thousands)[at]
             if np.isfinite(values).all():
                 found[str(name)] = _tuple(values)
         return found
 
     def refuse_or_drop(self, what: str, bad: Rows, cells: list[str] | None = None) -> None:
         """One kind of bad row: an error that names them, or exclusions."""
-        rows = [int(i) + self.first for i in np.flatnonzero(bad)]
-        rows = [row for row in rows if row not in self.dropped]
-        if not rows:
+        found = [int(at) for at in np.flatnonzero(bad) if self._used(int(at))]
+        if not found:
             return
         if self.rules.bad_rows == "drop":
-            self.dropped.update(dict.fromkeys(rows, what))
+            self.dropped.update(dict.fromkeys(found, what))
+            self.is_test[found] = False
             return
         shown = [
-            f"row {row}" + (f" ({cells[row - self.first]})" if cells else "")
-            for row in rows[:MOST_SHOWN]
+            f"row {self.rows[at]}" + (f" ({cells[at]})" if cells else "")
+            for at in found[:MOST_SHOWN]
         ]
-        more = f" and {len(rows) - MOST_SHOWN} more" if len(rows) > MOST_SHOWN else ""
+        more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
         raise ConfigError(
-            f"{self.path}: {what} in {len(rows)} of {len(self.frame)} rows: {', '.join(shown)}"
+            f"{self.path}: {what} in {len(found)} of {len(self.frame)} rows: {', '.join(shown)}"
             f"{more}. Correct them, or leave them out with table.bad_rows=drop"
         )
+
+    def _used(self, at: int) -> bool:
+        return at not in self.dropped or bool(self.is_test[at])
+
+    def _last(self) -> Rows:
+        """The last row of each run."""
+        name = str(self.rules.last_of)
+        runs = self._column("table.last_of", name).astype(str).to_numpy()
+        order = np.arange(len(runs), dtype=float)
+        if self.rules.last_by is not None:
+            column = self._column("table.last_by", self.rules.last_by)
+            order = as_numbers(column, self.rules.decimal, self.rules.thousands)
+            bad = np.flatnonzero(np.isnan(order))
+            if len(bad):
+                raise ConfigError(
+                    f"{self.path}: {self.rules.last_by!r} (table.last_by) is no number in "
+                    f"{len(bad)} of {len(runs)} rows: row {self.rows[bad[0]]}"
+                )
+        last: dict[str, int] = {}
+        for at in np.argsort(order, kind="stable"):
+            last[runs[at]] = int(at)
+        found = np.zeros(len(runs), dtype=bool)
+        found[list(last.values())] = True
+        return found
+
+    def _matches(self, option: str, name: str, value: Any) -> Rows:
+        column = self._column(f"{option}.{name}", name)
+        options = value if isinstance(value, list | tuple) else [value]
+        numeric = as_numbers(column, self.rules.decimal, self.rules.thousands)
+        text = column.astype(str).str.strip()
+        matches = np.zeros(len(column), dtype=bool)
+        for wanted in options:
+            if isinstance(wanted, bool):
+                matches |= (text.str.lower() == str(wanted).lower()).to_numpy()
+            elif isinstance(wanted, int | float):
+                matches |= numeric == float(wanted)
+            else:
+                matches |= (text == str(wanted)).to_numpy()
+        if not matches.any():
+            seen = ", ".join(map(str, column.drop_duplicates().head(8)))
+            raise ConfigError(
+                f"{option}.{name}={value}: no row of {self.path} has it; it has: {seen}"
+            )
+        return matches
 
     def _column(self, option: str, name: str) -> pd.Series[Any]:
         _find_column(self.path, self.frame, option, name)
         return self.frame[name]
-
-
-Rows = NDArray[np.bool_]
-
-WRITTEN = {
-    r"-?\d+,\d+": "written with a decimal comma: use a point",
-    r"\d{1,3}(,\d{3})+(\.\d*)?": "written with commas: none between thousands, decimals by a point",
-    r"[\d.]+ ?[kKmMbBgGtT]": "written with a suffix: use 1e6 for M, 1e9 for B",
-    r"[\d.]+ ?%": "written in percent: use shares",
-}
-"""How numbers for people look, and what to do about each."""
-
-
-def _written(cells: pd.Series[Any]) -> str:
-    """What all of these cells have in common, in brackets; the longer pattern first."""
-    for pattern in sorted(WRITTEN, key=len, reverse=True):
-        if len(cells) and cells.str.strip().str.fullmatch(pattern).all():
-            return f" ({WRITTEN[pattern]})"
-    return ""
 
 
 def _tuple(column: Array) -> tuple[float, ...]:
@@ -305,18 +378,36 @@ def _tuple(column: Array) -> tuple[float, ...]:
 
 
 def _check_named(path: Path, frame: pd.DataFrame, columns: Columns) -> None:
-    given = f"{path} has: {', '.join(frame.columns)}"
-    for role in ("params", "loss"):
-        if getattr(columns, role) is None:
-            raise ConfigError(f"columns.{role}: missing; name the column. {given}")
-    if columns.tokens is None and columns.flops is None:
-        raise ConfigError(
-            f"columns.tokens: missing; name the column of the tokens, or of the training FLOPs "
-            f"with columns.flops. {given}"
-        )
-    for role in ("params", "tokens", "loss", "flops", "seed", "label"):
+    roles = ("params", "tokens", "loss", "flops", "seed", "label")
+    for role in roles:
         if getattr(columns, role) is not None:
             _find_column(path, frame, f"columns.{role}", getattr(columns, role))
+    given = f"{path} has: {_listed(frame.columns)}{_guess(frame, columns)}"
+    if columns.loss is None:
+        raise ConfigError(f"columns.loss: missing; name the column. {given}")
+    if not any((columns.params, columns.tokens, columns.flops, columns.variables)):
+        raise ConfigError(
+            "columns.params: missing; name the column of the model sizes, and of the tokens with "
+            "columns.tokens or of the training FLOPs with columns.flops (one of the three is "
+            f"enough for law=size, law=tokens or law=compute). {given}"
+        )
+
+
+def _guess(frame: pd.DataFrame, columns: Columns) -> str:
+    """Columns that are called as such columns often are."""
+    plain = {"".join(filter(str.isalnum, str(name).lower())): str(name) for name in frame.columns}
+    found = [
+        f"columns.{role}={_quoted(plain[usual])}"
+        for role, names in USUAL.items()
+        if getattr(columns, role) is None
+        for usual in names
+        if usual in plain
+    ]
+    return f". Perhaps {' '.join(found)}" if found else ""
+
+
+def _quoted(name: str) -> str:
+    return name if name.replace("_", "").isalnum() else f"\"'{name}'\""
 
 
 def _find_column(path: Path, frame: pd.DataFrame, option: str, name: str) -> None:
@@ -334,27 +425,3 @@ def _listed(names: Iterable[str], most: int = 40) -> str:
     names = list(names)
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    with _opened(path) as file:
-        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-    rows = []
-    for number, line in lines:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}: line {number} is not a mapping")
-        rows.append(row)
-    return rows
-
-
-def _opened(path: Path) -> TextIO:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return cast(TextIO, opener(path, "rt", encoding="utf-8-sig"))
-
-
-def _separator(path: Path) -> str:
-    """Of tab, semicolon and comma the one that the header holds most often."""
-    with _opened(path) as file:
-        header = file.readline()
-    return max(",;\t", key=header.count)

@@ -17,6 +17,7 @@ PLAUSIBLE = {
     "params": (1e3, 1e14),
     "flops_per_token": (1e3, 1e15),
     "tokens": (1e4, 1e16),
+    "flops": (1e8, 1e30),
 }
 """Where the median of a column lies. The smallest tunnel has 1e4 parameters and 1e5 tokens."""
 MOST_NATS = 20.0
@@ -24,16 +25,33 @@ MOST_NATS = 20.0
 FLOPS_FACTOR = 1e3
 """Flops over 6·N·D: a mixture whose size counts all experts reaches 1/50, attention doubles it."""
 MOST_SHOWN = 3
+FEWEST_FOR_RANKS = 8
+RISES = 0.7
+"""Rank correlation of loss and compute above which the column can't be a loss."""
 
 
-def check_units(points: Points, rows: NDArray[np.intp], where: str, *, params_are: str) -> None:
+def check_units(
+    points: Points, rows: NDArray[np.intp], where: str, *, params_are: str, pair: float = 6.0
+) -> None:
     """Refuse columns that hold two units, or hold millions for ones.
+
+    Args:
+        points: of the table.
+        rows: their numbers in it.
+        where: the table.
+        params_are: what the sizes count.
+        pair: C over N·D where nothing else is known.
 
     Raises:
         ConfigError: naming the column, the rows and their number.
     """
     size, tokens, loss = (points.array(name) for name in ("size", "tokens", "loss"))
-    for name, unit, column in (("params", "params", size), ("tokens", "tokens", tokens)):
+    columns = [("params", "params", size), ("tokens", "tokens", tokens)]
+    if not (len(size) and len(tokens)):  # otherwise held against the two others below
+        columns.append(("flops", "flops", points.array("flops")))
+    for name, unit, column in columns:
+        if len(column) == 0:
+            continue
         _check_gap(column, rows, where, name)
         low, high = PLAUSIBLE[params_are if name == "params" else name]
         median = float(np.median(column))
@@ -47,10 +65,33 @@ def check_units(points: Points, rows: NDArray[np.intp], where: str, *, params_ar
     if np.median(loss) > MOST_NATS:
         raise ConfigError(
             f"{where}: a loss of {np.median(loss):.3g} in the median of {len(rows)} rows can't be "
-            "nats per token; perplexities must be turned into their logarithms"
+            "nats per token; perplexities must be turned into their logarithms. If it is right say "
+            "table.check_units=false"
         )
-    factor = points.array("flops") / (size * tokens)
-    _check_factor(factor / (1.0 if params_are == "flops_per_token" else 6.0), rows, where)
+    if len(size) and len(tokens):
+        _check_factor(points.array("flops") / (pair * size * tokens), rows, where)
+
+
+def check_falls(points: Points, where: str) -> None:
+    """Refuse a loss that rises with what is spent: a score that was taken for a loss.
+
+    Raises:
+        ConfigError: naming the rank correlation.
+    """
+    spent = next(
+        (points.array(name) for name in ("flops", "size", "tokens") if getattr(points, name)), None
+    )
+    loss = points.array("loss")
+    if spent is None or len(loss) < FEWEST_FOR_RANKS or min(np.ptp(spent), np.ptp(loss)) == 0:
+        return
+    ranks = [np.argsort(np.argsort(column)) for column in (spent, loss)]
+    correlation = float(np.corrcoef(ranks[0], ranks[1]).item(0, 1))
+    if correlation > RISES:
+        raise ConfigError(
+            f"{where}: the loss rises with what is spent (rank correlation {correlation:+.2f} over "
+            f"{len(loss)} rows). A score or an accuracy must be turned into an error first; if it "
+            "is right say table.check_units=false"
+        )
 
 
 def _as_logarithms(column: Array) -> str:

@@ -99,8 +99,12 @@ def _compose(verb: str, lines: Sequence[str], dirs: Sequence[Path]) -> DictConfi
 def _line(override: Override, primary: Mapping[str, Any]) -> str:
     """The override as Hydra gets it. A whole mapping, and a key within a mapping that the YAML
     leaves empty (``axes: {}``), may bring new keys; the dataclass refuses wrong ones later."""
-    inside = primary.get(override.key_or_group.partition(".")[0]) == {}
-    is_new = override.type is OverrideType.CHANGE and (inside or isinstance(override.value(), dict))
+    inside: Any = primary
+    for part in override.key_or_group.split("."):
+        inside = inside.get(part) if inside else inside  # an empty mapping is open below, too
+    is_new = override.type is OverrideType.CHANGE and (
+        inside == {} or isinstance(override.value(), dict)
+    )
     return f"++{override.input_line}" if is_new else str(override.input_line)
 
 

@@ -9,8 +9,10 @@ from analysis.isoflop import isoflop_laws, isoflop_optima
 from analysis.laws import LossSurface
 from analysis.points import Points, make_points
 from analysis.results import FitError
-from analysis.routed import RoutedLaw, fit_routed
+from analysis.routed import RoutedLaw
+from analysis.routed_fit import fit_routed
 from analysis.settings import FitSettings
+from model.errors import ConfigError
 
 QUICK = FitSettings(replicates=100, starts=200, loss="squares")
 BUDGETS = [1e15, 1e16, 1e17, 1e18]
@@ -77,9 +79,10 @@ def test_routed_law_comes_back_without_noise() -> None:
     fit = fit_routed(
         size.tolist(), experts.tolist(), truth(size, experts).tolist(), FitSettings(replicates=100)
     )
-    assert fit.rmse_log10 < 1e-6
-    assert fit.law.a == pytest.approx(truth.a, rel=1e-3)
-    assert fit.law.E_max == pytest.approx(300.0, rel=0.02)
+    np.testing.assert_allclose(fit.law.parameters, truth.parameters, rtol=1e-6)
+    assert truth.inverse(float(truth(3e8, 32.0)), 32.0) == pytest.approx(3e8)
+    with pytest.raises(ConfigError, match="does not fall with size"):
+        RoutedLaw(a=0.08, b=0.0, c=0.0, d=0.0, E_start=2.0, E_max=300.0).inverse(2.0, 8.0)
     bare = truth.effective_size(5e8, 64.0)
     assert float(truth(bare, 1.0)) == pytest.approx(float(truth(5e8, 64.0)))
     assert bare > 5e8

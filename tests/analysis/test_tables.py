@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.laws import LossSurface
-from analysis.tables import Columns, TableRules, points_from_table
+from analysis.laws import LossSurface, SaturatingPowerLaw
+from analysis.tables import Columns, TableRules, load_table, points_from_table
+from analysis.units import check_falls
 from model.errors import ConfigError
 
 LAW = LossSurface(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37, flops_per_size_token=6.0)
@@ -59,6 +62,142 @@ def test_csv_tsv_jsonl_and_gzip_give_the_same_points(tmp_path: Path) -> None:
     assert points == tsv == semicolons == gz
     assert jsonl.label[0] == "row 1", "a file of JSON lines has no header"
     assert replace(jsonl, label=points.label) == points
+    (tmp_path / "a.json").write_text(json.dumps(table), encoding="utf-8")
+    assert points_from_table(tmp_path / "a.json", COLUMNS)[0] == jsonl
+    blanks, _ = points_from_table(write(tmp_path / "a.txt", table, "  "), COLUMNS)
+    ending = tmp_path / "e.csv"  # every line ends with its separator
+    ending.write_text((tmp_path / "a.csv").read_text().replace("\n", ",\n"))
+    wide = tmp_path / "w.csv"  # as spreadsheets save "Unicode text"
+    wide.write_text((tmp_path / "a.tsv").read_text(), encoding="utf-16")
+    assert points == blanks == points_from_table(ending, COLUMNS)[0]
+    assert points == points_from_table(wide, COLUMNS)[0]
+
+
+def test_parquet_keeps_what_was_its_index(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame(rows())
+    frame.to_parquet(tmp_path / "plain.parquet")
+    frame.set_index(["N", "D"]).to_parquet(tmp_path / "indexed.parquet")
+    plain, _ = points_from_table(tmp_path / "plain.parquet", COLUMNS)
+    assert points_from_table(tmp_path / "indexed.parquet", COLUMNS)[0] == plain
+    assert plain.loss == pytest.approx([row["L"] for row in rows()])
+
+
+def test_blank_lines_do_not_shift_the_row_numbers(tmp_path: Path) -> None:
+    lines = (
+        write(
+            tmp_path / "a.csv",
+            [{**row, "L": ""} if i == 5 else row for i, row in enumerate(rows())],
+        )
+        .read_text()
+        .split("\n")
+    )
+    path = tmp_path / "blank.csv"
+    path.write_text("\n".join([*lines[:3], "", ",,,,", *lines[3:]]))
+    assert "is empty or NaN in 1 of 20 rows: row 9" in refused(path)
+
+
+def test_a_further_column_never_stands_for_a_named_one(tmp_path: Path) -> None:
+    """A table's own ``loss`` and ``tokens`` beside the columns the caller named."""
+    table = [
+        row | {"loss": 9.0 - i / 9, "tokens": 5.0, "size": 7.0, "flops": 1.0, "budget": 3.0}
+        for i, row in enumerate(rows())
+    ]
+    points, _ = points_from_table(write(tmp_path / "a.csv", table), COLUMNS)
+    assert points.array("loss") == pytest.approx([float(str(row["L"])) for row in table])
+    assert points.column("tokens", "a law")[0] == 2e8
+    assert points.array("budget").max() == 7
+
+
+def test_one_variable_is_enough_for_a_law_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [row for row in rows() if row["N"] == 1e7])
+    points, _ = points_from_table(path, Columns(tokens="D", loss="L"))
+    assert (points.size, points.flops) == ((), ())
+    assert points.budget == (0, 1, 2, 3)
+    with pytest.raises(ConfigError, match=r"needs size, which the points lack.*columns.params"):
+        points.column("size", "SizeLaw")
+    with pytest.raises(ConfigError, match=r"needs G.*variables.G=COLUMN"):
+        points.column("G", "a law")
+
+
+def test_rows_that_differ_in_a_variable_are_no_seeds(tmp_path: Path) -> None:
+    table = [
+        row | {"G": g, "L": float(str(row["L"])) * (1 + 0.1 / g)} for row in rows() for g in (1, 2)
+    ]
+    path = write(tmp_path / "a.csv", table)
+    plain, _ = points_from_table(path, COLUMNS)
+    named, _ = points_from_table(path, replace(COLUMNS, variables={"granularity": "G"}))
+    assert len(set(plain.cell)) == 20
+    assert len(set(named.cell)) == 40
+    assert named.extra["granularity"][:2] == (1.0, 2.0)
+
+
+def test_curves_seeds_and_tests_are_chosen_by_rules(tmp_path: Path) -> None:
+    table = [
+        {"run": row["name"], "step": step, **row, "L": float(str(row["L"])) + 1 - step / 10}
+        for row in rows()
+        for step in (9, 10, 2)
+    ]
+    path = write(tmp_path / "a.csv", table)
+    rules = TableRules(last_of="run", last_by="step", test={"N": 1.6e8}, exclude={"D": [2e8]})
+    loaded = load_table(path, COLUMNS, rules)
+    reasons = Counter(exclusion.reason for exclusion in loaded.excluded)
+    assert reasons == {
+        "not the last row of its run": 40,
+        "test: forecast, not fitted": 4,
+        "exclude: D is 200000000.0": 4,
+    }
+    assert loaded.test is not None
+    assert loaded.test.label == ("row 51", "row 54", "row 57", "row 60")
+    assert len(loaded.points) == 12
+    assert max(loaded.points.loss) < 10
+    assert "no row of" in refused(path, test={"N": 5})
+    seeds = [row | {"L": float(str(row["L"])) + off} for row in rows() for off in (-0.01, 0.03)]
+    mean, merged = points_from_table(
+        write(tmp_path / "b.csv", seeds), COLUMNS, TableRules(mean_over_seeds=True)
+    )
+    assert mean.array("loss") == pytest.approx([float(str(row["L"])) + 0.01 for row in rows()])
+    assert len(merged) == 20
+    with pytest.raises(ConfigError, match="last_by=step needs last_of"):
+        TableRules(last_by="step")
+
+
+def test_decimal_commas_and_thousands(tmp_path: Path) -> None:
+    def european(x: float) -> str:
+        return f"{x:,.4f}".replace(",", " ").replace(".", ",").replace(" ", ".")
+
+    table: list[dict[str, object]] = [
+        {name: european(float(str(row[name]))) for name in ("N", "D", "L")} for row in rows()
+    ]
+    path = write(tmp_path / "eu.csv", table, separator=";")
+    assert "table.thousands='.' table.decimal=','" in refused(path)
+    points, _ = points_from_table(path, COLUMNS, TableRules(decimal=",", thousands="."))
+    assert points.loss == pytest.approx([float(str(row["L"])) for row in rows()], abs=1e-4)
+    assert points.size[0] == 1e7
+    # 1.234 with decimal=',' is no number: it could mean a thousand or one and a bit
+    assert "is not a number" in refused(write(tmp_path / "p.csv", rows(), ";"), decimal=",")
+    with pytest.raises(ConfigError, match="can't be read so"):
+        TableRules(decimal=",", thousands=",")
+
+
+def test_units_of_flops_and_losses_in_bits(tmp_path: Path) -> None:
+    law = SaturatingPowerLaw(E=1.7, a=95.0, b=0.094)
+    flops = 10.0 ** np.arange(18, 24)
+    table = [{"C": c / 1e18, "L": float(law(c)) / np.log(2)} for c in flops]
+    path = write(tmp_path / "a.csv", table)  # type: ignore[arg-type]
+    columns = Columns(flops="C", loss="L")
+    assert "flops of 550 in the median" in refused(path, columns)
+    rules = TableRules(flops_unit=1e18, loss_unit=float(np.log(2)))
+    points, _ = points_from_table(path, columns, rules)
+    assert points.array("loss") == pytest.approx(law(flops))
+
+
+def test_a_score_is_no_loss(tmp_path: Path) -> None:
+    table = [row | {"L": 1 / float(str(row["L"]))} for row in rows()]
+    points, _ = points_from_table(write(tmp_path / "a.csv", table), COLUMNS)
+    with pytest.raises(ConfigError, match=r"rank correlation \+0.9.* over 20 rows"):
+        check_falls(points, "a.csv")
+    check_falls(points_from_table(write(tmp_path / "b.csv", rows()), COLUMNS)[0], "b.csv")
 
 
 def test_tokens_from_flops(tmp_path: Path) -> None:
@@ -140,8 +279,10 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     message = refused(path, Columns(params="N", tokens="D", loss="Loss"))
     assert message.startswith("columns.loss: no column 'Loss'")
     assert "It has: N, D, L, name, experts" in message
-    assert "columns.params: missing" in refused(path, Columns(loss="L", tokens="D"))
-    assert "columns.flops" in refused(path, Columns(params="N", loss="L"))
+    message = refused(path, Columns(loss="L"))
+    assert "columns.params: missing" in message
+    assert message.endswith("Perhaps columns.params=N columns.tokens=D")
+    assert "columns.loss: missing" in refused(path, Columns(params="N", tokens="D"))
     assert "did you mean 'experts'" in refused(path, COLUMNS, filter={"expert": 8})
 
 
@@ -151,6 +292,10 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     assert "not .csv" in refused(tmp_path / "a.xlsx")
     (tmp_path / "empty.csv").write_text("")
     assert "can't be read as a table" in refused(tmp_path / "empty.csv")
+    (tmp_path / "wide.csv").write_text("N,D,L\n1,2,3\n1,000,2,3\n1,2,3,4,5\n")
+    assert "more cells stand in 2 of 3 rows: row 3 (4), row 4 (5)" in refused(tmp_path / "wide.csv")
+    (tmp_path / "map.json").write_text('{"N": 1}')
+    assert "not a list of mappings" in refused(tmp_path / "map.json")
     (tmp_path / "header.csv").write_text("N,D,L\n")
     assert "without rows" in refused(tmp_path / "header.csv")
     (tmp_path / "bytes.csv").write_bytes(b"N,D,L\n\xff\xfe\x00,1,2\n")
@@ -186,7 +331,7 @@ def test_perplexities_are_not_losses(tmp_path: Path) -> None:
 
 def test_numbers_for_people_are_named_for_what_they_are(tmp_path: Path) -> None:
     for change, hint in (
-        (lambda x: f"{x:.5f}".replace(".", ","), "with a decimal comma: use a point"),
+        (lambda x: f"{x:.5f}".replace(".", ","), "with a decimal comma: say table.decimal=','"),
         (lambda x: f"{1e6 * x:,.0f}", "with commas: none between thousands"),
     ):
         table = [{**row, "L": change(row["L"])} for row in rows()]

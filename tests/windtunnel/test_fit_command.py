@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.law_study import LawStudy
 from analysis.laws import LossSurface
+from analysis.optima_study import OptimaStudy
 from analysis.records import RunRecord
 from analysis.study import Study
 from model.accounting import CONVENTION, count_params, flops_per_token
@@ -263,6 +265,13 @@ def test_laws_and_choices_beside_the_fit(
         ({}, ["filter.N=7"], 2, "no row of"),
         ({}, ["variables.granularity=G"], 2, "variables.granularity: no column 'G'"),
         ({}, ["laws=[abnar]"], 2, "variables.activation_ratio=COLUMN"),
+        ({}, ["law=abnar"], 2, "variables.activation_ratio=COLUMN"),
+        ({}, ["law=kaplan"], 2, "law=kaplan: no such law. There are: hoffmann, gadre"),
+        ({}, ["law=gadre", "at_flops=1e20"], 2, "at_flops is about the optimum of law=hoffmann"),
+        ({}, ["law=isoflop", "laws=[gadre]"], 2, "test and laws are for the others"),
+        ({}, ["law=gadre", "at.flops=1e20"], 2, "at.tokens_per_size: missing"),
+        ({}, ["fit.held.A=1"], 2, "fit.held.A: LossSurface can hold E, alpha, beta"),
+        ({}, ["test.N=7"], 2, "test.N=7: no row of"),
         ({}, ["table.drop_highest_losses=35"], 3, "5 points for the 5 parameters"),
     ],
 )
@@ -289,3 +298,58 @@ def test_one_budget_only(tmp_path: Path, capsys: Capture) -> None:
     )
     assert fit(tmp_path, f"records={path}", *COLUMNS) == 2
     assert "one budget only: all 8 runs" in error_of(capsys)
+
+
+def test_any_law_and_any_place(table: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:
+    words = [*COLUMNS, "law=gadre", "at.params=1e9", "at.tokens=2e10", "test.N=1.28e8", *QUICK]
+    assert fit(tmp_path, f"records={table()}", *words) == 0
+    text = capsys.readouterr().out
+    assert "L = E + (a·m^eta + b·m^-eta)·C^-eta" in text
+    assert "forecast    flops 1.2e+20, tokens_per_size 20:" in text
+    assert "measured losses inside" in text
+    study = LawStudy.from_json((tmp_path / "fits/runs/fit.json").read_text())
+    assert study.forecasts[0].at == {"flops": 1.2e20, "tokens_per_size": 20.0}
+    assert len(study.tests) == 5
+    assert {e.reason for e in study.exclusions} == {"test: forecast, not fitted"}
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "words", "law"),
+    [
+        ("C,L", lambda n, d: (6 * n * d, 1.6 + 95 * (6 * n * d) ** -0.094),
+         ["columns.flops=C"], "compute"),
+        ("N,L", lambda n, d: (n, 1.6 + 480 * n**-0.35), ["columns.params=N"], "size"),
+        ("D,L", lambda n, d: (d, 1.6 + 2100 * d**-0.37), ["columns.tokens=D"], "tokens"),
+    ],
+)  # fmt: skip
+def test_a_table_of_one_variable(
+    header: str, row: Callable[[float, float], tuple[float, float]], words: list[str], law: str,
+    tmp_path: Path, capsys: Capture,
+) -> None:  # fmt: skip
+    path = tmp_path / "one.csv"
+    places = [(1e7 * 2**i, 2e8 * 2**i) for i in range(10)]
+    path.write_text(f"{header}\n" + "\n".join(f"{x!r},{y!r}" for x, y in (row(*p) for p in places)))
+    every = [f"records={path}", *words, "columns.loss=L", *QUICK]
+    assert fit(tmp_path, *every) == 2
+    assert f"alone fit law={law}" in error_of(capsys)
+    assert fit(tmp_path, *every, f"law={law}") == 0
+    study = LawStudy.from_json((tmp_path / "fits/one/fit.json").read_text())
+    assert float(study.fit.law.parameters[0]) == pytest.approx(1.6, rel=1e-6)
+
+
+def test_the_best_size_of_each_budget(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "iso.csv"
+    rows = [
+        (6 * c, n, float(LAW(n, c / n)))
+        for c in (1e15, 1e16, 1e17)
+        for n in (c**0.5 / 3) * 2.0 ** np.arange(-3, 4)
+    ]
+    path.write_text("C,N,L\n" + "\n".join(",".join(map(repr, map(float, r))) for r in rows))
+    words = ["columns.flops=C", "columns.params=N", "columns.loss=L", "law=isoflop", *QUICK]
+    assert fit(tmp_path, f"records={path}", *words, "at.flops=1e20") == 0
+    text = capsys.readouterr().out
+    assert text.count(" inside ") == 3
+    assert "N*, parabola: optimal size, 3 optima" in text
+    assert "forecast    N*, parabola:" in text
+    study = OptimaStudy.from_json((tmp_path / "fits/iso/fit.json").read_text())
+    assert len(study.budgets) == 3

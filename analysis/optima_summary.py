@@ -1,0 +1,78 @@
+"""The optima of a grid on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import wrap
+
+from analysis.optima_study import OptimaStudy
+from analysis.summary_lines import (
+    WIDTH,
+    between,
+    forecast_text,
+    labelled,
+    left_out_lines,
+    num_points,
+)
+
+
+def summarise_optima(study: OptimaStudy) -> str:
+    """The text of ``windtunnel fit law=isoflop`` or ``law=learning_rate``, 100 columns wide."""
+    return "\n".join(line.rstrip() for line in _lines(study)) + "\n"
+
+
+def _lines(study: OptimaStudy) -> Iterator[str]:
+    left_out = f", {len(study.exclusions)} left out" if study.exclusions else ""
+    count = num_points(len(study.points))
+    yield from wrap(f"Optima of {study.name}: {count}{left_out}", WIDTH)
+    yield ""
+    yield from _budgets(study) if study.budgets else _cells(study)
+    yield ""
+    for what, fit in study.fits.items():
+        a, b = fit.law.parameters
+        yield from labelled(
+            what.split(",")[0].split(" ")[0],
+            f"{a:.4g}·C^{b:.4g} ({between(fit.coefficients['b'])}), {what}: {fit.name}, "
+            f"{fit.num_points} optima",
+        )
+    for what, forecast in study.forecasts.items():
+        yield from labelled("forecast", f"{what}: {forecast_text(forecast)}")
+    for what, plane in study.planes.items():
+        yield from labelled(
+            what.split(" ")[0],
+            f"{plane.coefficient:.4g}·N^{plane.size_exponent.value:.4g} "
+            f"({between(plane.size_exponent)})·D^{plane.token_exponent.value:.4g} "
+            f"({between(plane.token_exponent)}), {plane.num_points} optima",
+        )
+    for note in study.notes:
+        yield from labelled("no law", note)
+    yield from left_out_lines(study.exclusions)
+
+
+def _budgets(study: OptimaStudy) -> Iterator[str]:
+    yield (
+        f"    {'FLOPs':>10}{'runs':>6}{'parabola: size':>16}{'loss':>9}  {'status':<16}"
+        f"{'lowest run: size':>16}{'tokens':>11}{'loss':>9}"
+    )
+    for optimum in study.budgets:
+        yield (
+            f"    {optimum.flops:>10.3g}{optimum.num_runs:>6}{optimum.size:>16.4g}"
+            f"{optimum.loss:>9.4f}  {optimum.status:<16}{optimum.best_size:>16.4g}"
+            f"{optimum.best_tokens:>11.3g}{optimum.best_loss:>9.4f}"
+        )
+
+
+def _cells(study: OptimaStudy) -> Iterator[str]:
+    has_batch = "batch_tokens" in study.points.extra
+    batch = f"{'batch':>11}" if has_batch else ""
+    yield (
+        f"    {'size':>10}{'tokens':>11}{'runs':>6}{'peak_lr':>11}{'within 0.25%':>24}{batch}"
+        f"{'loss':>9}  status"
+    )
+    for cell in study.cells:
+        ends = f"{cell.lr_range[0]:.3g} to {cell.lr_range[1]:.3g}"
+        batch = f"{cell.batch_tokens:>11.3g}" if has_batch else ""
+        yield (
+            f"    {cell.size:>10.3g}{cell.tokens:>11.3g}{cell.num_runs:>6}{cell.peak_lr:>11.3g}"
+            f"{ends:>24}{batch}{cell.loss:>9.4f}  {cell.status}"
+        )

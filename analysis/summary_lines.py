@@ -1,0 +1,166 @@
+"""Lines that every fit's screen is made of: coefficients, evidence, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+
+from analysis.catalogue import AnyLaw
+from analysis.drift import Drift
+from analysis.holdout import HeldOutPoint, Holdout
+from analysis.judging import Comparison
+from analysis.noise import NoiseFloor
+from analysis.results import Exclusion, Fit, Interval, Prediction
+
+WIDTH = 100
+INDENT = 14
+MOST_LABELS = 3
+MOST_TESTS = 12
+
+
+def formula_of(law: type[AnyLaw]) -> str:
+    """The law's formula and source, as its documentation begins."""
+    return " ".join((law.__doc__ or law.__name__).split("\n\n")[0].split()).rstrip(".")
+
+
+def coefficient_lines(fit: Fit, level: float) -> Iterator[str]:
+    """A table of the coefficients with their intervals."""
+    yield f"    {'':<8}{'value':>12}    {level:.0%} interval"
+    for name, interval in fit.coefficients.items():
+        yield f"    {name:<8}{interval.value:>12.5g}    {between(interval)}"
+
+
+def left_out_lines(exclusions: Sequence[Exclusion]) -> Iterator[str]:
+    """Each reason once, with its count and first labels."""
+    if not exclusions:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for exclusion in exclusions:
+        by_reason.setdefault(exclusion.reason, []).append(exclusion.label)
+    parts = []
+    for reason, labels in by_reason.items():
+        more = ", ..." if len(labels) > MOST_LABELS else ""
+        parts.append(f"{len(labels)} {reason} ({', '.join(labels[:MOST_LABELS])}{more})")
+    yield from labelled("left out", "; ".join(parts))
+
+
+def fit_lines(fit: Fit, noise: NoiseFloor | None) -> Iterator[str]:
+    """How the fit was made, and how far one run lies from it."""
+    objective = fit.objective
+    delta = "" if objective.delta is None else f", delta {objective.delta:.3g}"
+    of = "log-loss" if objective.residual == "log" else "the loss"
+    yield from labelled(
+        "objective",
+        f"{objective.loss} on {of}{delta} ({objective.delta_rule}); sum {objective.value:.7g}, "
+        f"{objective.starts} starts, {objective.basins} optima, condition number "
+        f"{fit.condition_number:.2g}",
+    )
+    yield from labelled("intervals", f"{fit.bootstrap}, {len(fit.replicates)} replicates")
+    seeds = (
+        "no repeated seeds"
+        if noise is None
+        else f"seeds differ by {noise.sd:.2%} ({noise.degrees_of_freedom} repeats)"
+    )
+    yield from labelled(
+        "noise",
+        f"{seeds}; a new run lies within {fit.noise_sd:.2%} of the law (standard deviation)",
+    )
+
+
+def holdout_lines(holdouts: Sequence[Holdout], drift: Drift | None) -> Iterator[str]:
+    """The largest budgets forecast from the rest, and what that says of the law's form."""
+    for holdout in holdouts:
+        largest = max(point.forecast.extrapolation_ratio for point in holdout.points)
+        which = "largest budget" if holdout.budgets == 1 else f"{holdout.budgets} largest budgets"
+        yield from labelled(
+            "hold-out",
+            f"without the {which}: {num_points(len(holdout.points))} up to {times(largest)} times "
+            f"beyond, "
+            f"off by {holdout.mean_abs_error:.2%} on average, {holdout.num_inside} of "
+            f"{len(holdout.points)} inside their intervals",
+        )
+    if drift is not None:
+        yield from labelled("drift", _drift(drift))
+    if not holdouts:
+        yield from labelled("hold-out", "none: too few points to leave a budget out")
+
+
+def judged_lines(tests: Sequence[HeldOutPoint]) -> Iterator[str]:
+    """Rows that were forecast because the caller asked."""
+    for point in tests[:MOST_TESTS]:
+        where = "inside" if point.inside else "OUTSIDE"
+        yield from labelled(
+            "forecast",
+            f"{point.label}: {forecast_text(point.forecast)}; measured {point.measured:.4g}, "
+            f"off by {point.error:+.2%}, {where}",
+        )
+    if tests:
+        error = sum(abs(point.error) for point in tests) / len(tests)
+        inside = sum(point.inside for point in tests)
+        yield from labelled(
+            "forecasts",
+            f"{inside} of {len(tests)} measured losses inside, off by {error:.2%} on average",
+        )
+
+
+def warning_lines(fit: Fit) -> Iterator[str]:
+    """What the health check found."""
+    if not fit.warnings:
+        yield from labelled("warnings", "none")
+    for warning in fit.warnings:
+        yield from labelled("warning", f"{warning.status}: {warning.sentence}")
+
+
+def comparison_lines(comparison: Comparison) -> Iterator[str]:
+    """Laws by their hold-out error, and which to use."""
+    most = max(len(score.errors) for score in comparison.scores)
+    heads = "".join(f"{f'-{i + 1} budgets':>12}" for i in range(most))
+    yield f"  Laws by hold-out error    {'mean':>8}{heads}{'inside':>12}{'parameters':>12}"
+    for score in comparison.scores:
+        if not score.errors:
+            yield from wrap(f"    {score.name}: {score.note}", WIDTH, subsequent_indent=" " * 6)
+            continue
+        errors = "".join(f"{error:>12.2%}" for error in score.errors)
+        errors += " " * 12 * (most - len(score.errors))
+        inside = f"{score.num_inside} of {score.num_points}"
+        line = f"    {score.name:<22}{score.error:>8.2%}{errors}"
+        yield f"{line}{inside:>12}{score.num_parameters:>12}"
+    yield from wrap(f"    use {comparison.picked}: {comparison.reason}", WIDTH)
+
+
+def forecast_text(forecast: Prediction) -> str:
+    """A forecast with its interval and its distance."""
+    return (
+        f"{forecast.value:.4g} ({between(forecast)}), "
+        f"{times(forecast.extrapolation_ratio)} times the largest fitted"
+    )
+
+
+def between(interval: Interval) -> str:
+    """Low to high."""
+    return f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def num_points(count: int) -> str:
+    """``1 point``, ``2 points``."""
+    return f"{count} point" if count == 1 else f"{count} points"
+
+
+def times(ratio: float) -> str:
+    """A ratio for people."""
+    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:,.0f}"
+
+
+def labelled(label: str, text: str) -> list[str]:
+    """A label and its text, wrapped beside it."""
+    lines = wrap(text, WIDTH - INDENT, break_on_hyphens=False)
+    return [f"  {label if i == 0 else '':<{INDENT - 2}}{line}" for i, line in enumerate(lines)]
+
+
+def _drift(drift: Drift) -> str:
+    side = {"below": "downwards", "above": "upwards", "both": "both ways"}[drift.side]
+    return (
+        f"the law's form is seen to be wrong: one e-fold of compute beyond its points it was off "
+        f"by {drift.rate:.2%} (the worst of {drift.cuts} cuts), which grows with the distance; "
+        f"forecasts beyond the points are widened {side} by that"
+    )

@@ -1,0 +1,140 @@
+"""Tables as they stand in files: CSV, TSV, JSON, JSONL, Parquet, gzipped or not.
+
+Text cells stay text; the frame's index counts rows as a spreadsheet does, where the header is row 1
+and a blank line is a row too.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import pandas as pd
+
+from model.errors import ConfigError
+
+TEXT = (".csv", ".tsv", ".txt")
+MOST_SHOWN = 3
+MOST_CELL = 10_000_000
+"""Characters of one cell; the standard library's own limit is 131,072."""
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in ``path``.
+
+    Raises:
+        ConfigError: no such file, of no kind that is read here, broken, or without rows.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file")
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        if name.endswith((".jsonl", ".ndjson")):
+            frame = _numbered(pd.DataFrame(_json_lines(path)))
+        elif name.endswith(".json"):
+            frame = _numbered(pd.DataFrame(_json_list(path)))
+        elif name.endswith(".parquet"):
+            frame = pd.read_parquet(path)
+            # What was made an index before it was saved is a column of the table all the same.
+            frame = frame if frame.index.names == [None] else frame.reset_index()
+            frame = _numbered(frame)
+        elif name.endswith(TEXT):
+            frame = _text(path)
+        else:
+            raise ConfigError(
+                f"{path}: not .csv, .tsv, .json, .jsonl or .parquet (.gz may follow). Save a "
+                "spreadsheet as CSV"
+            )
+    except ImportError:
+        raise ConfigError(
+            f"{path}: reading Parquet needs pyarrow (pip install pyarrow); or save it as CSV"
+        ) from None
+    except ConfigError:
+        raise
+    except (ValueError, UnicodeError, OSError, EOFError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: can't be read as a table: {reason}") from None
+    if frame.empty:
+        raise ConfigError(f"{path}: a table without rows")
+    frame.columns = [str(column).strip() for column in frame.columns]
+    return frame
+
+
+def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows counted from 1: there is no header."""
+    frame.index = pd.RangeIndex(1, 1 + len(frame))
+    return frame
+
+
+def _text(path: Path) -> pd.DataFrame:
+    csv.field_size_limit(MOST_CELL)
+    with _opened(path) as file:
+        separator = _separator(file.readline())
+    with _opened(path) as file:
+        if separator is None:
+            records: Iterable[list[str]] = (line.split() for line in file)
+        else:
+            records = csv.reader(file, delimiter=separator, skipinitialspace=True)
+        rows = [(row, cells) for row, cells in enumerate(records, 1) if any(map(str.strip, cells))]
+    if not rows:
+        raise ConfigError(f"{path}: can't be read as a table: it is empty")
+    (_, header), *rows = rows
+    width = len(header)
+    while header and not header[-1].strip():  # a separator that ends every line, as some tools do
+        header.pop()
+    fitted = []
+    odd = []
+    for row, cells in rows:
+        extra = cells[len(header) :]
+        if len(cells) > width and any(map(str.strip, extra)):
+            odd.append((row, len(cells)))
+        fitted.append(cells[: len(header)] + [""] * (len(header) - len(cells)))
+    if odd:
+        shown = ", ".join(f"row {row} ({count})" for row, count in odd[:MOST_SHOWN])
+        more = f" and {len(odd) - MOST_SHOWN} more" if len(odd) > MOST_SHOWN else ""
+        raise ConfigError(
+            f"{path}: the header has {len(header)} columns, more cells stand in {len(odd)} of "
+            f"{len(rows)} rows: {shown}{more}. A number written with commas needs quotes around it"
+        )
+    return pd.DataFrame(
+        fitted, columns=pd.Index(header), index=pd.Index([row for row, _ in rows]), dtype=str
+    )
+
+
+def _separator(header: str) -> str | None:
+    """Of tab, semicolon and comma the one that the header holds most often; None for blanks."""
+    best = max(",;\t", key=header.count)
+    return best if best in header or len(header.split()) < 2 else None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    with _opened(path) as file:
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    rows = []
+    for number, line in lines:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}: line {number} is not a mapping")
+        rows.append(row)
+    return rows
+
+
+def _json_list(path: Path) -> list[dict[str, Any]]:
+    with _opened(path) as file:
+        rows = json.load(file)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: not a list of mappings, one a run")
+    return rows
+
+
+def _opened(path: Path) -> TextIO:
+    is_zipped = path.suffix.lower() == ".gz"
+    opener = gzip.open if is_zipped else open
+    with opener(path, "rb") as file:
+        mark = file.read(2)
+    encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return cast(TextIO, opener(path, "rt", encoding=encoding, newline=""))
