@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,18 +15,18 @@ from analysis.catalogue import LAWS, AnyLaw
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
+from analysis.kept import Kept, read_back, software_versions
 from analysis.laws import Array
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
 from analysis.results import Exclusion, Fit, FitStatus
 from analysis.settings import FitSettings
-from analysis.study import SCHEMA_VERSION, software_versions, write_whole
+from analysis.study import SCHEMA_VERSION
 from model.errors import ConfigError
-from model.typed import build, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class LawStudy:
+class LawStudy(Kept):
     """One law with its evidence; everything a paper must state about it (arXiv:2502.18969)."""
 
     schema_version: int = SCHEMA_VERSION
@@ -53,22 +51,10 @@ class LawStudy:
     """Where the points came from: files, columns, rules."""
     software: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """The text of ``fit.json``."""
-        return json.dumps(to_plain(self), separators=(",", ":"), allow_nan=False) + "\n"
-
     @staticmethod
     def from_json(text: str, *, where: str = "fit.json") -> LawStudy:
         """The study written by :meth:`to_json`."""
-        try:
-            mapping = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON ({error}); run `windtunnel fit` again") from None
-        return build(LawStudy, mapping, where=where)
-
-    def save(self, path: Path) -> None:
-        """Write ``fit.json`` whole or not at all."""
-        write_whole(path, self.to_json())
+        return read_back(LawStudy, text, where)
 
 
 def make_law_study(

@@ -5,10 +5,8 @@ The bundle of ``windtunnel fit law=isoflop`` and ``law=learning_rate``, kept as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +19,12 @@ from analysis.hyperparams import (
     cell_optima,
 )
 from analysis.isoflop import IsoflopOptimum, isoflop_laws, isoflop_loss, isoflop_optima
+from analysis.kept import Kept, read_back, software_versions
 from analysis.points import Points
 from analysis.results import Exclusion, Fit, FitError, Prediction
 from analysis.settings import FitSettings
-from analysis.study import SCHEMA_VERSION, software_versions, write_whole
+from analysis.study import SCHEMA_VERSION
 from model.errors import ConfigError
-from model.typed import build, to_plain
 
 Procedure = Literal["isoflop", "learning_rate"]
 PROCEDURES = ("isoflop", "learning_rate")
@@ -34,7 +32,7 @@ LOSS = "loss at the minimum"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimaStudy:
+class OptimaStudy(Kept):
     """The optimum of each budget or cell with its status, and the laws through those that hold."""
 
     schema_version: int = SCHEMA_VERSION
@@ -57,22 +55,10 @@ class OptimaStudy:
     source: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """The text of ``fit.json``."""
-        return json.dumps(to_plain(self), separators=(",", ":"), allow_nan=False) + "\n"
-
     @staticmethod
     def from_json(text: str, *, where: str = "fit.json") -> OptimaStudy:
         """The study written by :meth:`to_json`."""
-        try:
-            mapping = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON ({error}); run `windtunnel fit` again") from None
-        return build(OptimaStudy, mapping, where=where)
-
-    def save(self, path: Path) -> None:
-        """Write ``fit.json`` whole or not at all."""
-        write_whole(path, self.to_json())
+        return read_back(OptimaStudy, text, where)
 
 
 def make_optima_study(

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import scipy
 
 from analysis import health
 from analysis.asked import Asked
 from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
+from analysis.kept import Kept, mapping_in, software_versions
 from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
@@ -24,7 +19,7 @@ from analysis.results import Exclusion, Fit, FitStatus
 from analysis.sensitivity import Sensitivity
 from analysis.settings import FitSettings
 from model.errors import ConfigError
-from model.typed import build, to_plain
+from model.typed import build
 
 SCHEMA_VERSION = 2
 ONE_BUDGET = 1.5
@@ -32,7 +27,7 @@ ONE_BUDGET = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(Kept):
     """Everything a paper must state about its fit (arXiv:2502.18969), and what predicts from it."""
 
     schema_version: int = SCHEMA_VERSION
@@ -66,17 +61,10 @@ class Study:
     software: dict[str, str] = field(default_factory=dict)
     """Versions the fit was made with."""
 
-    def to_json(self) -> str:
-        """The text of ``fit.json``."""
-        return json.dumps(to_plain(self), separators=(",", ":"), allow_nan=False) + "\n"
-
     @staticmethod
     def from_json(text: str, *, where: str = "fit.json") -> Study:
         """The study written by :meth:`to_json`."""
-        try:
-            mapping = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON ({error}); run `windtunnel fit` again") from None
+        mapping = mapping_in(text, where)
         kind = mapping.get("kind") if isinstance(mapping, dict) else None
         if kind is not None:
             raise ConfigError(
@@ -97,10 +85,6 @@ class Study:
         if not path.exists():
             raise ConfigError(f"{path}: no such file; run `windtunnel fit` first")
         return Study.from_json(path.read_text(encoding="utf-8"), where=str(path))
-
-    def save(self, path: Path) -> None:
-        """Write ``fit.json`` whole or not at all."""
-        write_whole(path, self.to_json())
 
     def summary(self, *, flops: float | None = None) -> str:
         """One screen of at most 100 columns; the optimum at ``flops``, or at ten times the largest
@@ -150,29 +134,6 @@ def make_study(
         source=source or {},
         software=software_versions(),
     )
-
-
-def software_versions() -> dict[str, str]:
-    """What a fit was made with."""
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _compute_law(points: Points, surface: Fit, settings: FitSettings) -> Fit:
