@@ -1,4 +1,4 @@
-"""How a study is kept: one JSON text, written whole or not at all, read back into the same object."""
+"""How a study is kept: one JSON text, whole or not at all, read back into the same object."""
 
 from __future__ import annotations
 
