@@ -3,17 +3,21 @@
 E4M3 with float32 scales: activations and gradients in tiles of 1x128 along the dimension that is
 summed over, weights in blocks of 128x128, sums in float32, results in bfloat16 (report, FP8
 training). A tile or block at the edge of a matrix is what is left of it. Weights themselves stay
-float32: only what enters a product is rounded.
+float32: only what enters a product is rounded. :func:`why_emulated` says which of the two computes.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # Shapes: T rows (tokens), N outputs, K inputs, the dimension summed over.
 
@@ -22,6 +26,11 @@ E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 SMALLEST_AMAX = 1e-30
 """Keeps the scale of an all-zero tile finite."""
+ROW_MULTIPLE = 16
+"""Rows that the units take: a row of scales is then a whole number of 16-byte words, and so is a
+row of the result. Missing ones are zeros, whose results are cut off."""
+BLOCK_SCALE_MULTIPLE = 4
+"""Scales of a weight along the summed dimension, padded likewise."""
 
 
 class Quantized(NamedTuple):
@@ -62,9 +71,40 @@ def quantize_blocks(w_NK: Tensor) -> Quantized:
 
 def product(a_TK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> Tensor:
     """a · bᵀ [T, N] in ``dtype``, summed in float32."""
-    if _has_units(a_TK, b_NK):
-        return _on_units(a_TK, b_NK, dtype)
+    if not why_emulated(a_TK.values.device):
+        return on_units(a_TK, b_NK, dtype)
+    return emulated(a_TK, b_NK, dtype)
+
+
+def emulated(a_TK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> Tensor:
+    """:func:`product` anywhere: the numbers that the bytes stand for, multiplied in float32."""
     return (a_TK.dequantized() @ b_NK.dequantized().T).to(dtype)
+
+
+@cache
+def why_emulated(device: torch.device) -> str:
+    """Why ``device`` does not multiply these by itself; empty if it does. Said once, in the log.
+
+    cuBLASLt has scales of tiles and blocks from 12.9 on, for compute capability 9.0 alone.
+    """
+    reason = ""
+    if device.type != "cuda":
+        reason = f"{device.type} has no FP8 units"
+    elif (found := torch.cuda.get_device_capability(device)) != (9, 0):
+        reason = f"{torch.cuda.get_device_name(device)} is {found[0]}.{found[1]}, not Hopper (9.0)"
+    elif not hasattr(F, "scaled_mm"):
+        reason = f"torch {torch.__version__} has no scaled_mm with scales of tiles (2.10 has)"
+    if reason:
+        logger.info("FP8 products are emulated on %s: %s", device, reason)
+    return reason
+
+
+def on_units(a_TK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> Tensor:
+    """:func:`product` on a Hopper GPU; ``a_TK`` in tiles, ``b_NK`` in tiles or blocks."""
+    a_values, a_scale, a_kind = _for_units(a_TK)
+    b_values, b_scale, b_kind = _for_units(b_NK)
+    y = F.scaled_mm(a_values, b_values.t(), a_scale, a_kind, b_scale, b_kind, output_dtype=dtype)
+    return y[: a_TK.values.shape[0], : b_NK.values.shape[0]]
 
 
 @dataclass
@@ -146,31 +186,23 @@ def _to_e4m3(x: Tensor) -> Tensor:
 def _padded(x: Tensor, row_multiple: int, column_multiple: int) -> Tensor:
     """With zeros below and to the right."""
     rows, columns = x.shape
-    return F.pad(x, (0, -columns % column_multiple, 0, -rows % row_multiple)).contiguous()
+    below, right = -rows % row_multiple, -columns % column_multiple
+    return F.pad(x, (0, right, 0, below)) if below or right else x.contiguous()
 
 
-def _has_units(a: Quantized, b: Quantized) -> bool:
-    """Whether a GPU multiplies these as they are: Hopper, and nothing left over at the edges."""
-    if not a.values.is_cuda or torch.cuda.get_device_capability(a.values.device) != (9, 0):
-        return False
-    whole = a.values.shape[1] % TILE == 0 and b.values.shape[0] % 16 == 0
-    is_weight = b.scale.shape[0] != b.values.shape[0]
-    return whole and (not is_weight or b.values.shape[0] % TILE == 0)
+def _for_units(quantized: Quantized) -> tuple[Tensor, Tensor, Any]:
+    """Values and scales in the shapes and strides that the framework's product asks for.
 
-
-def _on_units(a: Quantized, b: Quantized, dtype: torch.dtype) -> Tensor:  # pragma: no cover
-    """Written against the framework's documentation; it has not run on a GPU yet."""
-    is_weight = b.scale.shape[0] != b.values.shape[0]
-    tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
-    # The units read the scales of tiles column by column.
-    a_scale = a.scale.t().contiguous().t()
-    b_scale = b.scale.t() if is_weight else b.scale.t().contiguous()
-    return F.scaled_mm(
-        a.values.contiguous(),
-        b.values.contiguous().t(),
-        a_scale,
-        tiles,
-        b_scale,
-        blocks if is_weight else tiles,
-        output_dtype=dtype,
-    )
+    Scales of tiles [rows, tiles] lie column by column, those of a weight [column blocks, row
+    blocks] row block by row block, each padded (pytorch, aten/src/ATen/native/cuda/ScaledBlas.cpp).
+    """
+    values, scale = quantized
+    is_weight = scale.shape[0] != values.shape[0]
+    # Padded as bytes: not every operation knows the type, and its zero is the byte 0.
+    whole_rows = TILE if is_weight else ROW_MULTIPLE
+    values = _padded(values.view(torch.uint8), whole_rows, TILE).view(E4M3)
+    if is_weight:
+        scale = _padded(scale, 1, BLOCK_SCALE_MULTIPLE).t()
+        return values, scale, F.ScalingType.BlockWise128x128
+    scale = _padded(scale, ROW_MULTIPLE, 1).t().contiguous().t()
+    return values, scale, F.ScalingType.BlockWise1x128

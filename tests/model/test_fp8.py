@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
-from model.fp8 import Distortion, fp8_linear, quantize_blocks, quantize_tiles
+from model.fp8 import (
+    Distortion,
+    Quantized,
+    emulated,
+    fp8_linear,
+    on_units,
+    quantize_blocks,
+    quantize_tiles,
+    why_emulated,
+)
 from model.training import fp8 as rules
 from model.training import progress
 from model.training.config import (
@@ -26,6 +35,8 @@ from model.training.fp8 import Fp8Layers
 from model.training.precision import computing_in
 from model.training.trainer import train
 from model.transformer import build_model
+
+HAS_UNITS = torch.cuda.is_available() and not why_emulated(torch.device("cuda", 0))
 
 # All non-negative E4M3 numbers by their definition: 4 bits of exponent (bias 7), 3 of mantissa.
 E4M3 = torch.tensor(
@@ -110,6 +121,29 @@ def test_each_product_sums_the_rounded_operands():
     exact = xd.double() @ wd.double().T
     error = (y.detach().double() - exact).norm() / exact.norm()
     assert 0.005 < error < 0.05
+
+
+SHAPES = [(256, 512, 1024), (64, 384, 128), (9, 140, 130), (1, 128, 300)]
+"""Tokens, outputs, inputs: whole tiles and blocks, a single tile, and what is left at edges."""
+
+
+@pytest.mark.parametrize(("tokens", "outputs", "inputs"), SHAPES)
+def test_scales_lie_as_the_framework_asks(tokens, outputs, inputs):
+    """Its own rules for shapes and strides, which need no GPU."""
+    x = quantize_tiles(spread(tokens, inputs))
+    for w in (quantize_blocks(spread(outputs, inputs)), quantize_tiles(spread(outputs, inputs))):
+        shapes = [Quantized(*(tensor.to("meta") for tensor in operand)) for operand in (x, w)]
+        y = on_units(*shapes, torch.float32)
+        assert y.shape == (tokens, outputs)
+        assert y.dtype == torch.float32
+
+
+def test_a_device_without_units_says_so(caplog):
+    why_emulated.cache_clear()
+    with caplog.at_level("INFO"):
+        fp8_linear(torch.randn(4, 128), torch.randn(16, 128))
+        fp8_linear(torch.randn(4, 128), torch.randn(16, 128))
+    assert caplog.messages == ["FP8 products are emulated on cpu: cpu has no FP8 units"]
 
 
 def test_autocast_does_not_take_the_sums_in_bfloat16():
@@ -247,3 +281,38 @@ def test_a_run_in_fp8_goes_on_with_the_layers_that_fell_back(tmp_path, monkeypat
     assert tuple(told) == whole.fp8_fallen
     for earlier, later in pairwise(looks):
         assert not set(earlier["fallen"]) & set(later["cosine"]), "it computes in bfloat16"
+
+
+on_hopper = pytest.mark.skipif(not HAS_UNITS, reason="no Hopper GPU here: FP8 is emulated")
+
+
+@on_hopper
+@pytest.mark.parametrize(("tokens", "outputs", "inputs"), SHAPES)
+def test_cuda_products_are_those_of_the_emulation(tokens, outputs, inputs):
+    """Sums of the same rounded numbers, in another order and with the units' own intermediate."""
+    x = quantize_tiles(spread(tokens, inputs).cuda())
+    for w in (
+        quantize_blocks(spread(outputs, inputs).cuda()),
+        quantize_tiles(spread(outputs, inputs).cuda()),
+    ):
+        for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 4e-3)):
+            expected = emulated(x, w, torch.float32).double()
+            found = on_units(x, w, dtype).double()
+            error = (found - expected).norm() / expected.norm()
+            assert error < tolerance, f"{dtype}: {error:.1e}"
+
+
+@on_hopper
+def test_cuda_layer_has_the_gradients_of_the_emulation():
+    x, w, dy = spread(300, 256), spread(512, 256, seed=1), spread(300, 512, seed=2).bfloat16()
+    results = []
+    for device in ("cpu", "cuda"):
+        inputs = [t.to(device).requires_grad_() for t in (x, w)]
+        y = fp8_linear(*inputs)
+        y.backward(dy.to(device))
+        results.append([y.detach().cpu(), *(t.grad.cpu() for t in inputs)])
+    for name, expected, found in zip(("y", "dx", "dw"), *results, strict=True):
+        error = (found.double() - expected.double()).norm() / expected.double().norm()
+        # A number at the middle of two E4M3 numbers may go either way where a quotient of the
+        # other device differs in its last bit.
+        assert error < 5e-3, f"{name}: {error:.1e}"
