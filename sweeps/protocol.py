@@ -40,6 +40,7 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
             "selection_bias": moe.selection_bias,
             "group_limited": moe.groups_per_token < moe.num_groups,
         },
+        "optimizer": spec.train.optimizer.kind,
         "balance": to_plain(spec.train.balance),
         "schedule": to_plain(spec.train.schedule),
         "mtp_loss_weight": spec.train.mtp_loss_weight if spec.model.mtp_depth else 0.0,

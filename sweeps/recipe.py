@@ -111,6 +111,7 @@ class TrainingRecipe:
     batch_factor: float
     min_steps: int
     """The batch is made smaller rather than take fewer steps than this."""
+    optimizer: Literal["adamw", "adamw8bit"]
     beta1: float
     beta2: float
     weight_decay: float
@@ -228,6 +229,7 @@ def train_for(
         sequence_length=sequence_length,
         seed=seed,
         optimizer=OptimizerConfig(
+            kind=recipe.optimizer,
             peak_lr=recipe.peak_lr_factor * recipe.peak_lr(flops.house * laws_at),
             beta1=recipe.beta1,
             beta2=recipe.beta2,

@@ -25,6 +25,8 @@ from model.training.sources import (
 class OptimizerConfig:
     """AdamW as Ling 2.0 uses it (report, section 3.2.1: betas 0.9/0.95, decay 0.1, clip 1.0)."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """``adamw8bit`` keeps its moments in one byte each (:mod:`model.training.moments`)."""
     peak_lr: float
     beta1: float = 0.9
     beta2: float = 0.95

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.training.adamw8bit import AdamW8bit
 from model.training.config import OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101); matrices decay, vectors (the norms' weights) do not.
 
     As in Megatron-LM, the embedding, the output layer and the routers are matrices and decay too.
@@ -19,13 +20,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.peak_lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    betas = config.beta1, config.beta2
+    if config.kind == "adamw8bit":
+        return AdamW8bit(groups, lr=config.peak_lr, betas=betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=betas, eps=config.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -58,8 +57,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of :func:`optimizer_tensors`."""
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            state[key] = tensors[f"{key}.{name}"].clone()
+    """The inverse of :func:`optimizer_tensors`, on the devices of the parameters."""
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition(".")
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)

@@ -102,6 +102,11 @@ class ParallelConfig:
             ConfigError: naming the size and what it must divide.
         """
         self.stage_layers(model.num_layers)
+        require(
+            train.optimizer.kind == "adamw",
+            f"optimizer.kind {train.optimizer.kind} is for one process: blocks of its moments "
+            "would not end where shards do; use adamw",
+        )
         count = self.micro_batches(train)
         rounds = max(1, count // self.pipeline)
         require(
