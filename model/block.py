@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention
 from model.balance import RoutingRequest, RoutingStats
@@ -38,3 +42,18 @@ class Block(nn.Module):
             y_BTD, stats = self.feed_forward(normed_BTD, request)
             return x_BTD + y_BTD, stats
         return x_BTD + self.feed_forward(normed_BTD), None
+
+
+def run_block(
+    block: nn.Module, *inputs: Any, recompute: bool
+) -> tuple[Tensor, RoutingStats | None]:
+    """``block(*inputs)``; with ``recompute`` only the inputs are kept for the backward pass.
+
+    Nothing in a block is random, so the random state need not be kept for that.
+    """
+    found: tuple[Tensor, RoutingStats | None]
+    if recompute and torch.is_grad_enabled():
+        found = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    else:
+        found = block(*inputs)
+    return found

@@ -20,6 +20,9 @@ from model.layers import at_least_float32
 
 BLOCK_SCORES = 2**20
 """Scores held at once; what fits into one block is computed the plain way and kept."""
+BLOCK_SCORES_GPU = 2**28
+"""The same on a GPU, 1 GB of float32: a block of six positions, as the vocabulary of 157,184 would
+leave of the former, would read all the output layer's weights for next to no arithmetic."""
 
 
 def token_nats(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
@@ -34,7 +37,7 @@ def token_nats(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    if hidden_ND.shape[0] * weight_VD.shape[0] <= BLOCK_SCORES:
+    if hidden_ND.shape[0] * weight_VD.shape[0] <= _block_scores(hidden_ND):
         scores_NV = at_least_float32(F.linear(hidden_ND, weight_VD))
         return F.cross_entropy(scores_NV, target_N, reduction="none")
     nats_N: Tensor = _BlockedCrossEntropy.apply(hidden_ND, weight_VD, target_N)
@@ -74,6 +77,10 @@ class _BlockedCrossEntropy(torch.autograd.Function):
 
 
 def _blocks(weight_VD: Tensor, *tensors_N: Tensor) -> zip[tuple[Tensor, ...]]:
-    """The positions' tensors cut into blocks of about ``BLOCK_SCORES`` scores."""
-    rows = max(1, BLOCK_SCORES // weight_VD.shape[0])
+    """The positions' tensors cut into blocks of about so many scores."""
+    rows = max(1, _block_scores(weight_VD) // weight_VD.shape[0])
     return zip(*(tensor.split(rows) for tensor in tensors_N), strict=True)
+
+
+def _block_scores(tensor: Tensor) -> int:
+    return BLOCK_SCORES if tensor.device.type == "cpu" else BLOCK_SCORES_GPU

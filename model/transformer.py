@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.balance import RoutingRequest, RoutingStats
-from model.block import Block
+from model.block import Block, run_block
 from model.config import ModelConfig
 from model.init import initialize
 from model.layers import RMSNorm, Rotary, at_least_float32
@@ -49,9 +49,12 @@ class ForwardResult:
 class Transformer(nn.Module):
     """A Ling 2.0 language model, or a dense one of the same house (``config.moe`` None)."""
 
-    def __init__(self, config: ModelConfig, kernel: str | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, kernel: str | None = None, *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self.recompute = recompute
         self.rotary = Rotary(config.attention)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, i, kernel) for i in range(config.num_layers))
@@ -92,11 +95,12 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         all_stats = []
         for block in self.blocks:
-            x_BTD, stats = block(x_BTD, self.rotary, request)
+            x_BTD, stats = run_block(block, x_BTD, self.rotary, request, recompute=self.recompute)
             all_stats.append(stats)
         hidden_BTD, mtp_BTD = self.norm(x_BTD), None
         if self.mtp is not None:
-            mtp_BTD, stats = self.mtp(hidden_BTD, self.embedding(next_BT), self.rotary, request)
+            inputs = hidden_BTD, self.embedding(next_BT), self.rotary, request
+            mtp_BTD, stats = run_block(self.mtp, *inputs, recompute=self.recompute)
             all_stats.append(stats)
         return hidden_BTD, mtp_BTD, [stats for stats in all_stats if stats is not None]
 
@@ -112,15 +116,27 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     kernel: str | None = None,
+    recompute: bool = False,
+    drawn_on: torch.device | str = "cpu",
 ) -> Transformer:
     """A model with its initial values, which depend on ``config`` and ``seed`` alone.
 
     On device "meta" it has shapes and no values.
+
+    Args:
+        config: the model.
+        seed: of the initial values.
+        device: where it is.
+        dtype: of its weights.
+        kernel: of the routed experts, by name; None chooses.
+        recompute: keep only each block's input for the backward pass.
+        drawn_on: another device than the CPU draws other values of the same distributions, 16
+            billion of them in seconds instead of minutes.
     """
     with torch.device("meta"):
-        model = Transformer(config, kernel)
+        model = Transformer(config, kernel, recompute=recompute)
     if torch.device(device).type == "meta":
         return model.to(dtype)
     model = model.to(dtype).to_empty(device=device)
-    initialize(model, config, seed)
+    initialize(model, config, seed, drawn_on)
     return model

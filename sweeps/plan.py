@@ -22,6 +22,7 @@ from model.training.config import (
     CorpusConfig,
     EvaluationConfig,
     HealthConfig,
+    Precision,
     RuntimeConfig,
     ScheduleConfig,
     StageConfig,
@@ -52,7 +53,7 @@ class SweepConfig:
     balance: BalanceConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
-    precision: Literal["fp32", "bf16", "fp8"]
+    precision: Precision
     mtp_loss_weight: float
     runtime: RuntimeConfig
     health: HealthConfig = STANDARD_HEALTH

@@ -18,7 +18,7 @@ BLOCKS_AT_ONCE = 4
 
 
 @triton.jit(do_not_specialize=["seed"])
-def _update(
+def _update(  # type: ignore[no-untyped-def]
     weight_at,
     grad_at,
     first_at,

@@ -36,6 +36,7 @@ def why_alone(config: TrainConfig, runtime: RuntimeConfig) -> str:
         "its checkpoints are merged": config.schedule.kind == "wsm",
         "it goes back after a spike": config.health.on_spike == "rewind",
         "FP8 is watched layer by layer": config.precision == "fp8",
+        "a stack's weights are float32": config.precision == "bf16_weights",
         "its routers have losses of their own": config.balance.aux_loss_weight > 0
         or config.balance.z_loss_weight > 0,
         "a mirror follows one run a process": not isinstance(runtime.tracker, JsonlTracker),

@@ -20,6 +20,9 @@ from model.training.sources import (
     require_stages,
 )
 
+Precision = Literal["fp32", "bf16", "fp8", "bf16_weights"]
+"""In which formats a run computes; :func:`model.training.precision.computing_in` says how."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -226,7 +229,7 @@ class TrainConfig:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     """Not scientific."""
-    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    precision: Precision = "fp32"
     mtp_loss_weight: float = 0.1
     """Weight of the multi-token-prediction loss, where the model has that block (Ling: 0.1)."""
     health: HealthConfig = STANDARD_HEALTH
@@ -247,6 +250,11 @@ class TrainConfig:
         require(
             self.tokens % self.batch_tokens == 0,
             f"tokens ({self.tokens}) must be a multiple of batch_tokens ({self.batch_tokens})",
+        )
+        require(
+            self.precision != "bf16_weights" or self.optimizer.kind == "adamw8bit",
+            "precision bf16_weights: rounding to the nearest would lose most of "
+            f"{self.optimizer.kind}'s updates; use the optimizer adamw8bit, or precision bf16",
         )
         require(
             not (self.schedule.trunk and self.health.on_spike == "rewind"),

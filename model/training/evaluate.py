@@ -13,9 +13,9 @@ from torch import Tensor
 from model.balance import RoutingRequest, RoutingStats, load_metrics
 from model.config import ModelConfig
 from model.router import Routing
-from model.training.config import LOOK_EVERY, TrainConfig
+from model.training.config import LOOK_EVERY, Precision, TrainConfig
 from model.training.data import PreparedCorpus
-from model.training.precision import Precision, computing_in
+from model.training.precision import computing_in
 from model.transformer import Transformer
 from model.typed import to_plain
 from model.utilisation import (

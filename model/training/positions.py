@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from model.training.precision import Precision, computing_in
+from model.training.config import Precision
+from model.training.precision import computing_in
 from model.transformer import Transformer
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16", "fp8"]
+from model.training.config import Precision
 
 
 def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -15,8 +14,14 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
 
     ``bf16``: matrix products in bfloat16 from float32 master weights; norms' statistics, router and
     cross-entropy stay float32 (the model sees to the latter two itself). ``fp8``: the same for what
-    :mod:`model.training.fp8` leaves alone.
+    :mod:`model.training.fp8` leaves alone. ``bf16_weights``: nothing is cast, since the weights and
+    so the residual stream are bfloat16 themselves; statistics, router and cross-entropy as before.
     """
-    if precision == "fp32":
+    if precision in ("fp32", "bf16_weights"):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def weights_dtype(precision: Precision) -> torch.dtype:
+    """The type of the weights that the optimizer updates."""
+    return torch.bfloat16 if precision == "bf16_weights" else torch.float32

@@ -23,6 +23,7 @@ from model.training.identity import run_identity, trunk_identity
 from model.training.learner import Learner
 from model.training.lines import RunLog, tokens_per_s
 from model.training.optim import build_optimizer
+from model.training.precision import weights_dtype
 from model.training.result import TrainResult
 from model.training.rewind import RewindPoints
 from model.training.routing_use import RoutingUse
@@ -179,7 +180,8 @@ def _build(
             f"({corpus.vocab_size})"
         )
     corpus.require_length(config.sequence_length)
-    model = build_model(model_config, seed=config.seed, device=device)
+    dtype = weights_dtype(config.precision)
+    model = build_model(model_config, seed=config.seed, device=device, dtype=dtype)
     health = Health(model_config, config.num_steps, config.health)
     num_experts = model_config.moe.num_experts if model_config.moe else 0
     use = RoutingUse(len(mixture_layers(model_config)), num_experts, device)

@@ -191,3 +191,25 @@ def test_a_model_in_bfloat16_stays_close_to_float32(tiny):
     assert relative(rounded.token_nats_BT.detach(), exact.token_nats_BT.detach().double()) < 0.1
     rounded.loss_nats.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_recomputed_blocks_have_the_same_gradients_and_keep_less(tiny):
+    config = tiny(mtp_depth=1, num_layers=4)
+    tokens = torch.randint(0, 23, (2, 33), generator=torch.Generator().manual_seed(0))
+    gradients, kept = [], []
+    for recompute in (False, True):
+        model = build_model(config, seed=0, recompute=recompute)
+        held = {}
+
+        def pack(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = model(tokens[:, :-1], tokens[:, 1:])
+        (result.loss_nats + result.mtp_loss_nats).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        kept.append(sum(tensor.untyped_storage().nbytes() for tensor in held.values()))
+    for name, expected in gradients[0].items():
+        assert torch.equal(gradients[1][name], expected), name
+    assert kept[1] < 0.5 * kept[0]

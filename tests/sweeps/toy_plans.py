@@ -50,6 +50,7 @@ TRAINING = TrainingRecipe(
     batch_tokens=PowerLawRule(coefficient=0.0694, exponent=0.3644),
     batch_factor=1.0,
     min_steps=8,
+    optimizer="adamw",
     beta1=0.9,
     beta2=0.95,
     weight_decay=0.1,

@@ -27,6 +27,7 @@ from model.training.config import (
     CorpusConfig,
     EvaluationConfig,
     HealthConfig,
+    Precision,
     RuntimeConfig,
     ScheduleConfig,
     StageConfig,
@@ -66,7 +67,7 @@ class Config:
     balance: BalanceConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
-    precision: Literal["fp32", "bf16", "fp8"]
+    precision: Precision
     mtp_loss_weight: float
     health: HealthConfig
     stages: tuple[StageConfig, ...]

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.balance import RoutingRequest, RoutingStats
-from model.block import Block
+from model.block import Block, run_block
 from model.config import ModelConfig
 from model.layers import RMSNorm, Rotary
 from model.loss import token_nats
 from model.mtp import MultiTokenPrediction
 from model.router import Router
-from model.training.precision import Precision, computing_in
+from model.training.config import Precision
+from model.training.precision import computing_in
 
 # Shapes: B sequences, T positions, D model width, V vocabulary, H prediction heads (1 or 2).
 
@@ -116,10 +116,7 @@ class Stage(nn.Module):
 
     def _run(self, module: nn.Module, stats: list[RoutingStats], *inputs: Tensor) -> Tensor:
         arguments = (*inputs, self.rotary, self.routing.request)
-        if self.recompute and torch.is_grad_enabled():
-            x, found = checkpoint(module, *arguments, use_reentrant=False)
-        else:
-            x, found = module(*arguments)
+        x, found = run_block(module, *arguments, recompute=self.recompute)
         if found is not None:
             stats.append(found)
         return x

@@ -9,7 +9,7 @@ import torch
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
-from model.training import trainer
+from model.training import progress
 from model.training.adamw8bit import AdamW8bit, update_in_backward
 from model.training.config import (
     BalanceConfig,
@@ -36,6 +36,7 @@ from model.training.moments import (
 from model.training.optim import build_optimizer
 from model.training.trainer import train
 from model.transformer import build_model
+from model.weights import open_checkpoint_weights
 
 CPU = torch.device("cpu")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -226,7 +227,7 @@ def test_a_run_reaches_the_loss_of_float32_moments(corpus, tmp_path):
 
 
 def test_a_run_goes_on_to_the_bit(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
     config = replace(TRAIN, tokens=256 * 12)
 
     def stop(step, *_):
@@ -239,6 +240,18 @@ def test_a_run_goes_on_to_the_bit(corpus, tmp_path, monkeypatch):
     resumed = train(MODEL, config, corpus, RuntimeConfig(), tmp_path / "run")
     assert resumed.loss_nats == whole.loss_nats
     assert resumed.train_loss_nats == whole.train_loss_nats
+
+
+def test_a_run_without_float32_weights(corpus, tmp_path):
+    config = replace(TRAIN, precision="bf16_weights")
+    result = train(MODEL, config, corpus, RuntimeConfig(), tmp_path)
+    assert result.loss_nats < 2.25
+    weights = open_checkpoint_weights(max((tmp_path / "checkpoints").iterdir()))
+    types = {name: weight.dtype for name, weight in weights.items()}
+    assert types.pop("blocks.1.feed_forward.router.selection_bias") == torch.float32
+    assert set(types.values()) == {torch.bfloat16}
+    with pytest.raises(ConfigError, match="bf16_weights: rounding to the nearest would lose"):
+        replace(config, optimizer=OptimizerConfig(peak_lr=1e-3))
 
 
 def updated(in_backward):
