@@ -129,6 +129,21 @@ def machine() -> dict[str, Any]:
     }
 
 
+def yaml_values(path: Path) -> Any:
+    """What a YAML file of ``conf/`` says; ``141e9`` is a number there, as Hydra reads it."""
+    import yaml
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: converted(item) for key, item in value.items()}
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
+
+    return converted(yaml.safe_load(path.read_text()))
+
+
 def write_json(path: str, **content: Any) -> None:
     if path:
         Path(path).write_text(json.dumps(content, indent=1) + "\n")

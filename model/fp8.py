@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import on_gpu
+
 logger = logging.getLogger(__name__)
 
 # Shapes: T rows (tokens), N outputs, K inputs, the dimension summed over.
@@ -52,6 +54,13 @@ class Quantized(NamedTuple):
 
 def quantize_tiles(x_TK: Tensor) -> Quantized:
     """In tiles of 1x128 along the last dimension."""
+    if kernel := on_gpu.module_for("fp8", x_TK):
+        return Quantized(*kernel.tiles(x_TK, TILE))
+    return quantize_tiles_plainly(x_TK)
+
+
+def quantize_tiles_plainly(x_TK: Tensor) -> Quantized:
+    """:func:`quantize_tiles` on any device."""
     rows, columns = x_TK.shape
     tiles = _padded(x_TK.float(), 1, TILE).view(rows, -1, TILE)
     scale = tiles.abs().amax(-1).clamp_(min=SMALLEST_AMAX) / E4M3_MAX
@@ -61,6 +70,13 @@ def quantize_tiles(x_TK: Tensor) -> Quantized:
 
 def quantize_blocks(w_NK: Tensor) -> Quantized:
     """In blocks of 128x128."""
+    if kernel := on_gpu.module_for("fp8", w_NK):
+        return Quantized(*kernel.blocks(w_NK, TILE))
+    return quantize_blocks_plainly(w_NK)
+
+
+def quantize_blocks_plainly(w_NK: Tensor) -> Quantized:
+    """:func:`quantize_blocks` on any device."""
     rows, columns = w_NK.shape
     padded = _padded(w_NK.float(), TILE, TILE)
     blocks = padded.view(padded.shape[0] // TILE, TILE, -1, TILE)

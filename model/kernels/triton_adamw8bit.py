@@ -1,4 +1,10 @@
-"""The kernel of :mod:`model.kernels.fused_adamw8bit`. Needs triton."""
+"""AdamW on moments of one byte in one pass over a parameter, on a GPU. Needs triton.
+
+A step of 16 billion parameters moves 10 bytes for each and does little arithmetic; operation by
+operation it would move twenty times as many. Held against the plain way in
+``model.training.adamw8bit``: the same formulas and random bits, so that a code differs only where
+the two round a last bit otherwise.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +100,7 @@ def _update(  # type: ignore[no-untyped-def]
 def update(
     parameter: Tensor, grad: Tensor, state: dict[str, Tensor], rule: Rule, block: int
 ) -> None:
-    """See :func:`model.kernels.fused_adamw8bit.update`."""
+    """Weights and packed moments of one parameter, in place; its gradient must be contiguous."""
     count = parameter.numel()
     programs = triton.cdiv(count, block * BLOCKS_AT_ONCE)
     _update[(programs,)](

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model.kernels import fused_adamw8bit
+from model.kernels import on_gpu
 from model.training.moments import (
     BLOCK,
     Packed,
@@ -73,9 +73,9 @@ class AdamW8bit(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         eps: float,
-        is_fused: bool | None = None,
+        is_fused: bool = True,
     ) -> None:
-        """``is_fused``: one kernel a parameter, on CUDA devices; None uses it where it is there."""
+        """``is_fused``: one kernel a parameter where there is one (CUDA devices, triton)."""
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
         super().__init__(params, defaults)
         self.is_fused = is_fused
@@ -109,14 +109,12 @@ class AdamW8bit(torch.optim.Optimizer):
             step=step,
             seed=_seed(place, step),
         )
-        is_packed = "exp_avg_scale" in state
-        is_fused = fused_adamw8bit.serves(parameter) if self.is_fused is None else self.is_fused
-        if is_packed and is_fused:
-            fused_adamw8bit.update(parameter, parameter.grad, state, rule, BLOCK)
-        elif is_packed:
-            _update_packed(parameter, parameter.grad, state, rule)
-        else:
+        if "exp_avg_scale" not in state:
             _update_small(parameter, parameter.grad, state, rule)
+        elif (fused := on_gpu.module_for("adamw8bit", parameter)) and self.is_fused:
+            fused.update(parameter, parameter.grad.contiguous(), state, rule, BLOCK)
+        else:
+            _update_packed(parameter, parameter.grad, state, rule)
 
 
 def initial_state(parameter: Tensor) -> dict[str, Tensor]:

@@ -39,7 +39,8 @@ def clip_gradients(model: nn.Module, clip_norm: float) -> float:
     What ``torch.nn.utils.clip_grad_norm_`` does, at 0.6 of its cost for small models (2026-11-23).
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
+    norms = torch._foreach_norm(grads, 2, torch.promote_types(grads[0].dtype, torch.float32))
+    norm = torch.linalg.vector_norm(torch.stack(norms)).item()
     if norm > clip_norm:
         torch._foreach_mul_(grads, clip_norm / norm)
     return norm

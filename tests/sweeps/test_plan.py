@@ -106,7 +106,7 @@ def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
         read_plan(path)
     edited["spec_version"] = 0
     path.write_text(json.dumps(edited))
-    with pytest.raises(ConfigError, match="spec version 0, this program reads 2"):
+    with pytest.raises(ConfigError, match="spec version 0, this program reads 3"):
         read_plan(path)
 
 

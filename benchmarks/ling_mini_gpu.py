@@ -1,0 +1,346 @@
+"""Ling-mini-2.0's real shape, 16 billion parameters, trained for a few steps on one GPU.
+
+    python benchmarks/ling_mini_gpu.py [sequences=8] [recompute=true] [in_backward=false]
+        [kernel=] [steps=12] [seconds=120] [profile=false] [json=FILE] ...
+
+Weights and gradients in bfloat16, moments of one byte (`optimizer.kind=adamw8bit`): 98 GB before
+the first activation; `in_backward=true` updates every parameter when its gradient is there and
+drops that, 66 GB. The model, the losses, the balance rule and the optimizer are those of every run
+(precision `bf16_weights`); only the initial values are drawn on the GPU. The tokens are drawn from
+Zipf's law, so there is something to learn: how often each is.
+
+`sequences`, `recompute`, `in_backward` and `kernel` take several values, `sequences=8,16`: all
+combinations are tried in turn on the one model that was built, and one that does not fit is said
+and left out. Tokens a second and model FLOPs (every product of the model once forward and twice
+backward, attention by the causal half; nothing for what is computed again) stand beside the plan's
+estimate, the measured peak of memory beside the plan's too.
+
+`device=cpu model=tiny length=64 sequences=2 steps=3` tries it out anywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import options, write_json, yaml_values
+
+from model.accounting import count_params, flops_per_token
+from model.balance import load_metrics, update_biases
+from model.config import ModelConfig
+from model.experts import RoutedExperts
+from model.kernels.select import select
+from model.training.adamw8bit import AdamW8bit, update_in_backward
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from model.training.optim import build_optimizer, clip_gradients
+from model.training.step import forward_backward
+from model.transformer import Transformer, build_model
+from model.typed import build, to_plain
+from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.one_gpu import OneGpuPlan, one_gpu_plan
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+WARM_UP = 2
+"""Steps that are not timed: kernels are compiled, the allocator finds its sizes."""
+DEFAULTS = {
+    "model": "ling_mini",
+    "device": "cuda",
+    "hardware": "",
+    "length": "4096",
+    "sequences": "8",
+    "recompute": "true",
+    "in_backward": "false",
+    "kernel": "",
+    "steps": "12",
+    "seconds": "120",
+    "peak_lr": "3e-4",
+    "profile": "false",
+    "json": "",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to spend the memory."""
+
+    sequences: int
+    recompute: bool
+    in_backward: bool
+    kernel: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sequences} sequences, blocks {'computed again' if self.recompute else 'kept'}, "
+            f"updates {'within' if self.in_backward else 'after'} the backward pass, "
+            f"kernel {self.kernel or 'chosen'}"
+        )
+
+
+def cases(chosen: dict[str, str]) -> Iterator[Case]:
+    """All combinations of the values given."""
+    lists = [
+        chosen[name].split(",") for name in ("sequences", "recompute", "in_backward", "kernel")
+    ]
+    for sequences, recompute, in_backward, kernel in itertools.product(*lists):
+        yield Case(int(sequences), recompute == "true", in_backward == "true", kernel)
+
+
+class Clock:
+    """Seconds of a stretch of work on either device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_gpu = device.type == "cuda"
+
+    def now(self) -> float:
+        if self.is_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def training(config: ModelConfig, case: Case, length: int, peak_lr: float) -> TrainConfig:
+    batch = case.sequences * length
+    return TrainConfig(
+        tokens=batch,
+        batch_tokens=batch,
+        sequence_length=length,
+        seed=0,
+        optimizer=OptimizerConfig(kind="adamw8bit", peak_lr=peak_lr),
+        schedule=ScheduleConfig(kind="constant"),
+        balance=BalanceConfig(),
+        evaluation=EvaluationConfig(),
+        checkpoint=CheckpointConfig(),
+        precision="bf16_weights",
+    )
+
+
+def batches(config: ModelConfig, case: Case, length: int, device: torch.device) -> Iterator[Any]:
+    """Windows of tokens by Zipf's law, without end."""
+    generator = torch.Generator(device).manual_seed(0)
+    ranks = torch.arange(1, config.vocab_size + 1, device=device, dtype=torch.float64)
+    reach = (1 / ranks).cumsum(0)
+    while True:
+        shape = case.sequences, length + 1
+        draws = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+        tokens = torch.searchsorted(reach, draws * reach[-1])
+        yield tokens.clamp_(max=config.vocab_size - 1)
+
+
+def measure(
+    model: Transformer,
+    optimizer: AdamW8bit,
+    case: Case,
+    chosen: dict[str, str],
+    until: float,
+) -> dict[str, Any]:
+    """Steps of one case: their times, losses and memory."""
+    config, device = model.config, model.embedding.weight.device
+    length = int(chosen["length"])
+    train = training(config, case, length, float(chosen["peak_lr"]))
+    model.recompute = case.recompute
+    for module in model.modules():
+        if isinstance(module, RoutedExperts):
+            module.kernel = case.kernel or None
+    handles = update_in_backward(model, optimizer) if case.in_backward else []
+    clock = Clock(device)
+    if clock.is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    steps: list[dict[str, Any]] = []
+    source = batches(config, case, length, device)
+    try:
+        for step in range(int(chosen["steps"])):
+            if time.perf_counter() > until:
+                print(f"  out of time after {step} steps")
+                break
+            batch = next(source)
+            began = clock.now()
+            optimizer.zero_grad(set_to_none=True)
+            loss, _, loads = forward_backward(model, batch, train)
+            passed = clock.now()
+            norm = None  # of a gradient that never exists as a whole
+            if not case.in_backward:
+                norm = clip_gradients(model, train.optimizer.clip_norm)
+                optimizer.step()
+            updated = clock.now()
+            update_biases(model, loads, train.balance)
+            vio = load_metrics(torch.stack(loads).float()).max_vio.mean().item() if loads else 0.0
+            ended = clock.now()
+            steps.append(
+                {
+                    "loss_nats": loss,
+                    "grad_norm": norm,
+                    "max_vio": vio,
+                    "step_s": ended - began,
+                    "passes_s": passed - began,
+                    "update_s": updated - passed,
+                }
+            )
+            print(
+                f"  step {step:>3}  loss {loss:7.4f}  grad norm "
+                f"{'-' if norm is None else format(norm, '.3g'):>8}  max vio {vio:6.2f}  "
+                f"{ended - began:7.3f} s ({passed - began:.3f} passes, "
+                f"{updated - passed:.3f} update)",
+                flush=True,
+            )
+        if chosen["profile"] == "true" and clock.is_gpu:
+            profile(model, optimizer, next(source), train)
+    finally:
+        for handle in handles:
+            handle.remove()
+        optimizer.zero_grad(set_to_none=True)
+    if not steps:
+        raise RuntimeError("no step was done")
+    timed = [s["step_s"] for s in steps[WARM_UP:]] or [s["step_s"] for s in steps]
+    found: dict[str, Any] = {
+        "steps": len(steps),
+        "step_s": statistics.median(timed),
+        "step_s_range": [min(timed), max(timed)],
+        "first_loss_nats": steps[0]["loss_nats"],
+        "last_loss_nats": steps[-1]["loss_nats"],
+        "by_step": steps,
+    }
+    found["tokens_per_s"] = train.batch_tokens / found["step_s"]
+    if clock.is_gpu:
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    return found
+
+
+def profile(
+    model: Transformer, optimizer: AdamW8bit, batch: torch.Tensor, train: TrainConfig
+) -> None:
+    """Where the time of one more step goes, by kernel."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    with profiled(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        forward_backward(model, batch, train)
+        optimizer.step()
+        torch.cuda.synchronize()
+    print(
+        seen.key_averages().table(
+            sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=70
+        )
+    )
+
+
+def hardware_of(name: str, device: torch.device) -> Hardware:
+    """``conf/hardware``'s entry for this GPU, or the one asked for."""
+    if not name:
+        found = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        name = next((key for key in ("h200", "h800", "b200") if key.upper() in found), "h100")
+    return build(Hardware, yaml_values(CONF / "hardware" / f"{name}.yaml"), where=name)
+
+
+def report(
+    found: dict[str, Any], plan: OneGpuPlan, config: ModelConfig, hardware: Hardware, length: int
+) -> None:
+    """A case's figures beside the plan's."""
+    flops = flops_per_token(config, length)
+    causal = flops.others["all_matmuls"] - (flops.house - flops.others["causal_attention"])
+    found["utilisation"] = causal * found["tokens_per_s"] / hardware.peak_flops_per_s
+    found["utilisation_house_m"] = flops.house * found["tokens_per_s"] / hardware.peak_flops_per_s
+    rows = [
+        ("step, s", f"{found['step_s']:.3f}", f"{plan.step_s:.3f}"),
+        ("tokens a second", f"{found['tokens_per_s']:,.0f}", f"{plan.tokens_per_s:,.0f}"),
+        ("model FLOPs utilisation", f"{found['utilisation']:.1%}", f"{plan.utilisation:.1%}"),
+        ("  by the house's M", f"{found['utilisation_house_m']:.1%}", ""),
+    ]
+    if "peak_bytes" in found:
+        apart = plan.memory_bytes / found["peak_bytes"] - 1
+        rows += [
+            (
+                "peak memory, GB",
+                f"{found['peak_bytes'] / 1e9:.2f}",
+                f"{plan.memory_bytes / 1e9:.2f} ({apart:+.1%})",
+            ),
+            ("  reserved by the allocator", f"{found['peak_reserved_bytes'] / 1e9:.2f}", ""),
+        ]
+    for part in ("weights", "moments", "gradients", "activations", "temporaries"):
+        rows.append((f"  of it {part}", "", f"{getattr(plan, part) / 1e9:.2f}"))
+    print(f"  {'':<28}{'measured':>14}{'plan':>22}")
+    for name, measured, planned in rows:
+        print(f"  {name:<28}{measured:>14}{planned:>22}")
+    print(
+        f"  {found['steps']} steps, loss {found['first_loss_nats']:.4f} -> "
+        f"{found['last_loss_nats']:.4f} nats",
+        flush=True,
+    )
+
+
+def main() -> int:
+    chosen = options(DEFAULTS)
+    began = time.perf_counter()
+    until = began + float(chosen["seconds"])
+    if chosen["device"] == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here: nothing was measured")
+        return 1
+    device = torch.device(chosen["device"])
+    config = build(ModelConfig, yaml_values(CONF / "model" / f"{chosen['model']}.yaml"))
+    hardware = hardware_of(chosen["hardware"], device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    print(f"{name}, torch {torch.__version__}, planned as {hardware.name}")
+    model = build_model(config, seed=0, device=device, dtype=torch.bfloat16, drawn_on=device)
+    optimizer = build_optimizer(
+        model, OptimizerConfig(kind="adamw8bit", peak_lr=float(chosen["peak_lr"]))
+    )
+    assert isinstance(optimizer, AdamW8bit)
+    params = count_params(config).total
+    assert params == sum(p.numel() for p in model.parameters())
+    print(f"{chosen['model']}: {params:,} parameters, built in {Clock(device).now() - began:.1f} s")
+    if config.moe is not None:
+        choice = select(
+            torch.bfloat16, config.hidden_size, config.moe.expert_width, device=device.type
+        )
+        print(f"expert kernel where none is named: {choice.name} ({choice.reason})")
+    rows = []
+    for case in cases(chosen):
+        print(case, flush=True)
+        plan = one_gpu_plan(
+            config,
+            hardware,
+            sequence_length=int(chosen["length"]),
+            sequences=case.sequences,
+            recompute=case.recompute,
+            updates_in_backward=case.in_backward,
+        )
+        row: dict[str, Any] = {
+            **vars(case),
+            "plan": {**to_plain(plan), "memory_bytes": plan.memory_bytes},
+        }
+        rows.append(row)
+        try:
+            found = measure(model, optimizer, case, chosen, until)
+            report(found, plan, config, hardware, int(chosen["length"]))
+            row |= found
+        except Exception as trouble:
+            row["trouble"] = f"{type(trouble).__name__}: {trouble}"
+            if isinstance(trouble, torch.OutOfMemoryError):
+                print(f"  does not fit: {str(trouble).splitlines()[0]}")
+                print(f"  planned {plan.memory_bytes / 1e9:.1f} GB", flush=True)
+            else:
+                traceback.print_exc(file=sys.stdout)
+        write_json(
+            chosen["json"], device=name, torch=torch.__version__, hardware=hardware.name, cases=rows
+        )
+    print(f"{time.perf_counter() - began:.0f} s in all")
+    return 0 if any("step_s" in row for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
