@@ -234,7 +234,7 @@ def profile(
         torch.cuda.synchronize()
     print(
         seen.key_averages().table(
-            sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=70
+            sort_by="self_device_time_total", row_limit=25, max_name_column_width=70
         )
     )
 
