@@ -15,9 +15,7 @@ from model.fp8 import (
     fp8_linear,
     on_units,
     quantize_blocks,
-    quantize_blocks_plainly,
     quantize_tiles,
-    quantize_tiles_plainly,
     why_emulated,
 )
 from model.training import fp8 as rules
@@ -318,18 +316,3 @@ def test_cuda_layer_has_the_gradients_of_the_emulation():
         # A number at the middle of two E4M3 numbers may go either way where a quotient of the
         # other device differs in its last bit.
         assert error < 5e-3, f"{name}: {error:.1e}"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@pytest.mark.parametrize(("rows", "columns"), [(256, 512), (77, 300), (1, 128)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_kernels_round_as_the_plain_way(rows, columns, dtype):
-    x = spread(rows, columns).to("cuda", dtype)
-    for operand in (x, x.t()):
-        for kernel, plainly in (
-            (quantize_tiles, quantize_tiles_plainly),
-            (quantize_blocks, quantize_blocks_plainly),
-        ):
-            found, expected = kernel(operand), plainly(operand)
-            assert torch.equal(found.scale, expected.scale)
-            assert torch.equal(found.values.float(), expected.values.float())

@@ -10,6 +10,7 @@ import yaml
 
 from model.config import ModelConfig
 from model.typed import build
+from windtunnel import cli
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.one_gpu import one_gpu_plan
 
@@ -58,6 +59,17 @@ def test_what_is_dropped_early_is_not_held():
     assert kept.utilisation > after.utilisation
     # The fullest moment of a kept forward pass is its end, that of a recomputed one its beginning.
     assert kept.gradients < after.gradients / 5
+
+
+def test_the_command_shows_it_and_refuses_what_it_has_not(capsys):
+    words = ["machine", "model=ling_mini", "hardware=h200", "gpus=1", "parallel=one_gpu"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "32,768" in out
+    assert "fits the" in out
+    assert cli.main([*words, "gpus=8"]) == 2
+    assert "parallel=one_gpu plans for one GPU, gpus is 8" in capsys.readouterr().err
+    assert cli.main([*words, "build=true"]) == 2
 
 
 def run(name, monkeypatch, *options):

@@ -7,6 +7,7 @@ GPUs on the meta device; `export=DIR` writes the run for Megatron-LM and torchti
 Example:
   windtunnel machine model=ling_1t_mtp hardware=h800 gpus=2016 parallel=ling_1t build=true
   windtunnel machine model=ling_mini hardware=h100 gpus=256
+  windtunnel machine model=ling_mini hardware=h200 gpus=1 parallel=one_gpu
   windtunnel machine promotion=latest hardware=laptop gpus=2 export=handover
 """
 
@@ -32,8 +33,9 @@ from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.handover import write_handover
 from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.one_gpu import one_gpu_plan
 from windtunnel.machine.plan import best_plan, plan_for
-from windtunnel.machine.tables import describe_dry_run, describe_plan
+from windtunnel.machine.tables import describe_dry_run, describe_one_gpu, describe_plan
 from windtunnel.promotion import Promotions
 
 
@@ -53,6 +55,19 @@ class FixedSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneGpu:
+    """A single GPU that holds the whole model, see :mod:`windtunnel.machine.one_gpu`."""
+
+    kind: Literal["one_gpu"] = "one_gpu"
+    sequences: int
+    recompute: bool
+    updates_in_backward: bool
+
+    def __post_init__(self) -> None:
+        require_positive(sequences=self.sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """``conf/machine.yaml``."""
 
@@ -60,7 +75,7 @@ class Config:
     model: ModelConfig
     hardware: Hardware
     gpus: int
-    parallel: SearchedSizes | FixedSizes
+    parallel: SearchedSizes | FixedSizes | OneGpu
     promotion: str | None
     """In place of the model and the training below."""
     tokens: int
@@ -80,6 +95,8 @@ def run(config: Config, console: Console) -> int:
     if config.promotion is not None:
         spec = Promotions(config.root).find(config.promotion).spec
         model, train = spec.model, spec.train
+    if isinstance(config.parallel, OneGpu):
+        return _on_one_gpu(config, config.parallel, model, train.sequence_length, console)
     if isinstance(config.parallel, FixedSizes):
         sizes = config.parallel.sizes
         require(
@@ -97,6 +114,27 @@ def run(config: Config, console: Console) -> int:
     if config.export is not None:
         for path in write_handover(config.export, model, train, plan.parallel):
             console.print(Text(f"Written: {path}"))
+    return 0
+
+
+def _on_one_gpu(
+    config: Config, how: OneGpu, model: ModelConfig, sequence_length: int, console: Console
+) -> int:
+    require(config.gpus == 1, f"parallel=one_gpu plans for one GPU, gpus is {config.gpus}")
+    require(
+        not config.build and config.export is None,
+        "parallel=one_gpu has no ranks to build and no engine to export to; leave out build and "
+        "export",
+    )
+    plan = one_gpu_plan(
+        model,
+        config.hardware,
+        sequence_length=sequence_length,
+        sequences=how.sequences,
+        recompute=how.recompute,
+        updates_in_backward=how.updates_in_backward,
+    )
+    console.print(describe_one_gpu(plan, config.hardware))
     return 0
 
 

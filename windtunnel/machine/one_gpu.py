@@ -136,11 +136,12 @@ def _fullest(
 def _block_temporaries(model: ModelConfig, layer: int) -> int:
     """Bytes a token that the backward pass of a block's feed-forward holds besides.
 
-    Of the grouped experts: the gradients of both products' rows in bfloat16, the latter once more
-    in float32 for the sum over a token's experts; those of the inner width likewise.
+    Of the experts (``model.kernels.triton_experts``): gradients of gate and up, the weighted inner
+    rows, and the gradient of every visit's input before they are summed; ``grouped`` holds about
+    three times as much. Then the gradients of the stream and of the norm's input.
     """
     width = model.hidden_size
     if model.moe is not None and model.is_moe_layer(layer):
         visits, inner = model.moe.experts_per_token, model.moe.expert_width
-        return 8 * visits * (width + inner) + 8 * width
+        return BF16_WEIGHTS.product_bytes * visits * (width + 3 * inner) + 8 * width
     return 8 * model.dense_width + 8 * width

@@ -10,6 +10,8 @@ from rich.text import Text
 
 from windtunnel.console import table
 from windtunnel.machine.dry_run import DryRun, built_memory
+from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.one_gpu import OneGpuPlan
 from windtunnel.machine.plan import MachinePlan, Split
 
 
@@ -48,6 +50,29 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
         )
     for assumption in plan.assumptions:
         yield Text(f"Assumed: {assumption}")
+
+
+def describe_one_gpu(plan: OneGpuPlan, hardware: Hardware) -> RenderableType:
+    """Memory at the fullest moment by what it is for, and the time of a step."""
+    room = hardware.memory_bytes * hardware.usable_memory_frac
+    fits = "fits" if plan.memory_bytes <= room else "does not fit"
+    parts = ("weights", "moments", "gradients", "activations", "temporaries")
+    rows = [
+        ("tokens a step", f"{plan.tokens:,}"),
+        *((f"{part}, at the fullest moment", _gigabytes(getattr(plan, part))) for part in parts),
+        (
+            "memory",
+            f"{_gigabytes(plan.memory_bytes)} of {_gigabytes(hardware.memory_bytes)}: {fits} the "
+            f"usable {hardware.usable_memory_frac:.0%}",
+        ),
+        ("step", f"{plan.step_s:.3g} s, {plan.tokens_per_s:,.0f} tokens/s"),
+        ("utilisation", f"{plan.utilisation:.1%} of {hardware.peak_flops_per_s:.3g} FLOP/s"),
+    ]
+    return table([f"one {hardware.name}", ""], rows, left=2)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
 
 
 def describe_dry_run(plan: MachinePlan, found: DryRun) -> Iterator[RenderableType]:

@@ -1,8 +1,5 @@
 """Moments of one byte: unbiased, bounded, resumed to the bit, and as good as float32 ones."""
 
-import importlib
-import importlib.util
-import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +7,6 @@ import torch
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
-from model.kernels import on_gpu
 from model.training import progress
 from model.training.adamw8bit import AdamW8bit, update_in_backward
 from model.training.config import (
@@ -41,8 +37,6 @@ from model.transformer import build_model
 from model.weights import open_checkpoint_weights
 
 CPU = torch.device("cpu")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def spread(*shape, seed=0, orders=2.0):
@@ -282,40 +276,3 @@ def test_updates_within_the_backward_pass_are_the_same():
 def test_many_processes_refuse_it():
     with pytest.raises(ConfigError, match=r"optimizer\.kind adamw8bit is for one process"):
         ParallelConfig(micro_batch=4).check(MODEL, TRAIN)
-
-
-@pytest.mark.skipif(
-    not (HAS_TRITON and (IS_INTERPRETED or torch.cuda.is_available())),
-    reason="needs triton, and a CUDA device or TRITON_INTERPRET=1",
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(4096 + 77,), (64, 300)])
-def test_cuda_kernel_agrees_with_the_plain_way(shape, dtype, monkeypatch):
-    device = "cpu" if IS_INTERPRETED else "cuda"
-    if IS_INTERPRETED:
-        kernel = importlib.import_module("model.kernels.triton_adamw8bit")
-        monkeypatch.setattr(on_gpu, "module_for", lambda *_: kernel)
-    results = []
-    for is_fused in (False, True):
-        parameter = torch.nn.Parameter(spread(*shape).to(device, dtype))
-        groups = [{"params": [parameter], "weight_decay": 0.1}]
-        settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "is_fused": is_fused}
-        optimizer = AdamW8bit(groups, **settings)
-        for step in range(3):
-            grad = spread(*shape, seed=step + 1) * 1e-6
-            parameter.grad = grad.to(device, dtype)
-            optimizer.step()
-        results.append({"weight": parameter.detach(), **optimizer.state[parameter]})
-    plain, fused = results
-    for name in ("exp_avg", "exp_avg_sq"):
-        apart = (plain[name].int() - fused[name].int()).abs()
-        assert apart.max() <= 1, name
-        assert (apart > 0).float().mean() < 1e-3, name
-        torch.testing.assert_close(
-            fused[f"{name}_scale"], plain[f"{name}_scale"], rtol=1e-5, atol=0
-        )
-    same = torch.isclose(fused["weight"].float(), plain["weight"].float(), rtol=1e-5, atol=1e-7)
-    assert same.float().mean() > 0.998
-    torch.testing.assert_close(
-        fused["weight"].float(), plain["weight"].float(), rtol=2**-7, atol=1e-3
-    )
