@@ -24,6 +24,7 @@ from sweeps.plan import make_plan
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--kills", type=int, default=100)
 parser.add_argument("--seeds", type=int, default=16, help="four runs each")
+parser.add_argument("--pack", type=int, default=1, help="runs a worker is given at a time")
 parser.add_argument("--seed", type=int, default=0, help="of the storm")
 arguments = parser.parse_args()
 
@@ -36,7 +37,8 @@ with tempfile.TemporaryDirectory() as folder:
     began = time.monotonic()
     calm.run(num_kills=0, pause_s=0.2, timeout_s=600)
     print(f"undisturbed: {len(plan.runs)} runs in {time.monotonic() - began:.1f} s")
-    stormy = Session(plan=plan, store=prepare(root / "stormy", steps=40, step_s=0.1), rng=rng)
+    store = prepare(root / "stormy", steps=40, step_s=0.1)
+    stormy = Session(plan=plan, store=store, rng=rng, pack=arguments.pack)
     began = time.monotonic()
     stormy.run(num_kills=arguments.kills, pause_s=0.3, timeout_s=3600)
     attempts = [len(list(stormy.store.attempts(run.run_id))) for run in plan.runs]

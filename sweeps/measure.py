@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.records import DomainLoss, LayerLoad, RunRecord
@@ -26,17 +26,68 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
     """Train ``spec`` in the attempt's folder, going on from the checkpoints that lie there."""
     from model.training.trainer import train  # here: planning and the driver need no torch
 
-    if spec.numerics != NUMERICS_VERSION:
-        raise ConfigError(
-            f"planned for numerics version {spec.numerics}, this program computes by version "
-            f"{NUMERICS_VERSION}; its numbers would not be comparable; plan the sweep again"
-        )
+    _require_numerics(spec)
     run_dir = attempt_dir.parents[1]
     trunk = _diverged_trunk(spec, run_dir)
     if trunk is not None:
         return record_of(spec, trunk, attempt_dir)
     corpus = planned_corpus(spec)
-    metrics = attempt_dir / "metrics.jsonl"
+    result = train(
+        spec.model,
+        spec.train,
+        corpus,
+        spec.runtime,
+        attempt_dir,
+        on_progress=_reporting(report, attempt_dir),
+        name=run_id(spec),
+        snapshots_dir=run_dir / "snapshots",
+        trunk_dir=run_dir.parent / spec.trunk / "snapshots" if spec.trunk else None,
+    )
+    return record_of(spec, result, attempt_dir)
+
+
+def measure_pack(
+    specs: Sequence[RunSpec],
+    attempt_dirs: Sequence[Path],
+    reports: Sequence[Callable[[Progress], None]],
+    on_record: Callable[[int, RunRecord], None],
+) -> None:
+    """The same for runs that can go together (:mod:`sweeps.packing`), as one stacked model.
+
+    ``on_record(index, record)`` is called as each run ends.
+    """
+    from model.training.packed import Member, train_packed
+
+    for spec in specs:
+        _require_numerics(spec)
+    first = specs[0]
+    members = [
+        Member(config=spec.train, run_dir=folder, on_progress=_reporting(report, folder))
+        for spec, folder, report in zip(specs, attempt_dirs, reports, strict=True)
+    ]
+    train_packed(
+        first.model,
+        members,
+        planned_corpus(first),
+        first.runtime,
+        lambda index, result: on_record(
+            index, record_of(specs[index], result, attempt_dirs[index])
+        ),
+    )
+
+
+def _require_numerics(spec: RunSpec) -> None:
+    if spec.numerics != NUMERICS_VERSION:
+        raise ConfigError(
+            f"planned for numerics version {spec.numerics}, this program computes by version "
+            f"{NUMERICS_VERSION}; its numbers would not be comparable; plan the sweep again"
+        )
+
+
+def _reporting(
+    report: Callable[[Progress], None], attempt_dir: Path
+) -> Callable[[int, int, float], None]:
+    """What the trainer calls, passed on with the newest training loss."""
 
     def on_progress(step: int, num_steps: int, tokens_per_s: float) -> None:
         report(
@@ -44,22 +95,11 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
                 step=step,
                 num_steps=num_steps,
                 tokens_per_s=tokens_per_s,
-                loss=_last_train_loss(metrics),
+                loss=_last_train_loss(attempt_dir / "metrics.jsonl"),
             )
         )
 
-    result = train(
-        spec.model,
-        spec.train,
-        corpus,
-        spec.runtime,
-        attempt_dir,
-        on_progress=on_progress,
-        name=run_id(spec),
-        snapshots_dir=run_dir / "snapshots",
-        trunk_dir=run_dir.parent / spec.trunk / "snapshots" if spec.trunk else None,
-    )
-    return record_of(spec, result, attempt_dir)
+    return on_progress
 
 
 def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:

@@ -8,10 +8,11 @@ on one store; a run that another one holds is watched until it is over.
 from __future__ import annotations
 
 import heapq
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from sweeps.attempt import (
 from sweeps.events import Event, EventKind, SweepResult
 from sweeps.executors.base import Executor, Handle
 from sweeps.liveness import LEASE_S, Watch
+from sweeps.packing import ALONE, Packing, write_company
 from sweeps.plan import Plan, PlannedRun
 from sweeps.store import RunState, Store
 from sweeps.trouble import (
@@ -63,13 +65,36 @@ class Budget:
     hours: float | None = None
 
 
+class _Together:
+    """The worker of several runs; each of them is told the same end, however late it asks."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._exit_code: int | None = None
+
+    def poll(self) -> int | None:
+        # Asked no more once it ended: the executor may have given its place to another by then.
+        if self._exit_code is None:
+            self._exit_code = self._handle.poll()
+        return self._exit_code
+
+    def cancel(self) -> None:
+        if self.poll() is None:
+            self._handle.cancel()
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._handle.kill()
+
+
 @dataclass
 class _Active:
-    """A run whose worker this driver started."""
+    """A run whose worker this driver started; several share one where they are packed."""
 
     run: PlannedRun
     handle: Handle
     attempt: int
+    is_packed: bool = False
     looked_at: float = 0.0
     progress: Progress | None = None
 
@@ -82,6 +107,7 @@ def run_sweep(
     *,
     retry: Collection[Literal["failed", "diverged"]] = (),
     budget: Budget | None = None,
+    packing: Packing = ALONE,
     lease_s: float = LEASE_S,
 ) -> SweepResult:
     """Run what the plan still needs.
@@ -94,13 +120,14 @@ def run_sweep(
         retry: also try again what ended as ``failed`` (from its checkpoint) or ``diverged`` (from
             the start) in an earlier session.
         budget: what this session may use.
+        packing: which runs one worker trains together.
         lease_s: seconds without a sign of life before another machine's run is taken over.
 
     Raises:
         DiskFull: the store has no space left; running workers were stopped.
         RunFailed: a worker ended before it could begin, as every other would.
     """
-    driver = _Driver(plan, store, executor, on_event, retry, budget or Budget(), lease_s)
+    driver = _Driver(plan, store, executor, on_event, retry, budget or Budget(), packing, lease_s)
     with _stop_on_signals(driver.stop):
         try:
             return driver.drive()
@@ -120,6 +147,7 @@ class _Driver:
         on_event: Callable[[Event], None],
         retry: Collection[str],
         budget: Budget,
+        packing: Packing,
         lease_s: float,
     ) -> None:
         self.stop = threading.Event()
@@ -129,6 +157,7 @@ class _Driver:
         self._on_event = on_event
         self._retry = retry
         self._budget = budget
+        self._packing = packing
         self._watch = Watch(lease_s)
         self._active: list[_Active] = []
         # (time to look at it, place in the plan, run): due runs come out in the plan's order.
@@ -192,7 +221,7 @@ class _Driver:
 
     def _fill_slots(self) -> None:
         """Start due runs while slots are free; look at those that another driver holds."""
-        while self._queue and len(self._active) < self._executor.slots:
+        while self._queue and self._busy_slots() < self._executor.slots:
             due, _, run = self._queue[0]
             if due > time.monotonic():
                 return
@@ -219,18 +248,64 @@ class _Driver:
             if self.stop.is_set():
                 return
 
+    def _busy_slots(self) -> int:
+        return len({id(active.handle) for active in self._active})
+
     def _start(self, run: PlannedRun, state: RunState) -> None:
+        """Start a worker on the run, and on those that go with it."""
+        pack = [(run, state), *self._company(run)]
         try:
-            handle = self._executor.submit(self._store.create(run.spec), state.attempt)
+            folders = [self._store.create(member.spec) for member, _ in pack]
+            others = [(member.run_id, found.attempt) for member, found in pack[1:]]
+            write_company(folders[0], others)
+            handle = _Together(self._executor.submit(folders[0], state.attempt))
         except OSError as error:
             trouble = store_trouble(self._store.root, error)
             if trouble is None:
                 raise
-            self._try_again(run, state, trouble.reason, trouble.exit_code)
+            for member, found in pack:
+                self._try_again(member, found, trouble.reason, trouble.exit_code)
             return
-        self._elsewhere.discard(run.run_id)
-        self._active.append(_Active(run=run, handle=handle, attempt=state.attempt + 1))
-        self._tell("started", run, attempt=state.attempt + 1)
+        for member, found in pack:
+            self._elsewhere.discard(member.run_id)
+            attempt = found.attempt + 1
+            active = _Active(run=member, handle=handle, attempt=attempt, is_packed=len(pack) > 1)
+            self._active.append(active)
+            self._tell("started", member, attempt=attempt)
+
+    def _company(self, run: PlannedRun) -> list[tuple[PlannedRun, RunState]]:
+        """The due runs that are trained together with ``run``, taken out of the queue.
+
+        A run that was in trouble goes alone: then one that can't go with others fails by itself.
+        """
+        key = self._packing.key(run.spec)
+        if key is None or run.run_id in self._retries:
+            return []
+        now = time.monotonic()
+        alike = [
+            entry
+            for entry in sorted(self._queue, key=lambda entry: entry[1])
+            if entry[0] <= now
+            and entry[2].run_id not in self._retries
+            and self._packing.key(entry[2].spec) == key
+        ]
+        free = self._executor.slots - self._busy_slots()
+        size = min(self._packing.size_for(run.spec), math.ceil((1 + len(alike)) / free))
+        company: list[tuple[PlannedRun, RunState]] = []
+        for entry in alike:
+            if len(company) + 1 >= size:
+                break
+            other = entry[2]
+            state = self._store.state(other.run_id, self._watch)
+            together = [run, *(member for member, _ in company)]
+            if state.status not in ("planned", "interrupted") or self._beyond_budget(
+                other, besides=together
+            ):
+                continue
+            self._queue.remove(entry)
+            company.append((other, state))
+        heapq.heapify(self._queue)
+        return company
 
     def _look_at(self, active: _Active) -> None:
         """Progress of a running worker; what became of one that ended."""
@@ -258,6 +333,8 @@ class _Driver:
             self._settle(run, state, elsewhere=exit_code == EXIT_HELD)
         elif state.status == "running":
             self._enqueue(run, PROGRESS_S)  # another driver was quicker
+        elif not has_claimed and active.is_packed:
+            self._try_again(run, state, "it was left out of its pack", exit_code)
         elif not has_claimed and exit_code == EXIT_FAILED:
             # It ended before it could claim the run: a broken installation, not a broken run.
             logs = [self._store.log_tail(r.run_id) for r in (run, *(a.run for a in self._active))]
@@ -358,11 +435,12 @@ class _Driver:
         is_over = self._store.state(trunk, self._watch).status in ("done", "diverged")
         return not (is_over or has_snapshots(self._store, run.spec))
 
-    def _beyond_budget(self, run: PlannedRun) -> str:
-        """Why the session's budget forbids this run; empty if it does not."""
+    def _beyond_budget(self, run: PlannedRun, besides: Sequence[PlannedRun] = ()) -> str:
+        """Why the session's budget forbids this run, with those about to start; empty if not."""
         flops, hours = self._budget.train_flops, self._budget.hours
         if flops is not None:
-            running = sum(active.run.cost.own_flops for active in self._active)
+            under_way = [*(active.run for active in self._active), *besides]
+            running = sum(other.cost.own_flops for other in under_way)
             if self._spent_flops + running + run.cost.own_flops > flops:
                 return f"the budget of {flops:.3g} training FLOPs is used up"
         if hours is not None:

@@ -20,12 +20,13 @@ from pathlib import Path
 
 from analysis.records import RunRecord
 from model.errors import ConfigError
-from model.typed import to_plain
-from sweeps.attempt import Attempt, ClaimLost, Heartbeat, Outcome, Progress, Status, newest_attempt
+from sweeps.attempt import Attempt, ClaimLost, Progress, newest_attempt
+from sweeps.ending import failed, interrupted, is_published, publish
 from sweeps.executors.forkserver import serve
-from sweeps.files import write_json
 from sweeps.liveness import BEAT_S, PARENT_VARIABLE, Watch
-from sweeps.measure import check_record, measure_run
+from sweeps.measure import measure_pack, measure_run
+from sweeps.pack_worker import MeasurePack, Part, claim_company, run_pack
+from sweeps.pulse import Pulse, Stopped, reporting
 from sweeps.spec import RunSpec, read_spec, run_id
 from sweeps.store import Store
 from sweeps.trouble import (
@@ -34,7 +35,6 @@ from sweeps.trouble import (
     EXIT_OVER,
     EXIT_STOPPED,
     EXIT_USAGE,
-    patiently,
     store_trouble,
 )
 
@@ -43,54 +43,16 @@ Measure = Callable[[RunSpec, Path, Report], RunRecord]
 """Trains ``spec`` in the attempt's folder, resuming from what lies there, and reports each step."""
 
 
-class Stopped(Exception):
-    """The worker was asked to stop."""
-
-
-class Pulse(threading.Thread):
-    """Beats for an attempt in the background, and notices when it was taken over or orphaned."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__(name="pulse", daemon=True)
-        self.phase = "starting"
-        self.progress: Progress | None = None
-        self.is_lost = False
-        self._attempt = attempt
-        self._over = threading.Event()
-        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
-
-    def run(self) -> None:
-        """Beat until told to end."""
-        beat = 0
-        while not self._over.is_set():
-            beat += 1
-            try:
-                self._attempt.beat(
-                    Heartbeat(beat=beat, time=time.time(), phase=self.phase, progress=self.progress)
-                )
-                self.is_lost = self._attempt.is_fenced()
-            except OSError:
-                # The store is away. A beat that is missed too long costs the claim, no more; the
-                # next write of the run itself tells a lasting trouble.
-                pass
-            if self._parent and os.getppid() != self._parent:
-                os._exit(EXIT_STOPPED)  # where the kernel did not end us with the driver
-            self._over.wait(BEAT_S)
-
-    def end(self) -> None:
-        """Stop beating."""
-        self._over.set()
-        self.join()
-
-
 def run_worker(
     run_dir: Path,
     *,
     after: int | None = None,
     measure: Measure = measure_run,
+    measure_pack: MeasurePack = measure_pack,
     stop: threading.Event | None = None,
 ) -> int:
-    """Claim and train the run in ``run_dir``; returns the exit code."""
+    """Claim and train the run in ``run_dir`` and those in its pack; returns the exit code."""
+    stop = stop or threading.Event()
     spec = read_spec(run_dir / "spec.json")
     if run_id(spec) != run_dir.name:
         raise ConfigError(
@@ -109,73 +71,34 @@ def run_worker(
     pulse = Pulse(attempt)
     pulse.start()
     try:
-        return _run_attempt(store, spec, attempt, pulse, measure, stop or threading.Event())
+        if is_published(store, attempt):
+            return EXIT_OVER
+        if company := claim_company(store, run_dir):
+            return run_pack([Part(spec, attempt, pulse), *company], measure_pack, stop)
+        return _run_attempt(spec, attempt, pulse, measure, stop)
     finally:
         pulse.end()
 
 
 def _run_attempt(
-    store: Store,
-    spec: RunSpec,
-    attempt: Attempt,
-    pulse: Pulse,
-    measure: Measure,
-    stop: threading.Event,
+    spec: RunSpec, attempt: Attempt, pulse: Pulse, measure: Measure, stop: threading.Event
 ) -> int:
-    def report(progress: Progress) -> None:
-        pulse.phase, pulse.progress = "training", progress
-        if pulse.is_lost:
-            raise ClaimLost(f"attempt {attempt.number} was taken over")
-        if stop.is_set():
-            raise Stopped
-
-    run_dir = attempt.run_dir
+    report = reporting(pulse, stop)
     try:
-        earlier = store.record(run_dir.name)
-        if earlier is not None and earlier.status == "done":
-            # Published by an attempt that was ended before it could say so.
-            attempt.end(Outcome(status="done", ended=time.time()))
-            return EXIT_OVER
         record = measure(spec, attempt.dir, report)
-        check_record(record, spec)
         pulse.phase = "publishing"
-        patiently(lambda: write_json(attempt.dir / "record.json", to_plain(record)))
-        patiently(attempt.publish)
-        outcome = Outcome(status=record.status, reason=record.reason, ended=time.time())
-        patiently(lambda: attempt.end(outcome))
+        publish(attempt, spec, record)
         return EXIT_OVER
     except ClaimLost as lost:
         print(lost)
         return EXIT_HELD
     except (Stopped, KeyboardInterrupt) as stopped:
-        attempt.end(Outcome(status="interrupted", reason="stopped on request", ended=time.time()))
+        interrupted(attempt, "stopped on request")
         if isinstance(stopped, KeyboardInterrupt):
             raise
         return EXIT_STOPPED
     except Exception as error:
-        return _failed(attempt, error)
-
-
-def _failed(attempt: Attempt, error: Exception) -> int:
-    """Say how the attempt failed, if the store still takes a word."""
-    trouble = store_trouble(attempt.dir, error)
-    if isinstance(error, ConfigError):
-        print(error, file=sys.stderr)
-    else:
-        traceback.print_exc()
-    sys.stderr.flush()
-    reason = trouble.reason if trouble else _one_line(error)
-    status: Status = "interrupted" if trouble else "failed"
-    try:
-        attempt.end(Outcome(status=status, reason=reason, ended=time.time()))
-    except OSError:
-        print(f"{reason}; the outcome could not be written", file=sys.stderr)
-    return trouble.exit_code if trouble else EXIT_FAILED
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+        return failed(attempt, error)
 
 
 def _wait_until_over(store: Store, run_dir: Path) -> int:
@@ -208,7 +131,12 @@ def die_with_driver() -> None:
         sys.exit(EXIT_STOPPED)
 
 
-def work(run_dir: Path, after: int | None, measure: Measure = measure_run) -> int:
+def work(
+    run_dir: Path,
+    after: int | None,
+    measure: Measure = measure_run,
+    measure_pack: MeasurePack = measure_pack,
+) -> int:
     """The whole life of a worker process; returns its exit code."""
     die_with_driver()
     stop = threading.Event()
@@ -216,7 +144,9 @@ def work(run_dir: Path, after: int | None, measure: Measure = measure_run) -> in
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *_: stop.set())
     try:
-        return run_worker(run_dir.resolve(), after=after, measure=measure, stop=stop)
+        return run_worker(
+            run_dir.resolve(), after=after, measure=measure, measure_pack=measure_pack, stop=stop
+        )
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
@@ -226,7 +156,11 @@ def work(run_dir: Path, after: int | None, measure: Measure = measure_run) -> in
         return trouble.exit_code if trouble else EXIT_FAILED
 
 
-def main(argv: Sequence[str] | None = None, measure: Measure = measure_run) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    measure: Measure = measure_run,
+    measure_pack: MeasurePack = measure_pack,
+) -> int:
     """The command line of a worker, and of the server that forks workers."""
     parser = argparse.ArgumentParser(prog="python -m sweeps.worker", description=__doc__)
     parser.add_argument("run_dir", type=Path, nargs="?", help="a folder with a spec.json")
@@ -237,16 +171,17 @@ def main(argv: Sequence[str] | None = None, measure: Measure = measure_run) -> i
         die_with_driver()
         if measure is measure_run:
             _import_trainer()
-        return serve(lambda run_dir, after: work(run_dir, after, measure))
+        return serve(lambda run_dir, after: work(run_dir, after, measure, measure_pack))
     if arguments.run_dir is None:
         parser.error("give it a run's folder")
-    return work(arguments.run_dir, arguments.after, measure)
+    return work(arguments.run_dir, arguments.after, measure, measure_pack)
 
 
 def _import_trainer() -> None:
     """What the forked workers are spared; importing computes nothing and starts no thread."""
     import torch._dynamo  # noqa: F401  (an optimizer's first step imports it, which takes seconds)
 
+    import model.training.packed
     import model.training.trainer  # noqa: F401
 
 

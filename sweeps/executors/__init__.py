@@ -9,6 +9,7 @@ from sweeps.executors.config import (
     SlurmConfig,
     expected_slots,
     make_executor,
+    packing_for,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "SlurmConfig",
     "expected_slots",
     "make_executor",
+    "packing_for",
 ]

@@ -14,6 +14,7 @@ from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor
 from sweeps.executors.ray import RayExecutor
 from sweeps.executors.slurm import SlurmExecutor
+from sweeps.packing import ALONE, Packing, device_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,14 @@ class LocalConfig:
     """GPUs shared out among the workers through CUDA_VISIBLE_DEVICES; 0 leaves it alone."""
     runs_per_gpu: int = 1
     """Small runs that share one GPU."""
+    pack: int | None = None
+    """Most runs of one shape (seeds, learning rates, balance rates) that a worker trains as one
+    stacked model; null: as many as were measured to pay on its kind of device, 1: never."""
 
     def __post_init__(self) -> None:
         require(self.gpus >= 0, f"gpus must be >= 0, got {self.gpus}")
         require_positive(runs_per_gpu=self.runs_per_gpu)
+        _require_pack(self.pack)
         if self.workers is not None:
             require_positive(workers=self.workers)
 
@@ -64,9 +69,12 @@ class SlurmConfig:
     """Shell lines before each job's worker, for example ``module load cuda``."""
     poll_s: float = 5.0
     """Seconds between looks at the queue."""
+    pack: int | None = None
+    """As for LocalConfig."""
 
     def __post_init__(self) -> None:
         require_positive(max_parallel=self.max_parallel, minutes=self.minutes, poll_s=self.poll_s)
+        _require_pack(self.pack)
         require(
             0 < self.stop_s < 60 * self.minutes,
             f"stop_s ({self.stop_s}) must be more than 0 and less than minutes ({self.minutes})",
@@ -86,11 +94,18 @@ class RayConfig:
     """Runs at a time; null: as many as the cluster's cores (or GPUs) serve."""
     gpus_per_run: float = 0.0
     """A fraction lets several small runs share one."""
+    pack: int | None = None
+    """As for LocalConfig."""
 
     def __post_init__(self) -> None:
         require(self.gpus_per_run >= 0, f"gpus_per_run must be >= 0, got {self.gpus_per_run}")
+        _require_pack(self.pack)
         if self.max_parallel is not None:
             require_positive(max_parallel=self.max_parallel)
+
+
+def _require_pack(pack: int | None) -> None:
+    require(pack is None or pack >= 1, f"pack must be at least 1, or null, got {pack}")
 
 
 ExecutorConfig = InlineConfig | LocalConfig | SlurmConfig | RayConfig
@@ -106,6 +121,20 @@ def make_executor(config: ExecutorConfig, runtime: RuntimeConfig, root: Path) ->
         return RayExecutor(config, threads=runtime.threads)
     slots = expected_slots(config, runtime)
     return LocalExecutor(slots=slots, threads=runtime.threads, gpus=_gpu_names(config.gpus))
+
+
+def packing_for(config: ExecutorConfig, runtime: RuntimeConfig) -> Packing:
+    """Which runs the executor's workers train together."""
+    match config:
+        case InlineConfig():
+            return ALONE
+        case LocalConfig():
+            has_gpus = config.gpus > 0
+        case SlurmConfig():
+            has_gpus = "gpu" in (config.gres or "")
+        case RayConfig():
+            has_gpus = config.gpus_per_run > 0
+    return Packing(most=config.pack, device=device_of(runtime.device, has_gpus=has_gpus))
 
 
 def _gpu_names(count: int) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ def test_chaos_changes_nothing_that_was_measured(wide_plan, tmp_path):
     calm.run(num_kills=0, pause_s=0.2, timeout_s=120)
     stormy = toy_chaos.Session(
         plan=wide_plan,
+        pack=2,
         store=toy_chaos.prepare(tmp_path / "stormy", step_s=0.2),
         rng=random.Random(1),
     )

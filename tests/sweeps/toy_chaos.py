@@ -34,6 +34,8 @@ class Session:
     rng: random.Random
     num_drivers: int = 2
     slots: int = 2
+    pack: int = 1
+    """Runs that a worker is given at a time."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     blows: Counter[str] = field(default_factory=Counter)
 
@@ -93,7 +95,7 @@ class Session:
         return (self.store.root / "drivers.txt").read_text()
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
-        arguments = [str(self.store.root), self.plan.name, str(self.slots)]
+        arguments = [str(self.store.root), self.plan.name, str(self.slots), str(self.pack)]
         with open(self.store.root / "drivers.txt", "ab") as log:
             return subprocess.Popen(
                 [sys.executable, str(DRIVER), *arguments],

@@ -1,17 +1,18 @@
-"""A driver to be killed: ``toy_driver.py ROOT SWEEP SLOTS`` runs a plan with toy workers."""
+"""A driver to be killed: ``toy_driver.py ROOT SWEEP SLOTS PACK`` runs a plan with toy workers."""
 
 import sys
 from pathlib import Path
 
 from sweeps import run
 from sweeps.executors.local import LocalExecutor
+from sweeps.packing import Packing
 from sweeps.plan import read_plan
 from sweeps.store import Store
 
 run.BACKOFF_S = (0.05,) * 1000
 run.PROGRESS_S = 0.1
 
-root, sweep, slots = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+root, sweep, slots, pack = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 store = Store(root)
 toy_worker = Path(__file__).parent / "toy_worker.py"
 result = run.run_sweep(
@@ -19,6 +20,7 @@ result = run.run_sweep(
     store,
     LocalExecutor(slots=slots, command=(sys.executable, str(toy_worker))),
     lambda event: print(event.kind, event.run.run_id, event.attempt, event.reason, flush=True),
+    packing=Packing(most=pack),
     lease_s=1.0,
 )
 print(result, flush=True)

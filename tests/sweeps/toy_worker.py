@@ -13,11 +13,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.records import DomainLoss, RunRecord
 from model.accounting import CONVENTION, count_params, flops_per_token
-from sweeps import worker
+from sweeps import pulse
 from sweeps.attempt import Progress
 from sweeps.files import write_json
 from sweeps.protocol import fingerprint, protocol_of
@@ -25,7 +26,7 @@ from sweeps.spec import RunSpec, run_id
 from sweeps.worker import Report, main
 
 CHECKPOINT_STEPS = 5
-worker.BEAT_S = 0.1
+pulse.BEAT_S = 0.1
 
 
 def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:
@@ -54,6 +55,17 @@ def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:
             report(Progress(step=step, num_steps=num_steps, tokens_per_s=1e3, loss=2.0))
     loss = 1 + int(chain[:8], 16) / 2**32
     return toy_record(spec, loss, diverged=spec.train.seed in settings.get("diverge", []))
+
+
+def measure_pack(
+    specs: Sequence[RunSpec],
+    attempt_dirs: Sequence[Path],
+    reports: Sequence[Report],
+    on_record: Callable[[int, RunRecord], None],
+) -> None:
+    """One after the other, as far as each is: what is shared besides the process is no concern."""
+    for index, (spec, folder, report) in enumerate(zip(specs, attempt_dirs, reports, strict=True)):
+        on_record(index, measure(spec, folder, report))
 
 
 def _misbehave(seed: int, settings: dict) -> None:
@@ -111,4 +123,4 @@ def toy_record(spec: RunSpec, loss: float, *, diverged: bool = False) -> RunReco
 
 
 if __name__ == "__main__":
-    sys.exit(main(measure=measure))
+    sys.exit(main(measure=measure, measure_pack=measure_pack))

@@ -39,7 +39,7 @@ from model.training.config import (
 from model.training.data import PreparedCorpus
 from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
 from sweeps.events import SweepResult
-from sweeps.executors import ExecutorConfig, expected_slots, make_executor
+from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
 from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, write_plan
@@ -129,7 +129,13 @@ def run(config: Config, console: Console) -> int:
     began = time.monotonic()
     with SweepProgress(console, plan, store, expected_s=expected_s) as progress:
         result = run_sweep(
-            plan, store, executor, progress.show, retry=retried, budget=config.budget
+            plan,
+            store,
+            executor,
+            progress.show,
+            retry=retried,
+            budget=config.budget,
+            packing=packing_for(config.executor, sweep.runtime),
         )
     return _conclude(plan, result, store, console, time.monotonic() - began)
 
@@ -139,6 +145,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
     given = config.budget.train_flops
     left, made = given or plan.train_flops, 0
     executor = make_executor(config.executor, sweep_config(config).runtime, store.root)
+    packing = packing_for(config.executor, sweep_config(config).runtime)
     session = replace(config.budget, train_flops=None)
     while True:
         batch = next_batch(plan, store, config.next, left) if left > 0 else None
@@ -155,7 +162,9 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
         part = replace(plan, runs=batch.runs)
         expected_s = part.wall_s(expected_slots(config.executor, sweep_config(config).runtime))
         with SweepProgress(console, part, store, expected_s=expected_s) as progress:
-            result = run_sweep(part, store, executor, progress.show, budget=session)
+            result = run_sweep(
+                part, store, executor, progress.show, budget=session, packing=packing
+            )
         made += len(result.finished)
         left -= part.train_flops
         if result.stopped or result.unfinished:

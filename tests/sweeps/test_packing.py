@@ -1,0 +1,215 @@
+"""Runs that one worker trains together: which, by whom, and that nothing else changes."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import toy_plans
+
+from model.training.config import RuntimeConfig
+from sweeps.attempt import attempt_dir, read_claim, read_outcome
+from sweeps.executors import InlineConfig, LocalConfig, RayConfig, SlurmConfig, packing_for
+from sweeps.executors.inline import InlineExecutor
+from sweeps.grid import replaced
+from sweeps.packing import ALONE, Packing, measured_to_pay, read_company, write_company
+from sweeps.plan import make_plan
+from sweeps.run import Budget, run_sweep
+from sweeps.store import Store
+
+PACKED_TOLERANCE_NATS = 1e-4
+"""Most by which the loss of a packed run may differ from that of the run by itself; on a CPU it has
+been the same to the bit."""
+
+
+def plan_of(corpus_dir, corpus, axes):
+    """One cell in every variant of ``axes``."""
+    changes = {"ladder.sizes": 1, "ladder.budgets": 1, "ladder.noise_seeds": []}
+    return make_plan(replaced(toy_plans.small_sweep(corpus_dir), {**changes, "axes": axes}), corpus)
+
+
+@pytest.fixture(scope="module")
+def seeds_and_rates(corpus_dir, corpus):
+    axes = {"ladder.seed": [0, 1], "recipe.training.peak_lr_factor": [0.5, 0.25]}
+    return plan_of(corpus_dir, corpus, axes)
+
+
+def owners(store, plan):
+    """The process that finished each run."""
+    found = []
+    for run in plan.runs:
+        folder = attempt_dir(store.run_dir(run.run_id), store.state(run.run_id).attempt)
+        found.append(read_claim(folder).owner.pid)
+    return found
+
+
+def test_what_differs_in_numbers_alone_goes_together(corpus_dir, corpus):
+    packing = Packing(most=8)
+
+    def keys(axes):
+        plan = plan_of(corpus_dir, corpus, axes)
+        return [packing.key(run.spec) for run in plan.runs]
+
+    together = {
+        "ladder.seed": [0, 1],
+        "recipe.training.peak_lr_factor": [0.5, 0.25],
+        "balance.update_rate": [1e-3, 1e-2],
+        "recipe.training.clip_norm": [1.0, 0.5],
+    }
+    assert len(keys(together)) == 16
+    assert len(set(keys(together))) == 1
+    for path, values in {
+        "ladder.smallest_tokens": [1024, 2048],
+        "recipe.shape.num_experts": [8, 16],
+        "balance.rule": ["sign", "none"],
+        "evaluation.heldout_tokens": [512, 256],
+    }.items():
+        assert len(set(keys({path: values}))) == 2, path
+    assert keys({"balance.aux_loss_weight": [0.1]}) == [None]
+    assert keys({"schedule.trunk": [True]}) == [None]
+    assert ALONE.key(plan_of(corpus_dir, corpus, {}).runs[0].spec) is None
+
+
+def test_how_many_follows_the_device_unless_told(plan):
+    small = plan.runs[0].spec
+    assert measured_to_pay(small, "cpu") > 1
+    wide = replace(small, model=replace(small.model, hidden_size=512))
+    assert measured_to_pay(wide, "cpu") == 1
+    assert Packing(most=None).key(wide) is None
+    assert Packing(most=3).size_for(wide) == 3
+    cpu = RuntimeConfig(device="cpu")
+    assert packing_for(InlineConfig(), cpu) == ALONE
+    assert packing_for(LocalConfig(), cpu) == Packing(most=None, device="cpu")
+    gpu = Packing(most=4, device="cuda")
+    assert packing_for(LocalConfig(gpus=1, pack=4), RuntimeConfig()) == gpu
+    assert packing_for(SlurmConfig(gres="gpu:1", pack=4), RuntimeConfig()) == gpu
+    assert packing_for(RayConfig(gpus_per_run=0.5, pack=4), RuntimeConfig()) == gpu
+
+
+@pytest.mark.slow
+def test_a_pack_measures_what_its_runs_measure_alone(seeds_and_rates, tmp_path):
+    alone, packed = Store(tmp_path / "alone"), Store(tmp_path / "packed")
+    assert run_sweep(seeds_and_rates, alone, InlineExecutor()).is_complete
+    submitted = []
+
+    class Counting(InlineExecutor):
+        def submit(self, run_dir, after):
+            submitted.append(run_dir.name)
+            return super().submit(run_dir, after)
+
+    result = run_sweep(seeds_and_rates, packed, Counting(), packing=Packing(most=3))
+    assert result.is_complete
+    assert len(submitted) == 2  # three, and the fourth alone
+    sizes = []
+    for run in seeds_and_rates.runs:
+        found, wanted = packed.record(run.run_id), alone.record(run.run_id)
+        assert found.loss_nats == pytest.approx(wanted.loss_nats, abs=PACKED_TOLERANCE_NATS)
+        assert (found.seed, found.peak_lr) == (wanted.seed, wanted.peak_lr)
+        assert found.protocol_fingerprint == wanted.protocol_fingerprint
+        assert len(found.provenance["attempts"]) == 1
+        sizes.append(found.provenance["numerics"].get("packed", 1))
+    assert sorted(sizes) == [1, 3, 3, 3]
+    assert not run_sweep(seeds_and_rates, packed, Counting(), packing=Packing(most=3)).finished
+
+
+@pytest.mark.slow
+def test_one_that_diverges_leaves_the_others_alone(corpus_dir, corpus, tmp_path):
+    plan = plan_of(corpus_dir, corpus, {"recipe.training.peak_lr_factor": [0.5, 1e7, 0.25]})
+    wild = next(run for run in plan.runs if run.spec.train.optimizer.peak_lr > 1e3)
+    store = Store(tmp_path)
+    result = run_sweep(plan, store, InlineExecutor(), packing=Packing(most=3))
+    assert list(result.diverged) == [wild.run_id]
+    assert len(result.finished) == 2
+    record = store.record(wild.run_id)
+    assert record.status == "diverged"
+    assert record.reason == result.diverged[wild.run_id]
+
+
+def test_a_killed_pack_goes_on_one_by_one(wide_plan, toy, monkeypatch):
+    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.05,) * 9)
+    toy.set(steps=20, step_s=0.01)
+    killed = []
+
+    def kill_once(event):
+        if event.kind == "progress" and not killed:
+            folder = attempt_dir(toy.store.run_dir(event.run.run_id), event.attempt)
+            killed.append(read_claim(folder).owner.pid)
+            os.kill(killed[0], 9)
+
+    result = run_sweep(wide_plan, toy.store, toy.executor(), kill_once, packing=Packing(most=4))
+    assert result.is_complete
+    pids = owners(toy.store, wide_plan)
+    assert killed[0] not in pids
+    again = [run for run in wide_plan.runs if toy.store.state(run.run_id).attempt > 1]
+    assert 1 <= len(again) <= 3  # those of its pack that were not over
+    for run in again:
+        assert not read_company(toy.store.run_dir(run.run_id)).runs
+
+
+def test_packs_are_shared_out_among_the_slots(wide_plan, toy):
+    """Twenty-four runs of four shapes on two slots: no slot waits while another has a pile."""
+    toy.set(steps=3)
+    started = []
+
+    def note(event):
+        if event.kind == "started":
+            started.append(event.run)
+
+    six = replace(wide_plan, runs=tuple(r for r in wide_plan.runs if r.spec.rung == "r0")[:6])
+    shape = six.runs[0].spec.train.tokens
+    six = replace(six, runs=tuple(r for r in wide_plan.runs if r.spec.train.tokens == shape)[:6])
+    result = run_sweep(six, toy.store, toy.executor(slots=2), note, packing=Packing(most=8))
+    assert result.is_complete
+    sizes = {}
+    for pid in owners(toy.store, six):
+        sizes[pid] = sizes.get(pid, 0) + 1
+    assert sorted(sizes.values()) == [3, 3]
+
+
+def test_who_is_held_done_or_damaged_stays_out_and_fails_by_itself(seeds_and_rates, toy):
+    first, second, third, fourth = seeds_and_rates.runs
+    toy.set(steps=2)
+    held = replace(seeds_and_rates, runs=(second,))
+    assert run_sweep(held, toy.store, toy.executor()).is_complete
+    damaged = toy.store.create(third.spec) / "spec.json"
+    damaged.write_text(json.dumps({**json.loads(damaged.read_text()), "rung": 7}))
+    result = run_sweep(seeds_and_rates, toy.store, toy.executor(slots=1), packing=Packing(most=4))
+    assert set(result.finished) == {first.run_id, fourth.run_id}
+    assert result.skipped == (second.run_id,)
+    assert list(result.failed) == [third.run_id]
+    assert "rung" in result.failed[third.run_id]
+
+
+def test_the_budget_counts_a_whole_pack(seeds_and_rates, toy):
+    toy.set(steps=2)
+    one = seeds_and_rates.runs[0].cost.own_flops
+    result = run_sweep(
+        seeds_and_rates,
+        toy.store,
+        toy.executor(slots=1),
+        packing=Packing(most=4),
+        budget=Budget(train_flops=2.5 * one),
+    )
+    assert len(result.finished) == 2
+    assert "budget" in result.stopped
+
+
+def test_a_damaged_list_is_no_company(tmp_path):
+    write_company(tmp_path, [("other", 3)])
+    assert read_company(tmp_path).runs == {"other": 3}
+    (tmp_path / "pack.json").write_text("{")
+    assert read_company(tmp_path).runs == {}
+    write_company(tmp_path, [])
+    assert not (tmp_path / "pack.json").exists()
+
+
+def test_an_error_in_a_pack_blames_nobody(seeds_and_rates, toy, monkeypatch):
+    """The one whose fault it is fails when it is tried alone; the others finish."""
+    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.05,) * 3)
+    toy.set(steps=4, fail=[1])
+    result = run_sweep(seeds_and_rates, toy.store, toy.executor(slots=1), packing=Packing(most=4))
+    bad = {run.run_id for run in seeds_and_rates.runs if run.spec.train.seed == 1}
+    assert set(result.failed) == bad
+    assert len(result.finished) == 2
+    first = attempt_dir(toy.store.run_dir(next(iter(bad))), 1)
+    assert "while trained with" in read_outcome(first).reason
