@@ -57,23 +57,31 @@ CHECKED_FLOPS = 2 * 10**12
 """Above this the comparison with float64 is left out, for its memory."""
 
 
-def milliseconds(work: Callable[[], object]) -> float:
+SAMPLE_MS = 20.0
+"""A sample is as many steps one behind the other as take this long, as in a training run: a
+single one would begin with an idle device that waits for the host."""
+
+
+def milliseconds(work: Callable[[], object], calls: int = 1) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    work()
+    for _ in range(calls):
+        work()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    return begin.elapsed_time(end) / calls
 
 
 def median_ms(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Quartiles of each in turn: low, median, high."""
     times: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(rounds + 2):
+    calls = {}
+    for name, once in work.items():
+        milliseconds(once)
+        calls[name] = max(1, int(SAMPLE_MS / milliseconds(once)))
+    for _ in range(rounds):
         for name, once in work.items():
-            elapsed = milliseconds(once)
-            if turn >= 2:
-                times[name].append(elapsed)
+            times[name].append(milliseconds(once, calls[name]))
     return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
 
 

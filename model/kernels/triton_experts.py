@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from model.kernels import triton_products as products
+from model.kernels.triton_launch import launch
 from model.kernels.triton_sort import Visits, sort_visits
 
 # Shapes: T tokens, D model width, E experts, K experts per token, W expert width, P = T·K visits.
@@ -31,25 +32,26 @@ class Tiling(NamedTuple):
     depth: int
     warps: int
     stages: int
+    programs: int = 4
+    """Programs a multiprocessor that share the tiles; no more than there can be tiles."""
+    ahead: bool = False
+    """Whether a program loads for its next tile while it stores a result."""
 
-
-PROGRAMS_A_MULTIPROCESSOR = 4
-"""Programs that share out the tiles; not all of them fit at once."""
 
 TILINGS = {
     ("gate_up", 128): Tiling(128, 256, 64, 8, 4),
-    ("gate_up", 64): Tiling(64, 256, 64, 4, 3),
+    ("gate_up", 64): Tiling(64, 256, 64, 8, 4),
     ("gate_up", 32): Tiling(32, 256, 64, 4, 3),
     ("gate_up", 16): Tiling(16, 256, 64, 4, 3),
     ("project", 128): Tiling(128, 256, 64, 8, 4),
-    ("project", 64): Tiling(64, 256, 64, 4, 3),
+    ("project", 64): Tiling(64, 256, 64, 4, 2),
     ("project", 32): Tiling(32, 128, 64, 4, 3),
     ("project", 16): Tiling(16, 128, 64, 4, 3),
-    ("down_grad", 128): Tiling(128, 128, 64, 8, 4),
+    ("down_grad", 128): Tiling(128, 256, 64, 8, 4),
     ("down_grad", 64): Tiling(64, 128, 64, 4, 4),
     ("down_grad", 32): Tiling(32, 128, 64, 4, 3),
     ("down_grad", 16): Tiling(16, 128, 64, 4, 3),
-    ("weight_grad", 128): Tiling(128, 256, 64, 8, 5),
+    ("weight_grad", 128): Tiling(128, 128, 64, 4, 3),
     ("weight_grad", 64): Tiling(64, 128, 64, 4, 5),
     ("weight_grad", 32): Tiling(32, 128, 64, 4, 5),
     ("weight_grad", 16): Tiling(16, 128, 64, 4, 5),
@@ -92,15 +94,15 @@ class _RoutedExperts(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and not recompute
         h_P2W, a_PW = _gate_up(visits, x_TD, w_gate_up, keep=keep)
         y_TD = _combine(visits, _project(visits, a_PW, w_down), gate_TK)
-        ctx.save_for_backward(x_TD, gate_TK, w_gate_up, w_down, h_P2W, *visits[:-1])
-        ctx.tile_rows = tile_rows
+        ctx.save_for_backward(x_TD, gate_TK, w_gate_up, w_down, h_P2W, visits.workspace)
+        ctx.cut = expert_TK.shape, len(w_down), tile_rows
         return y_TD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, gate_TK, w_gate_up, w_down, h_P2W, *tables = ctx.saved_tensors
-        visits = Visits._make([*tables, ctx.tile_rows])
+        x_TD, gate_TK, w_gate_up, w_down, h_P2W, workspace = ctx.saved_tensors
+        visits = Visits.of(workspace, *ctx.cut)
         if h_P2W is None:
             h_P2W, _ = _gate_up(visits, x_TD, w_gate_up, keep=True)
         dy_TD = grads[0].contiguous()
@@ -125,14 +127,16 @@ def _gate_up(
     cols = cut.cols // 2
     a_PW = x_TD.new_empty(num_visits, expert_width)
     h_P2W = x_TD.new_empty(num_visits, twice_width) if keep else None
-    products.gate_up[_programs(visits, expert_width, cols, x_TD.device)](
+    launch(
+        products.gate_up,
+        _programs(visits, expert_width, cols, cut, x_TD.device),
         x_TD,
         w_gate_up,
-        h_P2W if keep else a_PW,
+        a_PW if h_P2W is None else h_P2W,
         a_PW,
         visits.slot_P,
         *visits.tables,
-        visits.row_TK.shape[1],
+        visits.top_k,
         D=width,
         W=expert_width,
         ROWS=cut.rows,
@@ -140,8 +144,9 @@ def _gate_up(
         DEPTH=cut.depth,
         KEEP=keep,
         PRECISION=_precision(x_TD),
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+        AHEAD=cut.ahead,
+        warps=cut.warps,
+        stages=cut.stages,
     )
     return h_P2W, a_PW
 
@@ -150,7 +155,9 @@ def _project(visits: Visits, left_PM: Tensor, w_EMN: Tensor) -> Tensor:
     _, depth, width = w_EMN.shape
     cut = tiling("project", visits.tile_rows, width, depth, left_PM.dtype)
     out_PN = left_PM.new_empty(left_PM.shape[0], width)
-    products.project[_programs(visits, width, cut.cols, left_PM.device)](
+    launch(
+        products.project,
+        _programs(visits, width, cut.cols, cut, left_PM.device),
         left_PM,
         w_EMN,
         out_PN,
@@ -161,8 +168,9 @@ def _project(visits: Visits, left_PM: Tensor, w_EMN: Tensor) -> Tensor:
         COLS=cut.cols,
         DEPTH=cut.depth,
         PRECISION=_precision(left_PM),
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+        AHEAD=cut.ahead,
+        warps=cut.warps,
+        stages=cut.stages,
     )
     return out_PN
 
@@ -177,7 +185,9 @@ def _down_grad(
     dh_P2W = torch.empty_like(h_P2W)
     weighted_PW = dy_TD.new_empty(h_P2W.shape[0], expert_width)
     dgate_TKS = gate_TK.new_empty(*gate_TK.shape, strips, dtype=torch.float32)
-    products.down_grad[_programs(visits, expert_width, cut.cols, dy_TD.device)](
+    launch(
+        products.down_grad,
+        _programs(visits, expert_width, cut.cols, cut, dy_TD.device),
         dy_TD,
         w_down,
         h_P2W,
@@ -194,8 +204,9 @@ def _down_grad(
         COLS=cut.cols,
         DEPTH=cut.depth,
         PRECISION=_precision(dy_TD),
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+        AHEAD=cut.ahead,
+        warps=cut.warps,
+        stages=cut.stages,
     )
     dgate_TK = dgate_TKS.view_as(gate_TK) if strips == 1 else dgate_TKS.sum(-1)
     return dh_P2W, weighted_PW, dgate_TK.to(gate_TK.dtype)
@@ -209,32 +220,36 @@ def _weight_grad(visits: Visits, left_PM: Tensor, right_TN: Tensor) -> Tensor:
     cut = tiling("weight_grad", rows, width, visits_per_expert, left_PM.dtype)
     out_EMN = left_PM.new_empty(num_experts, depth, width)
     tiles = triton.cdiv(depth, cut.rows) * triton.cdiv(width, cut.cols)
-    products.weight_grad[(num_experts * tiles,)](
+    launch(
+        products.weight_grad,
+        (num_experts * tiles,),
         left_PM,
         right_TN,
         out_EMN,
         visits.slot_P,
         visits.start_E,
-        visits.row_TK.shape[1],
+        visits.top_k,
         M=depth,
         N=width,
         ROWS=cut.rows,
         COLS=cut.cols,
         DEPTH=cut.depth,
         PRECISION=_precision(left_PM),
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+        warps=cut.warps,
+        stages=cut.stages,
     )
     return out_EMN
 
 
 def _combine(visits: Visits, answer_PD: Tensor, gate_TK: Tensor | None = None) -> Tensor:
-    tokens, top_k = visits.row_TK.shape
+    tokens, top_k = visits.row_TK.numel() // visits.top_k, visits.top_k
     width = answer_PD.shape[1]
     cols = min(_power_of_2(width), 1024)
     tokens_at_once = 1024 // cols
     out_TD = answer_PD.new_empty(tokens, width)
-    products.combine[(triton.cdiv(tokens, tokens_at_once), triton.cdiv(width, cols))](
+    launch(
+        products.combine,
+        (triton.cdiv(tokens, tokens_at_once), triton.cdiv(width, cols)),
         answer_PD,
         answer_PD if gate_TK is None else gate_TK,
         visits.row_TK,
@@ -254,13 +269,14 @@ def tiling(product: str, rows: int, columns: int, depth: int, dtype: torch.dtype
 
     Float32 takes half as many columns and half the depth, which is as much memory.
     """
-    _, cols, step, warps, stages = TILINGS[product, min(rows, 128)]
+    best = TILINGS[product, min(rows, 128)]
+    cols, step, warps = best.cols, best.depth, best.warps
     if dtype.itemsize > 2:
         cols, step = cols // 2, step // 2
     cols, step = min(cols, _power_of_2(columns)), min(step, _power_of_2(depth))
     while warps > (4 if rows >= 64 else 1) and rows * cols < 2048 * warps:
         warps //= 2
-    return Tiling(rows, cols, step, warps, stages)
+    return best._replace(rows=rows, cols=cols, depth=step, warps=warps)
 
 
 def _power_of_2(value: int) -> int:
@@ -268,10 +284,11 @@ def _power_of_2(value: int) -> int:
     return max(16, triton.next_power_of_2(value))
 
 
-def _programs(visits: Visits, columns: int, cols: int, device: torch.device) -> tuple[int]:
-    """Programs that share the tiles out: a few a multiprocessor, no more than tiles."""
+def _programs(
+    visits: Visits, columns: int, cols: int, cut: Tiling, device: torch.device
+) -> tuple[int]:
     tiles = visits.most_tiles * triton.cdiv(columns, cols)
-    return (min(tiles, PROGRAMS_A_MULTIPROCESSOR * _multiprocessors(device)),)
+    return (min(tiles, cut.programs * _multiprocessors(device)),)
 
 
 @cache

@@ -7,7 +7,8 @@
 
 Factors are as the caller has them (bfloat16, float16 or float32), sums are float32. A tile's
 expert and first visit come from tables on the device (``triton_sort``): a fixed number of programs
-takes one tile after the other until the tables end, so no launch depends on the loads. Each number
+takes one tile after the other until the tables end, so no launch depends on the loads. With AHEAD
+a program loads for its next tile while it stores the last one's results. Each number
 is summed by one program in one order, hence the same bits on every repeat.
 """
 
@@ -47,10 +48,12 @@ def gate_up(
     DEPTH: tl.constexpr,
     KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Both projections of a tile's tokens and their SwiGLU; with KEEP also what went into it."""
     strips: tl.constexpr = (W + COLS - 1) // COLS
-    for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
+    tiles = tl.load(num_tiles) * strips
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=AHEAD):
         expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
         token = tl.load(slot_P + visit, mask=own, other=0) // K
         col = (number % strips) * COLS + tl.arange(0, COLS)
@@ -98,10 +101,12 @@ def project(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """out = left . w of the visit's expert."""
     strips: tl.constexpr = (N + COLS - 1) // COLS
-    for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
+    tiles = tl.load(num_tiles) * strips
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=AHEAD):
         expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
         col = (number % strips) * COLS + tl.arange(0, COLS)
         depth = tl.arange(0, DEPTH)
@@ -146,6 +151,7 @@ def down_grad(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Back through the down projection and SwiGLU.
 
@@ -154,7 +160,8 @@ def down_grad(
     dW_down; ``dgate`` has one number for each strip of columns, to be summed.
     """
     strips: tl.constexpr = (W + COLS - 1) // COLS
-    for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
+    tiles = tl.load(num_tiles) * strips
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=AHEAD):
         expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
         slot = tl.load(slot_P + visit, mask=own, other=0)
         col = (number % strips) * COLS + tl.arange(0, COLS)
@@ -174,15 +181,33 @@ def down_grad(
             dy += DEPTH
             w += DEPTH
         share = tl.load(gate_TK + slot, mask=own, other=0.0).to(tl.float32)
-        # In two halves: all at once would not fit into the registers.
-        half: tl.constexpr = COLS // 2
-        left_da, right_da = tl.split(da.reshape(ROWS, 2, half).permute(0, 2, 1))
-        first_col = (number % strips) * COLS + tl.arange(0, half)
-        dgate = _swiglu_grad(left_da, h_P2W, dh_P2W, weighted_PW, share, visit, own, first_col, W)
-        dgate += _swiglu_grad(
-            right_da, h_P2W, dh_P2W, weighted_PW, share, visit, own, first_col + half, W
-        )
+        # In parts: all columns at once would not fit into the registers.
+        part: tl.constexpr = COLS // 4 if COLS > 128 else COLS // 2
+        col = (number % strips) * COLS + tl.arange(0, part)
+        left, right = _halves(da)
+        if COLS > 128:
+            first, second = _halves(left)
+            third, fourth = _halves(right)
+            dgate = _swiglu_grad(first, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W)
+            col += part
+            dgate += _swiglu_grad(second, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W)
+            col += part
+            dgate += _swiglu_grad(third, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W)
+            col += part
+            dgate += _swiglu_grad(fourth, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W)
+        else:
+            dgate = _swiglu_grad(left, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W)
+            col += part
+            dgate += _swiglu_grad(right, h_P2W, dh_P2W, weighted_PW, share, visit, own, col, W)
         tl.store(dgate_PS + slot * strips + number % strips, dgate, mask=own)
+
+
+@triton.jit
+def _halves(tile):
+    """The left and the right half of its columns."""
+    rows: tl.constexpr = tile.shape[0]
+    half: tl.constexpr = tile.shape[1] // 2
+    return tl.split(tile.reshape(rows, 2, half).permute(0, 2, 1))
 
 
 @triton.jit

@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.triton_launch import launch
+
 # Shapes: T tokens, E experts, K experts per token, P = T·K visits, sorted by expert.
 
 CHUNK = 512
 """Visits whose places one program finds, in steps of ``STEP``."""
 STEP = 32
-CHUNKS_AT_ONCE = 16
 
 
 class Visits(NamedTuple):
@@ -27,7 +28,7 @@ class Visits(NamedTuple):
     slot_P: Tensor
     """int32: the visit's place in [T, K]; within an expert in the order of the tokens."""
     row_TK: Tensor
-    """int32: the inverse, where in the sorted order a token's K visits lie."""
+    """int32 [P]: the inverse, where in the sorted order a token's K visits lie."""
     start_E: Tensor
     """int32 [E + 1]: an expert's first visit, and P."""
     tile_expert: Tensor
@@ -36,8 +37,19 @@ class Visits(NamedTuple):
     """int32: a tile's first visit."""
     num_tiles: Tensor
     """int32 [1]: tiles in use; the tables say nothing beyond."""
+    workspace: Tensor
+    """All of these."""
+    top_k: int
     tile_rows: int
     """Most visits of a tile."""
+
+    @classmethod
+    def of(
+        cls, workspace: Tensor, shape_TK: tuple[int, ...], num_experts: int, tile_rows: int
+    ) -> Visits:
+        """The tables that lie in ``workspace``, as :func:`sort_visits` makes it."""
+        tables = workspace.split(_sizes(shape_TK, num_experts, tile_rows))
+        return cls(*tables[:6], workspace, shape_TK[1], tile_rows)  # type: ignore[call-arg]
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
@@ -52,46 +64,27 @@ class Visits(NamedTuple):
 
 def sort_visits(expert_TK: Tensor, num_experts: int, tile_rows: int) -> Visits:
     """Sort and tile the visits of ``expert_TK`` (int64, a token's K distinct, each below E)."""
-    device, visits = expert_TK.device, expert_TK.numel()
-    chunks = triton.cdiv(visits, CHUNK)
-    lanes = triton.next_power_of_2(num_experts)
+    shape_TK, visits = expert_TK.shape, expert_TK.numel()
+    chunks, lanes = triton.cdiv(visits, CHUNK), triton.next_power_of_2(num_experts)
+    sizes = _sizes(shape_TK, num_experts, tile_rows)
+    workspace = torch.empty(sum(sizes), dtype=torch.int32, device=expert_TK.device)
+    found = Visits.of(workspace, shape_TK, num_experts, tile_rows)
+    before_CE = torch.empty(chunks * lanes, dtype=torch.int32, device=expert_TK.device)
+    steps = {"LANES": lanes, "CHUNK": CHUNK, "STEP": STEP}
+    launch(_count, (chunks,), expert_TK, before_CE, visits, **steps)
+    numbers = (chunks, num_experts, tile_rows)
+    launch(_cut, (1,), before_CE, *found.tables, *numbers, LANES=lanes, ROWS=16, warps=8)
+    found_at = (found.start_E, found.slot_P, found.row_TK, visits, num_experts)
+    launch(_place, (chunks,), expert_TK, before_CE, *found_at, **steps)
+    return found
+
+
+def _sizes(shape_TK: tuple[int, ...], num_experts: int, tile_rows: int) -> list[int]:
+    """Numbers of each table, as many as keep the next one's beginning aligned."""
+    visits = shape_TK[0] * shape_TK[1]
     # An expert's last tile may hold a single visit; no routing needs more tiles than these.
-    most_tiles = min(visits, visits // tile_rows + num_experts)
-
-    def integers(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=device)
-
-    before_CE = integers(chunks, lanes)
-    slot_P, row_TK = integers(visits), integers(*expert_TK.shape)
-    start_E, num_tiles = integers(num_experts + 1), integers(1)
-    tile_expert, tile_row = integers(most_tiles), integers(most_tiles)
-    _count[(chunks,)](expert_TK, before_CE, visits, LANES=lanes, CHUNK=CHUNK, STEP=STEP)
-    _cut[(1,)](
-        before_CE,
-        start_E,
-        tile_expert,
-        tile_row,
-        num_tiles,
-        chunks,
-        num_experts,
-        tile_rows,
-        LANES=lanes,
-        ROWS=CHUNKS_AT_ONCE,
-        num_warps=8,
-    )
-    _place[(chunks,)](
-        expert_TK,
-        before_CE,
-        start_E,
-        slot_P,
-        row_TK,
-        visits,
-        num_experts,
-        LANES=lanes,
-        CHUNK=CHUNK,
-        STEP=STEP,
-    )
-    return Visits(slot_P, row_TK, start_E, tile_expert, tile_row, num_tiles, tile_rows)
+    tiles = min(visits, visits // tile_rows + num_experts)
+    return [visits, visits, num_experts + 1, tiles, tiles, 1]
 
 
 @triton.jit

@@ -1,0 +1,64 @@
+"""Starting a Triton kernel with little work on the host.
+
+``kernel[grid](...)`` looks at every argument on every call to find the program compiled for such
+arguments, which takes longer than small layers take to compute. Here one key of types, numbers and
+constants finds it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_compiled: dict[tuple[object, ...], Any] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Tensor | int,
+    warps: int = 4,
+    stages: int = 3,
+    **constants: object,
+) -> None:
+    """``kernel[grid](*args, **constants)``.
+
+    Args:
+        kernel: its arguments are ``args`` and then ``constants``, in this order.
+        grid: programs.
+        args: tensors of one device and whole numbers.
+        warps: of a program.
+        stages: of its software pipeline.
+        constants: compiled into it.
+    """
+    key = (
+        kernel,
+        warps,
+        stages,
+        torch.cuda.current_device() if _on_gpu() else -1,
+        *(_kind(arg) for arg in args),
+        *constants.values(),
+    )
+    program = _compiled.get(key)
+    if program is not None:
+        program[(*grid, 1, 1)[:3]](*args, *constants.values())
+        return
+    names = kernel.arg_names[len(args) :]
+    if names != list(constants):
+        raise TypeError(f"{kernel.__name__} takes {names} behind its arguments, got {[*constants]}")
+    program = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
+    if program is not None:  # the interpreter compiles nothing
+        _compiled[key] = program
+
+
+def _kind(arg: Tensor | int) -> object:
+    """What of an argument a program is compiled for: a type and an alignment, or a number."""
+    return (arg.dtype, arg.data_ptr() % 16 == 0) if isinstance(arg, Tensor) else arg
+
+
+@cache
+def _on_gpu() -> bool:
+    return torch.cuda.is_available()
