@@ -4,7 +4,7 @@
                                   [tokens=8192,65536] [dtype=bf16] [workers=12] [json=FILE]
 
 Every candidate of every product is compiled by processes beside each other first. What it prints
-goes into ``TILINGS`` of model/kernels/triton_experts.py, with the device it was measured on.
+goes into ``TILINGS`` of model/kernels/triton_tiling.py, with the device it was measured on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import triton
 from experts import Shape, draw
 from measuring import options, write_json
 
-from model.kernels import triton_experts
-from model.kernels.triton_experts import Tiling
+from model.kernels import triton_layer, triton_tiling
+from model.kernels.triton_layer import Factor
 from model.kernels.triton_sort import Visits, sort_visits
+from model.kernels.triton_tiling import Tiling
 
 CANDIDATES = {
     ("gate_up", 64): ("256 64 8 4 4", "256 64 8 4 1 ahead", "256 64 4 2 2 ahead"),
@@ -79,17 +80,16 @@ class Layer:
 
     def works(self) -> dict[str, tuple[str, Callable[[], object]]]:
         """Name -> (product, its launch)."""
-        e, v = triton_experts, self.visits
+        layer, v = triton_layer, self.visits
+        x, a, h = Factor(self.x), Factor(self.a), Factor(self.h)
+        w_in, w_out = Factor(self.w_in), Factor(self.w_out)
         return {
-            "gate_up": ("gate_up", lambda: e._gate_up(v, self.x, self.w_in, keep=True)),
-            "project down": ("project", lambda: e._project(v, self.a, self.w_out)),
-            "project dx": ("project", lambda: e._project(v, self.h, self.w_in)),
-            "down_grad": (
-                "down_grad",
-                lambda: e._down_grad(v, self.x, self.w_out, self.h, self.gate),
-            ),
-            "weight_grad down": ("weight_grad", lambda: e._weight_grad(v, self.a, self.x)),
-            "weight_grad up": ("weight_grad", lambda: e._weight_grad(v, self.h, self.x)),
+            "gate_up": ("gate_up", lambda: layer.gate_up(v, x, w_in, keep=True)),
+            "project down": ("project", lambda: layer.project(v, a, w_out)),
+            "project dx": ("project", lambda: layer.project(v, h, w_in)),
+            "down_grad": ("down_grad", lambda: layer.down_grad(v, x, w_out, self.h, self.gate)),
+            "weight_grad down": ("weight_grad", lambda: layer.weight_grad(v, self.a, self.x)),
+            "weight_grad up": ("weight_grad", lambda: layer.weight_grad(v, self.h, self.x)),
         }
 
 
@@ -99,9 +99,9 @@ def flops(name: str, shape: Shape) -> int:
 
 
 def set_tiling(product: str, tiling: Tiling) -> None:
-    triton_experts.TILINGS[product, tiling.rows] = tiling
+    triton_tiling.TILINGS[product, tiling.rows] = tiling
     if product == "weight_grad":  # its rows follow the matrix, not the visits
-        triton_experts.TILINGS[product, 128] = tiling
+        triton_tiling.TILINGS[product, 128] = tiling
 
 
 def compile_one(job: tuple[Shape, torch.dtype, str, Tiling]) -> str:

@@ -8,8 +8,11 @@
 Factors are as the caller has them (bfloat16, float16 or float32), sums are float32. A tile's
 expert and first visit come from tables on the device (``triton_sort``): a fixed number of programs
 takes one tile after the other until the tables end, so no launch depends on the loads. With AHEAD
-a program loads for its next tile while it stores the last one's results. Each number
-is summed by one program in one order, hence the same bits on every repeat.
+a program loads for its next tile while it stores the last one's results. Each number is summed by
+one program in one order, hence the same bits on every repeat.
+
+SCALED factors are FP8: each 128 numbers of a row along the dimension summed over have a scale, and
+so has each block of 128 x 128 of an expert's matrix; a step of 128 is scaled as it is added.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ def _tile(tile_expert, tile_row, start_E, number, ROWS: tl.constexpr):
 @triton.jit
 def gate_up(
     x_TD,
+    x_scale,
     w_E2WD,
+    w_scale,
     h_P2W,
     a_PW,
     slot_P,
@@ -40,6 +45,7 @@ def gate_up(
     tile_expert,
     tile_row,
     num_tiles,
+    T,
     K,
     D: tl.constexpr,
     W: tl.constexpr,
@@ -47,6 +53,7 @@ def gate_up(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     KEEP: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
@@ -60,6 +67,7 @@ def gate_up(
         depth = tl.arange(0, DEPTH)
         x = x_TD + token.to(tl.int64)[:, None] * D + depth[None, :]
         w = w_E2WD + expert * (2 * W * D) + tl.minimum(col, W - 1)[None, :] * D + depth[:, None]
+        col_block = (number % strips) * COLS // 128
         gate = tl.zeros([ROWS, COLS], tl.float32)
         up = tl.zeros([ROWS, COLS], tl.float32)
         for first in range(0, D, DEPTH):
@@ -72,8 +80,16 @@ def gate_up(
                 x_tile = tl.load(x, mask=(depth < left)[None, :], other=0.0)
                 gate_tile = tl.load(w, mask=(depth < left)[:, None], other=0.0)
                 up_tile = tl.load(w + W * D, mask=(depth < left)[:, None], other=0.0)
-            gate = tl.dot(x_tile, gate_tile, gate, input_precision=PRECISION)
-            up = tl.dot(x_tile, up_tile, up, input_precision=PRECISION)
+            if SCALED:
+                block = first // 128
+                rows_scale = tl.load(x_scale + block * T + token)[:, None]
+                at = w_scale + (expert * (2 * W // 128) + col_block) * (D // 128) + block
+                up_scale = tl.load(at + (W // 128) * (D // 128))
+                gate += tl.dot(x_tile, gate_tile) * (rows_scale * tl.load(at))
+                up += tl.dot(x_tile, up_tile) * (rows_scale * up_scale)
+            else:
+                gate = tl.dot(x_tile, gate_tile, gate, input_precision=PRECISION)
+                up = tl.dot(x_tile, up_tile, up, input_precision=PRECISION)
             x += DEPTH
             w += DEPTH
         inside = own[:, None] & (col < W)[None, :]
@@ -89,30 +105,37 @@ def gate_up(
 @triton.jit
 def project(
     left_PM,
+    left_scale,
     w_EMN,
+    w_scale,
     out_PN,
     start_E,
     tile_expert,
     tile_row,
     num_tiles,
+    P,
     M: tl.constexpr,
     N: tl.constexpr,
+    W_E: tl.constexpr,
+    W_M: tl.constexpr,
+    W_N: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """out = left . w of the visit's expert."""
+    """out = left . w of the visit's expert; a step along E, M or N of w is W_E, W_M or W_N."""
     strips: tl.constexpr = (N + COLS - 1) // COLS
     tiles = tl.load(num_tiles) * strips
     for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=AHEAD):
         expert, visit, own = _tile(tile_expert, tile_row, start_E, number // strips, ROWS)
         col = (number % strips) * COLS + tl.arange(0, COLS)
         depth = tl.arange(0, DEPTH)
-        row = tl.where(own, visit, 0).to(tl.int64)[:, None]
-        left = left_PM + row * M + depth[None, :]
-        w = w_EMN + expert * (M * N) + depth[:, None] * N + col[None, :]
+        row = tl.where(own, visit, 0).to(tl.int64)
+        left = left_PM + row[:, None] * M + depth[None, :]
+        w = w_EMN + expert * W_E + depth[:, None] * W_M + col[None, :] * W_N
         total = tl.zeros([ROWS, COLS], tl.float32)
         for first in range(0, M, DEPTH):
             if M % DEPTH == 0 and N % COLS == 0:
@@ -122,9 +145,15 @@ def project(
                 there = depth < M - first
                 left_tile = tl.load(left, mask=there[None, :], other=0.0)
                 w_tile = tl.load(w, mask=there[:, None] & (col < N)[None, :], other=0.0)
-            total = tl.dot(left_tile, w_tile, total, input_precision=PRECISION)
+            if SCALED:
+                block = first // 128
+                rows_scale = tl.load(left_scale + block * P + row)[:, None]
+                at = (expert * (M // 128) + block) * (N // 128) + (number % strips) * COLS // 128
+                total += tl.dot(left_tile, w_tile) * (rows_scale * tl.load(w_scale + at))
+            else:
+                total = tl.dot(left_tile, w_tile, total, input_precision=PRECISION)
             left += DEPTH
-            w += DEPTH * N
+            w += DEPTH * W_M
         inside = own[:, None] & (col < N)[None, :]
         out = out_PN + visit.to(tl.int64)[:, None] * N + col[None, :]
         tl.store(out, total.to(out_PN.dtype.element_ty), mask=inside)
@@ -133,7 +162,9 @@ def project(
 @triton.jit
 def down_grad(
     dy_TD,
+    dy_scale,
     w_EWD,
+    w_scale,
     h_P2W,
     gate_TK,
     dh_P2W,
@@ -144,12 +175,14 @@ def down_grad(
     tile_expert,
     tile_row,
     num_tiles,
+    T,
     K,
     D: tl.constexpr,
     W: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
@@ -177,7 +210,13 @@ def down_grad(
                 left = D - first
                 dy_tile = tl.load(dy, mask=(depth < left)[None, :], other=0.0)
                 w_tile = tl.load(w, mask=(depth < left)[:, None], other=0.0)
-            da = tl.dot(dy_tile, w_tile, da, input_precision=PRECISION)
+            if SCALED:
+                block = first // 128
+                rows_scale = tl.load(dy_scale + block * T + slot // K)[:, None]
+                at = (expert * (W // 128) + (number % strips) * COLS // 128) * (D // 128) + block
+                da += tl.dot(dy_tile, w_tile) * (rows_scale * tl.load(w_scale + at))
+            else:
+                da = tl.dot(dy_tile, w_tile, da, input_precision=PRECISION)
             dy += DEPTH
             w += DEPTH
         share = tl.load(gate_TK + slot, mask=own, other=0.0).to(tl.float32)

@@ -19,6 +19,8 @@ if not ON_GPU:
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from model.experts import routed_experts
+from model.kernels import triton_fp8_experts, triton_layer
+from model.kernels.reference import reference
 from model.kernels.triton_sort import CHUNK, sort_visits
 
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -143,3 +145,34 @@ def test_visits_are_sorted_stably_and_cut_into_tiles(tokens: int, experts: int, 
     tables = zip(visits.tile_expert[:used].tolist(), visits.tile_row[:used].tolist(), strict=True)
     assert list(tables) == expected
     assert used <= visits.most_tiles
+
+
+def test_fp8_products_follow_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With inputs that E4M3 holds exactly only the inner activations are rounded."""
+    if not ON_GPU:  # the interpreter has no bfloat16
+        for module in (triton_layer, triton_fp8_experts):
+            monkeypatch.setattr(module, "FP8_RESULT", torch.float32)
+    draw = torch.Generator().manual_seed(4)
+
+    def exact(*shape: int, power: int) -> Tensor:
+        # 7 is E4M3's largest number over a power of two, so that the scales are powers of two.
+        value = torch.randint(-7, 8, shape, generator=draw)
+        value[..., ::128] = 7
+        return value * 2.0**power
+
+    tokens, width, experts, top_k, expert_width = 48, 256, 3, 2, 128
+    x = exact(tokens, width, power=-3) * 2.0 ** torch.randint(-1, 2, (tokens, 1), generator=draw)
+    w_in = exact(experts, 2 * expert_width, width, power=-6)
+    w_in[1] /= 4
+    w_out, towards = exact(experts, expert_width, width, power=-5), exact(tokens, width, power=0)
+    _, expert, gate, *_ = inputs((tokens, width, experts, top_k, expert_width))
+
+    def all_of(function, dtype: torch.dtype, device: str) -> list[Tensor]:  # type: ignore[no-untyped-def]
+        leaves = [t.to(device, dtype, copy=True).requires_grad_() for t in (x, gate, w_in, w_out)]
+        y = function(leaves[0], expert.to(device), *leaves[1:])
+        gradients = torch.autograd.grad(y, leaves, towards.to(device, y.dtype))
+        return [y.detach().cpu(), *(gradient.cpu() for gradient in gradients)]
+
+    truth = all_of(reference, torch.float64, "cpu")
+    found = all_of(triton_fp8_experts.routed_experts, torch.float32, DEVICE)
+    print([float((a.double()-b).norm()/b.norm()) for a,b in zip(found,truth)]); assert largest_error(found, truth) < (0.03 if ON_GPU else 0.06)
