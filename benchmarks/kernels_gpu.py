@@ -2,10 +2,11 @@
 
     python benchmarks/kernels_gpu.py [shapes=all] [dtype=bf16] [rounds=10] [seconds=300] [json=FILE]
 
-`triton` is the project's own kernel and `triton recompute` the same keeping only its inputs;
-`grouped_mm`, `grouped` and `bmm` are those of benchmarks/experts.py; `liger`, `scattermoe` and
-`sonicmoe` are measured where they are installed. All take turns within one run, timed by the
-device's own events after a warm-up.
+`triton` is the project's own kernel, `triton recompute` the same keeping only its inputs, `triton
+fp8` with FP8 products (its share is still that of the bfloat16 peak); `grouped_mm`, `grouped` and
+`bmm` are those of benchmarks/experts.py; `liger`, `scattermoe` and `sonicmoe` are measured where
+they are installed. All take turns within one run, timed by the device's own events after a
+warm-up.
 
 `ms` is a step as a program would call it, launches included; `graph` the same step replayed as a
 CUDA graph, without them, where it can be captured. `of peak` is the share of a dense 8192³
@@ -39,6 +40,7 @@ from public_experts import found
 from torch import Tensor
 
 from model.experts import routed_experts
+from model.kernels.select import fp8_experts, has_fused_fp8
 
 SMALL = (
     Shape(4096, 64, 16, 2, 32),
@@ -103,6 +105,8 @@ def alternatives(inputs: Inputs) -> tuple[dict[str, tuple[Compute, Inputs]], dic
         "grouped": (of_door(kernel="grouped"), inputs),
         "bmm": (padded_bmm, inputs),
     }
+    if has_fused_fp8(inputs.x_TD, inputs.w_down):
+        ways["triton fp8"] = (fp8_experts, inputs)
     public, missing = found()
     for name, (compute, own_layout) in public.items():
         w_in, w_out = (

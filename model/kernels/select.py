@@ -27,6 +27,20 @@ def triton(*tensors: Tensor, recompute: bool = False) -> Tensor:
     return routed_experts(*tensors, recompute=recompute)
 
 
+def fp8_experts(*tensors: Tensor) -> Tensor:
+    """The same with FP8 products; see :func:`has_fused_fp8`."""
+    from model.kernels.triton_fp8_experts import routed_experts
+
+    return routed_experts(*tensors)
+
+
+def has_fused_fp8(x_TD: Tensor, w_down: Tensor) -> bool:
+    """Whether a GPU multiplies E4M3 and both widths are whole tiles of scales."""
+    if not x_TD.is_cuda or torch.cuda.get_device_capability(x_TD.device) < (8, 9):
+        return False
+    return find_spec("triton") is not None and all(size % 128 == 0 for size in w_down.shape[1:])
+
+
 KERNELS: dict[str, Kernel] = {
     "reference": reference,
     "grouped": grouped,

@@ -31,17 +31,13 @@ from model.kernels.triton_tiling import rows_of_a_tile
 # Shapes: T tokens, D model width, E experts, K experts per token, W expert width, P = T·K visits.
 
 
-def fits(width: int, expert_width: int) -> bool:
-    """Whether the scales' tiles and blocks leave nothing over."""
-    return width % TILE == 0 and expert_width % TILE == 0
-
-
 def routed_experts(
     x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_gate_up: Tensor, w_down: Tensor
 ) -> Tensor:
     """See :func:`model.experts.routed_experts`; bfloat16 out, gradients in their inputs' types.
 
-    Widths must satisfy :func:`fits`; the device must multiply E4M3 (compute capability 8.9 and up).
+    Both widths must be multiples of 128 and the device must multiply E4M3
+    (:func:`model.kernels.select.has_fused_fp8`).
     """
     y_TD: Tensor = _RoutedExperts.apply(x_TD, gate_TK, w_gate_up, w_down, expert_TK)
     return y_TD

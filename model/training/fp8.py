@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model.attention import Attention
 from model.experts import RoutedExperts
 from model.fp8 import Distortion, fp8_linear
+from model.kernels.select import fp8_experts, has_fused_fp8
 from model.layers import SwiGLU, swiglu
 from model.router import Routing
 
@@ -91,6 +92,10 @@ class Fp8Layers:
             watched = self._watched.setdefault(name, Distortion())
         return fp8_linear(x, w_NK, watched)
 
+    def all_in_fp8(self, names: Iterable[str]) -> bool:
+        """Whether these layers compute in FP8 and nobody looks at their products now."""
+        return self._watched is None and not any(name in self.fallen for name in names)
+
     def _take(self, name: str, module: nn.Linear) -> None:
         def forward(x: Tensor) -> Tensor:
             return self.linear(name, x, module.weight)
@@ -99,7 +104,11 @@ class Fp8Layers:
 
 
 class _ExpertsInFp8:
-    """One layer's routed experts, each in turn: the plain loop, its products in FP8."""
+    """One layer's routed experts in FP8.
+
+    The plain loop, an expert in turn; on a GPU with FP8 units one fused pass over all of them,
+    between two looks and while no part of the layer has fallen back.
+    """
 
     def __init__(self, layers: Fp8Layers, path: str, module: RoutedExperts) -> None:
         self._layers, self._path, self._module = layers, path, module
@@ -108,14 +117,18 @@ class _ExpertsInFp8:
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """See :meth:`model.experts.RoutedExperts.forward`."""
         w_gate_up, w_down = self._module.w_gate_up, self._module.w_down
+        parts = (f"{self._path}.gate_up", f"{self._path}.down")
+        if self._layers.all_in_fp8(parts) and has_fused_fp8(x_TD, w_down):
+            weights = (w_gate_up, w_down)
+            return fp8_experts(x_TD, routing.expert_TK, routing.gate_TK, *weights).to(x_TD.dtype)
         y_TD = torch.zeros_like(x_TD, dtype=torch.float32)
         for expert in range(len(w_down)):
             token, slot = (routing.expert_TK == expert).nonzero(as_tuple=True)
             if len(token) == 0:
                 continue
-            gate_up = self._layers.linear(f"{self._path}.gate_up", x_TD[token], w_gate_up[expert])
+            gate_up = self._layers.linear(parts[0], x_TD[token], w_gate_up[expert])
             inner = swiglu(gate_up)
-            answer = self._layers.linear(f"{self._path}.down", inner, w_down[expert].T)
+            answer = self._layers.linear(parts[1], inner, w_down[expert].T)
             weighed = answer.float() * routing.gate_TK[token, slot, None]
             y_TD = y_TD.index_add(0, token, weighed)
         return y_TD.to(x_TD.dtype)
