@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
-from model.kernels import step
 from model.layers import RMSNorm, Rotary, rms_norm, rotate
 
 # Shapes: B sequences, T positions, D model width, N heads (query, then key, then value),
@@ -29,17 +28,7 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         """Mix positions: each attends to itself and those before it."""
         c = self.config
-        qkv_BTF = self.qkv(x_BTD)
-        if step.serves(qkv_BTF):
-            weights: tuple[Tensor, Tensor] | None = None
-            eps = 0.0
-            if self.q_norm is not None and self.k_norm is not None:
-                weights, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
-            heads = step.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
-            tables = rotary.tables(x_BTD.shape[1], qkv_BTF.device, qkv_BTF.dtype)
-            q, k, v = step.prologue(qkv_BTF, weights, eps, tables, heads)
-        else:
-            q, k, v = self._prologue(qkv_BTF, rotary)
+        q, k, v = self._prologue(self.qkv(x_BTD), rotary)
         mixed_BNTH = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
         )
@@ -47,7 +36,7 @@ class Attention(nn.Module):
         return out
 
     def _prologue(self, qkv_BTF: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """The plain way of :func:`model.kernels.step.prologue`, for every type and device."""
+        """From the joint projection to normalised and rotated heads, the heads outermost."""
         c = self.config
         batch, length, _ = qkv_BTF.shape
         qkv_BTNH = qkv_BTF.view(batch, length, -1, c.head_dim)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model import halves
 from model.attention import Attention
 from model.balance import RoutingRequest, RoutingStats
 from model.config import ModelConfig
@@ -36,12 +37,10 @@ class Block(nn.Module):
         self, x_BTD: Tensor, rotary: Rotary, request: RoutingRequest
     ) -> tuple[Tensor, RoutingStats | None]:
         """The block's output and, from a mixture, what its router did."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
-        normed_BTD = self.feed_forward_norm(x_BTD)
+        x_BTD = halves.attend(x_BTD, self.attention_norm, self.attention, rotary)
         if isinstance(self.feed_forward, MoE):
-            y_BTD, stats = self.feed_forward(normed_BTD, request)
-            return x_BTD + y_BTD, stats
-        return x_BTD + self.feed_forward(normed_BTD), None
+            return halves.mix(x_BTD, self.feed_forward_norm, self.feed_forward, request)
+        return halves.feed_forward(x_BTD, self.feed_forward_norm, self.feed_forward), None
 
 
 def run_block(

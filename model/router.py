@@ -44,6 +44,10 @@ class Router(nn.Module):
         """Choose K experts for each token and weigh them."""
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(at_least_float32(x_TD), at_least_float32(self.weight))
+        return self.decide(logits_TE)
+
+    def decide(self, logits_TE: Tensor) -> Routing:
+        """Choose and weigh by the logits of all experts."""
         c = self.config
         if c.score == "sigmoid" and step.serves(logits_TE):
             normalize = c.normalize_gates and c.experts_per_token > 1

@@ -43,14 +43,11 @@ def _library() -> ctypes.CDLL | None:
         logger.warning("small operations are left to the framework: %s", error)
         return None
     size, flag, number, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-    heads = [size] * 7
     arguments: dict[str, list[Any]] = {
         "wt_norm_forward": [size, size, pointer, pointer, number, pointer, flag],
         "wt_norm_backward": [size, size, *[pointer] * 3, number, *[pointer] * 2, flag],
         "wt_swiglu_forward": [size, size, pointer, pointer, flag],
         "wt_swiglu_backward": [size, size, *[pointer] * 3, flag],
-        "wt_prologue_forward": [*heads, pointer, pointer, number, *[pointer] * 5, flag],
-        "wt_prologue_backward": [*heads, pointer, pointer, number, *[pointer] * 7, flag],
         "wt_route": [*[size] * 5, flag, number, *[pointer] * 5],
         "wt_route_backward": [*[size] * 3, flag, number, *[pointer] * 5],
     }
@@ -122,79 +119,6 @@ class _SwiGLU(torch.autograd.Function):
         rows, threads = gate_up.numel() // (2 * width), torch.get_num_threads()
         _call("wt_swiglu_backward", rows, width, grad, gate_up, d_gate_up, threads)
         return d_gate_up
-
-
-class Heads(NamedTuple):
-    """How a joint projection is laid out, and how much of each head is rotated."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rotary_dim: int
-
-
-def prologue(
-    qkv_BTF: Tensor,
-    norm_weights_H: tuple[Tensor, Tensor] | None,
-    eps: float,
-    tables: tuple[Tensor, Tensor],
-    heads: Heads,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """From the joint projection to what attention reads: normalised, rotated, heads outermost.
-
-    Args:
-        qkv_BTF: queries, then keys, then values of each position, F = (Q + 2·G)·H.
-        norm_weights_H: of the queries' and of the keys' norm; None for no norm.
-        eps: of both norms.
-        tables: cosines and sines from ``model.layers.Rotary.tables``.
-        heads: the layout.
-
-    Returns:
-        Queries [B, Q, T, H], keys and values [B, G, T, H].
-    """
-    weights = None if norm_weights_H is None else torch.cat(norm_weights_H)
-    q, k, v = _Prologue.apply(qkv_BTF, weights, eps, *tables, heads)
-    return q, k, v
-
-
-class _Prologue(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        qkv_BTF: Tensor,
-        weights: Tensor | None,
-        eps: float,
-        cos: Tensor,
-        sin: Tensor,
-        heads: Heads,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BTF = qkv_BTF.contiguous()
-        batch, length, _ = qkv_BTF.shape
-        q = qkv_BTF.new_empty(batch, heads.num_heads, length, heads.head_dim)
-        k = qkv_BTF.new_empty(batch, heads.num_kv_heads, length, heads.head_dim)
-        v = torch.empty_like(k)
-        shape = (batch, length, *heads, cos.stride(0))
-        inputs = (qkv_BTF, weights, eps, cos, sin)
-        _call("wt_prologue_forward", *shape, *inputs, q, k, v, torch.get_num_threads())
-        # Without norms the rotation's backward needs no inputs.
-        ctx.save_for_backward(None if weights is None else qkv_BTF, weights, cos, sin)
-        ctx.shape, ctx.eps, ctx.row = shape, eps, qkv_BTF.shape[-1]
-        return q, k, v
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor
-    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
-        qkv_BTF, weights, cos, sin = ctx.saved_tensors
-        dq, dk, dv = dq.contiguous(), dk.contiguous(), dv.contiguous()
-        batch, length, *_ = ctx.shape
-        d_qkv = dq.new_empty(batch, length, ctx.row)
-        d_weights = None if weights is None else torch.empty_like(weights)
-        inputs = (qkv_BTF, weights, ctx.eps, cos, sin, dq, dk, dv)
-        threads = torch.get_num_threads()
-        _call("wt_prologue_backward", *ctx.shape, *inputs, d_qkv, d_weights, threads)
-        return d_qkv, d_weights, None, None, None, None
 
 
 class Rule(NamedTuple):

@@ -1,0 +1,64 @@
+"""The halves of a block, each on the residual stream: x + half(norm(x)).
+
+Written plainly, and as compiled operations (``model.kernels.block``) where those serve: at the widths
+of a ladder's small rungs a half is twenty to forty operations of a few microseconds each, most of it
+dispatch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from model.attention import Attention
+from model.balance import RoutingRequest, RoutingStats, routing_stats
+from model.kernels import block
+from model.layers import RMSNorm, Rotary, SwiGLU
+from model.moe import MoE
+
+# Shapes: B sequences, T positions (or tokens), D model width.
+
+
+def attend(x_BTD: Tensor, norm: RMSNorm, attention: Attention, rotary: Rotary) -> Tensor:
+    """x + attention(norm(x))."""
+    c = attention.config
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    weights = block.AttentionWeights(
+        norm.weight,
+        attention.qkv.weight,
+        None if q_norm is None else q_norm.weight,
+        None if k_norm is None else k_norm.weight,
+        attention.out.weight,
+    )
+    if not block.serves(x_BTD, *weights):
+        return x_BTD + attention(norm(x_BTD), rotary)
+    heads = block.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
+    tables = rotary.tables(x_BTD.shape[1], x_BTD.device, x_BTD.dtype)
+    return block.attention(x_BTD, weights, norm.eps, tables, heads)
+
+
+def feed_forward(x_BTD: Tensor, norm: RMSNorm, inner: SwiGLU) -> Tensor:
+    """x + swiglu(norm(x))."""
+    weights = (norm.weight, inner.gate_up.weight, inner.down.weight)
+    if not block.serves(x_BTD, *weights):
+        return x_BTD + inner(norm(x_BTD))
+    return block.feed_forward(x_BTD, *weights, norm.eps)
+
+
+def mix(
+    x_BTD: Tensor, norm: RMSNorm, moe: MoE, request: RoutingRequest
+) -> tuple[Tensor, RoutingStats]:
+    """x + mixture(norm(x)), and what the router did."""
+    router = moe.router
+    if not block.serves(x_BTD, norm.weight, router.weight):
+        y_BTD, stats = moe(norm(x_BTD), request)
+        return x_BTD + y_BTD, stats
+    x_TD = x_BTD.flatten(0, 1)
+    normed_TD, logits_TE = block.scores(x_TD, norm.weight, router.weight, norm.eps)
+    routing = router.decide(logits_TE)
+    y_TD = moe.experts(normed_TD, routing)
+    if moe.shared is None:
+        y_TD = x_TD + y_TD
+    else:
+        weights = (moe.shared.gate_up.weight, moe.shared.down.weight)
+        y_TD = block.shared(x_TD, y_TD, normed_TD, *weights)
+    return y_TD.view_as(x_BTD), routing_stats(routing, moe.config, request)

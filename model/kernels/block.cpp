@@ -1,0 +1,184 @@
+// The halves of a transformer block, each a single call forward and one backward, fp32.
+//
+//   attention      y = x + out(attend(qkv(norm(x))))
+//   feed-forward   y = x + down(silu(gate) * up),  gate and up of gate_up(norm(x))
+//   mixture        normed = norm(x) and the router's scores of it; later y = x + experts + shared(normed)
+//
+// Kept from forward to backward: the inputs, the joint projections and attention's output. Norms,
+// activations and the scores of attention are computed again: each is one pass over what is in the cache.
+// Rows are tokens, N = B*T of them. Every gradient is written, none is added to.
+
+#include "attention.h"
+#include "linear.h"
+
+namespace {
+
+void norm_rows(int64_t N, int64_t D, const float* x, const float* weight, float eps, float* y, int threads) {
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++) norm(x + r * D, weight, D, eps, y + r * D);
+    });
+}
+
+// dx = (more +) gradient of norm(x) in x, and d_weight.
+void norm_rows_back(int64_t N, int64_t D, const float* grad, const float* x, const float* weight, float eps,
+                    const float* more, float* dx, float* d_weight, int threads) {
+    by_rows(N, D, d_weight, threads, [&](int64_t from, int64_t to, float* sums) {
+        Buffer scratch(D);
+        for (int64_t r = from; r < to; r++) {
+            float* row = dx + r * D;
+            norm_backward(grad + r * D, x + r * D, weight, D, eps, row, sums, scratch.data);
+            if (more)
+                for (int64_t i = 0; i < D; i++) row[i] += more[r * D + i];
+        }
+    });
+}
+
+// y[N, W] = silu(gate) * up of gate_up[N, 2W].
+void swiglu_rows(int64_t N, int64_t W, const float* gate_up, float* y, int threads) {
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++) swiglu(gate_up + r * 2 * W, W, y + r * W);
+    });
+}
+
+struct FeedForward {
+    int64_t N, D, W;
+    const float *gate_up_weight, *down_weight;  // [2W, D] and [D, W]
+
+    // y[N, D] += down(swiglu(gate_up)); gate_up[N, 2W] is left for the backward pass.
+    void forward(const float* x, float* gate_up, float* y, int threads) const {
+        Buffer inner(N * W);
+        linear(N, 2 * W, D, x, gate_up_weight, gate_up, false, threads);
+        swiglu_rows(N, W, gate_up, inner.data, threads);
+        linear(N, D, W, inner.data, down_weight, y, true, threads);
+    }
+
+    void backward(const float* dy, const float* x, const float* gate_up, float* dx, float* d_gate_up_weight,
+                  float* d_down_weight, int threads) const {
+        Buffer inner(N * W), d_inner(N * W), d_gate_up(N * 2 * W);
+        swiglu_rows(N, W, gate_up, inner.data, threads);
+        linear_weight(N, D, W, dy, inner.data, d_down_weight, false, threads);
+        linear_back(N, D, W, dy, down_weight, d_inner.data, false, threads);
+        share_rows(N, threads, [&](int64_t from, int64_t to) {
+            for (int64_t r = from; r < to; r++)
+                swiglu_backward(d_inner.data + r * W, gate_up + r * 2 * W, W, d_gate_up.data + r * 2 * W);
+        });
+        linear_weight(N, 2 * W, D, d_gate_up.data, x, d_gate_up_weight, false, threads);
+        linear_back(N, 2 * W, D, d_gate_up.data, gate_up_weight, dx, false, threads);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// The address of the framework's sgemm_; without a call the products are our own.
+void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
+
+// log_sums [B, Q, T]; head_norms: the queries' H weights, then the keys', or null.
+void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
+                          int64_t table_row, float eps, const float* x,
+                          const float* norm_weight, const float* qkv_weight, const float* head_norms,
+                          const float* out_weight, const float* cos, const float* sin, float* qkv,
+                          float* mixed, float* log_sums, float* y, int32_t threads) {
+    const Attention a{T, Q, G, H, R, table_row, head_norms, cos, sin, eps};
+    const int64_t N = B * T;
+    {
+        Buffer normed(N * D);
+        norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
+        linear(N, a.row(), D, normed.data, qkv_weight, qkv, false, threads);
+    }
+    share_rows(B * G, threads, [&](int64_t from, int64_t to) {
+        AttentionRoom room(a, false);
+        for (int64_t i = from; i < to; i++) {
+            const int64_t b = i / G;
+            attend(a, qkv + b * T * a.row(), i % G, mixed + b * T * Q * H, log_sums + b * Q * T, room);
+        }
+    });
+    std::memcpy(y, x, N * D * sizeof(float));
+    linear(N, D, Q * H, mixed, out_weight, y, true, threads);
+}
+
+void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
+                           int64_t table_row, float eps, const float* x,
+                           const float* norm_weight, const float* qkv_weight, const float* head_norms,
+                           const float* out_weight, const float* cos, const float* sin, const float* qkv,
+                           const float* mixed, const float* log_sums, const float* dy, float* dx,
+                           float* d_norm_weight, float* d_qkv_weight, float* d_head_norms,
+                           float* d_out_weight, int32_t threads) {
+    const Attention a{T, Q, G, H, R, table_row, head_norms, cos, sin, eps};
+    const int64_t N = B * T;
+    linear_weight(N, D, Q * H, dy, mixed, d_out_weight, false, threads);
+    Buffer d_qkv(N * a.row()), between(N * std::max(D, Q * H));
+    linear_back(N, D, Q * H, dy, out_weight, between.data, false, threads);
+    by_rows(B * G, head_norms ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
+        AttentionRoom room(a, true);
+        for (int64_t i = from; i < to; i++) {
+            const int64_t b = i / G, at = b * T * a.row(), out = b * T * Q * H;
+            attend_back(a, qkv + at, i % G, mixed + out, log_sums + b * Q * T, between.data + out,
+                        d_qkv.data + at, sums, room);
+        }
+    });
+    norm_rows(N, D, x, norm_weight, eps, between.data, threads);
+    linear_weight(N, a.row(), D, d_qkv.data, between.data, d_qkv_weight, false, threads);
+    linear_back(N, a.row(), D, d_qkv.data, qkv_weight, between.data, false, threads);
+    norm_rows_back(N, D, between.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
+}
+
+void wt_feed_forward_forward(int64_t N, int64_t D, int64_t W, float eps, const float* x,
+                             const float* norm_weight, const float* gate_up_weight,
+                             const float* down_weight, float* gate_up, float* y, int32_t threads) {
+    Buffer normed(N * D);
+    norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
+    std::memcpy(y, x, N * D * sizeof(float));
+    FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed.data, gate_up, y, threads);
+}
+
+void wt_feed_forward_backward(int64_t N, int64_t D, int64_t W, float eps, const float* x,
+                              const float* norm_weight, const float* gate_up_weight,
+                              const float* down_weight, const float* gate_up, const float* dy, float* dx,
+                              float* d_norm_weight, float* d_gate_up_weight, float* d_down_weight,
+                              int32_t threads) {
+    Buffer normed(N * D), d_normed(N * D);
+    norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
+    FeedForward{N, D, W, gate_up_weight, down_weight}.backward(
+        dy, normed.data, gate_up, d_normed.data, d_gate_up_weight, d_down_weight, threads);
+    norm_rows_back(N, D, d_normed.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
+}
+
+// normed[N, D] and logits[N, E] of a router.
+void wt_score_forward(int64_t N, int64_t D, int64_t E, float eps, const float* x, const float* norm_weight,
+                      const float* router_weight, float* normed, float* logits, int32_t threads) {
+    norm_rows(N, D, x, norm_weight, eps, normed, threads);
+    linear(N, E, D, normed, router_weight, logits, false, threads);
+}
+
+// d_normed [N, D]: what reaches normed from elsewhere.
+void wt_score_backward(int64_t N, int64_t D, int64_t E, float eps, const float* x, const float* norm_weight,
+                       const float* router_weight, const float* normed, const float* d_logits,
+                       const float* d_normed, float* dx, float* d_norm_weight, float* d_router_weight,
+                       int32_t threads) {
+    linear_weight(N, E, D, d_logits, normed, d_router_weight, false, threads);
+    Buffer both(N * D);
+    std::memcpy(both.data, d_normed, N * D * sizeof(float));
+    linear_back(N, E, D, d_logits, router_weight, both.data, true, threads);
+    norm_rows_back(N, D, both.data, x, norm_weight, eps, nullptr, dx, d_norm_weight, threads);
+}
+
+// y = x + more + down(swiglu(gate_up(normed)))
+void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const float* more,
+                       const float* normed, const float* gate_up_weight, const float* down_weight,
+                       float* gate_up, float* y, int32_t threads) {
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        for (int64_t i = from * D; i < to * D; i++) y[i] = x[i] + more[i];
+    });
+    FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, threads);
+}
+
+void wt_shared_backward(int64_t N, int64_t D, int64_t W, const float* normed, const float* gate_up_weight,
+                        const float* down_weight, const float* gate_up, const float* dy, float* d_normed,
+                        float* d_gate_up_weight, float* d_down_weight, int32_t threads) {
+    FeedForward{N, D, W, gate_up_weight, down_weight}.backward(dy, normed, gate_up, d_normed,
+                                                               d_gate_up_weight, d_down_weight, threads);
+}
+
+}  // extern "C"

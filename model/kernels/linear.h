@@ -1,0 +1,86 @@
+// The three products of a linear layer y[M, N] = x[M, K] . w[N, K]^T, all row by row in memory.
+//
+// Computed by the BLAS routine that the framework brings along, where one was handed over: without the
+// framework's dispatch around it. Otherwise by our own tiles (products.h).
+#pragma once
+
+#include <vector>
+
+#include "products.h"
+
+namespace {
+
+using Sgemm = void (*)(const char* transpose_a, const char* transpose_b, const int* m, const int* n,
+                       const int* k, const float* alpha, const float* a, const int* lda, const float* b,
+                       const int* ldb, const float* beta, float* c, const int* ldc);
+Sgemm sgemm = nullptr;
+
+// C[M, N] = (C +) A . B of rows, for a routine that thinks in columns: C^T = B^T . A^T.
+inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int64_t K, const float* a,
+                 const float* b, float* c, bool add) {
+    const int m = static_cast<int>(N), n = static_cast<int>(M), k = static_cast<int>(K);
+    const int lda = b_transposed ? k : m, ldb = a_transposed ? n : k;
+    const float one = 1.0f, beta = add ? 1.0f : 0.0f;
+    sgemm(b_transposed ? "T" : "N", a_transposed ? "T" : "N", &m, &n, &k, &one, b, &lda, a, &ldb, &beta, c,
+          &m);
+}
+
+// Calls work(from, to) for each thread's share of `count` rows.
+template <class Work>
+void share_rows(int64_t count, int threads, Work work) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; part++)
+        work(count * part / threads, count * (part + 1) / threads);
+}
+
+// The columns of w[N, K] as rows, in panels of PANEL rows of w each: packed[n/PANEL][k][n%PANEL].
+constexpr int64_t PANEL = 4 * LANES;
+inline void pack_transposed(const float* w, int64_t N, int64_t K, float* packed) {
+    for (int64_t n0 = 0; n0 < N; n0 += LANES)
+        for (int64_t k0 = 0; k0 < K; k0 += LANES) {
+            const int count = static_cast<int>(std::min<int64_t>(LANES, K - k0));
+            vec r[LANES];
+            for (int i = 0; i < LANES; i++)
+                r[i] = n0 + i < N ? load_first(w + (n0 + i) * K + k0, count) : vec{};
+            transpose(r);
+            float* out = packed + n0 / PANEL * PANEL * K + n0 % PANEL + k0 * PANEL;
+            for (int k = 0; k < count; k++) store(out + k * PANEL, r[k]);
+        }
+}
+
+// y[M, N] = (y +) x[M, K] . w[N, K]^T
+inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float* w, float* y, bool add,
+                   int threads) {
+    if (sgemm) return blas(false, true, M, N, K, x, w, y, add);
+    Buffer packed(round_up(N, PANEL) * K);
+    pack_transposed(w, N, K, packed.data);
+    share_rows(M, threads, [&](int64_t from, int64_t to) {
+        for (int64_t n = 0; n < N; n += PANEL)
+            multiply<false>({x + from * K, K, 1, {packed.data + n * K, PANEL, nullptr}, to - from,
+                             std::min(PANEL, N - n), K, {y + from * N + n, N, nullptr, nullptr, add}});
+    });
+}
+
+// dx[M, K] = (dx +) dy[M, N] . w[N, K]
+inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const float* w, float* dx,
+                        bool add, int threads) {
+    if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add);
+    share_rows(M, threads, [&](int64_t from, int64_t to) {
+        multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N,
+                         {dx + from * K, K, nullptr, nullptr, add}});
+    });
+}
+
+// dw[N, K] = (dw +) dy[M, N]^T . x[M, K]
+inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw,
+                          bool add, int threads) {
+    if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add);
+    constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the nearest cache
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        for (int64_t m = 0; m < M; m += AT_ONCE)
+            multiply<false>({dy + m * N + from, 1, N, {x + m * K, K, nullptr}, to - from, K,
+                             std::min(AT_ONCE, M - m), {dw + from * K, K, nullptr, nullptr, add || m > 0}});
+    });
+}
+
+}  // namespace
