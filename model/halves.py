@@ -1,8 +1,8 @@
 """The halves of a block, each on the residual stream: x + half(norm(x)).
 
-Written plainly, and as compiled operations (``model.kernels.block``) where those serve: at the widths
-of a ladder's small rungs a half is twenty to forty operations of a few microseconds each, most of it
-dispatch.
+Written plainly, and as compiled operations (``model.kernels.block``) where those serve: at the
+widths of a ladder's small rungs a half is twenty to forty operations of a few microseconds each,
+most of it dispatch.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "rows.h"
 
 namespace {
 
@@ -114,9 +115,11 @@ void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G
         AttentionRoom room(a, true);
         for (int64_t i = from; i < to; i++) {
             const int64_t b = i / G, at = b * T * a.row(), out = b * T * Q * H;
-            attend_back(a, qkv + at, i % G, mixed + out, log_sums + b * Q * T, between.data + out,
-                        d_qkv.data + at, sums, room);
+            attend_back(a, qkv + at, i % G, log_sums + b * Q * T, between.data + out, d_qkv.data + at, room);
         }
+        if (head_norms)
+            for (int64_t i = 0; i < 2 * H * BLOCK; i += LANES)
+                sums[i / BLOCK] += sum_lanes(load(room.d_norms.data + i));
     });
     norm_rows(N, D, x, norm_weight, eps, between.data, threads);
     linear_weight(N, a.row(), D, d_qkv.data, between.data, d_qkv_weight, false, threads);

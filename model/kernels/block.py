@@ -1,11 +1,11 @@
 """The halves of a block as single calls into ``block.cpp``, with their backward passes.
 
-Each takes float32 tensors on a CPU and stands beside the plain way in ``model.halves``, which serves
-everything else; :func:`serves` tells.
+Each takes float32 tensors on a CPU and stands beside the plain way in ``model.halves``, which
+serves everything else; :func:`serves` tells.
 """
 
-# Shapes: B sequences, T positions, D model width, E experts, K experts per token, F width of the joint
-# projection (queries, keys, values), Q query heads, H head width, W inner width of a feed-forward.
+# Shapes: B sequences, T positions (or tokens), D model width, E experts, F width of the joint
+# projection (queries, keys, values), H head width, W inner width of a feed-forward.
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Whether the compiled halves can take these: plain float32 on a CPU, no other type asked for."""
+    """Whether the compiled halves take these: plain float32 on a CPU, no other type asked for."""
     given = [t for t in tensors if t is not None]
     return (
         step.serves(*given)
@@ -80,7 +80,11 @@ def _framework_sgemm() -> int | None:
 def _cpu_maker() -> str:
     try:
         return next(
-            (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "vendor_id" in line),
+            (
+                line
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if "vendor_id" in line
+            ),
             "",
         )
     except OSError:
@@ -134,9 +138,7 @@ def attention(
     head_norms = None
     if q_norm_H is not None and k_norm_H is not None:
         head_norms = torch.cat([q_norm_H, k_norm_H])
-    y_BTD: Tensor = _Attention.apply(
-        x_BTD, norm_D, qkv_FD, head_norms, out_DF, eps, tables, heads
-    )
+    y_BTD: Tensor = _Attention.apply(x_BTD, norm_D, qkv_FD, head_norms, out_DF, eps, tables, heads)
     return y_BTD
 
 
@@ -209,9 +211,7 @@ class _FeedForward(torch.autograd.Function):
         return (*grads, None)
 
 
-def scores(
-    x_TD: Tensor, norm_D: Tensor, router_ED: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def scores(x_TD: Tensor, norm_D: Tensor, router_ED: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normalised x [T, D], and the router's logits of it [T, E]."""
     normed_TD, logits_TE = _Scores.apply(x_TD, norm_D, router_ED, eps)
     return normed_TD, logits_TE

@@ -17,16 +17,6 @@ static void swiglus(int64_t rows, int64_t W, int threads) {
     wt_swiglu_backward(rows, W, y.data(), gate_up.data(), d_gate_up.data(), threads);
 }
 
-static void prologues(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, int64_t R, bool norm, int threads) {
-    Floats qkv(B * T * (Q + 2 * G) * H, 0.5f), weights(2 * H, 1.0f), cos(T * H, 0.6f), sin(T * H, 0.8f);
-    Floats q(B * Q * T * H), k(B * G * T * H), v(k.size()), d_qkv(qkv.size()), d_weights(2 * H);
-    const float* w = norm ? weights.data() : nullptr;
-    wt_prologue_forward(B, T, Q, G, H, R, H, qkv.data(), w, 1e-6f, cos.data(), sin.data(), q.data(), k.data(),
-                        v.data(), threads);
-    wt_prologue_backward(B, T, Q, G, H, R, H, norm ? qkv.data() : nullptr, w, 1e-6f, cos.data(), sin.data(),
-                         q.data(), k.data(), v.data(), d_qkv.data(), norm ? d_weights.data() : nullptr, threads);
-}
-
 static void routes(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, bool bias) {
     Floats logits(T * E, 0.5f), biases(E, 0.1f), scores(T * E), gate(T * K), d_logits(T * E);
     std::vector<int64_t> expert(T * K);
@@ -42,7 +32,6 @@ int main() {
         for (int64_t width : {1, 7, 16, 33, 100}) {
             norms(2, width, threads);
             swiglus(3, width, threads);
-            prologues(2, 5, 3, 1, 2 * width, 2 * (width / 2), width % 2, threads);
             cases++;
         }
     for (int bias = 0; bias < 2; bias++) {

@@ -165,7 +165,11 @@ def test_refusals() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "cases"),
-    [("cpu_kernel_driver.cpp", 48 if has_bfloat16() else 24), ("step_kernel_driver.cpp", 16)],
+    [
+        ("cpu_kernel_driver.cpp", 48 if has_bfloat16() else 24),
+        ("step_kernel_driver.cpp", 16),
+        ("block_kernel_driver.cpp", 16),
+    ],
 )
 def test_no_read_or_write_out_of_bounds(driver: str, cases: int, tmp_path: Path) -> None:
     """A build under the address and undefined-behaviour sanitizers, driven from plain C++."""

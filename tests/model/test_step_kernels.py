@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import attention as attention_module
-from model.attention import Attention
-from model.config import AttentionConfig, MoEConfig
+from model.config import MoEConfig
 from model.kernels import step
-from model.layers import Rotary, rms_norm, swiglu
+from model.layers import rms_norm, swiglu
 from model.router import Router, choose
 
 FLOAT32_ERROR = 2e-6
@@ -72,48 +70,6 @@ def test_norm_of_zeros_is_zero_with_a_finite_gradient():
     assert (y == 0).all()
     assert x.grad.isfinite().all()
 
-
-@pytest.mark.parametrize("qk_norm", [True, False])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "rotary"), [(4, 2, 6, 4), (3, 3, 20, 20)]
-)
-def test_attention(qk_norm, heads, kv_heads, head_dim, rotary, threads):
-    config = AttentionConfig(
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=rotary,
-        qk_norm=qk_norm,
-    )
-
-    def run(dtype):
-        layer = Attention(config, 10, EPS)
-        for i, parameter in enumerate(layer.parameters()):
-            parameter.data = draw(*parameter.shape, seed=i)
-        layer = layer.to(dtype)
-        x = draw(2, 9, 10, seed=50).to(dtype).requires_grad_()
-        return gradients([layer(x, Rotary(config))], [x, *layer.parameters()])
-
-    for mine, exact in zip(run(torch.float32), run(torch.float64), strict=True):
-        assert apart(mine, exact) < 1e-5  # through the softmax
-
-
-def test_the_compiled_prologue_is_the_one_that_ran(monkeypatch):
-    config = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=4, rotary_dim=2)
-    called = []
-    monkeypatch.setattr(
-        attention_module.step, "prologue", lambda *a: called.append(a) or step_prologue(*a)
-    )
-    layer = Attention(config, 6, EPS)
-    for parameter in layer.parameters():
-        parameter.data = draw(*parameter.shape)
-    layer(draw(1, 3, 6), Rotary(config))
-    assert len(called) == 1
-    layer.double()(draw(1, 3, 6).double(), Rotary(config))
-    assert len(called) == 1
-
-
-step_prologue = step.prologue
 
 ROUTERS = {
     "groups": MoEConfig(
