@@ -155,9 +155,7 @@ inline vec rms_inverse(const Attention& a, const float* columns) {
     vec sum{};
     for (int64_t h = 0; h < a.H; h++) sum += load(columns + h * BLOCK) * load(columns + h * BLOCK);
     sum = sum / static_cast<float>(a.H) + a.eps;
-    vec root;
-    for (int i = 0; i < LANES; i++) root[i] = std::sqrt(sum[i]);
-    return 1.0f / root;
+    return 1.0f / square_root(sum);
 }
 
 // A block of queries or keys from position t as they come: normalised, rotated, times `scale`.

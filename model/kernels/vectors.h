@@ -78,6 +78,15 @@ inline vec exponential(vec x) {
 
 inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
+inline vec square_root(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_sqrt_ps((__m512)x);
+#else
+    for (int i = 0; i < LANES; i++) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+}
+
 // Lanes added up in pairs, the order the same on every call.
 inline float sum_lanes(vec v) {
     float lanes[LANES];

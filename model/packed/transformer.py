@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import MoEConfig
 from model.experts import routed_experts
-from model.kernels import step
+from model.kernels import block, step
 from model.layers import at_least_float32, rms_norm, rotate, swiglu
 from model.loss import BLOCK_SCORES, token_nats
 from model.packed.stack import Stack
@@ -116,13 +116,27 @@ class PackedTransformer:
         batch: torch.Size,
         loads: list[Tensor],
     ) -> Tensor:
-        normed_MND = self._norm(f"{prefix}attention_norm.weight", x_MND)
-        x_MND = x_MND + self._attention(f"{prefix}attention.", normed_MND, batch)
-        normed_MND = self._norm(f"{prefix}feed_forward_norm.weight", x_MND)
+        compiled = block.serves(x_MND)  # a model at a time: it knows one model's weights
+        if compiled:
+            x_MND = self._compiled_attention(prefix, x_MND, batch)
+        else:
+            normed_MND = self._norm(f"{prefix}attention_norm.weight", x_MND)
+            x_MND = x_MND + self._attention(f"{prefix}attention.", normed_MND, batch)
+        norm = f"{prefix}feed_forward_norm.weight"
         prefix += "feed_forward."
         moe = self.config.moe
         if moe is None or not self.config.is_moe_layer(layer):
-            return x_MND + self._swiglu(prefix, normed_MND)
+            if compiled:
+                names = (norm, f"{prefix}gate_up.weight", f"{prefix}down.weight")
+                weights = (self._weight(name).unbind() for name in names)
+                eps = self.config.norm_eps
+                parts = [
+                    block.feed_forward(x_ND, norm_D, gate_up, down, eps)
+                    for x_ND, norm_D, gate_up, down in zip(x_MND, *weights, strict=True)
+                ]
+                return torch.stack(parts)
+            return x_MND + self._swiglu(prefix, self._norm(norm, x_MND))
+        normed_MND = self._norm(norm, x_MND)
         y_MND = self._experts(prefix, normed_MND, moe, loads)
         if moe.num_shared_experts:
             y_MND = y_MND + self._swiglu(f"{prefix}shared.", normed_MND)
@@ -139,33 +153,36 @@ class PackedTransformer:
         if c.qk_norm:
             norms = self._weight(f"{prefix}q_norm.weight"), self._weight(f"{prefix}k_norm.weight")
         tables = self._rotary.tables(batch[1], qkv_MNF.device, qkv_MNF.dtype)
-        prologue = self._compiled_prologue if step.serves(qkv_MNF) else self._prologue
         # From here a model's sequences are sequences like any other.
-        q, k, v = prologue(qkv_MNF.unflatten(1, batch), norms, tables)
+        q, k, v = self._prologue(qkv_MNF.unflatten(1, batch), norms, tables)
         mixed = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
         )
         mixed_MNF = mixed.transpose(1, 2).reshape(len(x_MND), batch.numel(), -1)
         return self._linear(f"{prefix}out.weight", mixed_MNF)
 
-    def _compiled_prologue(
-        self, qkv_MBTF: Tensor, norms: Norms | None, tables: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A model at a time: the compiled operation knows one model's norms."""
+    def _compiled_attention(self, prefix: str, x_MND: Tensor, batch: torch.Size) -> Tensor:
+        """x + attention(norm(x)) of each model."""
         c = self.config.attention
-        heads = step.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
-        weights = [None] * len(qkv_MBTF) if norms is None else [*zip(*norms, strict=True)]
+        names = ["attention_norm", "attention.qkv", "attention.q_norm", "attention.k_norm"]
+        rows: list[Sequence[Tensor | None]] = []
+        for name in (*names, "attention.out"):
+            weight = self.stack.weights.get(f"{prefix}{name}.weight")
+            rows.append([None] * len(x_MND) if weight is None else weight.unbind())
+        heads = block.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
+        tables = self._rotary.tables(batch[1], x_MND.device, x_MND.dtype)
         parts = [
-            step.prologue(qkv_BTF, pair, self.config.norm_eps, tables, heads)
-            for qkv_BTF, pair in zip(qkv_MBTF.unbind(), weights, strict=True)
+            block.attention(
+                x_BTD, block.AttentionWeights(*each), self.config.norm_eps, tables, heads
+            )
+            for x_BTD, *each in zip(x_MND.unflatten(1, batch), *rows, strict=True)
         ]
-        q, k, v = (torch.cat(part) for part in zip(*parts, strict=True))
-        return q, k, v
+        return torch.stack(parts).flatten(1, 2)
 
     def _prologue(
         self, qkv_MBTF: Tensor, norms: Norms | None, tables: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All models at once, for every type and device."""
+        """Normalised and rotated heads of all models at once."""
         c = self.config.attention
         num_qk = c.num_heads + c.num_kv_heads
         qkv = qkv_MBTF.unflatten(-1, (-1, c.head_dim))

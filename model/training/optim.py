@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.kernels import adamw
+from model.training.adamw import AdamW
 from model.training.adamw8bit import AdamW8bit
 from model.training.config import OptimizerConfig
 
@@ -24,7 +26,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     betas = config.beta1, config.beta2
     if config.kind == "adamw8bit":
         return AdamW8bit(groups, lr=config.peak_lr, betas=betas, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=betas, eps=config.eps, fused=True)
+    return AdamW(groups, lr=config.peak_lr, betas=betas, eps=config.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -39,6 +41,11 @@ def clip_gradients(model: nn.Module, clip_norm: float) -> float:
     What ``torch.nn.utils.clip_grad_norm_`` does, at 0.6 of its cost for small models (2026-11-23).
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
+    if adamw.serves(grads):
+        norm = adamw.global_norm(grads)
+        if norm > clip_norm:
+            adamw.scale(grads, clip_norm / norm)
+        return norm
     norms = torch._foreach_norm(grads, 2, torch.promote_types(grads[0].dtype, torch.float32))
     norm = torch.linalg.vector_norm(torch.stack(norms)).item()
     if norm > clip_norm:
