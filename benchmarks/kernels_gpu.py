@@ -8,11 +8,11 @@ fp8` with FP8 products (its share is still that of the bfloat16 peak); `grouped_
 they are installed. All take turns within one run, timed by the device's own events after a
 warm-up.
 
-`ms` is a step as a program would call it, launches included; `graph` the same step replayed as a
-CUDA graph, without them, where it can be captured. `of peak` is the share of a dense 8192³
-product's speed measured in the same run, of the faster of the two. `error` is the largest relative
-error of the output and all gradients against float64 (computed on the device). `kept` is what
-autograd keeps besides the inputs.
+`ms` is a step as a program would call it, launches included, of it `host` on the host; `graph` the
+same step replayed as a CUDA graph, without them, where it can be captured. `of peak` is the share
+of a dense 8192³ product's speed measured in the same run, of the faster of the two. `error` is the
+largest relative error of the output and all gradients against float64 (computed on the device).
+`kept` is what autograd keeps besides the inputs.
 """
 
 from __future__ import annotations
@@ -85,6 +85,17 @@ def median_ms(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
         for name, once in work.items():
             times[name].append(milliseconds(once, calls[name]))
     return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+
+
+def host_ms(work: Callable[[], object], calls: int = 20) -> float:
+    """What the host spends on a step; the device is far behind where its work takes longer."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(calls):
+        work()
+    elapsed = time.perf_counter() - begun
+    torch.cuda.synchronize()
+    return 1e3 * elapsed / calls
 
 
 def dense_tflops() -> float:
@@ -176,6 +187,7 @@ def measure(shape: Shape, dtype: torch.dtype, peak_tflops: float, rounds: int) -
             "ms": median,
             "ms_low": low,
             "ms_high": high,
+            "host_ms": host_ms(work[name]),
             "tflops": tflops,
             "of_peak": tflops / peak_tflops,
             "speedup_vs_grouped": times["grouped_mm"][1] / median,
@@ -189,9 +201,9 @@ def show(row: dict) -> None:
     error = f"{row['error']:.1e}" if "error" in row else "not checked"
     print(
         f"  {row['way']:<18}{row['ms']:>9.3f} ms ({row['ms_low']:.3f} to {row['ms_high']:.3f}) "
-        f"graph {graph}  {row['tflops']:>6.1f} TFLOP/s {row['of_peak']:>4.0%} of peak "
-        f"{row['speedup_vs_grouped']:>5.2f}x grouped_mm {row['kept_bytes'] / 2**20:>8.1f} MiB kept "
-        f"  error {error}",
+        f"host {row['host_ms']:.3f} graph {graph}  {row['tflops']:>6.1f} TFLOP/s "
+        f"{row['of_peak']:>4.0%} of peak {row['speedup_vs_grouped']:>5.2f}x grouped_mm "
+        f"{row['kept_bytes'] / 2**20:>8.1f} MiB kept   error {error}",
         flush=True,
     )
 

@@ -25,45 +25,19 @@ from model.kernels.triton_sort import Visits, sort_visits
 from model.kernels.triton_tiling import Tiling
 
 CANDIDATES = {
-    ("gate_up", 64): ("256 64 8 4 4", "256 64 8 4 1 ahead", "256 64 4 2 2 ahead"),
-    ("gate_up", 128): ("256 64 8 4 4", "256 64 8 4 64", "256 64 8 4 1 ahead", "256 64 8 3 1 ahead"),
-    ("project", 64): ("256 64 4 2 4", "256 64 4 2 2 ahead", "256 64 4 3 1 ahead"),
-    ("project", 128): (
-        "256 64 8 4 4",
-        "256 64 8 4 1 ahead",
-        "256 64 8 3 1 ahead",
-        "128 64 4 3 2 ahead",
-    ),
-    ("down_grad", 64): ("128 64 4 4 4", "256 64 8 4 1 ahead", "128 64 4 3 2 ahead"),
-    ("down_grad", 128): (
-        "128 64 8 4 4",
-        "128 64 8 4 1 ahead",
-        "256 64 8 4 4",
-        "256 64 8 4 1 ahead",
-        "256 64 8 3 1 ahead",
-    ),
-    ("weight_grad", 128): (
-        "128 64 4 2",
-        "128 64 4 3",
-        "128 64 4 4",
-        "128 32 4 3",
-        "128 128 4 3",
-        "256 64 8 3",
-        "256 64 8 4",
-        "256 128 8 3",
-    ),
+    ("gate_up", 64): ("256 64 8 4 4", "256 64 4 2 4", "128 64 4 4 4"),
+    ("gate_up", 128): ("256 64 8 4 4", "256 64 8 4 64", "256 64 8 3 4", "128 64 4 3 4"),
+    ("project", 64): ("256 64 4 2 4", "256 64 8 4 4", "128 64 4 4 4"),
+    ("project", 128): ("256 64 8 4 4", "256 64 8 3 4", "128 64 4 3 4"),
+    ("down_grad", 64): ("128 64 4 4 4", "256 64 8 4 4"),
+    ("down_grad", 128): ("128 64 8 4 4", "256 64 8 4 4", "256 64 8 3 4"),
+    ("weight_grad", 128): ("128 64 4 3 4", "256 64 8 5 4", "128 32 4 3 4"),
 }
 """Columns, depth, warps, stages, programs a multiprocessor, by product and rows."""
 
 
 def candidates(product: str, rows: int) -> list[Tiling]:
-    found = []
-    for words in CANDIDATES.get((product, rows), ()):
-        *numbers, last = words.split()
-        ahead = last == "ahead"
-        numbers = numbers if ahead else [*numbers, last]
-        found.append(Tiling(rows, *map(int, numbers), ahead=ahead))
-    return found
+    return [Tiling(rows, *map(int, words.split())) for words in CANDIDATES.get((product, rows), ())]
 
 
 class Layer:
@@ -163,7 +137,7 @@ def main() -> int:
                     print(
                         f"  {name:<18}{rows:>4} x{tiling.cols:>4} x{tiling.depth:>4} "
                         f"{tiling.warps} warps {tiling.stages} stages {tiling.programs} programs "
-                        f"{'ahead' if tiling.ahead else '':<6}{elapsed:>8.3f} ms "
+                        f"{elapsed:>8.3f} ms "
                         f"{tflops:>6.0f} TFLOP/s",
                         flush=True,
                     )

@@ -76,7 +76,6 @@ def gate_up(visits: Visits, x: Factor, w: Factor, *, keep: bool) -> tuple[Tensor
         DEPTH=cut.depth,
         KEEP=keep,
         **x.settings,
-        AHEAD=cut.ahead,
         warps=cut.warps,
         stages=cut.stages,
     )
@@ -107,7 +106,6 @@ def project(visits: Visits, left: Factor, w: Factor, *, m_innermost: bool = Fals
         COLS=cut.cols,
         DEPTH=cut.depth,
         **left.settings,
-        AHEAD=cut.ahead,
         warps=cut.warps,
         stages=cut.stages,
     )
@@ -144,7 +142,6 @@ def down_grad(
         COLS=cut.cols,
         DEPTH=cut.depth,
         **dy.settings,
-        AHEAD=cut.ahead,
         warps=cut.warps,
         stages=cut.stages,
     )

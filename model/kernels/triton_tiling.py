@@ -19,8 +19,6 @@ class Tiling(NamedTuple):
     stages: int
     programs: int = 4
     """Programs a multiprocessor that share the tiles; no more than there can be tiles."""
-    ahead: bool = False
-    """Whether a program loads for its next tile while it stores a result."""
 
 
 FP8_TILINGS = {
@@ -48,9 +46,12 @@ TILINGS = {
     ("weight_grad", 32): Tiling(32, 128, 64, 4, 5),
     ("weight_grad", 16): Tiling(16, 128, 64, 4, 5),
 }
-"""The fastest of those tried, by product and rows of a tile; columns of gate_up are gate and up
-together.
-Programs of weight_grad load rows through an index, so that two of its stages make one buffer."""
+"""By product and rows of a tile; columns of gate_up are gate and up together. Programs of
+weight_grad load rows through an index, so that two of its stages make one buffer.
+
+Those of 64 and 128 rows are the fastest tried on an H200 (benchmarks/tune_gpu.py, Ling-mini's layer
+with 8,192 and 65,536 tokens, LOG.md); those of 16 and 32 rows were not tuned.
+"""
 
 
 def rows_of_a_tile(visits_per_expert: float) -> int:
