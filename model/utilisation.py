@@ -48,6 +48,32 @@ class LayerUtilisation:
         return torch.stack([*self.load_by_domain.values()]).sum(0)
 
 
+@dataclass(frozen=True)
+class LayerCounts:
+    """What one mixture layer did in one forward pass, as far as an evaluation sums it."""
+
+    load_E: Tensor
+    """Choices of all tokens, int64."""
+    expert_TK: Tensor
+    """Choices of the tokens that are looked at one by one."""
+    gate_entropy: float
+    """:func:`gate_entropy` of these tokens, their sum."""
+    top_k_mass: float
+    """:func:`top_k_mass` likewise."""
+
+
+def layer_counts(stats: RoutingStats) -> LayerCounts:
+    """Sum one layer's routing, which must have been asked for in detail."""
+    if stats.detail is None:
+        raise ValueError("utilisation needs RoutingRequest(detail=True)")
+    return LayerCounts(
+        load_E=stats.load_E.cpu(),
+        expert_TK=stats.detail.expert_TK,
+        gate_entropy=gate_entropy(stats.detail.gate_TK).double().sum().item(),
+        top_k_mass=top_k_mass(stats.detail).double().sum().item(),
+    )
+
+
 class UtilisationMeter:
     """Sums over batches, layer by layer and domain by domain."""
 
@@ -55,12 +81,10 @@ class UtilisationMeter:
         """``num_layers``: mixture layers, a multi-token-prediction block included."""
         self._layers = [_LayerSums(config.num_experts) for _ in range(num_layers)]
 
-    def add(self, routing: Sequence[RoutingStats], domain: str) -> None:
+    def add(self, counts: Sequence[LayerCounts], domain: str) -> None:
         """Count one forward pass over tokens of ``domain``."""
-        for sums, stats in zip(self._layers, routing, strict=True):
-            if stats.detail is None:
-                raise ValueError("utilisation needs RoutingRequest(detail=True)")
-            sums.add(stats.detail, stats.load_E, domain)
+        for sums, of_layer in zip(self._layers, counts, strict=True):
+            sums.add(of_layer, domain)
 
     def measure(self) -> tuple[LayerUtilisation, ...]:
         """What has been counted so far; at least one batch."""
@@ -75,15 +99,15 @@ class _LayerSums:
         self.gate_entropy = self.top_k_mass = 0.0
         self.num_tokens = 0
 
-    def add(self, routing: Routing, load_E: Tensor, domain: str) -> None:
-        load_E = load_E.cpu()
+    def add(self, counts: LayerCounts, domain: str) -> None:
+        load_E = counts.load_E
         seen = self.load_by_domain.get(domain)
         self.load_by_domain[domain] = load_E if seen is None else seen + load_E
         self.batch_loads.append(load_E)
-        self.together_EE += chosen_together(routing.expert_TK, load_E.numel()).cpu()
-        self.gate_entropy += gate_entropy(routing.gate_TK).double().sum().item()
-        self.top_k_mass += top_k_mass(routing).double().sum().item()
-        self.num_tokens += routing.expert_TK.shape[0]
+        self.together_EE += chosen_together(counts.expert_TK, load_E.numel()).cpu()
+        self.gate_entropy += counts.gate_entropy
+        self.top_k_mass += counts.top_k_mass
+        self.num_tokens += counts.expert_TK.shape[0]
 
     def measure(self) -> LayerUtilisation:
         batches = load_metrics(torch.stack(self.batch_loads).double())

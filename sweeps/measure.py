@@ -12,36 +12,57 @@ from analysis.records import DomainLoss, LayerLoad, RunRecord
 from model.accounting import CONVENTION, count_params, flops_per_token
 from model.errors import ConfigError
 from model.training.data import PreparedCorpus, open_corpus, prepare_corpus
+from model.training.distributed.job import Job, free_address, run_job
 from model.training.result import TrainResult
 from model.typed import build, to_plain
 from sweeps.attempt import Progress
 from sweeps.protocol import fingerprint, protocol_of
 from sweeps.provenance import provenance
 from sweeps.spec import NUMERICS_VERSION, RunSpec, run_id
+from sweeps.spread import node_command, read_spread
 from sweeps.store import Store
 from sweeps.trunks import has_snapshots
 
 
 def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], None]) -> RunRecord:
     """Train ``spec`` in the attempt's folder, going on from the checkpoints that lie there."""
-    from model.training.trainer import train  # here: planning and the driver need no torch
-
     _require_numerics(spec)
     run_dir = attempt_dir.parents[1]
     trunk = _diverged_trunk(spec, run_dir)
     if trunk is not None:
         return record_of(spec, trunk, attempt_dir)
     corpus = planned_corpus(spec)
+    snapshots_dir = run_dir / "snapshots"
+    trunk_dir = run_dir.parent / spec.trunk / "snapshots" if spec.trunk else None
+    on_progress = _reporting(report, attempt_dir)
+    spread = read_spread(run_dir)
+    if spread is not None:
+        job = Job(
+            name=run_id(spec),
+            model=spec.model,
+            train=spec.train,
+            corpus_fingerprint=corpus.fingerprint,
+            runtime=spec.runtime,
+            parallel=spread.parallel,
+            nodes=spread.nodes,
+            rendezvous=free_address() if spread.nodes > 1 else "localhost:0",
+            snapshots_dir=snapshots_dir,
+            trunk_dir=trunk_dir,
+        )
+        return record_of(spec, run_job(job, attempt_dir, on_progress, node_command()), attempt_dir)
+
+    from model.training.trainer import train  # here: planning and the driver need no torch
+
     result = train(
         spec.model,
         spec.train,
         corpus,
         spec.runtime,
         attempt_dir,
-        on_progress=_reporting(report, attempt_dir),
+        on_progress=on_progress,
         name=run_id(spec),
-        snapshots_dir=run_dir / "snapshots",
-        trunk_dir=run_dir.parent / spec.trunk / "snapshots" if spec.trunk else None,
+        snapshots_dir=snapshots_dir,
+        trunk_dir=trunk_dir,
     )
     return record_of(spec, result, attempt_dir)
 

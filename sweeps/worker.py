@@ -8,7 +8,6 @@ for itself whether an earlier attempt is over, and waits a lease where only that
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 
 from analysis.records import RunRecord
 from model.errors import ConfigError
+from model.lifeline import end_with
+from model.training.distributed.job import RankLost
 from sweeps.attempt import Attempt, ClaimLost, Progress, newest_attempt
 from sweeps.ending import failed, interrupted, is_published, publish
 from sweeps.executors.forkserver import serve
@@ -97,6 +98,10 @@ def _run_attempt(
         if isinstance(stopped, KeyboardInterrupt):
             raise
         return EXIT_STOPPED
+    except RankLost as lost:
+        print(lost, file=sys.stderr)
+        interrupted(attempt, str(lost))
+        return EXIT_STOPPED
     except Exception as error:
         return failed(attempt, error)
 
@@ -116,18 +121,14 @@ def _wait_until_over(store: Store, run_dir: Path) -> int:
 
 
 def die_with_driver() -> None:
-    """Ask the kernel to end this process when the driver that started it is gone.
+    """End this process when the driver that started it is gone.
 
-    Linux only; elsewhere :class:`Pulse` sees the parent change. The driver may have died before the
-    request, hence the look at the parent after it.
+    Where the kernel does not (see :mod:`model.lifeline`), :class:`Pulse` sees the parent change.
     """
     driver = os.environ.get(PARENT_VARIABLE)
     if driver is None:
         return
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(driver):
+    if not end_with(int(driver)):
         sys.exit(EXIT_STOPPED)
 
 

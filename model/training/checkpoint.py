@@ -30,6 +30,8 @@ from model.files import step_folder, sync_folder, write_file
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+SHARDED_FORMAT = "dcp-1"
+"""Written by many processes (model.training.distributed.checkpoint); read here as one's own."""
 UNFINISHED = ".tmp-"
 
 T = TypeVar("T")
@@ -103,7 +105,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         BrokenCheckpoint: when a file is missing, cut short or changed.
     """
     try:
-        body = read_body(path, FORMAT)
+        body = read_body(path)
+        if body["format"] == SHARDED_FORMAT:
+            # Here: it needs torch.distributed, and it needs this module.
+            from model.training.distributed.checkpoint import read_whole
+
+            return read_whole(path, body)
         content = (path / "tensors.safetensors").read_bytes()
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{error.filename} is missing") from None
@@ -155,7 +162,7 @@ def write_body(folder: Path, body: dict[str, Any]) -> None:
     write_file(folder / "state.json", text.encode())
 
 
-def read_body(folder: Path, expected_format: int | str) -> dict[str, Any]:
+def read_body(folder: Path) -> dict[str, Any]:
     """What :func:`write_body` wrote.
 
     Raises:
@@ -168,8 +175,10 @@ def read_body(folder: Path, expected_format: int | str) -> dict[str, Any]:
         raise BrokenCheckpoint(f"state.json is not JSON: {error}") from None
     if not isinstance(body, dict) or body.pop("sha256", None) != _hash_json(body):
         raise BrokenCheckpoint("state.json does not match its hash")
-    if body["format"] != expected_format:
-        raise BrokenCheckpoint(f"format {body['format']}, this program reads {expected_format}")
+    if body["format"] not in (FORMAT, SHARDED_FORMAT):
+        raise BrokenCheckpoint(
+            f"format {body['format']}, this program reads {FORMAT} and {SHARDED_FORMAT}"
+        )
     return body
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,15 +19,17 @@ from model.training.precision import computing_in
 from model.transformer import Transformer
 from model.typed import to_plain
 from model.utilisation import (
+    LayerCounts,
     LayerUtilisation,
     UtilisationMeter,
+    layer_counts,
     most_paired,
     router_saturation,
     strongest_partner,
 )
 
 # Shapes: L mixture layers (a multi-token-prediction block last), E experts, T tokens of the windows
-# that are looked at closely, K experts per token.
+# that are looked at closely, K experts per token; of windows, W and P positions.
 
 EVALUATE_AT_ONCE = 4096
 """Tokens in one forward pass; more gain nothing here and cost memory."""
@@ -151,19 +153,23 @@ LAYER_SCALARS = (
 """Fields of :class:`LayerLoad` in a line of metrics."""
 
 
-def heldout_windows(
-    corpus: PreparedCorpus, sequence_length: int, tokens_per_domain: int
-) -> dict[str, Tensor]:
-    """Each domain's windows [windows, sequence_length + 1]; the same in every run of a corpus."""
-    return {
-        name: torch.from_numpy(corpus.heldout(name, sequence_length, tokens_per_domain))
-        for name in corpus.domains
-    }
+Forward = Callable[[Tensor, slice], tuple[Tensor, Sequence[LayerCounts]]]
+"""From windows [W, P + 1] and those of them that are looked at closely to each target's nats [W, P]
+and the use of each mixture layer: how one process, or many together, run their model."""
 
 
-def few_of(windows_by_domain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those that an evaluation on the way reads: one in LOOK_EVERY, spread as evenly."""
-    return {name: windows[::LOOK_EVERY] for name, windows in windows_by_domain.items()}
+def plain_forward(model: Transformer, precision: Precision, device: torch.device) -> Forward:
+    """The forward pass of a whole model in one process, as it stands at each call."""
+    request = RoutingRequest(detail=bool(mixture_layers(model.config)))
+
+    def forward(windows: Tensor, looked_at: slice) -> tuple[Tensor, Sequence[LayerCounts]]:
+        batch = windows.to(device)
+        with computing_in(precision, device):
+            result = model(batch[:, :-1], batch[:, 1:], request=request)
+        few = [_of_windows(stats, len(batch), looked_at) for stats in result.routing]
+        return result.token_nats_BT, [layer_counts(stats) for stats in few]
+
+    return forward
 
 
 class Evaluator:
@@ -171,58 +177,55 @@ class Evaluator:
 
     def __init__(
         self,
+        config: ModelConfig,
         corpus: PreparedCorpus,
         *,
         sequence_length: int,
         tokens_per_domain: int,
-        precision: Precision,
-        device: torch.device,
     ) -> None:
+        self._config = config
         self._corpus = corpus
-        self._precision: Precision = precision
-        self._device = device
-        self._windows = heldout_windows(corpus, sequence_length, tokens_per_domain)
+        self._windows = {
+            name: torch.from_numpy(corpus.heldout(name, sequence_length, tokens_per_domain))
+            for name in corpus.domains
+        }
 
-    def __call__(self, model: Transformer, earlier_LTK: Tensor | None = None) -> Evaluation:
-        """Evaluate ``model`` as it stands on all windows.
+    def __call__(self, forward: Forward, earlier_LTK: Tensor | None = None) -> Evaluation:
+        """Evaluate the model behind ``forward`` as it stands on all windows.
 
         ``earlier_LTK``: ``choices_LTK`` of an earlier evaluation, brief or not, that the router's
         saturation is measured against.
         """
-        return self._evaluate(model, self._windows, LOOK_EVERY, earlier_LTK)
+        return self._evaluate(forward, self._windows, LOOK_EVERY, earlier_LTK)
 
-    def briefly(self, model: Transformer, earlier_LTK: Tensor | None = None) -> Evaluation:
+    def briefly(self, forward: Forward, earlier_LTK: Tensor | None = None) -> Evaluation:
         """The same on one in eight of the windows, spread as evenly."""
-        return self._evaluate(model, few_of(self._windows), 1, earlier_LTK)
+        few = {name: windows[::LOOK_EVERY] for name, windows in self._windows.items()}
+        return self._evaluate(forward, few, 1, earlier_LTK)
 
     @torch.no_grad()
     def _evaluate(
         self,
-        model: Transformer,
+        forward: Forward,
         windows_by_domain: Mapping[str, Tensor],
         look_every: int,
         earlier_LTK: Tensor | None,
     ) -> Evaluation:
         """``look_every``: one in so many windows has the routing of its tokens looked at."""
-        layers = mixture_layers(model.config)
-        moe = model.config.moe
+        layers, moe = mixture_layers(self._config), self._config.moe
         meter = UtilisationMeter(moe, len(layers)) if moe and layers else None
-        request = RoutingRequest(detail=meter is not None)
         by_domain: dict[str, DomainLoss] = {}
         choices: list[Tensor] = []
         for name, windows in windows_by_domain.items():
             nats = 0.0
             at_once = max(1, EVALUATE_AT_ONCE // (windows.shape[1] - 1))
             for first in range(0, len(windows), at_once):
-                batch = windows[first : first + at_once].to(self._device)
-                with computing_in(self._precision, self._device):
-                    result = model(batch[:, :-1], batch[:, 1:], request=request)
-                nats += result.token_nats_BT.double().sum().item()
+                looked_at = slice(-first % look_every, None, look_every)
+                nats_WP, counts = forward(windows[first : first + at_once], looked_at)
+                nats += nats_WP.double().sum().item()
                 if meter is not None:
-                    looked_at = slice(-first % look_every, None, look_every)
-                    routing = [_of_windows(s, len(batch), looked_at) for s in result.routing]
-                    meter.add(routing, name)
-                    choices.append(_choices(routing))
+                    meter.add(counts, name)
+                    choices.append(_choices(counts))
             by_domain[name] = self._domain_loss(windows[:, 1:], nats)
         loss_nats = self._mixed({n: d.loss_nats for n, d in by_domain.items()})
         used = meter.measure() if meter is not None and math.isfinite(loss_nats) else ()
@@ -275,10 +278,9 @@ def _of_windows(stats: RoutingStats, num_windows: int, windows: slice) -> Routin
     return replace(stats, detail=Routing(*detail))
 
 
-def _choices(routing: Sequence[RoutingStats]) -> Tensor:
+def _choices(counts: Sequence[LayerCounts]) -> Tensor:
     """Chosen experts of one forward pass [L, T, K], int16 on the CPU."""
-    chosen = [stats.detail.expert_TK for stats in routing if stats.detail]
-    return torch.stack(chosen).to(torch.int16).cpu()
+    return torch.stack([of_layer.expert_TK for of_layer in counts]).to(torch.int16).cpu()
 
 
 def _saturation(row: int, earlier_LTK: Tensor | None, choices_LTK: Tensor | None) -> float | None:

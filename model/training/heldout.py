@@ -25,17 +25,15 @@ class HeldoutMeasures:
         config: TrainConfig,
         stages: Sequence[Stage],
         learner: Learner,
-        device: torch.device,
     ) -> None:
-        self._corpus, self._config, self._stages = corpus, config, stages
-        self._learner, self._device = learner, device
+        self._corpus, self._config, self._learner = corpus, config, learner
         self._one_length = len({stage.sequence_length for stage in stages}) == 1
         self._evaluators: dict[int, Evaluator] = {}
 
     def briefly(self, stage: Stage) -> Evaluation:
         """On the way, on an eighth of the windows."""
         use = self._learner.state.use
-        evaluation = self._evaluator(stage).briefly(self._learner.model, use.choices_LTK)
+        evaluation = self._evaluator(stage).briefly(self._learner.forward, use.choices_LTK)
         # Of other windows where the stages' lengths differ: no two can be compared.
         use.choices_LTK = evaluation.choices_LTK if self._one_length else None
         return evaluation
@@ -45,12 +43,12 @@ class HeldoutMeasures:
         # A readout of a trunk may have no evaluation before: its record must not depend on that.
         is_trunk = self._config.schedule.trunk
         earlier_LTK = None if is_trunk else self._learner.state.use.choices_LTK
-        return self._evaluator(stage)(self._learner.model, earlier_LTK)
+        return self._evaluator(stage)(self._learner.forward, earlier_LTK)
 
     def of_stage(self, stage: Stage, evaluation: Evaluation | None = None) -> dict[str, Any]:
         """What a stage that is over measured; ``evaluation``: of its end, if there is one."""
         if evaluation is None:
-            evaluation = self._evaluator(stage)(self._learner.model)
+            evaluation = self._evaluator(stage)(self._learner.forward)
         return {
             "name": stage.name,
             "steps": self._learner.state.step,
@@ -63,11 +61,10 @@ class HeldoutMeasures:
         length = stage.sequence_length
         if length not in self._evaluators:
             self._evaluators[length] = Evaluator(
+                self._learner.config,
                 self._corpus,
                 sequence_length=length,
                 tokens_per_domain=self._config.evaluation.heldout_tokens,
-                precision=self._config.precision,
-                device=self._device,
             )
         return self._evaluators[length]
 
@@ -75,6 +72,5 @@ class HeldoutMeasures:
         tokens = self._config.evaluation.heldout_tokens // LOOK_EVERY
         corpus, length = self._corpus, stage.sequence_length
         windows = [corpus.heldout(domain, length, tokens) for domain in corpus.domains]
-        batch = torch.from_numpy(np.concatenate(windows)).to(self._device)
-        model, precision = self._learner.model, self._config.precision
-        return [list(found) for found in loss_by_position(model, batch, precision)]
+        batch = torch.from_numpy(np.concatenate(windows))
+        return [list(found) for found in loss_by_position(self._learner.forward, batch)]

@@ -1,61 +1,102 @@
-"""What the steps of a run change: weights, optimizer and state, as tensors of a checkpoint."""
+"""What trains: a whole model in one process, or one process's part of a model that many share.
+
+The loop (:mod:`model.training.trainer`) asks for these things and no others, so that a run is the
+same whatever it is spread over.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from model.training.optim import load_optimizer_tensors, optimizer_tensors
+from model.config import ModelConfig
+from model.training.checkpoint import Checkpoint
+from model.training.config import BalanceConfig
+from model.training.evaluate import Forward
+from model.training.fp8 import Fp8Layers
+from model.training.stages import Stage
 from model.training.state import RunState
-from model.transformer import Transformer
 
 
 @dataclass(frozen=True)
-class Learner:
-    """One model in training."""
+class Gradients:
+    """What one batch gave besides the gradients on the weights; the same in every process."""
 
-    model: Transformer
-    optimizer: torch.optim.Optimizer
+    loss_nats: float
+    mtp_nats: float
+    """Of the multi-token-prediction block; 0 without one."""
+    loads: Sequence[Tensor]
+    """Choices of each mixture layer's experts [E]."""
+
+
+class Learner(Protocol):
+    """Weights, optimizer and state of one run."""
+
+    config: ModelConfig
     state: RunState
+    is_first: bool
+    """Whether this process is the one that writes and is asked to stop."""
+    forward: Forward
+    """For evaluations, as the weights stand."""
+
+    def enter(self, stage: Stage) -> None:
+        """Use the rotary embedding of ``stage``."""
+
+    def forward_backward(self, windows: Tensor) -> Gradients:
+        """Leave the gradients of a batch [windows, T + 1] on the weights."""
+
+    def clip(self, clip_norm: float) -> float:
+        """Scale all gradients so that their joint norm is at most ``clip_norm``; it before that."""
+
+    def update(self, lr: float) -> None:
+        """Move the weights along their gradients."""
+
+    def balance(self, loads: Sequence[Tensor], rule: BalanceConfig) -> None:
+        """Move the routers' biases by the loads of the step."""
+
+    def in_fp8(self, fallen: Iterable[str]) -> Fp8Layers | None:
+        """Have layers compute in FP8, except those that have ``fallen`` back; None if not asked."""
+
+    def agree(self, value: int) -> int:
+        """The first process's ``value``, in every one: for what depends on a clock or a request."""
 
     def weights(self) -> dict[str, Tensor]:
         """The weights with the selection biases alone: all that an average of checkpoints needs."""
-        return _on_cpu({f"model.{name}": value for name, value in self.model.state_dict().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights, the optimizer, sums of loads, random state: all on the CPU."""
-        optimizer = optimizer_tensors(self.model, self.optimizer)
-        tensors = {f"optimizer.{name}": value for name, value in optimizer.items()}
-        tensors |= self.state.use.to_tensors()
-        tensors["run.rng"] = torch.get_rng_state()
-        return self.weights() | _on_cpu(tensors)
+        """The weights, the optimizer, sums of loads, random state."""
 
-    def restore(self, tensors: dict[str, Tensor]) -> bool:
+    def restore(self, tensors: Mapping[str, Tensor]) -> bool:
         """Put weights, optimizer and random state back (the rest is the state's).
 
         Returns:
             Whether there were weights alone: training can't go on from them.
         """
-        self.model.load_state_dict(model_weights(tensors))
-        if "run.rng" not in tensors:
-            return True
-        load_optimizer_tensors(self.model, self.optimizer, _below("optimizer.", tensors))
-        torch.set_rng_state(tensors["run.rng"])
-        return False
+
+    def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
+        """The newest whole checkpoint that ``is_usable`` has nothing to say against."""
+
+    def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int | None) -> None:
+        """Write a checkpoint and remove all but the newest ``keep``; None: keep all, for good."""
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Delete checkpoints."""
+
+    def numerics(self) -> dict[str, Any]:
+        """What decides the bits besides the spec."""
 
 
-def model_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def model_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's part of a checkpoint's tensors, under the model's own names."""
-    return _below("model.", tensors)
+    return below("model.", tensors)
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

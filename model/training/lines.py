@@ -8,7 +8,7 @@ from typing import Any
 
 from model.training.config import TrainConfig
 from model.training.state import RunState
-from model.training.trackers import MetricsFile, Mirror
+from model.training.trackers import Metrics, Mirror
 
 LINES_PER_RUN = 200
 """About how often a run logs: a function of its length alone, so that no line depends on time."""
@@ -23,7 +23,7 @@ class RunLog:
     """Every line says at which step and after how many tokens it was written."""
 
     def __init__(
-        self, metrics: MetricsFile, mirror: Mirror, state: RunState, batch_tokens: int
+        self, metrics: Metrics, mirror: Mirror, state: RunState, batch_tokens: int
     ) -> None:
         self.metrics, self.mirror = metrics, mirror
         self._state, self._batch_tokens = state, batch_tokens

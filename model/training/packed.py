@@ -24,17 +24,19 @@ from model.training.alike import common_part, why_alone
 from model.training.config import RuntimeConfig, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.evaluate import brief_steps, mixture_layers
+from model.training.learner import Gradients
 from model.training.lines import steps_per_line, train_line
-from model.training.optim import clip_gradients
 from model.training.precision import computing_in
 from model.training.progress import OnProgress, Teller
 from model.training.reader import Reader
 from model.training.result import TrainResult
-from model.training.run import Run, open_run
+from model.training.run import Run, initial_state, open_run
 from model.training.runtime import set_up
 from model.training.schedules import learning_rate
-from model.training.step import Gradients, update
+from model.training.step import update
 from model.training.stopping import Interrupted, sigterm_noticed
+from model.training.whole import WholeModel
+from model.transformer import Transformer
 
 # Shapes: M models, B sequences, T positions.
 
@@ -77,15 +79,17 @@ def train_packed(
     with ExitStack() as files, sigterm_noticed() as is_stopping:
         runs = []
         for index, member in enumerate(members):
-            run = open_run(model_config, member.config, corpus, runtime, member.run_dir, device)
+            state = initial_state(model_config, member.config, device)
+            whole = WholeModel(model_config, member.config, state, device)
+            run = open_run(whole, member.config, corpus, runtime.tracker, member.run_dir)
             files.callback(run.log.close)
-            runs.append(_Packed(index, run, member.on_progress))
+            runs.append(_Packed(index, run, whole.model, member.on_progress))
         reader = Reader(corpus, runs[0].run.spans)
         left = list(runs)
         while left:
             group, until = _next_round(left)
             if group:
-                _train(group, until, reader, is_stopping.is_set)
+                _train(group, until, reader, is_stopping.is_set, device)
             for packed in [packed for packed in left if packed.is_over]:
                 on_result(packed.index, packed.end())
                 left.remove(packed)
@@ -94,10 +98,12 @@ def train_packed(
 class _Packed:
     """One run of the stack: what a step by itself does around forward and backward."""
 
-    def __init__(self, index: int, run: Run, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self, index: int, run: Run, model: Transformer, on_progress: OnProgress | None
+    ) -> None:
         config = run.config
         self.index, self.run, self.config = index, run, config
-        self.model, self.state = run.learner.model, run.learner.state
+        self.model, self.state = model, run.learner.state
         self.reason = ""
         self._has_stepped = False
         self.most_packed = 1
@@ -116,7 +122,9 @@ class _Packed:
         (stage,) = self.run.stages
         lr = stage.lr_factor * learning_rate(self.config, self.state.step)
         before = self.state.step
-        self.reason = update(self.run.learner, found, self.config, stage, lr, self.run.health)
+        learner, health = self.run.learner, self.run.health
+        grad_norm = learner.clip(self.config.optimizer.clip_norm)
+        self.reason = update(learner, found, grad_norm, self.config, stage, lr, health)
         self._has_stepped = self.state.step > before
 
     def write_lines(self, lap: Callable[[str], object]) -> None:
@@ -169,11 +177,14 @@ def _next_round(left: Sequence[_Packed]) -> tuple[list[_Packed], int]:
 
 
 def _train(
-    group: Sequence[_Packed], until: int, reader: Reader, is_stopping: Callable[[], bool]
+    group: Sequence[_Packed],
+    until: int,
+    reader: Reader,
+    is_stopping: Callable[[], bool],
+    device: torch.device,
 ) -> None:
     """Take the runs of ``group``, all at one step, to step ``until`` or until one goes wrong."""
     stacked = PackedTransformer([packed.model for packed in group])
-    device = group[0].run.device
     save_every_s = min(packed.config.checkpoint.every_s for packed in group)
     clock = _SharedClock(group)
     saved_at = clock.last
@@ -214,7 +225,7 @@ def _train(
 def _gradients(
     stacked: PackedTransformer, batch_BT: Tensor, group: Sequence[_Packed]
 ) -> list[Gradients]:
-    """Of every run, clipped, on its model."""
+    """Of every run, on its model."""
     config = group[0].config
     stacked.stack.clear_gradients()
     with computing_in(config.precision, batch_BT.device):
@@ -231,7 +242,6 @@ def _gradients(
             loss_nats=loss_nats,
             mtp_nats=mtp_nats,
             loads=[load_ME[row] for load_ME in result.loads],
-            grad_norm=clip_gradients(packed.model, packed.config.optimizer.clip_norm),
         )
-        for row, (packed, (loss_nats, mtp_nats)) in enumerate(zip(group, losses_M2, strict=True))
+        for row, (loss_nats, mtp_nats) in enumerate(losses_M2)
     ]

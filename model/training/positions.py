@@ -7,9 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from model.training.config import Precision
-from model.training.precision import computing_in
-from model.transformer import Transformer
+from model.training.evaluate import Forward
 
 
 def position_bounds(sequence_length: int) -> tuple[int, ...]:
@@ -19,15 +17,12 @@ def position_bounds(sequence_length: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def loss_by_position(
-    model: Transformer, windows_BT: Tensor, precision: Precision
-) -> tuple[tuple[int, float], ...]:
+def loss_by_position(forward: Forward, windows_BT: Tensor) -> tuple[tuple[int, float], ...]:
     """(first position, mean nats) of each range of :func:`position_bounds`.
 
     ``windows_BT`` holds inputs and, one to the right, their targets.
     """
-    with computing_in(precision, windows_BT.device):
-        result = model(windows_BT[:, :-1], windows_BT[:, 1:])
-    nats_T = result.token_nats_BT.double().mean(0)
+    nats_BT, _ = forward(windows_BT, slice(0))
+    nats_T = nats_BT.double().mean(0)
     bounds = position_bounds(len(nats_T))
     return tuple((a, nats_T[a:b].mean().item()) for a, b in pairwise(bounds))

@@ -13,7 +13,7 @@ import torch
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.training.checkpoint import Checkpoint
-from model.training.config import RuntimeConfig, TrainConfig
+from model.training.config import JsonlTracker, TrackerConfig, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.data.stages import StageSpan
 from model.training.evaluate import Evaluation, mixture_layers
@@ -22,18 +22,14 @@ from model.training.heldout import HeldoutMeasures
 from model.training.identity import run_identity, trunk_identity
 from model.training.learner import Learner
 from model.training.lines import RunLog, tokens_per_s
-from model.training.optim import build_optimizer
-from model.training.precision import weights_dtype
 from model.training.result import TrainResult
 from model.training.rewind import RewindPoints
 from model.training.routing_use import RoutingUse
-from model.training.runtime import describe_numerics
 from model.training.saving import Saver, find_checkpoint
-from model.training.stages import Stage, enter, lay_out_stages, stage_at
+from model.training.stages import Stage, lay_out_stages, stage_at
 from model.training.state import RunState
-from model.training.trackers import MetricsFile, open_mirror
+from model.training.trackers import Metrics, MetricsFile, NoMetrics, open_mirror
 from model.training.trunk import Snapshots
-from model.transformer import build_model
 from model.typed import to_plain
 
 logger = logging.getLogger(__name__)
@@ -45,7 +41,6 @@ class Run:
 
     config: TrainConfig
     corpus: PreparedCorpus
-    device: torch.device
     learner: Learner
     health: Health
     spans: Sequence[StageSpan]
@@ -64,7 +59,7 @@ class Run:
         ``reason``: why it diverged, empty if it did not; ``lap``: of the run's stopwatch.
         """
         state, last = self.learner.state, stage_at(self.stages, self.learner.state.step)
-        enter(last, self.learner.model)
+        self.learner.enter(last)
         evaluation = self.heldout.at_the_end(last)
         if math.isfinite(evaluation.loss_nats):
             self.log.write(evaluation.final_line())
@@ -96,7 +91,7 @@ class Run:
             tokens_per_s=tokens_per_s(state, self.config),
             seconds=dict(state.seconds),
             epochs=self.corpus.epochs_of(self.spans, state.step),
-            numerics=describe_numerics(self.device),
+            numerics=self.learner.numerics(),
             stages=tuple(state.stages),
             rewinds=tuple(state.rewinds),
             fp8_fallen=tuple(state.fp8_fallen),
@@ -104,12 +99,11 @@ class Run:
 
 
 def open_run(
-    model_config: ModelConfig,
+    learner: Learner,
     config: TrainConfig,
     corpus: PreparedCorpus,
-    runtime: RuntimeConfig,
+    tracker: TrackerConfig,
     run_dir: Path,
-    device: torch.device,
     *,
     name: str = "",
     snapshots_dir: Path | None = None,
@@ -117,11 +111,20 @@ def open_run(
 ) -> Run:
     """A run as it begins, or as it was left; see :func:`model.training.trainer.train`.
 
+    ``learner`` is of initial values; every process that has a share of it calls this.
+
     Raises:
         ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
     """
-    learner, health = _build(model_config, config, corpus, device)
-    state = learner.state
+    model_config, state = learner.config, learner.state
+    if model_config.vocab_size != corpus.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size ({model_config.vocab_size}) must be that of the corpus's tokenizer "
+            f"({corpus.vocab_size})"
+        )
+    corpus.require_length(config.sequence_length)
+    health = Health(model_config, config.num_steps, config.health)
+    health.state = state.health
     spans = corpus.spans(
         num_steps=config.num_steps,
         batch_tokens=config.batch_tokens,
@@ -136,11 +139,14 @@ def open_run(
         trunk_identity(model_config, config, corpus.fingerprint),
         trunk_dir,
     )
-    found = find_checkpoint(checkpoints, identity, metrics_path)
+    found = find_checkpoint(learner, checkpoints, identity, metrics_path)
     is_merged = _begin(learner, config, found, points, snapshots)
-    metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
+    metrics: Metrics = NoMetrics()
+    if learner.is_first:
+        metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
     settings = {"model": to_plain(model_config), "train": to_plain(config)}
-    mirror = open_mirror(runtime.tracker, run_dir, state.mirror_id, settings, name)
+    mirrored = tracker if learner.is_first else JsonlTracker()
+    mirror = open_mirror(mirrored, run_dir, state.mirror_id, settings, name)
     state.mirror_id = mirror.id
     saver = Saver(
         folder=checkpoints,
@@ -156,12 +162,11 @@ def open_run(
     return Run(
         config=config,
         corpus=corpus,
-        device=device,
         learner=learner,
         health=health,
         spans=spans,
         stages=stages,
-        heldout=HeldoutMeasures(corpus, config, stages, learner, device),
+        heldout=HeldoutMeasures(corpus, config, stages, learner),
         snapshots=snapshots,
         points=points,
         log=RunLog(metrics, mirror, state, config.batch_tokens),
@@ -170,23 +175,11 @@ def open_run(
     )
 
 
-def _build(
-    model_config: ModelConfig, config: TrainConfig, corpus: PreparedCorpus, device: torch.device
-) -> tuple[Learner, Health]:
-    """A model of initial values, its optimizer, and the state of a run that has done nothing."""
-    if model_config.vocab_size != corpus.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size ({model_config.vocab_size}) must be that of the corpus's tokenizer "
-            f"({corpus.vocab_size})"
-        )
-    corpus.require_length(config.sequence_length)
-    dtype = weights_dtype(config.precision)
-    model = build_model(model_config, seed=config.seed, device=device, dtype=dtype)
-    health = Health(model_config, config.num_steps, config.health)
-    num_experts = model_config.moe.num_experts if model_config.moe else 0
-    use = RoutingUse(len(mixture_layers(model_config)), num_experts, device)
-    optimizer = build_optimizer(model, config.optimizer)
-    return Learner(model, optimizer, RunState(health.state, use)), health
+def initial_state(model: ModelConfig, config: TrainConfig, device: torch.device) -> RunState:
+    """The state of a run that has done nothing."""
+    num_experts = model.moe.num_experts if model.moe else 0
+    use = RoutingUse(len(mixture_layers(model)), num_experts, device)
+    return RunState(Health(model, config.num_steps, config.health).state, use)
 
 
 def _begin(

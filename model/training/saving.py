@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,25 +9,22 @@ from typing import Any
 
 from model.errors import ConfigError
 from model.files import step_folder
-from model.training.checkpoint import (
-    Checkpoint,
-    checkpoint_paths,
-    load_newest,
-    save_checkpoint,
-)
+from model.training.checkpoint import Checkpoint, checkpoint_paths
 from model.training.learner import Learner
 from model.training.rewind import RewindPoints
-from model.training.trackers import MetricsFile
+from model.training.trackers import Metrics
 from model.training.trunk import Snapshots
 
 
-def find_checkpoint(checkpoints: Path, identity: str, metrics_path: Path) -> Checkpoint | None:
+def find_checkpoint(
+    learner: Learner, checkpoints: Path, identity: str, metrics_path: Path
+) -> Checkpoint | None:
     """The newest checkpoint that the run of ``identity`` can go on from.
 
     Raises:
         ConfigError: what lies there belongs to another run.
     """
-    return load_newest(checkpoints, lambda c: why_unusable(c.state, identity, metrics_path))
+    return learner.find(checkpoints, lambda c: why_unusable(c.state, identity, metrics_path))
 
 
 def why_unusable(saved: Mapping[str, Any], identity: str, metrics_path: Path) -> str:
@@ -58,7 +54,7 @@ class Saver:
     identity: str
     keep_newest: int
     learner: Learner
-    metrics: MetricsFile
+    metrics: Metrics
     snapshots: Snapshots
     states_at: frozenset[int]
     """Steps whose snapshot is the whole state; the others hold weights alone."""
@@ -81,18 +77,20 @@ class Saver:
         if self.points is not None:
             point_tensors, plain["rewind_points"] = self.points.to_checkpoint()
             tensors |= point_tensors
-        save_checkpoint(self.folder, Checkpoint(state.step, tensors, plain), keep=self.keep_newest)
+        contents = Checkpoint(state.step, tensors, plain)
+        self.learner.write(self.folder, contents, keep=self.keep_newest)
 
     def keep_snapshot(self) -> None:
         """Keep the state or the weights of this step for the runs that share this trunk."""
         state = self.learner.state
         whole = state.step in self.states_at
         tensors = self.learner.tensors() if whole else self.learner.weights()
-        self.snapshots.keep(state.step, tensors, {"run": state.to_plain()})
+        plain = {"identity": self.snapshots.identity, "run": state.to_plain()}
+        contents = Checkpoint(state.step, tensors, plain)
+        self.learner.write(self.snapshots.own, contents, keep=None)
 
     def drop_after(self, step: int) -> None:
         """Remove what was written after ``step``: the run went back to it."""
         for folder in (self.folder, self.snapshots.own):
-            for path in checkpoint_paths(folder):
-                if path > step_folder(folder, step):
-                    shutil.rmtree(path)
+            later = [p for p in checkpoint_paths(folder) if p > step_folder(folder, step)]
+            self.learner.remove(later)

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.config import AttentionConfig, ModelConfig, YarnConfig, require
-from model.layers import Rotary
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.data.stages import StageSpan
-from model.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +69,6 @@ def lay_out_stages(
         )
         longest = max(longest, span.sequence_length)
     return tuple(stages)
-
-
-def enter(stage: Stage, model: Transformer) -> None:
-    """Give the model the rotary embedding of ``stage``, if it has not got it."""
-    if model.rotary.config != stage.attention:
-        model.rotary = Rotary(stage.attention)
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:

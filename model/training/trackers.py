@@ -38,6 +38,39 @@ from model.training.config import JsonlTracker, TrackerConfig, WandbTracker
 logger = logging.getLogger(__name__)
 
 
+class Metrics(Protocol):
+    """Where the lines of one process go."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line."""
+
+    def cut(self, offset: int) -> None:
+        """Drop what was written after ``offset``."""
+
+    def synced_offset(self) -> int:
+        """Length of what was written, all of it on disk."""
+
+    def close(self) -> None:
+        """No more lines."""
+
+
+class NoMetrics:
+    """Of a process among many that is not the one that writes."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """The first process writes it."""
+
+    def cut(self, offset: int) -> None:
+        """The first process does."""
+
+    def synced_offset(self) -> int:
+        """Nothing was written."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class MetricsFile:
     """Lines of JSON, each complete or absent; cut back to a checkpoint's offset on resuming."""
 

@@ -23,7 +23,6 @@ from model.training.checkpoint import (
     BrokenCheckpoint,
     Checkpoint,
     checkpoint_paths,
-    keep_checkpoint,
     read_checkpoint,
 )
 from model.training.config import TrainConfig
@@ -43,11 +42,6 @@ class Snapshots:
     identity: str
     """Of the trunk; a snapshot of another one is refused."""
     shared: Path | None = None
-
-    def keep(self, step: int, tensors: dict[str, Tensor], state: dict[str, object]) -> None:
-        """Write one for good."""
-        contents = Checkpoint(step, tensors, {"identity": self.identity, **state})
-        keep_checkpoint(self.own, contents)
 
     def has(self, step: int) -> bool:
         """Whether there is one of that step."""
@@ -89,10 +83,11 @@ class Snapshots:
         return None
 
     def merged(self, config: TrainConfig) -> dict[str, Tensor]:
-        """The average of the run's checkpoints that stands for its decay."""
+        """The average of the run's checkpoints that stands for its decay, as weights alone."""
         shape, steps = config.schedule.decay_shape, merged_steps(config)
         weights = [model_weights(self.read(step).tensors) for step in steps]
-        return merge_weights(weights, merge_coefficients(shape, len(steps)))
+        merged = merge_weights(weights, merge_coefficients(shape, len(steps)))
+        return {f"model.{name}": tensor for name, tensor in merged.items()}
 
     def _where(self, step: int) -> Path | None:
         for folder in (self.own, self.shared):

@@ -15,6 +15,7 @@ from sweeps.executors.local import LocalExecutor
 from sweeps.executors.ray import RayExecutor
 from sweeps.executors.slurm import SlurmExecutor
 from sweeps.packing import ALONE, Packing, device_of
+from sweeps.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +112,22 @@ def _require_pack(pack: int | None) -> None:
 ExecutorConfig = InlineConfig | LocalConfig | SlurmConfig | RayConfig
 
 
-def make_executor(config: ExecutorConfig, runtime: RuntimeConfig, root: Path) -> Executor:
-    """The executor for runs of ``runtime``'s thread count; ``root`` is the store's."""
+def make_executor(
+    config: ExecutorConfig, runtime: RuntimeConfig, root: Path, spread: Spread | None = None
+) -> Executor:
+    """The executor for runs of ``runtime``'s thread count; ``root`` is the store's.
+
+    ``spread``: how each run is spread over processes, where it is.
+    """
     if isinstance(config, InlineConfig):
         return InlineExecutor()
     if isinstance(config, SlurmConfig):
-        return SlurmExecutor(config, root / "slurm", threads=runtime.threads)
+        return SlurmExecutor(config, root / "slurm", threads=runtime.threads, spread=spread)
     if isinstance(config, RayConfig):
+        require(
+            spread is None,
+            "executor=ray gives a run one process; a run spread over several needs local or slurm",
+        )
         return RayExecutor(config, threads=runtime.threads)
     slots = expected_slots(config, runtime)
     return LocalExecutor(slots=slots, threads=runtime.threads, gpus=_gpu_names(config.gpus))

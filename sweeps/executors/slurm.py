@@ -14,6 +14,7 @@ asked of ``squeue``, for all jobs at once, so that no accounting database is nee
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from model.errors import ConfigError
 from model.training.environment import worker_environment
 from sweeps.executors.local import PACKAGES, WORKER_COMMAND, SpawnedWorker, Spawner
 from sweeps.files import write_atomic
+from sweeps.spread import NODE_COMMAND_VARIABLE, Spread
 from sweeps.trouble import EXIT_OVER
 
 if TYPE_CHECKING:
@@ -46,13 +48,20 @@ class WorkerJob:
     """What a job does: one worker process, from start to end, across requeues."""
 
     def __init__(
-        self, run_dir: Path, after: int, exit_path: Path, threads: int, command: Sequence[str]
+        self,
+        run_dir: Path,
+        after: int,
+        exit_path: Path,
+        threads: int,
+        command: Sequence[str],
+        node_command: Sequence[str] = (),
     ) -> None:
         self.run_dir = run_dir
         self.after = after
         self.exit_path = exit_path
         self.threads = threads
         self.command = tuple(command)
+        self.node_command = tuple(node_command)
         self._worker: SpawnedWorker | None = None
 
     def __call__(self) -> None:
@@ -66,7 +75,9 @@ class WorkerJob:
             if state.status in ("done", "failed", "diverged"):
                 return self._end(EXIT_OVER)
             after = None
-        spawner = Spawner(self.command, {**os.environ, **worker_environment(self.threads)})
+        environment = {**os.environ, **worker_environment(self.threads)}
+        environment[NODE_COMMAND_VARIABLE] = json.dumps(self.node_command)
+        spawner = Spawner(self.command, environment)
         self._worker = spawner.start(self.run_dir, after, {})
         while (code := self._worker.poll()) is None:
             time.sleep(LOOK_S)
@@ -82,7 +93,7 @@ class WorkerJob:
                 # Not Popen.wait: the poll that this signal came between may hold its lock.
                 os.waitid(os.P_PID, self._worker.pid, os.WEXITED | os.WNOWAIT)
         again = (self.run_dir, self.after, self.exit_path, self.threads, self.command)
-        return DelayedSubmission(WorkerJob(*again))
+        return DelayedSubmission(WorkerJob(*again, self.node_command))
 
     def _end(self, code: int) -> None:
         write_atomic(self.exit_path, str(code).encode())
@@ -128,6 +139,7 @@ class SlurmExecutor:
         *,
         threads: int = 1,
         command: Sequence[str] = WORKER_COMMAND,
+        spread: Spread | None = None,
     ) -> None:
         try:
             import submitit
@@ -140,6 +152,8 @@ class SlurmExecutor:
         self._poll_s = config.poll_s
         self._threads = threads
         self._command = command
+        cores = threads * (spread.ranks_per_node if spread else 1)
+        self._nodes = spread.nodes if spread else 1
         self._waiting: list[SlurmHandle] = []
         self._alive: set[str] = set()
         self._looked_at = 0.0
@@ -147,12 +161,19 @@ class SlurmExecutor:
             self._slurm = submitit.SlurmExecutor(self._folder, max_num_timeout=MOST_REQUEUES)
         except RuntimeError as error:
             raise ConfigError(f"executor=slurm: {error}; start the sweep on a login node") from None
-        self._slurm.update_parameters(**_parameters(config, threads))
+        self._slurm.update_parameters(**_parameters(config, cores, self._nodes))
 
     def submit(self, run_dir: Path, after: int) -> SlurmHandle:
         """Have a job for the run handed in with the next look at the jobs."""
         exit_path = self._folder / f"{uuid.uuid4().hex}.exit"
-        job = WorkerJob(run_dir.resolve(), after, exit_path, self._threads, self._command)
+        job = WorkerJob(
+            run_dir.resolve(),
+            after,
+            exit_path,
+            self._threads,
+            self._command,
+            _node_command(self._nodes) if self._nodes > 1 else (),
+        )
         handle = SlurmHandle(self, job)
         self._waiting.append(handle)
         return handle
@@ -196,7 +217,19 @@ class SlurmExecutor:
             self._alive.add(job.job_id)
 
 
-def _parameters(config: SlurmConfig, threads: int) -> dict[str, Any]:
+def _node_command(nodes: int) -> tuple[str, ...]:
+    """A step beside the worker's own, with all that the job was given on every node."""
+    return (
+        "srun",
+        "--overlap",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+    )
+
+
+def _parameters(config: SlurmConfig, cores: int, nodes: int) -> dict[str, Any]:
     """Our options in the words of submitit's; what is null is left to the cluster."""
     path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
     asked = {
@@ -208,11 +241,14 @@ def _parameters(config: SlurmConfig, threads: int) -> dict[str, Any]:
         "gres": config.gres,
         "constraint": config.constraint,
         "mem": f"{config.memory_gb:g}G" if config.memory_gb else None,
-        "cpus_per_task": threads,
+        "cpus_per_task": cores,
         "signal_delay_s": config.stop_s,
         "setup": [f"export PYTHONPATH={path}", *config.setup],
         "additional_parameters": {"requeue": True},
     }
+    if nodes > 1:
+        # One worker a job, on its first node; it has the ranks of all of them started.
+        asked |= {"nodes": nodes, "ntasks_per_node": 1, "srun_args": ["--nodes=1", "--ntasks=1"]}
     return {name: value for name, value in asked.items() if value is not None}
 
 

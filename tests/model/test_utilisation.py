@@ -13,6 +13,7 @@ from model.utilisation import (
     coactivation,
     domain_specialisation,
     gate_entropy,
+    layer_counts,
     router_saturation,
     top_k_mass,
 )
@@ -69,20 +70,20 @@ def test_router_saturation():
         router_saturation(earlier, later[:2])
 
 
-def stats(expert, gate, score):
+def counts(expert, gate, score):
     expert_TK = torch.tensor(expert)
     scores = torch.tensor(score)
     load_E = torch.bincount(expert_TK.flatten(), minlength=4)
     routing = Routing(expert_TK, torch.tensor(gate), scores, scores)
-    return RoutingStats(load_E=load_E, detail=routing)
+    return layer_counts(RoutingStats(load_E=load_E, detail=routing))
 
 
 def test_the_meter_sums_over_batches_and_keeps_domains_apart():
     meter = UtilisationMeter(CONFIG, num_layers=1)
     flat = [0.5, 0.5, 0.5, 0.5]
-    meter.add([stats([[0, 1], [0, 1]], [[1.0, 1], [1, 1]], [flat, flat])], "code")
-    meter.add([stats([[0, 1]], [[1.0, 0]], [[0.6, 0.2, 0.1, 0.1]])], "code")
-    meter.add([stats([[2, 3]], [[1.0, 1]], [flat])], "prose")
+    meter.add([counts([[0, 1], [0, 1]], [[1.0, 1], [1, 1]], [flat, flat])], "code")
+    meter.add([counts([[0, 1]], [[1.0, 0]], [[0.6, 0.2, 0.1, 0.1]])], "code")
+    meter.add([counts([[2, 3]], [[1.0, 1]], [flat])], "prose")
     (layer,) = meter.measure()
     assert {name: load.tolist() for name, load in layer.load_by_domain.items()} == {
         "code": [3, 3, 0, 0],
@@ -102,7 +103,7 @@ def test_the_meter_reads_a_model(tiny):
     with torch.no_grad():
         for domain in ("code", "prose"):
             result = model(tokens[:, :-1], tokens[:, 1:], request=RoutingRequest(detail=True))
-            meter.add(result.routing, domain)
+            meter.add([layer_counts(stats) for stats in result.routing], domain)
     for layer in meter.measure():
         assert layer.specialisation == pytest.approx(0, abs=1e-9)  # the same text twice
         assert 1 / 3 <= layer.gate_entropy <= 1
@@ -113,10 +114,9 @@ def test_the_meter_reads_a_model(tiny):
         assert layer.coactivation.sum(-1)[used].tolist() == pytest.approx([3] * int(used.sum()))
 
 
-def test_the_meter_says_what_it_needs():
-    meter = UtilisationMeter(CONFIG, num_layers=1)
+def test_counting_says_what_it_needs():
     with pytest.raises(ValueError, match=r"RoutingRequest\(detail=True\)"):
-        meter.add([RoutingStats(load_E=torch.zeros(4, dtype=torch.int64))], "code")
+        layer_counts(RoutingStats(load_E=torch.zeros(4, dtype=torch.int64)))
 
 
 def test_entropy_is_highest_for_equal_gates_and_finite_for_a_single_one():

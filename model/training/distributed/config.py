@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 from model.config import ModelConfig, MoEConfig, require, require_positive
 from model.training.config import TrainConfig
@@ -28,6 +30,9 @@ class ParallelConfig:
     """Pipeline stages on one rank (interleaved 1F1B)."""
     micro_batch: int = 1
     """Sequences in one forward pass of one rank."""
+    schedule: Literal["1f1b", "zero_bubble"] = "1f1b"
+    """Order of a pipeline's passes: interleaved 1F1B (arXiv:2104.04473), or with the weights'
+    gradients put off to where a rank would wait (arXiv:2401.10241)."""
     recompute: bool = False
     """Keep only each block's input for the backward pass."""
     layers: tuple[int, ...] | None = None
@@ -86,7 +91,14 @@ class ParallelConfig:
 
     def micro_batches(self, train: TrainConfig) -> int:
         """Forward passes of each rank in one optimizer step."""
-        windows = train.batch_tokens // train.sequence_length
+        return self.micro_batches_of(train.batch_tokens // train.sequence_length)
+
+    def micro_batches_of(self, windows: int) -> int:
+        """Forward passes of each rank over a batch of so many sequences.
+
+        Raises:
+            ConfigError: they do not divide.
+        """
         at_once = self.data * self.micro_batch
         require(
             windows % at_once == 0,
@@ -94,6 +106,10 @@ class ParallelConfig:
             f"micro_batch ({self.micro_batch})",
         )
         return windows // at_once
+
+    def whole_rounds(self, passes: int) -> int:
+        """At least so many forward passes, and a number the pipeline's schedule can deal out."""
+        return next(n for n in itertools.count(passes) if n % max(1, n // self.pipeline) == 0)
 
     def check(self, model: ModelConfig, train: TrainConfig) -> None:
         """Refuse sizes that do not fit the model or the batch.
@@ -107,12 +123,15 @@ class ParallelConfig:
             f"optimizer.kind {train.optimizer.kind} is for one process: blocks of its moments "
             "would not end where shards do; use adamw",
         )
-        count = self.micro_batches(train)
-        rounds = max(1, count // self.pipeline)
         require(
-            count % rounds == 0,
-            f"{count} micro-batches do not divide into {rounds} rounds of the pipeline's "
-            f"{self.pipeline} ranks (interleaved 1F1B)",
+            train.precision != "fp8" or self.world_size == 1,
+            f"precision fp8 is trained in one process, this plan has {self.world_size}; use bf16",
+        )
+        count = self.micro_batches(train)
+        require(
+            count == self.whole_rounds(count),
+            f"{count} micro-batches do not divide into {count // self.pipeline} rounds of the "
+            f"pipeline's {self.pipeline} ranks (interleaved 1F1B)",
         )
         require(
             train.balance.aux_loss_weight == 0 or count == 1,

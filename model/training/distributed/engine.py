@@ -6,21 +6,26 @@ over ranks and micro-batches, never averaged, and the result does not depend on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.pipelining import PipelineStage, ScheduleInterleaved1F1B
+from torch.distributed.pipelining import (
+    PipelineStage,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti
 from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from model.balance import RoutingRequest, update_biases
-from model.config import ModelConfig
+from model.config import AttentionConfig, ModelConfig
 from model.init import initial_value
+from model.layers import Rotary
 from model.moe import MoE
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.distributed.config import ParallelConfig
@@ -28,20 +33,17 @@ from model.training.distributed.experts import ParallelExperts
 from model.training.distributed.mesh import Meshes, make_meshes
 from model.training.distributed.stage import NEXT_EMBEDDING, RoutingWeights, Stage, StagePlan
 from model.training.evaluate import mixture_layers
+from model.training.learner import Gradients
 from model.training.optim import build_optimizer
+from model.utilisation import LayerCounts
 
 # Shapes: B sequences, T positions, L mixture layers of the whole model, E experts, H heads of
-# prediction (1, or 2 with a prediction block), W windows of a step.
+# prediction (1, or 2 with a prediction block), W windows of a step, K experts per token.
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """One step over the global batch; the same on every rank."""
-
-    loss_nats: float
-    mtp_nats: float
-    load_LE: Tensor
-    """Choices, all ranks together."""
+SCHEDULES: dict[str, type[PipelineScheduleMulti]] = {
+    "1f1b": ScheduleInterleaved1F1B,
+    "zero_bubble": ScheduleInterleavedZeroBubble,
+}
 
 
 class Engine:
@@ -57,19 +59,13 @@ class Engine:
         parallel.check(model, train)
         self.model, self.train, self.parallel, self.device = model, train, parallel, device
         self.meshes: Meshes = make_meshes(parallel, device.type)
-        self.num_micro = parallel.micro_batches(train)
         self.stages = build_stages(model, train, parallel, self.meshes, self.meshes.pipeline_rank)
         for stage in self.stages.values():
             materialize(stage, model, train.seed, device)
         self.module = nn.ModuleList(self.stages.values())
         self.optimizer = build_optimizer(self.module, train.optimizer)
-        self._schedules: dict[int, ScheduleInterleaved1F1B] = {}
+        self._schedules: dict[tuple[int, ...], PipelineScheduleMulti] = {}
         self._ends = embedding_group(parallel) if model.mtp_depth else None
-
-    @property
-    def is_first_rank(self) -> bool:
-        """The one that writes."""
-        return dist.get_rank() == 0
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This rank's parameters under the whole model's names; the embedding's copy is left out.
@@ -81,17 +77,25 @@ class Engine:
                 if not name.startswith(NEXT_EMBEDDING):
                     yield name, parameter
 
-    def forward_backward(self, windows: Tensor) -> StepResult:
+    def set_rotary(self, attention: AttentionConfig) -> None:
+        """Use this rotary embedding from the next forward pass on."""
+        for stage in self.stages.values():
+            stage.rotary = Rotary(attention)
+
+    def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of the global batch ``windows`` [W, T + 1] on the parameters."""
+        num_micro = self.parallel.micro_batches_of(len(windows))
+        for stage in self.stages.values():
+            stage.passes = self.parallel.data * num_micro
         nats_BTH = self._run(self._mine(windows), self.parallel.micro_batch)
         self._share_embedding_gradient()
         sums = self._summed(nats_BTH)
         positions = windows.shape[0] * (windows.shape[1] - 1)
         mtp_positions = positions - windows.shape[0]
-        return StepResult(
+        return Gradients(
             sums[0].item() / positions,
             sums[1].item() / mtp_positions,
-            self._loads(range(self.num_micro)),
+            tuple(self._loads()),
         )
 
     @torch.no_grad()
@@ -109,31 +113,29 @@ class Engine:
             torch._foreach_mul_(every, clip_norm / norm)
         return norm
 
-    def update_biases(self, load_LE: Tensor, balance: BalanceConfig) -> None:
-        """The balance rule on this rank's routers; ``load_LE`` is already that of all ranks."""
-        rows = iter(load_LE[self._rows()])
+    def update_biases(self, loads: Sequence[Tensor], balance: BalanceConfig) -> None:
+        """The balance rule on this rank's routers; ``loads`` are those of all ranks and layers."""
+        rows = iter(self._rows())
         for stage in self.stages.values():
-            update_biases(stage, [next(rows) for _ in stage.routers()], balance)
+            update_biases(stage, [loads[next(rows)] for _ in stage.routers()], balance)
 
     @torch.no_grad()
-    def evaluate(self, windows: Tensor) -> tuple[float, Tensor]:
-        """Sum of the next tokens' nats over ``windows`` [W, T + 1], and the load [L, E]."""
+    def evaluate(self, windows: Tensor, looked_at: slice) -> tuple[Tensor, list[LayerCounts]]:
+        """Nats of every target of ``windows`` [W, T + 1] and the use of every mixture layer.
+
+        A ``model.training.evaluate.Forward`` of all ranks together; the same on each.
+        """
         data, rank = self.parallel.data, self.meshes.data_rank
-        at_once = data * self.num_micro
-        total, load_LE = torch.zeros((), dtype=torch.float64), self._no_load()
-        for some in windows.split(at_once):
-            lacking = at_once - len(some)
-            padded = torch.cat([some, some[:1].expand(lacking, -1)])
-            # Windows are dealt out in turn, so the padding comes last on every rank.
-            mine = padded[rank::data].to(self.device)
-            real = len(some[rank::data])
-            nats_BTH = self._run(mine, 1)
-            if nats_BTH is not None:
-                total += nats_BTH[:real, :, 0].double().sum().cpu()
-            load_LE += self._loads(range(real))
-        total = total.to(self.device)
-        dist.all_reduce(total)
-        return total.item(), load_LE
+        num_micro = self.parallel.whole_rounds(-(-len(windows) // data))
+        # Windows are dealt out in turn, so the padding comes last on every rank.
+        padding = windows[:1].expand(data * num_micro - len(windows), -1)
+        nats_BTH = self._run(torch.cat([windows, padding])[rank::data].to(self.device), 1)
+        nats_WT = torch.zeros(len(windows), windows.shape[1] - 1, device=self.device)
+        if nats_BTH is not None:
+            mine_WT = nats_WT[rank::data]
+            mine_WT.copy_(nats_BTH[: len(mine_WT), :, 0])
+        dist.all_reduce(nats_WT)
+        return nats_WT.cpu(), self._counts(windows, range(len(windows))[looked_at])
 
     def agree(self, value: int) -> int:
         """Rank 0's ``value``, on every rank: for what depends on a clock or a signal."""
@@ -148,18 +150,18 @@ class Engine:
         """Forward (and, with gradients on, backward); the nats where the last stage is."""
         for stage in self.stages.values():
             stage.loads.clear()
-        schedule = self._schedule(micro_batch)
+            stage.counts.clear()
+        schedule = self._schedule(len(windows) // micro_batch, micro_batch, windows.shape[1] - 1)
         targets = windows[:, 1:].contiguous()
         inputs = (windows[:, :-1].contiguous(),) if 0 in self.stages else ()
         call = schedule.step if torch.is_grad_enabled() else schedule.eval
         nats: Tensor | None = call(*inputs, target=targets, targets_BT=targets)
         return None if nats is None else nats.detach()
 
-    def _schedule(self, micro_batch: int) -> ScheduleInterleaved1F1B:
-        """The schedule for micro-batches of so many sequences, with gradients as they are now."""
-        key = micro_batch if torch.is_grad_enabled() else -micro_batch
+    def _schedule(self, num_micro: int, micro_batch: int, length: int) -> PipelineScheduleMulti:
+        """The schedule for micro-batches of that shape, with gradients as they are now."""
+        key = num_micro, micro_batch, length, int(torch.is_grad_enabled())
         if key not in self._schedules:
-            length = self.train.sequence_length
             tokens = torch.empty(micro_batch, length, dtype=torch.int64, device="meta")
             hidden = torch.empty(
                 micro_batch, length, self.model.hidden_size, device="meta", requires_grad=True
@@ -178,14 +180,16 @@ class Engine:
                 )
                 for index, stage in self.stages.items()
             ]
-            self._schedules[key] = ScheduleInterleaved1F1B(
-                stages, self.num_micro, loss_fn=self._loss, scale_grads=False
+            # An evaluation has no backward passes to order.
+            order = self.parallel.schedule if torch.is_grad_enabled() else "1f1b"
+            self._schedules[key] = SCHEDULES[order](
+                stages, num_micro, loss_fn=self._loss, scale_grads=False
             )
         return self._schedules[key]
 
     def _loss(self, nats_BTH: Tensor, targets_BT: Tensor) -> Tensor:
         """One micro-batch's part of the global batch's training loss."""
-        length = self.train.sequence_length
+        length = targets_BT.shape[1]
         windows = self.train.batch_tokens // length
         loss = nats_BTH[..., 0].sum() / (windows * length)
         if self.model.mtp_depth:
@@ -226,20 +230,52 @@ class Engine:
         shape = len(mixture_layers(self.model)), experts
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
-    def _loads(self, micro_batches: range) -> Tensor:
-        """Choices of those micro-batches of the last run, over all ranks."""
+    def _loads(self) -> Tensor:
+        """Choices of the last run, all its micro-batches over all ranks."""
         load_LE = self._no_load()
         found = [
-            torch.stack([stage.loads[micro][row] for micro in micro_batches]).sum(0)
-            if micro_batches
-            else load_LE.new_zeros(load_LE.shape[-1])
+            torch.stack(of_passes).sum(0)
             for stage in self.stages.values()
-            for row in range(len(stage.loads[0]))
+            for of_passes in zip(*stage.loads, strict=True)
         ]
         if found:
             load_LE[self._rows()] = torch.stack(found)
         dist.all_reduce(load_LE)
         return load_LE
+
+    def _counts(self, windows: Tensor, looked_at: Sequence[int]) -> list[LayerCounts]:
+        """Use of each mixture layer in the last run, by all ranks, the padding left out.
+
+        No two ranks have a window and a layer in common: what they saw is put together by sums.
+        """
+        moe, load_LE = self.model.moe, self._no_load()
+        if moe is None:
+            return []
+        num_layers, length = len(load_LE), windows.shape[1] - 1
+        shape = num_layers, len(looked_at), length, moe.experts_per_token
+        choices_LWTK = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        sums_2L = torch.zeros(2, num_layers, dtype=torch.float64, device=self.device)
+        place = {window: index for index, window in enumerate(looked_at)}
+        rows = iter(self._rows())
+        for stage in self.stages.values():
+            for of_passes in zip(*stage.counts, strict=True):
+                row = next(rows)
+                mine = range(self.meshes.data_rank, len(windows), self.parallel.data)
+                for window, counts in zip(mine, of_passes, strict=False):
+                    load_LE[row] += counts.load_E.to(self.device)
+                    if window in place:
+                        choices_LWTK[row, place[window]] = counts.expert_TK.to(torch.int32)
+                        sums_2L[0, row] += counts.gate_entropy
+                        sums_2L[1, row] += counts.top_k_mass
+        for found in (load_LE, choices_LWTK, sums_2L):
+            dist.all_reduce(found)
+        entropy_L, mass_L = sums_2L.tolist()
+        return [
+            LayerCounts(load_E, choices_WTK.flatten(0, 1).long(), entropy, mass)
+            for load_E, choices_WTK, entropy, mass in zip(
+                load_LE.cpu(), choices_LWTK.cpu(), entropy_L, mass_L, strict=True
+            )
+        ]
 
 
 def embedding_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
@@ -266,14 +302,14 @@ def build_stages(
 ) -> dict[int, Stage]:
     """The stages of ``pipeline_rank`` by their place, sharded, on the meta device."""
     layers = parallel.stage_layers(model.num_layers)
-    balance, parts = train.balance, parallel.data * parallel.micro_batches(train)
+    balance = train.balance
     routing = RoutingWeights(
         request=RoutingRequest(
             losses=balance.aux_loss_weight > 0 or balance.z_loss_weight > 0,
             group=meshes.data_group,
         ),
-        aux=balance.aux_loss_weight / parts,
-        z=balance.z_loss_weight / parts,
+        aux=balance.aux_loss_weight,
+        z=balance.z_loss_weight,
     )
     stages = {}
     for index in range(pipeline_rank, parallel.num_stages, parallel.pipeline):

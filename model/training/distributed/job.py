@@ -1,85 +1,176 @@
-"""A job of several ranks on this machine, by PyTorch's own agent; its end put into words."""
+"""A job of several ranks, started and followed until it is over; its end put into words. No torch.
+
+    FOLDER/job.json        what to train and how it is spread
+    FOLDER/progress.json   how far rank 0 is
+    FOLDER/stop            made by whoever wants the run saved and ended
+    FOLDER/failure-*.json  by the agent of a node: which rank ended the job, and how
+    FOLDER/result.json     what the run measured
+
+Files and not signals: they reach the ranks of every node alike.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
+import subprocess
 import sys
-import uuid
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from model.errors import ConfigError, RunFailed
+from model.config import ModelConfig, require
+from model.errors import RunFailed
 from model.files import write_file
-from model.training.distributed.train import require_known
-from model.training.distributed.worker import JOB, RESULT, Job
+from model.training.config import RuntimeConfig, TrainConfig
+from model.training.distributed.config import ParallelConfig
+from model.training.progress import OnProgress
+from model.training.result import TrainResult
 from model.training.stopping import EXIT_INTERRUPTED
-from model.typed import build, to_plain
+from model.typed import to_plain
+
+JOB, PROGRESS, STOP, RESULT = "job.json", "progress.json", "stop", "result.json"
+FAILURES = "failure-*.json"
+LOOK_S = 0.2
+"""Seconds between looks at a job."""
 
 
-class JobInterrupted(Exception):
-    """The job was asked to stop and saved its state; the same call goes on."""
+class RankLost(RuntimeError):
+    """A rank was killed from outside; the same job goes on from its last checkpoint."""
 
 
-def run_job(job: Job, folder: Path) -> dict[str, Any]:
-    """Run ``job`` in ``folder``, from its checkpoints if there are any; the result's plain values.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a rank needs, besides its place among the others."""
+
+    name: str
+    """Of the run."""
+    model: ModelConfig
+    train: TrainConfig
+    corpus_fingerprint: str
+    """Of a corpus that lies prepared in the runtime's ``data_dir``."""
+    runtime: RuntimeConfig
+    parallel: ParallelConfig
+    nodes: int = 1
+    """Machines, each with as many ranks."""
+    rendezvous: str = "localhost:0"
+    """Where the agents of several nodes meet: a host and a port of the first of them."""
+    snapshots_dir: Path
+    trunk_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.parallel.world_size % self.nodes == 0,
+            f"nodes ({self.nodes}) must divide the {self.parallel.world_size} processes",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How a rank ended a job, as the agent of its node saw it."""
+
+    rank: int
+    pid: int
+    exit_code: int
+    """Negative for a signal."""
+    said: str
+    at: float
+    """Seconds since 1970."""
+
+    @property
+    def was_killed(self) -> bool:
+        """From outside: agents end the ranks that are left with SIGTERM."""
+        return self.exit_code < 0 and self.exit_code != -signal.SIGTERM
+
+
+def run_job(
+    job: Job, folder: Path, on_progress: OnProgress, node_command: Sequence[str] = ()
+) -> TrainResult:
+    """Run ``job`` in ``folder``, from its checkpoints if there are any.
+
+    Whatever ``on_progress`` raises ends the job, saved, and goes through; it is called about once a
+    second from the start on.
+
+    Args:
+        job: what to train.
+        folder: on a file system that all nodes see.
+        on_progress: called as ``on_progress(step, num_steps, tokens_per_s)``.
+        node_command: what starts a command once on each of several nodes (``srun ...``).
 
     Raises:
-        ConfigError: it asks for what a run over many processes can't do.
-        RunFailed: a rank failed or was killed, and which; the others were ended with it. The same
-            call goes on from the last checkpoint.
-        JobInterrupted: stopped by SIGTERM and saved.
+        ConfigError: the sizes do not fit the model or the batch.
+        RankLost: a rank was killed, and which; the others were ended with it.
+        RunFailed: a rank failed, and why.
     """
-    require_known(job.train, has_stages=bool(job.corpus.stages))
     job.parallel.check(job.model, job.train)
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in (JOB, RESULT):
+    for left_over in (JOB, PROGRESS, STOP, RESULT):
         (folder / left_over).unlink(missing_ok=True)
+    for failure in folder.glob(FAILURES):
+        failure.unlink()
     write_file(folder / JOB, json.dumps(to_plain(job), indent=1).encode())
-    ranks = job.parallel.world_size
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
+    agent = (sys.executable, "-P", "-m", "model.training.distributed.agent", str(folder))
+    lifeline = (sys.executable, "-P", "-m", "model.lifeline", str(os.getpid()))
+    process = subprocess.Popen([*lifeline, *node_command, *agent], stdin=subprocess.DEVNULL)
+    try:
+        _follow(process, folder, job, on_progress)
+    except BaseException:
+        (folder / STOP).touch()
+        process.wait()
+        raise
+    if process.returncode != 0:
+        raise _as_error(job, folder, process.returncode)
+    return _read_result(folder)
+
+
+def free_address() -> str:
+    """This host and a port that nobody listens on, for nodes to meet at."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return f"{socket.gethostname()}:{one.getsockname()[1]}"
+
+
+def _follow(
+    process: subprocess.Popen[bytes], folder: Path, job: Job, on_progress: OnProgress
+) -> None:
+    told = time.monotonic()
+    while process.poll() is None:
+        time.sleep(LOOK_S)
+        if time.monotonic() - told < 1:
+            continue
+        told = time.monotonic()
+        try:
+            step, tokens_per_s = json.loads((folder / PROGRESS).read_text())
+        except FileNotFoundError:
+            step, tokens_per_s = 0, 0.0
+        on_progress(step, job.train.num_steps, tokens_per_s)
+
+
+def _read_result(folder: Path) -> TrainResult:
+    from model.training.evaluate import DomainLoss, LayerLoad  # here: they need torch
+
+    plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    by_domain = {name: DomainLoss(**loss) for name, loss in plain.pop("by_domain").items()}
+    loads = tuple(
+        LayerLoad(**{**load, "load": tuple(load["load"])}) for load in plain.pop("load_by_layer")
     )
-    try:
-        elastic_launch(settings, sys.executable)(
-            "-m", "model.training.distributed.worker", str(folder)
-        )
-    except ChildFailedError as error:
-        # Where a rank is killed, the others fail with it and may be heard of first.
-        killed = [(r, f) for r, f in error.failures.items() if f.exitcode < 0]
-        rank, failure = killed[0] if killed else error.get_first_failure()
-        if failure.exitcode == EXIT_INTERRUPTED:
-            raise JobInterrupted(f"{folder}: saved") from None
-        raise RunFailed(folder.name, _reason(rank, ranks, failure)) from None
-    result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    return result
+    return TrainResult(**plain, by_domain=by_domain, load_by_layer=loads)
 
 
-def _reason(rank: int, ranks: int, failure: ProcessFailure) -> str:
-    who = f"rank {rank} of {ranks} (process {failure.pid})"
-    if failure.exitcode < 0:
-        how = f"was killed by {signal.Signals(-failure.exitcode).name}"
-    else:
-        what = failure.message
-        said = what.get("message", "") if isinstance(what, dict) else str(what)
-        how = f"failed with exit code {failure.exitcode}: {said}"
-    return f"{who} {how}; the job ended with it, run it again to go on from its checkpoint"
-
-
-if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    told = json.loads((where / JOB).read_text(encoding="utf-8"))
-    try:
-        run_job(build(Job, told, where=str(where)), where)
-    except (ConfigError, RunFailed) as error:
-        sys.exit(str(error))
+def _as_error(job: Job, folder: Path, exit_code: int) -> RuntimeError:
+    """Where a rank is killed, the others fail with it and may be heard of first."""
+    failures = [Failure(**json.loads(path.read_text())) for path in folder.glob(FAILURES)]
+    failures.sort(key=lambda failure: (not failure.was_killed, failure.at))
+    if not failures:
+        return RunFailed(job.name, f"its agent ended with exit code {exit_code}")
+    first = failures[0]
+    if first.exit_code == EXIT_INTERRUPTED:
+        return RankLost("the job was asked to stop, and is saved")
+    who = f"rank {first.rank} of {job.parallel.world_size} (process {first.pid})"
+    if not first.was_killed:
+        return RunFailed(job.name, f"{who} failed: {first.said or f'exit code {first.exit_code}'}")
+    name = signal.Signals(-first.exit_code).name
+    return RankLost(f"{who} was killed by {name}, and the job ended with it")

@@ -19,6 +19,7 @@ from model.mtp import MultiTokenPrediction
 from model.router import Router
 from model.training.config import Precision
 from model.training.precision import computing_in
+from model.utilisation import LayerCounts, layer_counts
 
 # Shapes: B sequences, T positions, D model width, V vocabulary, H prediction heads (1 or 2).
 
@@ -37,11 +38,15 @@ class StagePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingWeights:
-    """Factors on the routers' losses of one micro-batch of one rank."""
+    """Factors on the routers' losses; of one forward pass they are divided by the passes a step."""
 
     request: RoutingRequest
     aux: float
     z: float
+
+
+DETAILED = RoutingRequest(detail=True)
+"""What an evaluation asks of the routers."""
 
 
 class _AddLoss(torch.autograd.Function):
@@ -84,8 +89,12 @@ class Stage(nn.Module):
                 self.mtp = MultiTokenPrediction(config)
                 if not plan.is_first:
                     self.next_embedding = nn.Embedding(config.vocab_size, width)
+        self.passes = 1
+        """Forward passes of a step, all ranks together: their routing losses are averaged."""
         self.loads: list[list[Tensor]] = []
         """Of every forward pass since the list was emptied, the choices of each mixture layer."""
+        self.counts: list[list[LayerCounts]] = []
+        """The same in detail, of evaluations only."""
 
     def forward(self, x: Tensor, targets_BT: Tensor) -> Tensor:
         """``x``: tokens [B, T] on the first stage, else hidden states [B, T, D].
@@ -94,6 +103,7 @@ class Stage(nn.Module):
         after it (0 at the last position, which has none).
         """
         stats: list[RoutingStats] = []
+        is_training = torch.is_grad_enabled()
         with computing_in(self.precision, x.device):
             if self.plan.is_first:
                 x = self.embedding(x)
@@ -102,12 +112,14 @@ class Stage(nn.Module):
             if self.plan.is_last:
                 x = self._nats(x, targets_BT, stats)
         for found in stats:
-            if self.routing.request.losses and torch.is_grad_enabled():
+            if self.routing.request.losses and is_training:
                 assert found.aux_loss is not None, "asked for"
                 assert found.z_loss is not None, "asked for"
                 loss = self.routing.aux * found.aux_loss + self.routing.z * found.z_loss
-                x = _AddLoss.apply(x, loss)
+                x = _AddLoss.apply(x, loss / self.passes)
         self.loads.append([found.load_E for found in stats])
+        if not is_training:
+            self.counts.append([layer_counts(found) for found in stats])
         return x
 
     def routers(self) -> Iterator[Router]:
@@ -115,7 +127,8 @@ class Stage(nn.Module):
         return (module for module in self.modules() if isinstance(module, Router))
 
     def _run(self, module: nn.Module, stats: list[RoutingStats], *inputs: Tensor) -> Tensor:
-        arguments = (*inputs, self.rotary, self.routing.request)
+        request = self.routing.request if torch.is_grad_enabled() else DETAILED
+        arguments = (*inputs, self.rotary, request)
         x, found = run_block(module, *arguments, recompute=self.recompute)
         if found is not None:
             stats.append(found)

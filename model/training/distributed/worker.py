@@ -1,6 +1,6 @@
-"""One rank: ``torchrun ... -m model.training.distributed.worker JOB_DIR``.
+"""One rank of a job: ``python -m model.training.distributed.worker FOLDER``, started by an agent.
 
-Reads ``JOB_DIR/job.json``, trains with the other ranks, and rank 0 writes ``JOB_DIR/result.json``.
+Reads ``FOLDER/job.json``, trains with the other ranks, and rank 0 writes ``FOLDER/result.json``.
 """
 
 from __future__ import annotations
@@ -9,59 +9,60 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from model.config import ModelConfig
 from model.files import write_file
-from model.training.config import CorpusConfig, TrainConfig
-from model.training.data import prepare_corpus
-from model.training.distributed.config import ParallelConfig
-from model.training.distributed.train import train
+from model.training.data import open_corpus
+from model.training.distributed.job import JOB, PROGRESS, RESULT, STOP, Job
+from model.training.distributed.share import ShareOfModel
+from model.training.run import initial_state, open_run
+from model.training.runtime import set_up
+from model.training.trainer import train_run
 from model.typed import build, to_plain
-
-JOB, RESULT = "job.json", "result.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything a rank needs, besides its place among the others."""
-
-    model: ModelConfig
-    train: TrainConfig
-    corpus: CorpusConfig
-    parallel: ParallelConfig
-    data_dir: Path
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 1
 
 
 @record
 def main(folder: Path) -> None:
     """Be one rank of the job in ``folder``."""
     job = build(Job, json.loads((folder / JOB).read_text(encoding="utf-8")), where=str(folder))
-    torch.set_num_threads(job.threads)
-    device = torch.device(job.device)
-    if job.device == "cuda":
+    device = set_up(job.runtime)
+    if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     # For whoever watches the ranks of a job, or wants to end one.
     (folder / f"rank-{dist.get_rank()}.pid").write_text(str(os.getpid()))
-    if dist.get_rank() == 0:
-        prepare_corpus(job.corpus, job.data_dir)
-    dist.barrier()
-    corpus = prepare_corpus(job.corpus, job.data_dir)
-    result = train(job.model, job.train, corpus, job.parallel, folder, device)
-    if dist.get_rank() == 0:
+    state = initial_state(job.model, job.train, device)
+    learner = ShareOfModel(job.model, job.train, job.parallel, state, device)
+    run = open_run(
+        learner,
+        job.train,
+        open_corpus(job.runtime.data_dir, job.corpus_fingerprint),
+        job.runtime.tracker,
+        folder,
+        name=job.name,
+        snapshots_dir=job.snapshots_dir,
+        trunk_dir=job.trunk_dir,
+    )
+    for span in run.spans:
+        job.parallel.micro_batches_of(span.windows_per_step)
+    tell = (lambda step, _, speed: _tell(folder, step, speed)) if learner.is_first else None
+    result = train_run(run, tell, (folder / STOP).exists)
+    if learner.is_first:
         write_file(folder / RESULT, json.dumps(to_plain(result), indent=1).encode())
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _tell(folder: Path, step: int, tokens_per_s: float) -> None:
+    """Replace the job's progress."""
+    new = folder / f".{PROGRESS}"
+    new.write_text(json.dumps([step, tokens_per_s]))
+    os.replace(new, folder / PROGRESS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from analysis.records import LayerLoad as RecordedLoad
 from model.balance import RoutingRequest
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.training import evaluate
-from model.training.evaluate import Evaluator
+from model.training.evaluate import Evaluator, plain_forward
 from model.training.trackers import flat
 from model.transformer import build_model
 
@@ -60,13 +60,11 @@ def models():
 @pytest.fixture
 def evaluator(monkeypatch):
     monkeypatch.setattr(evaluate, "EVALUATE_AT_ONCE", 5 * LENGTH)  # several passes a domain
-    return Evaluator(
-        TwoDomains(),
-        sequence_length=LENGTH,
-        tokens_per_domain=10**6,
-        precision="fp32",
-        device=torch.device("cpu"),
-    )
+    return Evaluator(CONFIG, TwoDomains(), sequence_length=LENGTH, tokens_per_domain=10**6)
+
+
+def run_of(model):
+    return plain_forward(model, "fp32", torch.device("cpu"))
 
 
 def routed(model, name):
@@ -80,7 +78,7 @@ def routed(model, name):
 
 
 def test_losses_and_loads_are_those_of_a_plain_count(models, evaluator):
-    measured = evaluator(models[0])
+    measured = evaluator(run_of(models[0]))
     by_domain = {name: routed(models[0], name) for name in WINDOWS}
     code, prose = (by_domain[name][0].double().mean().item() for name in WINDOWS)
     assert measured.loss_nats == pytest.approx(0.75 * code + 0.25 * prose, rel=1e-6)
@@ -105,8 +103,8 @@ def test_losses_and_loads_are_those_of_a_plain_count(models, evaluator):
 
 
 def test_the_close_look_is_at_every_eighth_window(models, evaluator):
-    measured = evaluator(models[0])
-    brief = evaluator.briefly(models[0])
+    measured = evaluator(run_of(models[0]))
+    brief = evaluator.briefly(run_of(models[0]))
     assert measured.by_domain["code"].tokens == 20 * LENGTH
     assert brief.by_domain["code"].tokens == 3 * LENGTH  # windows 0, 8 and 16
     assert torch.equal(measured.choices_LTK, brief.choices_LTK)
@@ -132,11 +130,11 @@ def test_the_close_look_is_at_every_eighth_window(models, evaluator):
 
 
 def test_saturation_is_against_the_evaluation_before_brief_or_not(models, evaluator):
-    first = evaluator.briefly(models[0])
+    first = evaluator.briefly(run_of(models[0]))
     assert {use.saturation for use in first.load_by_layer} == {None}
-    again = evaluator(models[0], first.choices_LTK)
+    again = evaluator(run_of(models[0]), first.choices_LTK)
     assert [use.saturation for use in again.load_by_layer] == [1.0, 1.0]
-    other = evaluator(models[1], first.choices_LTK)
+    other = evaluator(run_of(models[1]), first.choices_LTK)
     for row, use in enumerate(other.load_by_layer):
         kept = [
             len(set(a) & set(b)) / 2
@@ -149,7 +147,7 @@ def test_saturation_is_against_the_evaluation_before_brief_or_not(models, evalua
 
 
 def test_a_line_holds_a_number_a_layer_and_the_last_one_the_figures(models, evaluator):
-    measured = evaluator(models[0])
+    measured = evaluator(run_of(models[0]))
     line = json.loads(json.dumps(measured.line(), allow_nan=False))
     assert line["layers"] == [1, 2]
     assert line["gate_entropy"] == [use.gate_entropy for use in measured.load_by_layer]
@@ -165,7 +163,7 @@ def test_a_line_holds_a_number_a_layer_and_the_last_one_the_figures(models, eval
 
 
 def test_a_record_takes_every_field_of_a_layer(models, evaluator):
-    for use in evaluator(models[0]).load_by_layer:
+    for use in evaluator(run_of(models[0])).load_by_layer:
         assert vars(RecordedLoad(**vars(use))) == vars(use)
 
 
@@ -173,15 +171,16 @@ def test_a_loss_that_is_no_number_says_nothing_of_the_experts(evaluator):
     model = build_model(CONFIG, seed=0)
     with torch.no_grad():
         model.output.weight.fill_(math.nan)
-    measured = evaluator(model)
+    measured = evaluator(run_of(model))
     assert math.isnan(measured.loss_nats)
     assert (measured.load_by_layer, measured.choices_LTK) == ((), None)
 
 
-def test_a_dense_model_has_losses_alone(evaluator):
+def test_a_dense_model_has_losses_alone():
     dense = ModelConfig(
         vocab_size=23, hidden_size=16, num_layers=1, dense_width=8, attention=CONFIG.attention
     )
-    measured = evaluator(build_model(dense, seed=0))
+    evaluator = Evaluator(dense, TwoDomains(), sequence_length=LENGTH, tokens_per_domain=10**6)
+    measured = evaluator(run_of(build_model(dense, seed=0)))
     assert (measured.load_by_layer, measured.load_by_domain, measured.pairs) == ((), {}, ())
     assert "layers" not in measured.final_line()

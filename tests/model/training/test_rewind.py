@@ -10,7 +10,7 @@ import torch
 from model.config import AttentionConfig, ModelConfig
 from model.errors import ConfigError
 from model.training import progress, reader
-from model.training import step as training_step
+from model.training import whole as training_whole
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -150,14 +150,14 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
     monkeypatch.setattr(request.module, "BAD", range(0))
     prepared, read = corpus
     read.clear()
-    clean = training_step.clip_gradients
+    clean = training_whole.clip_gradients
     calls = []
 
     def poisoned(model, clip_norm):
         calls.append(clip_norm)
         return float("nan") if len(calls) == 129 else clean(model, clip_norm)
 
-    monkeypatch.setattr(training_step, "clip_gradients", poisoned)
+    monkeypatch.setattr(training_whole, "clip_gradients", poisoned)
     short = replace(TRAIN, tokens=64 * 132)
     result = train(MODEL, short, prepared, RuntimeConfig(), tmp_path / "run")
 

@@ -22,6 +22,7 @@ from model.training.config import (
     TrainConfig,
 )
 from model.training.data import prepare_corpus
+from model.training.evaluate import plain_forward
 from model.training.positions import loss_by_position, position_bounds
 from model.training.reader import Reader
 from model.training.sources import DataStage
@@ -163,7 +164,7 @@ def test_loss_by_position_is_the_mean_over_its_range():
     assert position_bounds(8) == (0, 1, 2, 4, 8)
     model = build_model(MODEL, seed=0)
     windows = torch.randint(0, 257, (3, 9), generator=torch.Generator().manual_seed(0))
-    found = dict(loss_by_position(model, windows, "fp32"))
+    found = dict(loss_by_position(plain_forward(model, "fp32", torch.device("cpu")), windows))
     nats = torch.nn.functional.cross_entropy(
         model.logits(windows[:, :-1])[0].flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
     ).view(3, 8)

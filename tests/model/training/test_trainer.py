@@ -16,7 +16,7 @@ from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.training import lines as run_lines
 from model.training import progress
-from model.training import step as training_step
+from model.training import whole as training_whole
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -350,7 +350,7 @@ def test_a_gradient_that_is_none_never_reaches_the_weights(corpus, tmp_path, mon
         calls.append(clip_norm)
         return math.nan if len(calls) == 5 else clean(model, clip_norm)
 
-    monkeypatch.setattr(training_step, "clip_gradients", poisoned)
+    monkeypatch.setattr(training_whole, "clip_gradients", poisoned)
     result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
 
     assert (result.status, result.steps) == ("diverged", 4)

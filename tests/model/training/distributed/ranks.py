@@ -15,10 +15,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_run import MODEL, TRAIN, corpus_in
 
-from model.training.distributed import checkpoint
+from model.training.checkpoint import Checkpoint
 from model.training.distributed.config import ParallelConfig
-from model.training.distributed.engine import Engine
-from model.training.optim import set_learning_rate
+from model.training.distributed.share import ShareOfModel
+from model.training.run import initial_state
 from model.training.schedules import learning_rate
 
 STEPS = 20
@@ -32,6 +32,9 @@ PLANS = {
     "shard2-pipeline2-virtual2": ParallelConfig(shard=2, pipeline=2, virtual=2, micro_batch=4),
     "replicate2-pipeline2-uneven": ParallelConfig(
         replicate=2, pipeline=2, layers=(1, 3), micro_batch=4
+    ),
+    "expert2-pipeline2-zero-bubble": ParallelConfig(
+        shard=2, expert=2, pipeline=2, schedule="zero_bubble", micro_batch=2
     ),
 }
 """Each is run from the first step to the last."""
@@ -51,29 +54,40 @@ def rank_main(rank, parallel, meeting, folder, steps, checkpoints, out):
         )
         torch.set_num_threads(1)
         corpus = corpus_in(folder)
-        engine = Engine(MODEL, TRAIN, parallel, torch.device("cpu"))
+        device = torch.device("cpu")
+        state = initial_state(MODEL, TRAIN, device)
+        learner = ShareOfModel(MODEL, TRAIN, parallel, state, device)
         if steps.start:
-            found = checkpoint.load_newest(engine, checkpoints, lambda plain: "")
-            assert found == {"step": steps.start}, found
+            found = learner.find(checkpoints, lambda found: "")
+            assert found.state == {"step": steps.start}, found
+            assert not learner.restore(found.tensors)
         count = TRAIN.batch_tokens // TRAIN.sequence_length
         lines = []
         for step in steps:
             windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
-            engine.optimizer.zero_grad()
-            result = engine.forward_backward(windows)
-            norm = engine.clip(TRAIN.optimizer.clip_norm)
-            set_learning_rate(engine.optimizer, learning_rate(TRAIN, step))
-            engine.optimizer.step()
-            engine.update_biases(result.load_LE, TRAIN.balance)
+            result = learner.forward_backward(windows)
+            norm = learner.clip(TRAIN.optimizer.clip_norm)
+            learner.update(learning_rate(TRAIN, step))
+            learner.balance(result.loads, TRAIN.balance)
             lines.append([result.loss_nats, result.mtp_nats, norm])
         if checkpoints is not None and not steps.start:
-            checkpoint.save(engine, checkpoints, steps.stop, {"step": steps.stop}, keep=1)
+            contents = Checkpoint(steps.stop, learner.tensors(), {"step": steps.stop})
+            learner.write(checkpoints, contents, keep=1)
         held = torch.from_numpy(
             corpus.heldout(next(iter(corpus.domains)), TRAIN.sequence_length, 640)
         )
-        nats, load_LE = engine.evaluate(held)
-        found = {"lines": lines, "heldout_nats": nats, "load": load_LE.tolist()}
-        found["parameters"] = sum(p.to_local().numel() for _, p in engine.named_parameters())
+        nats_WT, counts = learner.forward(held, slice(1, None, 3))
+        found = {
+            "lines": lines,
+            "heldout_nats": nats_WT.double().sum().item(),
+            "load": [of_layer.load_E.tolist() for of_layer in counts],
+            "looked_at": [
+                [of_layer.expert_TK.sum().item(), of_layer.gate_entropy, of_layer.top_k_mass]
+                for of_layer in counts
+            ],
+        }
+        own = learner.engine.named_parameters()
+        found["parameters"] = sum(p.to_local().numel() for _, p in own)
         Path(f"{out}.{rank}").write_text(json.dumps(found))
         dist.barrier()
     except BaseException:

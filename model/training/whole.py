@@ -1,0 +1,137 @@
+"""A whole model in one process: what trains every run that is not spread over several."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.balance import RoutingRequest, update_biases
+from model.config import ModelConfig
+from model.layers import Rotary
+from model.training.checkpoint import Checkpoint, keep_checkpoint, load_newest, save_checkpoint
+from model.training.config import BalanceConfig, TrainConfig
+from model.training.evaluate import Forward, plain_forward
+from model.training.fp8 import Fp8Layers
+from model.training.learner import Gradients, below, model_weights
+from model.training.optim import (
+    build_optimizer,
+    clip_gradients,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from model.training.precision import computing_in, weights_dtype
+from model.training.runtime import describe_numerics
+from model.training.stages import Stage
+from model.training.state import RunState
+from model.transformer import build_model
+
+
+class WholeModel:
+    """A :class:`~model.training.learner.Learner`."""
+
+    is_first = True
+
+    def __init__(
+        self, config: ModelConfig, train: TrainConfig, state: RunState, device: torch.device
+    ) -> None:
+        self.config, self.state = config, state
+        self._train, self._device = train, device
+        dtype = weights_dtype(train.precision)
+        self.model = build_model(config, seed=train.seed, device=device, dtype=dtype)
+        self.optimizer = build_optimizer(self.model, train.optimizer)
+        self.forward: Forward = plain_forward(self.model, train.precision, device)
+
+    def enter(self, stage: Stage) -> None:
+        """Use the rotary embedding of ``stage``, if the model has another one."""
+        if self.model.rotary.config != stage.attention:
+            self.model.rotary = Rotary(stage.attention)
+
+    def forward_backward(self, windows: Tensor) -> Gradients:
+        """Leave the gradients of a batch [windows, T + 1] on the weights."""
+        balance, batch = self._train.balance, windows.to(self._device)
+        weigh_routing = balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
+        request = RoutingRequest(losses=weigh_routing)
+        self.optimizer.zero_grad(set_to_none=True)
+        with computing_in(self._train.precision, self._device):
+            result = self.model(batch[:, :-1], batch[:, 1:], request=request)
+        loss, mtp_loss = result.loss_nats, result.mtp_loss_nats
+        total = loss if mtp_loss is None else loss + self._train.mtp_loss_weight * mtp_loss
+        if weigh_routing:
+            for stats in result.routing:
+                total = total + balance.aux_loss_weight * stats.aux_loss
+                total = total + balance.z_loss_weight * stats.z_loss
+        total.backward()
+        mtp_nats = 0.0 if mtp_loss is None else mtp_loss.item()
+        return Gradients(loss.item(), mtp_nats, [stats.load_E for stats in result.routing])
+
+    def clip(self, clip_norm: float) -> float:
+        """Scale all gradients so that their joint norm is at most ``clip_norm``; it before that."""
+        return clip_gradients(self.model, clip_norm)
+
+    def update(self, lr: float) -> None:
+        """Move the weights along their gradients."""
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+
+    def balance(self, loads: Sequence[Tensor], rule: BalanceConfig) -> None:
+        """Move the routers' biases by the loads of the step."""
+        update_biases(self.model, loads, rule)
+
+    def in_fp8(self, fallen: Iterable[str]) -> Fp8Layers | None:
+        """Have layers compute in FP8, except those that have ``fallen`` back; None if not asked."""
+        return Fp8Layers(self.model, fallen) if self._train.precision == "fp8" else None
+
+    def agree(self, value: int) -> int:
+        """There is nobody else."""
+        return value
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights with the selection biases alone, on the CPU."""
+        return _on_cpu({f"model.{name}": value for name, value in self.model.state_dict().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, the optimizer, sums of loads, random state: all on the CPU."""
+        optimizer = optimizer_tensors(self.model, self.optimizer)
+        tensors = {f"optimizer.{name}": value for name, value in optimizer.items()}
+        tensors |= self.state.use.to_tensors()
+        tensors["run.rng"] = torch.get_rng_state()
+        return self.weights() | _on_cpu(tensors)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Put weights, optimizer and random state back; whether there were weights alone."""
+        self.model.load_state_dict(model_weights(tensors))
+        if "run.rng" not in tensors:
+            return True
+        load_optimizer_tensors(self.model, self.optimizer, below("optimizer.", tensors))
+        torch.set_rng_state(tensors["run.rng"])
+        return False
+
+    def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
+        """The newest whole checkpoint that ``is_usable`` has nothing to say against."""
+        return load_newest(folder, is_usable)
+
+    def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int | None) -> None:
+        """Write a checkpoint and remove all but the newest ``keep``; None: keep all, for good."""
+        if keep is None:
+            keep_checkpoint(folder, checkpoint)
+        else:
+            save_checkpoint(folder, checkpoint, keep=keep)
+
+    def remove(self, folders: Iterable[Path]) -> None:
+        """Delete checkpoints."""
+        for folder in folders:
+            shutil.rmtree(folder)
+
+    def numerics(self) -> dict[str, Any]:
+        """What decides the bits besides the spec."""
+        return describe_numerics(self._device)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
