@@ -176,7 +176,7 @@ def measure(shape: Shape, dtype: torch.dtype, peak_tflops: float, rounds: int) -
     times = median_ms(work, rounds)
     replays = {}
     for name in work:
-        if (replay := as_graph(*ways[name], aim)) is not None:
+        if name.startswith("triton") and (replay := as_graph(*ways[name], aim)) is not None:
             replays[name] = replay
     for name, quartiles in median_ms(replays, rounds).items():
         rows[name]["graph_ms"] = quartiles[1]
