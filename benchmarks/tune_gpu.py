@@ -73,6 +73,7 @@ def flops(name: str, shape: Shape) -> int:
 
 
 def set_tiling(product: str, tiling: Tiling) -> None:
+    triton_tiling.tiling.cache_clear()
     triton_tiling.TILINGS[product, tiling.rows] = tiling
     if product == "weight_grad":  # its rows follow the matrix, not the visits
         triton_tiling.TILINGS[product, 128] = tiling

@@ -10,11 +10,10 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from model.kernels import triton_products as products
-from model.kernels.triton_launch import launch
+from model.kernels.triton_launch import launch, quotient_up
 from model.kernels.triton_sort import Visits
 from model.kernels.triton_tiling import Tiling, power_of_2, tiling
 
@@ -118,7 +117,7 @@ def down_grad(
     """Gradients of H, gate · A, and the gradients of the gates."""
     _, expert_width, width = w_down.values.shape
     cut = tiling("down_grad", visits.tile_rows, expert_width, width, dy.values.dtype)
-    strips = triton.cdiv(expert_width, cut.cols)
+    strips = quotient_up(expert_width, cut.cols)
     dh_P2W = torch.empty_like(h_P2W)
     weighted_PW = dy.empty(h_P2W.shape[0], expert_width)
     dgate_TKS = gate_TK.new_empty(*gate_TK.shape, strips, dtype=torch.float32)
@@ -159,7 +158,7 @@ def weight_grad(
     visits_per_expert = left_PM.shape[0] // num_experts
     cut = tiling("weight_grad", rows, width, visits_per_expert, left_PM.dtype)
     out_EMN = left_PM.new_empty(num_experts, depth, width, dtype=dtype)
-    tiles = triton.cdiv(depth, cut.rows) * triton.cdiv(width, cut.cols)
+    tiles = quotient_up(depth, cut.rows) * quotient_up(width, cut.cols)
     launch(
         products.weight_grad,
         (num_experts * tiles,),
@@ -189,7 +188,7 @@ def combine(visits: Visits, answer_PD: Tensor, gate_TK: Tensor | None = None) ->
     out_TD = answer_PD.new_empty(tokens, width)
     launch(
         products.combine,
-        (triton.cdiv(tokens, tokens_at_once), triton.cdiv(width, cols)),
+        (quotient_up(tokens, tokens_at_once), quotient_up(width, cols)),
         answer_PD,
         answer_PD if gate_TK is None else gate_TK,
         visits.row_TK,
@@ -205,7 +204,7 @@ def combine(visits: Visits, answer_PD: Tensor, gate_TK: Tensor | None = None) ->
 
 
 def _programs(visits: Visits, columns: int, cut: Tiling) -> tuple[int]:
-    tiles = visits.most_tiles * triton.cdiv(columns, cut.cols)
+    tiles = visits.most_tiles * quotient_up(columns, cut.cols)
     return (min(tiles, cut.programs * _multiprocessors(visits.slot_P.device)),)
 
 

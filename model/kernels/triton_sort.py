@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.triton_launch import launch
+from model.kernels.triton_launch import launch, quotient_up
 
 # Shapes: T tokens, E experts, K experts per token, P = T·K visits, sorted by expert.
 
@@ -65,7 +65,7 @@ class Visits(NamedTuple):
 def sort_visits(expert_TK: Tensor, num_experts: int, tile_rows: int) -> Visits:
     """Sort and tile the visits of ``expert_TK`` (int64, a token's K distinct, each below E)."""
     shape_TK, visits = expert_TK.shape, expert_TK.numel()
-    chunks, lanes = triton.cdiv(visits, CHUNK), triton.next_power_of_2(num_experts)
+    chunks, lanes = quotient_up(visits, CHUNK), 1 << (num_experts - 1).bit_length()
     sizes = _sizes(shape_TK, num_experts, tile_rows)
     workspace = torch.empty(sum(sizes), dtype=torch.int32, device=expert_TK.device)
     found = Visits.of(workspace, shape_TK, num_experts, tile_rows)

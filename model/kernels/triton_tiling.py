@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 
 
 class Tiling(NamedTuple):
@@ -59,6 +59,7 @@ def rows_of_a_tile(visits_per_expert: float) -> int:
     return next((rows for rows in (16, 32, 64) if visits_per_expert <= rows), 128)
 
 
+@cache
 def tiling(product: str, rows: int, columns: int, depth: int, dtype: torch.dtype) -> Tiling:
     """How a product of ``columns`` columns summed over ``depth`` is cut into tiles of ``rows``.
 
@@ -79,4 +80,4 @@ def tiling(product: str, rows: int, columns: int, depth: int, dtype: torch.dtype
 
 def power_of_2(value: int) -> int:
     """The smallest power of two from 16 on that is not below ``value``."""
-    return max(16, triton.next_power_of_2(value))
+    return max(16, 1 << (value - 1).bit_length())
