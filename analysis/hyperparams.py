@@ -30,6 +30,28 @@ NEAR_OPTIMAL = 0.0025
 CellStatus = Literal["inside", "at_edge", "opens_downward", "too_few"]
 
 
+@dataclass(frozen=True)
+class Bowl:
+    """Log-loss as height + slope·x + x·hessian·x/2; x are logs of the settings off their centers."""
+
+    axes: tuple[str, ...]
+    """What x is: peak_lr, batch_tokens, or both."""
+    centers: tuple[float, ...]
+    height: float
+    slope_K: Array
+    hessian_KK: Array
+
+    def __call__(self, x_K: Array) -> float:
+        """Log-loss at x."""
+        return self.height + float(self.slope_K @ x_K + 0.5 * x_K @ self.hessian_KK @ x_K)
+
+    def loss(self, peak_lr: float, batch_tokens: float) -> float:
+        """Nats per token at a learning rate and batch."""
+        at = {"peak_lr": peak_lr, "batch_tokens": batch_tokens}
+        off = [np.log(at[name]) - c for name, c in zip(self.axes, self.centers, strict=True)]
+        return float(np.exp(self(np.array(off))))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellOptimum:
     """Where one cell's loss is least."""
@@ -46,6 +68,8 @@ class CellOptimum:
     """Learning rates whose loss the bowl puts within 0.25% of the least."""
     num_runs: int
     note: str = ""
+    bowl: Bowl | None = None
+    """What was fitted to the cell; None where too few settings were tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +195,7 @@ def _cell(
         low: float,
         ends: tuple[float, float],
         note: str = "",
+        bowl: Bowl | None = None,
     ) -> CellOptimum:
         return CellOptimum(
             size=float(size),
@@ -183,6 +208,7 @@ def _cell(
             lr_range=ends,
             num_runs=len(loss),
             note=note,
+            bowl=bowl,
         )
 
     lr_at, batch_at, low = float(lr[best]), float(batch[best]), float(loss[best])
@@ -194,9 +220,15 @@ def _cell(
         return made("too_few", lr_at, batch_at, low, tried, note)
     centers = [float(axis.mean()) for axis in varied]
     x = np.stack([axis - c for axis, c in zip(varied, centers, strict=True)], axis=1)
-    bowl = _bowl(x, np.log(loss))
+    names = ("peak_lr", "batch_tokens")
+    axes = tuple(
+        name
+        for name, tried_at in zip(names, (lr, batch), strict=True)
+        if len(np.unique(tried_at)) > 1
+    )
+    bowl = _bowl(x, np.log(loss), axes, tuple(centers))
     if not (np.linalg.eigvalsh(bowl.hessian_KK) > 0).all():
-        return made("opens_downward", lr_at, batch_at, low, tried, "the bowl opens downward")
+        return made("opens_downward", lr_at, batch_at, low, tried, "the bowl opens downward", bowl)
     vertex = -np.linalg.solve(bowl.hessian_KK, bowl.slope_K)
     lowest, highest = x.min(axis=0), x.max(axis=0)
     is_inside = bool(((vertex > lowest) & (vertex < highest)).all())
@@ -209,22 +241,12 @@ def _cell(
     ends = (lr_at * np.exp(-reach), lr_at * np.exp(reach)) if has_lr else tried
     least = float(np.exp(bowl(at)))
     note = "" if is_inside else "the minimum lies outside what was tried: a bound"
-    return made("inside" if is_inside else "at_edge", lr_at, batch_at, least, ends, note)
+    return made("inside" if is_inside else "at_edge", lr_at, batch_at, least, ends, note, bowl)
 
 
-@dataclass(frozen=True)
-class _Bowl:
-    """height + slope·x + x·hessian·x/2."""
-
-    height: float
-    slope_K: Array
-    hessian_KK: Array
-
-    def __call__(self, x_K: Array) -> float:
-        return self.height + float(self.slope_K @ x_K + 0.5 * x_K @ self.hessian_KK @ x_K)
-
-
-def _bowl(x_NK: Array, log_loss_N: Array) -> _Bowl:
+def _bowl(
+    x_NK: Array, log_loss_N: Array, axes: tuple[str, ...], centers: tuple[float, ...]
+) -> Bowl:
     """Quadratic in one or two logs, reweighted so that a run about to diverge does not tilt it."""
     count = x_NK.shape[1]
     pairs = [(i, j) for i in range(count) for j in range(i, count)]
@@ -243,4 +265,10 @@ def _bowl(x_NK: Array, log_loss_N: Array) -> _Bowl:
     for (i, j), value in zip(pairs, solved[1 + count :], strict=True):
         hessian[i, j] += value
         hessian[j, i] += value
-    return _Bowl(height=float(solved[0]), slope_K=solved[1 : 1 + count], hessian_KK=hessian)
+    return Bowl(
+        axes=axes,
+        centers=centers,
+        height=float(solved[0]),
+        slope_K=solved[1 : 1 + count],
+        hessian_KK=hessian,
+    )

@@ -1,43 +1,41 @@
-"""Learning rate and batch: what a sweep over them measured, cell by cell."""
+"""Learning rate and batch: the bowl of each cell, its optimum, and how the optima scale."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
 
+from analysis.hyperparams import NEAR_OPTIMAL, CellOptimum, against_compute, cell_optima
 from analysis.plots_evidence import Evidence, size_legend
 from analysis.plots_loss import NO_RUNS
+from analysis.plots_recipe_surface import draw_surface
 from analysis.plots_style import (
     FORECAST,
     INK,
-    LINE,
-    PAPER,
-    SIZES,
     Drawing,
     absent,
     count_axis,
-    even_ticks,
+    flops_axis,
     light_grid,
-    log_ticks,
     loss_axis,
     new_figure,
     padded,
+    rate_axis,
     si,
     style,
+    tidy,
 )
-from analysis.records import RunRecord
+from analysis.points import points_from_records
+from analysis.records import RecordSet, RunRecord
+from analysis.results import FitError
 
-Cell = tuple[str, int]
-"""Rung and tokens."""
-EXCESS_STEPS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-"""Loss above the best of the cell, in percent, where the colours change."""
+Setting = Literal["peak_lr", "batch_tokens"]
+SETTINGS: dict[Setting, str] = {"peak_lr": "Peak learning rate", "batch_tokens": "Batch (tokens)"}
 NOT_VARIED = (
     "This sweep varied neither learning rate nor batch: every run took both from the recipe, so "
     "nothing here says whether the recipe is right. An axis such as "
@@ -45,48 +43,73 @@ NOT_VARIED = (
 )
 
 
+@dataclass(frozen=True)
+class Cell:
+    """Runs of one model on one number of tokens that differ in learning rate or batch."""
+
+    runs: tuple[RunRecord, ...]
+    optimum: CellOptimum
+
+    @property
+    def rung(self) -> str:
+        """The size's name."""
+        return self.runs[0].rung
+
+    def varies(self, setting: Setting) -> bool:
+        """Whether several values were tried."""
+        return len({getattr(record, setting) for record in self.runs}) > 1
+
+    def best(self) -> RunRecord:
+        """The run of the lowest loss."""
+        return min(self.runs, key=lambda record: record.heldout_nats)
+
+
 def recipe(evidence: Evidence) -> Drawing:
-    """Loss against learning rate, and over learning rate and batch where both were varied."""
+    """Loss over learning rate and batch with the fitted optima, and these against compute."""
     name, title = "recipe", "Learning rate and batch"
     if not evidence.done:
         return absent(name, title, NO_RUNS)
-    cells = _varied_cells(evidence)
+    cells = _cells(evidence)
     if not cells:
         return absent(name, title, NOT_VARIED)
-    rows = [_row(record) for runs in cells.values() for record in runs]
-    both = [
-        runs
-        for runs in cells.values()
-        if _varies(runs, "peak_lr") and _varies(runs, "batch_tokens")
-    ]
+    both = [cell for cell in cells if cell.varies("peak_lr") and cell.varies("batch_tokens")]
+    varied: list[Setting] = [s for s in SETTINGS if any(cell.varies(s) for cell in cells)]
+    rows = [_row(record) for cell in cells for record in cell.runs]
+    rows += [_optimum_row(cell) for cell in cells]
+    laws = []
     with style():
+        figure, panels = new_figure(2.5 + 1.4 * len(varied), rows=1 + len(varied), first_share=1.8)
         if both:
-            figure, (axes,) = new_figure(2.9)
-            cell = max(both, key=lambda runs: (len(runs), runs[0].train_flops))
-            _draw_surface(figure, axes, cell)
+            cell = max(both, key=lambda cell: (len(cell.runs), cell.runs[0].train_flops))
+            draw_surface(figure, panels[0], list(cell.runs), cell.optimum)
             how = (
-                f"One cell, {si(cell[0].flops_per_token)} FLOPs per token on {si(cell[0].tokens)} "
-                "tokens: the colour of a square is how far its loss lies above the best one. The "
-                "ringed square is the best that was tried."
+                f"One cell, {si(cell.runs[0].flops_per_token)} FLOPs per token on "
+                f"{si(cell.runs[0].tokens)} tokens: the colour of a square is how far its loss "
+                "lies above the best one, lines are the fitted bowl, the cross its lowest point."
             )
-            edge = _surface_edge(cell)
         else:
-            axis = (
-                "peak_lr" if any(_varies(r, "peak_lr") for r in cells.values()) else "batch_tokens"
+            _draw_lines(panels[0], evidence, cells, varied[0])
+            how = (
+                "A line is the bowl fitted to one size and token budget, the tick its lowest "
+                "point; the ring marks the best run."
             )
-            figure, (axes,) = new_figure(2.6)
-            _draw_lines(axes, evidence, cells, axis)
-            size_legend(figure, evidence)
-            how = "Each line is one size and token budget; the ring marks the best that was tried."
-            edge = any(_line_edge(runs, axis) for runs in cells.values())
+        for axes, setting in zip(panels[1:], varied, strict=True):
+            found, sentence = _draw_optima(axes, evidence, cells, setting)
+            rows += found
+            laws.append(sentence)
+            axes.set_xlabel("")
+        panels[-1].set_xlabel("Training compute (FLOPs)")
+        size_legend(figure, evidence)
     return Drawing(
         name=name,
         title=title,
-        how_to_read=how,
+        how_to_read=f"{how} Below, each cell's optimum against compute; a bar spans the learning "
+        f"rates within {NEAR_OPTIMAL:.2%} of its least loss. An arrow is an optimum beyond what "
+        f"was tried, a cross one that is so in the other setting. {' '.join(laws)}",
         distrust=(
             "A best value lies at the edge of what was tried, so it is a bound and not an optimum: "
             "widen the axis. "
-            if edge
+            if any(_at_edge(cell) for cell in cells)
             else ""
         )
         + "Differences below the noise floor between seeds say nothing.",
@@ -95,87 +118,143 @@ def recipe(evidence: Evidence) -> Drawing:
     )
 
 
-def _varied_cells(evidence: Evidence) -> dict[Cell, list[RunRecord]]:
-    """Cells of equal size and tokens in which learning rate or batch takes several values."""
-    cells: dict[Cell, list[RunRecord]] = defaultdict(list)
+def _cells(evidence: Evidence) -> list[Cell]:
+    """Cells in which learning rate or batch takes several values, cheapest first."""
+    groups: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
     for record in evidence.done:
-        cells[record.rung, record.tokens].append(record)
-    return {
-        cell: runs
-        for cell, runs in cells.items()
-        if _varies(runs, "peak_lr") or _varies(runs, "batch_tokens")
-    }
-
-
-def _varies(runs: list[RunRecord], name: str) -> bool:
-    return len({getattr(record, name) for record in runs}) > 1
+        # A variant of another shape has another rate by the recipe's law: no trial of the rate.
+        model = record.rung, record.flops_per_token, record.total_params
+        groups[*model, record.tokens, record.protocol_fingerprint].append(record)
+    found = []
+    for runs in groups.values():
+        measured = [record for record in runs if record.role in ("grid", "noise")]
+        if len({(record.peak_lr, record.batch_tokens) for record in measured}) > 1:
+            points, _ = points_from_records(RecordSet(records=tuple(measured), excluded=()))
+            (optimum,) = cell_optima(points)
+            found.append(Cell(tuple(measured), optimum))
+    return sorted(found, key=lambda cell: cell.optimum.flops)
 
 
 def _row(record: RunRecord) -> dict[str, Any]:
     names = ("run_id", "rung", "tokens", "train_flops", "peak_lr", "batch_tokens", "loss_nats")
-    return {name: getattr(record, name) for name in names}
+    return {"series": "run", **{name: getattr(record, name) for name in names}}
 
 
-def _draw_lines(
-    axes: Axes, evidence: Evidence, cells: dict[Cell, list[RunRecord]], axis: str
-) -> None:
-    for (rung, _), runs in cells.items():
-        ordered = sorted(runs, key=lambda record: getattr(record, axis))
-        x = [getattr(record, axis) for record in ordered]
-        loss = [record.heldout_nats for record in ordered]
-        color = evidence.colors[rung]
-        axes.plot(x, loss, "-o", color=color, linewidth=0.8)
-        best = int(np.argmin(loss))
-        axes.plot(x[best], loss[best], "o", color=INK, markersize=6.5, markerfacecolor="none")
-    every = [record for runs in cells.values() for record in runs]
-    low, high = padded([getattr(record, axis) for record in every])
-    if axis == "peak_lr":
-        _lr_axis(axes, low, high)
-    else:
-        count_axis(axes.xaxis, low, high, "Batch (tokens)")
+def _optimum_row(cell: Cell) -> dict[str, Any]:
+    optimum = cell.optimum
+    return {
+        "series": f"optimum of a cell: {optimum.status}",
+        "rung": cell.rung,
+        "tokens": optimum.tokens,
+        "train_flops": optimum.flops,
+        "peak_lr": optimum.peak_lr,
+        "batch_tokens": optimum.batch_tokens,
+        "loss_nats": optimum.loss,
+        "peak_lr_low": optimum.lr_range[0],
+        "peak_lr_high": optimum.lr_range[1],
+    }
+
+
+def _draw_lines(axes: Axes, evidence: Evidence, cells: list[Cell], setting: Setting) -> None:
+    for cell in cells:
+        color, optimum = evidence.colors[cell.rung], cell.optimum
+        x = [getattr(record, setting) for record in cell.runs]
+        axes.plot(x, [record.heldout_nats for record in cell.runs], "o", color=color)
+        best = cell.best()
+        axes.plot(
+            getattr(best, setting),
+            best.heldout_nats,
+            "o",
+            color=INK,
+            markersize=6.5,
+            markerfacecolor="none",
+        )
+        if optimum.bowl is None:
+            continue
+        grid = np.geomspace(min(x), max(x), 60)
+        at = {"peak_lr": optimum.peak_lr, "batch_tokens": optimum.batch_tokens}
+        loss = [optimum.bowl.loss(**{**at, setting: value}) for value in grid]
+        axes.plot(grid, loss, color=color, linewidth=0.8)
+        if optimum.status == "inside":
+            axes.plot(getattr(optimum, setting), optimum.loss, "|", color=INK, markersize=7)
+    every = [record for cell in cells for record in cell.runs]
+    _setting_axis(axes, "x", setting, [getattr(record, setting) for record in every])
     loss_axis(axes.yaxis, *padded([record.heldout_nats for record in every]))
     light_grid(axes)
 
 
-def _draw_surface(figure: Figure, axes: Axes, runs: list[RunRecord]) -> None:
-    best = min(runs, key=lambda record: record.heldout_nats)
-    norm = BoundaryNorm(EXCESS_STEPS, len(EXCESS_STEPS), extend="max")
-    colors = ListedColormap([*SIZES[::-2][: len(EXCESS_STEPS) - 1], LINE])
-    excess = [100 * (record.heldout_nats / best.heldout_nats - 1) for record in runs]
-    axes.scatter(
-        [record.peak_lr for record in runs],
-        [record.batch_tokens for record in runs],
-        c=excess,
-        cmap=colors,
-        norm=norm,
-        marker="s",
-        s=120,
+def _draw_optima(
+    axes: Axes, evidence: Evidence, cells: list[Cell], setting: Setting
+) -> tuple[list[dict[str, Any]], str]:
+    """Each cell's optimum, and the power law through those that lie inside."""
+    shown = [cell for cell in cells if cell.varies(setting) and cell.optimum.bowl is not None]
+    ends: list[float] = []
+    for cell in shown:
+        optimum, color = cell.optimum, evidence.colors[cell.rung]
+        value = getattr(optimum, setting)
+        ends.append(value)
+        if setting == "batch_tokens":
+            ends += [record.batch_tokens for record in cell.runs]
+        if setting == "peak_lr" and optimum.status == "inside":
+            axes.vlines(optimum.flops, *optimum.lr_range, color=color, linewidth=0.9)
+            ends += optimum.lr_range
+        axes.plot(optimum.flops, value, _marker(cell, setting), color=color, zorder=4)
+    rows, sentence = _draw_law(axes, [cell.optimum for cell in shown], setting)
+    if not ends:
+        ends = [getattr(record, setting) for cell in cells for record in cell.runs]
+    flops = [record.train_flops for cell in cells for record in cell.runs]
+    flops_axis(axes.xaxis, *padded(flops))
+    _setting_axis(axes, "y", setting, ends)
+    light_grid(axes)
+    return rows, sentence
+
+
+def _marker(cell: Cell, setting: Setting) -> str:
+    """A dot inside what was tried, an arrow towards where the optimum lies beyond it."""
+    if cell.optimum.status == "inside":
+        return "o"
+    tried = [getattr(record, setting) for record in cell.runs]
+    value = getattr(cell.optimum, setting)
+    if value <= min(tried) * (1 + 1e-9):
+        return "v"
+    return "^" if value >= max(tried) * (1 - 1e-9) else "x"
+
+
+def _draw_law(
+    axes: Axes, optima: list[CellOptimum], setting: Setting
+) -> tuple[list[dict[str, Any]], str]:
+    what = "learning rate" if setting == "peak_lr" else "batch"
+    try:
+        fit = against_compute(optima, setting)
+    except FitError as error:
+        return [], f"No law for the {what}: {error}."
+    inside = [optimum.flops for optimum in optima if optimum.status == "inside"]
+    flops = np.geomspace(min(inside), max(inside), 40)
+    value, low, high = fit.predict_many(flops)
+    axes.plot(flops, value, color=FORECAST, linewidth=1.0, zorder=3)
+    axes.fill_between(flops, low, high, color=FORECAST, alpha=0.13, linewidth=0, zorder=1)
+    a, b = fit.coefficients.values()
+    columns = {"train_flops": flops, setting: value, f"{setting}_low": low, f"{setting}_high": high}
+    return tidy(f"law of the {what}", columns), (
+        f"The line is the law through the optima, {what} = {a.value:.3g}·C^{b.value:.3g} "
+        f"(exponent {b.low:.2g} to {b.high:.2g} at {b.level:.0%})."
     )
-    axes.plot(
-        best.peak_lr, best.batch_tokens, "o", color=FORECAST, markersize=6, markerfacecolor=PAPER
+
+
+def _setting_axis(axes: Axes, along: str, setting: Setting, values: list[float]) -> None:
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    low, high = padded(values, 0.1)
+    if setting == "peak_lr":
+        rate_axis(axis, low, high)
+    else:
+        count_axis(axis, low, high, SETTINGS[setting])
+
+
+def _at_edge(cell: Cell) -> bool:
+    settings: list[Setting] = [setting for setting in SETTINGS if cell.varies(setting)]
+    best = cell.best()
+    return any(
+        getattr(best, s) in (min(tried), max(tried))
+        for s in settings
+        if (tried := [getattr(record, s) for record in cell.runs])
     )
-    count_axis(axes.yaxis, *padded([r.batch_tokens for r in runs], 0.12), label="Batch (tokens)")
-    _lr_axis(axes, *padded([r.peak_lr for r in runs], 0.12))
-    bar = figure.colorbar(
-        ScalarMappable(norm=norm, cmap=colors), ax=axes, location="bottom", shrink=0.9, aspect=32
-    )
-    bar.set_ticks(list(EXCESS_STEPS), labels=[f"{step:g}" for step in EXCESS_STEPS])
-    bar.set_label("Loss above the best of the cell (%)")
-    bar.outline.set_visible(False)
-
-
-def _lr_axis(axes: Axes, low: float, high: float) -> None:
-    count_axis(axes.xaxis, low, high, "Peak learning rate")
-    ticks = log_ticks(low, high)
-    ticks = ticks if len(ticks) > 1 else even_ticks(low, high)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-
-
-def _line_edge(runs: list[RunRecord], axis: str) -> bool:
-    values = sorted({getattr(record, axis) for record in runs})
-    best = min(runs, key=lambda record: record.heldout_nats)
-    return len(values) > 1 and getattr(best, axis) in (values[0], values[-1])
-
-
-def _surface_edge(runs: list[RunRecord]) -> bool:
-    return _line_edge(runs, "peak_lr") or _line_edge(runs, "batch_tokens")

@@ -139,11 +139,17 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """One column wide, ``height`` inches high, ``rows`` panels above each other."""
+def new_figure(
+    height: float, rows: int = 1, *, first_share: float = 1.0
+) -> tuple[Figure, list[Axes]]:
+    """One column wide, ``height`` inches high, ``rows`` panels above each other.
+
+    The first panel is ``first_share`` times as high as each of the others.
+    """
     layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
     figure = Figure(figsize=(COLUMN_WIDTH, height), layout=layout)
-    axes = figure.subplots(rows, 1, squeeze=False)
+    shares = [first_share] + [1.0] * (rows - 1)
+    axes = figure.subplots(rows, 1, squeeze=False, height_ratios=shares)
     return figure, list(axes[:, 0])
 
 
@@ -225,6 +231,14 @@ def count_axis(axis: Axis, low: float, high: float, label: str) -> None:
     """A logarithmic axis of tokens, parameters or FLOPs per token, ticks as 10K, 2M, 5B."""
     low, high = _at_least(low, high, 2.0)
     _log_axis(axis, low, high, log_ticks(low, high), si)
+    axis.set_label_text(label)
+
+
+def rate_axis(axis: Axis, low: float, high: float, label: str = "Peak learning rate") -> None:
+    """A logarithmic axis of learning rates, ticks as 0.002 or 5e-05."""
+    ticks = log_ticks(low, high)
+    ticks = ticks if len(ticks) > 1 else even_ticks(low, high)
+    _log_axis(axis, low, high, ticks, lambda value: f"{value:g}")
     axis.set_label_text(label)
 
 

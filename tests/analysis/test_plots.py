@@ -250,10 +250,39 @@ def test_a_learning_rate_optimum_at_the_edge_is_a_bound(
     inner = recipe(grid_over(record, rates, batches, best=0.9e-2))
     outer = recipe(grid_over(record, rates, batches, best=5e-2))
     assert inner.figure is not None
-    assert len(inner.data) == len(rates) * len(batches)
+    assert len(inner.data.query("series == 'run'")) == len(rates) * len(batches)
     assert "at the edge" in outer.distrust
+    (optimum,) = inner.data.query("series.str.startswith('optimum')").itertuples()
+    assert optimum.peak_lr == pytest.approx(0.9e-2, rel=1e-2)
     if len(batches) == 1:
         assert "at the edge" not in inner.distrust
+        assert optimum.series.endswith("inside")
+    else:
+        assert optimum.series.endswith("at_edge")  # the loss only rises with the batch
+
+
+def test_a_law_is_drawn_through_the_fitted_optima(evidence: Evidence) -> None:
+    rates = [0.25e-2, 0.5e-2, 1e-2, 2e-2, 4e-2]
+    records = tuple(
+        replace(cell, run_id=f"{rung}-{cell.run_id}", rung=rung, tokens=tokens, train_flops=flops)
+        for rung, tokens, flops in (("a", 1_000, 1e9), ("b", 10_000, 1e10), ("c", 100_000, 1e11))
+        for cell in grid_over(
+            evidence.records[0], rates, [512], best=1e-2 * (flops / 1e10) ** -0.15
+        ).records
+    )
+    drawing = recipe(Evidence(records=records))
+    law = drawing.data.query("series == 'law of the learning rate'")
+    slope = np.polyfit(np.log(law["train_flops"]), np.log(law["peak_lr"]), 1)[0]
+    assert slope == pytest.approx(-0.15, abs=0.01)
+    assert "C^-0.15" in drawing.how_to_read
+
+
+def test_a_variant_of_another_shape_is_no_trial_of_the_learning_rate(evidence: Evidence) -> None:
+    record = evidence.records[0]
+    wider = replace(
+        record, run_id="wider", peak_lr=0.9 * record.peak_lr, total_params=2 * record.total_params
+    )
+    assert "neither learning rate" in recipe(Evidence(records=(record, wider))).missing
 
 
 def test_what_was_not_varied_is_said_instead_of_drawn(evidence: Evidence) -> None:
