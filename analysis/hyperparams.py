@@ -32,7 +32,7 @@ CellStatus = Literal["inside", "at_edge", "opens_downward", "too_few"]
 
 @dataclass(frozen=True)
 class Bowl:
-    """Log-loss as height + slope·x + x·hessian·x/2; x are logs of the settings off their centers."""
+    """Log-loss as height + slope·x + x·hessian·x/2; x: logs of the settings off their centers."""
 
     axes: tuple[str, ...]
     """What x is: peak_lr, batch_tokens, or both."""
