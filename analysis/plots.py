@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from analysis.plots_balance import expert_balance
 from analysis.plots_evidence import Evidence, Promoted
-from analysis.plots_experts import expert_balance, expert_load, expert_training
+from analysis.plots_experts import expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
+from analysis.plots_routing import expert_domains, expert_pairs, expert_routing
 from analysis.plots_runs import flight, residuals, training_curves
 from analysis.plots_style import Drawing, save, to_svg
 from analysis.plots_surface import contours, isoflop
@@ -22,6 +24,9 @@ FIGURES = (
     expert_load,
     expert_training,
     expert_balance,
+    expert_routing,
+    expert_domains,
+    expert_pairs,
     recipe,
     leverage,
     feature_trials,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.curves import Curve
+from analysis.expert_use import ExpertUse
 from analysis.holdout import Holdout
 from analysis.laws import LossSurface
 from analysis.plots_style import EXCLUDED, MUTED, PAPER, si, size_colors
@@ -65,6 +66,8 @@ class Evidence:
     promoted: Promoted | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """Training curves by run id."""
+    uses: Mapping[str, ExpertUse] = field(default_factory=dict)
+    """How runs used their experts, by run id; the longest of each size are enough."""
     variants: Mapping[str, str] = field(default_factory=dict)
     """By run id what a sweep's axes set for it, in words; a fit is of one variant."""
 

@@ -1,4 +1,4 @@
-"""Expert utilisation: the load of every layer as a heat map, and its evenness against compute."""
+"""Expert load of every layer as a heat map: at the end of a run, and over its training."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis.laws import Array
-from analysis.plots_evidence import Evidence, Promoted, size_legend
+from analysis.plots_balance import NO_EXPERTS
+from analysis.plots_evidence import Evidence
 from analysis.plots_loss import NO_RUNS
 from analysis.plots_style import (
-    FORECAST,
-    INK,
     LOADS,
     MUTED,
     Drawing,
     absent,
-    flops_axis,
-    light_grid,
     new_figure,
-    padded,
     si,
     style,
     tidy,
@@ -37,11 +32,10 @@ T = TypeVar("T")
 
 LOAD_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2.0, 4.0)
 """Where the colours of a load over the mean load change; above the last is one more colour."""
-VIO_STEPS = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""The same for MaxVio during training."""
+VIO_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""The same for MaxVio during training: from 0, then as many of the largest in use as colours."""
 MOST_ROWS = 36
 MOST_RUNGS = 8
-NO_EXPERTS = "These runs have no routed experts, or nothing was recorded about their load."
 
 
 def expert_load(evidence: Evidence) -> Drawing:
@@ -89,7 +83,7 @@ def expert_load(evidence: Evidence) -> Drawing:
         _draw_stack(axes, stacked, mappable, right=float(width))
         axes.set_xlim(0, width)
         axes.set_xticks([0.5, width - 0.5], ["busiest", "idlest"])
-        _bar(figure, axes, mappable, LOAD_STEPS, "Load over the mean load of the layer")
+        color_bar(figure, axes, mappable, LOAD_STEPS, "Load over the mean load of the layer")
     left_out = len(runs) - len(chosen)
     thinned = f" {left_out} sizes between them are not drawn." if left_out else ""
     return Drawing(
@@ -134,7 +128,9 @@ def expert_training(evidence: Evidence) -> Drawing:
     with style():
         figure, (axes,) = new_figure(1.45 + 0.085 * count + 0.06 * len(blocks))
         colors = ListedColormap(list(LOADS[len(LOADS) // 2 :]))
-        norm = BoundaryNorm(VIO_STEPS, colors.N, extend="max")
+        largest = max(float(values.max()) for _, _, _, values in blocks)
+        steps = _vio_steps(largest, colors.N)
+        norm = BoundaryNorm(steps, colors.N, extend="max")
         least = min(float(share[0]) for _, _, share, _ in blocks)
         _draw_stack(
             axes,
@@ -148,7 +144,7 @@ def expert_training(evidence: Evidence) -> Drawing:
         axes.set_xticks(shares, [f"{share:.3g}" for share in shares])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("Share of the training tokens seen")
-        _bar(figure, axes, ScalarMappable(norm=norm, cmap=colors), VIO_STEPS, "MaxVio of one batch")
+        color_bar(figure, axes, ScalarMappable(norm=norm, cmap=colors), steps, "MaxVio of a batch")
     return Drawing(
         name=name,
         title=title,
@@ -163,66 +159,11 @@ def expert_training(evidence: Evidence) -> Drawing:
     )
 
 
-def expert_balance(evidence: Evidence) -> Drawing:
-    """MaxVio and normalised entropy of the load, against training compute."""
-    name, title = "expert_balance", "Evenness of the expert load against compute"
-    if not evidence.done:
-        return absent(name, title, NO_RUNS)
-    runs = [record for record in evidence.done if record.load_by_layer]
-    if not runs:
-        return absent(name, title, NO_EXPERTS)
-    rows = [_balance_row(record) for record in runs]
-    with style():
-        figure, (upper, lower) = new_figure(3.6, rows=2)
-        for rung, color in evidence.colors.items():
-            own = pd.DataFrame([row for row in rows if row["rung"] == rung])
-            if own.empty:
-                continue
-            for axes, measure in ((upper, "max_vio"), (lower, "entropy")):
-                ends = own[f"{measure}_min"], own[f"{measure}_max"]
-                axes.vlines(own["train_flops"], *ends, color=color, linewidth=0.8)
-                axes.plot(own["train_flops"], own[f"{measure}_mean"], "o", color=color)
-        marked = [record.train_flops for record in runs]
-        if evidence.promoted is not None and evidence.promoted.loads:
-            marked.append(evidence.promoted.flops)
-            for axes, measure in ((upper, "max_vio"), (lower, "normalized_entropy")):
-                rows += _draw_load_forecast(axes, evidence.promoted, measure)
-        low, high = padded(marked, 0.05)
-        for axes in (upper, lower):
-            flops_axis(axes.xaxis, low, high)
-            light_grid(axes)
-        upper.set_xlabel("")
-        upper.set_ylim(bottom=0)
-        upper.set_ylabel("MaxVio")
-        lower.set_ylabel("Normalised entropy")
-        lower.axhline(1, color=MUTED, linewidth=0.6, linestyle=":")
-        size_legend(figure, evidence)
-        handles = [
-            _key("o", MUTED, "mean over layers"),
-            Line2D([], [], color=MUTED, label="lowest to highest"),
-        ]
-        if len(marked) > len(runs):
-            handles.append(_key("|", FORECAST, "forecast"))
-            if any(row.get("measured") is not None for row in rows):
-                handles.append(_key("D", INK, "promoted run"))
-        figure.legend(handles=handles, loc="outside lower left", ncols=4, columnspacing=0.9)
-    dead = max(layer.dead_frac for record in runs for layer in record.load_by_layer)
-    unused = (
-        f"In the worst layer {dead:.1%} of the experts were never chosen."
-        if dead
-        else "Every expert of every layer was chosen at least once."
-    )
-    return Drawing(
-        name=name,
-        title=title,
-        how_to_read="MaxVio is how far the busiest expert lies above the mean load (0 is even), "
-        "the normalised entropy is the share of experts that the load amounts to (1 is even). "
-        + unused,
-        distrust="MaxVio is a maximum, so it grows with the number of experts and with fewer "
-        "held-out tokens. The promotion's forecast is a plain power law of compute.",
-        data=pd.DataFrame(rows),
-        figure=figure,
-    )
+def _vio_steps(largest: float, colors: int) -> tuple[float, ...]:
+    """0 and the steps below the largest value, as many as there are colours."""
+    used = [step for step in VIO_STEPS if step < largest]
+    used = used if len(used) >= colors - 1 else list(VIO_STEPS[: colors - 1])
+    return (0.0, *used[-(colors - 1) :])
 
 
 Block = tuple[RunRecord, list[int], Array, Array]
@@ -258,16 +199,24 @@ def _draw_stack(axes: Axes, blocks: list[Block], mappable: ScalarMappable, *, ri
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     axes.set_ylabel("Layer")
-    axes.text(beside, -0.4, "FLOPs/token", fontsize=5.5, va="bottom", color=MUTED)
+    axes.set_title(
+        "size at the right: training FLOPs per token",
+        loc="right",
+        fontsize=6,
+        fontweight="normal",
+        color=MUTED,
+        pad=2,
+    )
 
 
-def _bar(
+def color_bar(
     figure: Figure,
     axes: Axes,
     mappable: ScalarMappable,
     steps: Sequence[float],
     label: str,
 ) -> None:
+    """A bar of colour steps below the panel."""
     bar = figure.colorbar(
         mappable, ax=axes, location="bottom", shrink=0.9, aspect=32, spacing="uniform"
     )
@@ -281,59 +230,6 @@ def _edges(middles: Array) -> Array:
     """Edges between points of a logarithmic axis; the last one at its end, 1."""
     between = np.sqrt(middles[:-1] * middles[1:])
     return np.concatenate([middles[:1], between, [1.0]])
-
-
-def _key(marker: str, color: str, label: str) -> Line2D:
-    return Line2D([], [], linestyle="", marker=marker, color=color, label=label)
-
-
-def _draw_load_forecast(axes: Axes, promoted: Promoted, measure: str) -> list[dict[str, Any]]:
-    """The promotion's forecast of one measure, and what its run then had."""
-    if measure not in promoted.loads:
-        return []
-    forecast, measured = promoted.loads[measure]
-    axes.errorbar(
-        promoted.flops,
-        forecast.value,
-        yerr=[[forecast.value - forecast.low], [forecast.high - forecast.value]],
-        color=FORECAST,
-        linewidth=1.6,
-        capsize=4,
-        marker="_",
-        markersize=5,
-    )
-    if measured is not None:
-        axes.plot(promoted.flops, measured, "D", color=INK, markersize=3.6)
-    return [
-        {
-            "run_id": promoted.label,
-            "rung": "promoted",
-            "train_flops": promoted.flops,
-            "measure": measure,
-            "forecast": forecast.value,
-            "low": forecast.low,
-            "high": forecast.high,
-            "measured": measured,
-        }
-    ]
-
-
-def _balance_row(record: RunRecord) -> dict[str, Any]:
-    max_vio = [layer.max_vio for layer in record.load_by_layer]
-    entropy = [layer.normalized_entropy for layer in record.load_by_layer]
-    dead = [layer.dead_frac for layer in record.load_by_layer]
-    return {
-        "run_id": record.run_id,
-        "rung": record.rung,
-        "train_flops": record.train_flops,
-        "max_vio_mean": float(np.mean(max_vio)),
-        "max_vio_min": min(max_vio),
-        "max_vio_max": max(max_vio),
-        "entropy_mean": float(np.mean(entropy)),
-        "entropy_min": min(entropy),
-        "entropy_max": max(entropy),
-        "dead_frac_max": max(dead),
-    }
 
 
 def _evenly(items: list[T], most: int) -> list[T]:

@@ -284,7 +284,7 @@ def _legends(figure: Figure, evidence: Evidence, *, law: bool) -> None:
         marks.append(Line2D([], [], color=INK, label="law along the optimum, 90% band"))
     if evidence.held_out:
         marks.append(_mark("o", MUTED, PAPER, "held out, with its forecast"))
-    if evidence.excluded:
+    if any(record.run_id in evidence.excluded for record in evidence.done):
         marks.append(_mark("x", EXCLUDED, EXCLUDED, "left out of the fit"))
     if evidence.promoted is not None:
         marks.append(_mark("|", FORECAST, PAPER, "forecast, 90%"))

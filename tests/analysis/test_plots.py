@@ -17,8 +17,9 @@ import pytest
 from analysis import plots, plots_style
 from analysis.curves import read_curve, thin
 from analysis.plots import FIGURES, Evidence, Promoted, draw_all
+from analysis.plots_balance import expert_balance
 from analysis.plots_evidence import OnTheWay
-from analysis.plots_experts import expert_balance, expert_load, expert_training
+from analysis.plots_experts import expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
 from analysis.plots_runs import flight, residuals, training_curves
@@ -173,11 +174,11 @@ def test_expert_figures_repeat_the_records(evidence: Evidence) -> None:
         kept = next(item for item in record.load_by_layer if item.layer == layer)
         shares = sorted(kept.load, reverse=True)
         assert rows["load_over_mean"].to_numpy() == pytest.approx(np.array(shares) * len(shares))
-    balance = expert_balance(evidence).data.query("rung != 'promoted'").set_index("run_id")
+    balance = expert_balance(evidence).data.query("series == 'run' and measure == 'max_vio'")
     assert len(balance) == len(evidence.records)
     for record in evidence.records:
         mean = np.mean([item.max_vio for item in record.load_by_layer])
-        assert balance.loc[record.run_id, "max_vio_mean"] == pytest.approx(mean)
+        assert balance.set_index("run_id").loc[record.run_id, "mean"] == pytest.approx(mean)
 
 
 def test_overload_during_training_is_that_of_the_logged_steps(
@@ -212,8 +213,9 @@ def test_the_forecast_of_the_load_stands_beside_the_runs(evidence: Evidence) -> 
     forecast = evidence.promoted.forecast
     loads = {"max_vio": (forecast, 0.7)}
     data = expert_balance(replace(evidence, promoted=replace(evidence.promoted, loads=loads))).data
-    row = data.query("rung == 'promoted'").iloc[0]
-    assert (row["forecast"], row["low"], row["measured"]) == (forecast.value, forecast.low, 0.7)
+    row = data.query("series == 'forecast'").iloc[0]
+    assert (row["mean"], row["low"]) == (forecast.value, forecast.low)
+    assert data.query("series == 'measured'")["mean"].item() == 0.7
 
 
 def test_the_flight_holds_every_waypoint_and_counts_the_hits(evidence: Evidence) -> None:

@@ -28,6 +28,7 @@ from model.errors import ConfigError
 from windtunnel.commands import report
 from windtunnel.report.content import Content, gather
 from windtunnel.report.conventions import SIZE_WORDS
+from windtunnel.report.numbers import number
 from windtunnel.report.page import render
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
@@ -323,6 +324,28 @@ def test_an_unknown_sweep_is_one_sentence(finished: Any, tmp_path: Path) -> None
     config = report.Config(root=finished.root, sweep="nope", out=None)
     with pytest.raises(ConfigError, match=r"no such sweep.*quickstart"):
         report.run(config, Console(file=io.StringIO()))
+
+
+def test_coefficients_are_written_in_digits_where_those_can_be_read() -> None:
+    numbers = (0, 5.784e-4, 0.001, 0.40658, 11_670, 58_060, 123_456)
+    written = ("0", "5.784·10^-4", "0.001", "0.4066", "11670", "58060", "1.235·10^5")
+    shown = [str(number(x)).replace("<sup>", "^").replace("</sup>", "") for x in numbers]
+    assert shown == list(written)
+
+
+def test_runs_in_trouble_stand_above_the_table_with_their_reasons(
+    known_sweep: ModuleType, started: Any
+) -> None:
+    root, plan = started
+    for run in plan.runs[2:]:
+        known_sweep.finish(root, run.spec, known_sweep.measured(run.spec))
+    known_sweep.fail(root, plan.runs[0].spec, HOSTILE)
+    words = words_of(root)
+    assert "1 run failed or diverged" in words
+    assert "1 run is not finished" in words
+    listed = words[words.index("Failed, diverged or left out") :]
+    assert HOSTILE in listed[: listed.index("Bits per byte")]
+    assert plan.runs[1].run_id not in listed[: listed.index("Bits per byte")]
 
 
 # ---- in a real browser --------------------------------------------------------------------------

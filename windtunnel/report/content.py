@@ -151,7 +151,12 @@ def gather(
         for record in bare.with_curves()
         if (curve := sources.curve(record.run_id)) is not None
     }
-    evidence = replace(bare, curves=curves)
+    uses = {
+        record.run_id: use
+        for record in bare.largest_run_by_rung().values()
+        if (use := sources.use(record.run_id)) is not None
+    }
+    evidence = replace(bare, curves=curves, uses=uses)
     return Content(
         sweep=sweep,
         made_at=made_at,

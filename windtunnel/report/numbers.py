@@ -40,8 +40,10 @@ def loss(value: float | None, digits: int = 4) -> str:
 
 def number(value: float, digits: int = 4) -> str:
     """A coefficient: plain where that is readable, with a power of ten where not."""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or 1e-3 <= abs(value) < 10.0**digits:
         return f"{value:.{digits}g}"
+    if 1 <= abs(value) < 1e5:
+        return f"{value:.0f}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return Markup("{}·10<sup>{}</sup>").format(mantissa, int(exponent))
 

@@ -23,6 +23,8 @@ from windtunnel.report.numbers import flops, interval, loss, number, percent, pr
 LARGEST_CSV_BYTES = 400_000
 """Larger data stays beside the page, so that the page opens at once."""
 
+MOST_UNWELL = 12
+"""Failed, diverged and excluded runs listed above the table; the table has them all."""
 
 SECTIONS = (
     ("asked", "What was asked"),
@@ -49,6 +51,8 @@ def render(content: Content, drawings: Sequence[Drawing]) -> str:
             sections=SECTIONS,
             chart=chart_data(content.evidence, views),
             runs_sentence=sentences.runs_sentence(content),
+            unwell=sentences.unwell(content),
+            most_unwell=MOST_UNWELL,
             has_variants=any(row.variant for row in content.runs),
         )
     )

@@ -9,7 +9,8 @@ from markupsafe import Markup
 from analysis.results import FitWarning
 from windtunnel.console import duration
 from windtunnel.load_forecast import LoadForecast
-from windtunnel.report.content import Answer, Content
+from windtunnel.report.content import Answer, Content, RunRow
+from windtunnel.report.conventions import SIZE_WORDS
 from windtunnel.report.numbers import flops, loss, percent, si
 
 Fact = tuple[str, str, str]
@@ -70,28 +71,26 @@ def troubles(content: Content) -> list[str]:
     if failed:
         names = ", ".join(row.run_id for row in failed[:3])
         more = ", and others" if len(failed) > 3 else ""
-        found.append(
-            f"{len(failed)} runs failed or diverged ({names}{more}); see the table of runs."
-        )
+        runs = _counted(len(failed), "run", "runs")
+        found.append(f"{runs} failed or diverged ({names}{more}); see Runs.")
     waiting = sum(row.status in ("planned", "running", "interrupted") for row in content.runs)
     if waiting:
+        unfinished = "1 run is" if waiting == 1 else f"{waiting} runs are"
         found.append(
-            f"{waiting} runs are not finished: the same `windtunnel sweep` command goes on with "
-            "them."
+            f"{unfinished} not finished: the same `windtunnel sweep` command goes on from there."
         )
     if content.unfitted:
         found.append(
-            f"The fit is older than {content.unfitted} finished runs; `windtunnel fit "
-            f"sweep={content.sweep}` takes them in."
+            f"The fit is older than {_counted(content.unfitted, 'finished run', 'finished runs')}; "
+            f"`windtunnel fit sweep={content.sweep}` takes them in."
         )
     statuses = list(dict.fromkeys(warning.status for _, warning in warnings(content)))
     if statuses:
         found.append(f"The law's health check warns of {_joined(statuses)}; see The law.")
     if content.study is not None and content.study.exclusions:
-        found.append(
-            f"{len(content.study.exclusions)} runs were left out of the fit; the table of runs "
-            "says why."
-        )
+        left_out = len(content.study.exclusions)
+        runs = "1 run was" if left_out == 1 else f"{left_out} runs were"
+        found.append(f"{runs} left out of the fit; Runs says why.")
     return found
 
 
@@ -215,8 +214,9 @@ def fit_sentence(content: Content) -> str:
     objective = fit.objective
     delta = "" if objective.delta is None else f" with delta {objective.delta:.3g}"
     optima = _counted(objective.basins, "optimum", "optima")
+    size = study.points.size_variable
     return (
-        f"N is {study.points.size_variable}, D training tokens, C their training FLOPs; losses in "
+        f"N is {SIZE_WORDS.get(size, size)}, D training tokens, C their training FLOPs; losses in "
         f"nats per token. {fit.num_points} points, {objective.loss} loss on log-loss{delta} "
         f"({objective.delta_rule}), {objective.starts} starts ending in {optima}, "
         f"condition number {fit.condition_number:.3g}. Intervals: {fit.bootstrap}, "
@@ -226,12 +226,26 @@ def fit_sentence(content: Content) -> str:
 
 
 def warnings(content: Content) -> list[tuple[str, FitWarning]]:
-    """Every warning with the law it belongs to."""
+    """Every warning once, with the laws it belongs to."""
     study = content.study
     if study is None:
         return []
     fits = (("L(N, D)", study.surface), ("L(C)", study.compute_law))
-    return [(name, warning) for name, fit in fits for warning in fit.warnings]
+    laws: dict[FitWarning, list[str]] = {}
+    for name, fit in fits:
+        for warning in fit.warnings:
+            laws.setdefault(warning, []).append(name)
+    return [(" and ".join(names), warning) for warning, names in laws.items()]
+
+
+def unwell(content: Content) -> list[RunRow]:
+    """Runs that failed, diverged, or were measured and left out of the fit."""
+    excluded = content.evidence.excluded
+    return [
+        row
+        for row in content.runs
+        if row.status in ("failed", "diverged") or (row.status == "done" and row.run_id in excluded)
+    ]
 
 
 def runs_sentence(content: Content) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from analysis.curves import Curve, read_curve
+from analysis.expert_use import ExpertUse, read_expert_use
 from analysis.records import RunRecord
 from analysis.study import Study
 from sweeps.plan import Plan
@@ -49,6 +50,11 @@ class Sources:
         """The training curve of a run, as far as it has come."""
         path = self.metrics_path(run_id)
         return self._once("curve", str(path), lambda: read_curve(path))
+
+    def use(self, run_id: str) -> ExpertUse | None:
+        """How a run used its experts at its end."""
+        path = self.metrics_path(run_id)
+        return self._once("use", str(path), lambda: read_expert_use(path))
 
     def metrics_path(self, run_id: str) -> Path:
         """What a run has logged: its published file, or that of its newest attempt."""
