@@ -26,9 +26,9 @@ from analysis.points import points_from_records, take
 from analysis.records import RecordSet, RunRecord
 from model.errors import ConfigError
 from windtunnel.commands import report
+from windtunnel.report import numbers
 from windtunnel.report.content import Content, gather
 from windtunnel.report.conventions import SIZE_WORDS
-from windtunnel.report.numbers import number
 from windtunnel.report.page import render
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
@@ -327,9 +327,9 @@ def test_an_unknown_sweep_is_one_sentence(finished: Any, tmp_path: Path) -> None
 
 
 def test_coefficients_are_written_in_digits_where_those_can_be_read() -> None:
-    numbers = (0, 5.784e-4, 0.001, 0.40658, 11_670, 58_060, 123_456)
+    values = (0, 5.784e-4, 0.001, 0.40658, 11_670, 58_060, 123_456)
     written = ("0", "5.784·10^-4", "0.001", "0.4066", "11670", "58060", "1.235·10^5")
-    shown = [str(number(x)).replace("<sup>", "^").replace("</sup>", "") for x in numbers]
+    shown = [str(numbers.number(x)).replace("<sup>", "^").replace("</sup>", "") for x in values]
     assert shown == list(written)
 
 
