@@ -6,11 +6,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.records import DomainLoss, LayerLoad, RunRecord
 from model.accounting import CONVENTION, count_params, flops_per_token
 from model.errors import ConfigError
+from model.training.config import RuntimeConfig, WandbTracker
 from model.training.data import PreparedCorpus, open_corpus, prepare_corpus
 from model.training.distributed.job import Job, free_address, run_job
 from model.training.result import TrainResult
@@ -57,7 +59,7 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
         spec.model,
         spec.train,
         corpus,
-        spec.runtime,
+        labelled(spec),
         attempt_dir,
         on_progress=on_progress,
         name=run_id(spec),
@@ -121,6 +123,15 @@ def _reporting(
         )
 
     return on_progress
+
+
+def labelled(spec: RunSpec) -> RuntimeConfig:
+    """The runtime, its W&B mirror told what the run is for."""
+    tracker = spec.runtime.tracker
+    if not isinstance(tracker, WandbTracker):
+        return spec.runtime
+    tags = (*tracker.tags, spec.rung)
+    return replace(spec.runtime, tracker=replace(tracker, job_type=spec.role, tags=tags))
 
 
 def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:

@@ -15,9 +15,17 @@ import pytest
 @pytest.fixture(scope="session")
 def known_sweep() -> ModuleType:
     """The module ``tests/known_sweep.py``."""
-    spec = importlib.util.spec_from_file_location(
-        "known_sweep", Path(__file__).with_name("known_sweep.py")
-    )
+    return _beside("known_sweep")
+
+
+@pytest.fixture(scope="session")
+def wandb_files() -> ModuleType:
+    """The module ``tests/wandb_files.py``."""
+    return _beside("wandb_files")
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -16,7 +16,7 @@ PACKAGES = ("windtunnel", "sweeps", "analysis", "model")
 DOORS = {
     "hydra": "windtunnel/",
     "omegaconf": "windtunnel/",
-    "wandb": "model/training/trackers.py",
+    "wandb": "model/training/wandb_mirror.py",
     "matplotlib": "analysis/plots",
     "rich": "windtunnel/",
     "jinja2": "windtunnel/report/",

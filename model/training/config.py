@@ -382,7 +382,17 @@ class WandbTracker:
 
     kind: Literal["wandb"] = "wandb"
     project: str = "windtunnel"
+    entity: str | None = None
+    """The team or user it belongs to; None: W&B's own default."""
     mode: Literal["offline", "online"] = "offline"
+    group: str | None = None
+    """None: the name of the sweep."""
+    job_type: str = "train"
+    """Within a sweep the role of the run: grid, noise, trunk, promoted."""
+    tags: tuple[str, ...] = ()
+    """Within a sweep the rung is added."""
+    dir: Path | None = None
+    """Folder below which ``wandb/`` lies; None: the root."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.training.config import TrainConfig
+from model.training.mirrors import Mirror
 from model.training.state import RunState
-from model.training.trackers import Metrics, Mirror
+from model.training.trackers import Metrics
 
 LINES_PER_RUN = 200
 """About how often a run logs: a function of its length alone, so that no line depends on time."""

@@ -28,7 +28,13 @@ from model.training.routing_use import RoutingUse
 from model.training.saving import Saver, find_checkpoint
 from model.training.stages import Stage, lay_out_stages, stage_at
 from model.training.state import RunState
-from model.training.trackers import Metrics, MetricsFile, NoMetrics, open_mirror
+from model.training.trackers import (
+    Metrics,
+    MetricsFile,
+    NoMetrics,
+    open_mirror,
+    run_settings,
+)
 from model.training.trunk import Snapshots
 from model.typed import to_plain
 
@@ -144,7 +150,7 @@ def open_run(
     metrics: Metrics = NoMetrics()
     if learner.is_first:
         metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)
-    settings = {"model": to_plain(model_config), "train": to_plain(config)}
+    settings = run_settings(model_config, config)
     mirrored = tracker if learner.is_first else JsonlTracker()
     mirror = open_mirror(mirrored, run_dir, state.mirror_id, settings, name)
     state.mirror_id = mirror.id

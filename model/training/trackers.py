@@ -26,16 +26,18 @@ Only ``tokens_per_s`` and ``wall_s`` tell an interrupted run from an undisturbed
 from __future__ import annotations
 
 import json
-import logging
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from model.training.config import JsonlTracker, TrackerConfig, WandbTracker
-
-logger = logging.getLogger(__name__)
+from model.accounting import count_params, flops_per_token
+from model.config import ModelConfig
+from model.training.config import JsonlTracker, TrackerConfig, TrainConfig, WandbTracker
+from model.training.mirrors import Mirror, NoMirror
+from model.training.wandb_mirror import WandbMirror
+from model.typed import to_plain
 
 
 class Metrics(Protocol):
@@ -98,95 +100,6 @@ class MetricsFile:
         self._file.close()
 
 
-class Mirror(Protocol):
-    """Someone else who is told what the metrics file was told."""
-
-    id: str
-    """Names the run there; kept in the checkpoint, so that a resumed run goes on under it."""
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """One line of the metrics file."""
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """The run's results."""
-
-    def close(self) -> None:
-        """The run is over, for now or for good."""
-
-
-class NoMirror:
-    """Nobody else."""
-
-    id = ""
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Nothing to do."""
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class WandbMirror:
-    """W&B, offline unless the user says online. Its first failure ends it, never the run."""
-
-    def __init__(
-        self,
-        config: WandbTracker,
-        run_dir: Path,
-        run_id: str,
-        settings: Mapping[str, Any],
-        name: str = "",
-    ) -> None:
-        self.id = run_id
-        self._run: Any = None
-        try:
-            import wandb
-
-            self._run = wandb.init(
-                project=config.project,
-                mode=config.mode,
-                id=run_id,
-                name=name or run_dir.name,
-                resume="allow",
-                dir=str(run_dir),
-                config=dict(settings),
-                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-            )
-        except Exception as error:
-            self._give_up("did not start", error)
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """One line of the metrics file, its lists spread out by layer."""
-        if self._run is not None:
-            try:
-                self._run.log(flat(line), step=int(line["step"]))
-            except Exception as error:
-                self._give_up("does not take a line", error)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """The run's results."""
-        if self._run is not None:
-            try:
-                self._run.summary.update(flat(values))
-            except Exception as error:
-                self._give_up("does not take the summary", error)
-
-    def close(self) -> None:
-        """Finish; what was logged offline lies in the run's folder."""
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:
-                self._give_up("does not finish", error)
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        logger.warning("W&B %s (%s); the run goes on, metrics.jsonl has everything", what, error)
-        self._run = None
-
-
 def open_mirror(
     config: TrackerConfig,
     run_dir: Path,
@@ -202,18 +115,18 @@ def open_mirror(
             return WandbMirror(config, run_dir, run_id or uuid.uuid4().hex[:16], settings, name)
 
 
-def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """One level: domains and layers become part of the name, ``max_vio/layer2``."""
-    values: dict[str, Any] = {}
-    layers = line.get("layers", ())
-    for key, value in line.items():
-        if key in ("kind", "step", "layers"):
-            continue
-        if isinstance(value, Mapping):
-            values |= {f"{key}/{inner}": item for inner, item in flat(value).items()}
-        elif isinstance(value, list | tuple):
-            numbers = [v for v in value if isinstance(v, int | float)]  # matrices stay in the file
-            values |= {f"{key}/layer{n}": v for n, v in zip(layers, numbers, strict=False)}
-        else:
-            values[key] = value
-    return values
+def run_settings(model_config: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+    """What a mirror is told of a run before its first line: its configs, and what follows."""
+    counts = count_params(model_config)
+    flops = flops_per_token(model_config, config.sequence_length).house
+    return {
+        "model": to_plain(model_config),
+        "train": to_plain(config),
+        "size": {
+            "total_params": counts.total,
+            "active_params": counts.active,
+            "active_non_embedding_params": counts.active_non_embedding,
+            "flops_per_token": flops,
+            "train_flops": flops * config.tokens,
+        },
+    }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -25,6 +27,7 @@ from analysis.plots import Evidence, draw_all
 from analysis.points import points_from_records, take
 from analysis.records import RecordSet, RunRecord
 from model.errors import ConfigError
+from model.training.config import JsonlTracker, WandbTracker
 from windtunnel.commands import report
 from windtunnel.report import numbers
 from windtunnel.report.content import Content, gather
@@ -33,6 +36,7 @@ from windtunnel.report.page import render
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
 LONG = "x" * 10_000
+NONE = JsonlTracker()
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "wbr"}
 CHROMIUM = next(
     (
@@ -307,7 +311,9 @@ def test_an_altered_promotion_is_named_and_not_believed(finished: Any, tmp_path:
 @pytest.mark.slow
 def test_the_command_writes_the_page_and_every_figure(finished: Any, tmp_path: Path) -> None:
     screen = io.StringIO()
-    config = report.Config(root=finished.root, sweep="quickstart", out=tmp_path / "out")
+    config = report.Config(
+        root=finished.root, sweep="quickstart", out=tmp_path / "out", tracker=NONE
+    )
     assert report.run(config, Console(file=screen, width=200)) == 0
     assert str(tmp_path / "out" / "index.html") in screen.getvalue()
     assert "No figure recipe: This sweep varied neither" in screen.getvalue()
@@ -321,7 +327,7 @@ def test_the_command_writes_the_page_and_every_figure(finished: Any, tmp_path: P
 
 
 def test_an_unknown_sweep_is_one_sentence(finished: Any, tmp_path: Path) -> None:
-    config = report.Config(root=finished.root, sweep="nope", out=None)
+    config = report.Config(root=finished.root, sweep="nope", out=None, tracker=NONE)
     with pytest.raises(ConfigError, match=r"no such sweep.*quickstart"):
         report.run(config, Console(file=io.StringIO()))
 
@@ -346,6 +352,53 @@ def test_runs_in_trouble_stand_above_the_table_with_their_reasons(
     listed = words[words.index("Failed, diverged or left out") :]
     assert HOSTILE in listed[: listed.index("Bits per byte")]
     assert plan.runs[1].run_id not in listed[: listed.index("Bits per byte")]
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_figures_the_curves_and_the_promotion(
+    finished: Any, tmp_path: Path, wandb_files: ModuleType
+) -> None:
+    words = [f"root={finished.root}", "sweep=quickstart", f"out={tmp_path / 'out'}"]
+    words += ["tracker=wandb", f"tracker.dir={tmp_path}", "tracker.tags=[mine]"]
+    program = "from windtunnel.cli import main; raise SystemExit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "report", *words],
+        env={**os.environ, "WANDB_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"wandb sync {tmp_path / 'wandb'}" in done.stdout
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    kept = wandb_files.read(folder)
+    assert (kept.run.run_group, kept.run.job_type) == ("quickstart", "report")
+    assert list(kept.run.tags) == ["mine"]
+    surface = finished.study.surface.coefficients
+    assert kept.summary["law/alpha"] == surface["alpha"].value
+    assert kept.summary["forecast/measured_nats"] == finished.outcome.loss_nats
+    assert "figures/loss_compute/path" in kept.history[0]
+    kinds = {artifact.type: artifact for artifact in kept.artifacts}
+    assert set(kinds) == {"report", "scaling-law", "promotion"}
+    law = {entry.path for entry in kinds["scaling-law"].manifest.contents}
+    assert {"fit.json", "loss_compute.csv", "isoflop.csv"} <= law
+    (promoted,) = kinds["promotion"].manifest.contents
+    assert promoted.path == f"{finished.promotion.id}.yaml"
+
+
+def test_a_wandb_that_fails_leaves_the_report(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = report.Config(
+        root=finished.root,
+        sweep="quickstart",
+        out=tmp_path / "out",
+        tracker=WandbTracker(dir=tmp_path),
+    )
+    told = io.StringIO()
+    assert report.run(config, Console(file=told, width=200)) == 0
+    assert "W&B did not take the report" in told.getvalue()
+    assert (tmp_path / "out" / "index.html").exists()
 
 
 # ---- in a real browser --------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
+from windtunnel.tracking import located, tell_upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def run(config: Config, console: Console) -> int:
         threads=config.threads or usable_cores(),
         device=config.device,
         data_dir=promotion.spec.runtime.data_dir,
-        tracker=config.tracker,
+        tracker=located(config.tracker, config.root, promotion.sweep),
     )
     corpus = planned_corpus(promotion.spec)
     cost = estimated_cost(promotion, store, corpus)
@@ -97,6 +98,7 @@ def run(config: Config, console: Console) -> int:
             overrides=overrides,
             on_event=band.show,
         )
+    tell_upload(console, runtime.tracker)
     return _conclude(launched, promotion, console)
 
 

@@ -2,20 +2,24 @@
 
 The page says what was asked, what is recommended and how sure that is, shows the evidence, and
 lists every run. It can be written at any time: what is missing yet is said in its place. The
-figures lie beside it as PNG, SVG and PDF, each with its data as CSV.
+figures lie beside it as PNG, SVG and PDF, each with its data as CSV. With `tracker=wandb` they, the
+fitted curves and the promotion also go to W&B, offline unless `tracker.mode=online`.
 
 Example:
   windtunnel report sweep=quickstart
+  windtunnel report sweep=quickstart tracker=wandb
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
+
+from model.training.config import TrackerConfig, WandbTracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +31,18 @@ class Config:
     """Name of a sweep on disk."""
     out: Path | None
     """Folder of the report; null: ``root/sweeps/<sweep>/report``."""
+    tracker: TrackerConfig
+    """Who is given the report besides."""
 
 
 def run(config: Config, console: Console) -> int:
     """Gather, draw, typeset, write."""
     from analysis.plots import draw_all
+    from windtunnel.console import say
     from windtunnel.report.content import gather
     from windtunnel.report.page import render
     from windtunnel.report.write import write_report
+    from windtunnel.tracking import located, tell_upload
 
     content = gather(
         config.sweep,
@@ -51,4 +59,14 @@ def run(config: Config, console: Console) -> int:
     drawn = sum(drawing.figure is not None for drawing in drawings)
     console.print(f"{drawn} figures (PNG, SVG, PDF, CSV) in {folder}", markup=False)
     console.print(f"Report: {page}", markup=False, soft_wrap=True)
+    tracker = located(config.tracker, config.root, config.sweep)
+    if isinstance(tracker, WandbTracker):
+        from windtunnel.report.publish import publish_report
+
+        tracker = replace(tracker, job_type="report")
+        trouble = publish_report(tracker, content, drawings, folder, config.root)
+        if trouble:
+            say(console, trouble)
+        else:
+            tell_upload(console, tracker)
     return 0

@@ -53,6 +53,7 @@ from windtunnel.designed import DesignRules, next_batch
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
+from windtunnel.tracking import located, tell_upload
 
 Retry = Literal["none", "failed", "diverged", "all"]
 RETRIED: dict[Retry, tuple[Literal["failed", "diverged"], ...]] = {
@@ -137,6 +138,7 @@ def run(config: Config, console: Console) -> int:
             budget=config.budget,
             packing=packing_for(config.executor, sweep.runtime),
         )
+    tell_upload(console, sweep.runtime.tracker)
     return _conclude(plan, result, store, console, time.monotonic() - began)
 
 
@@ -200,7 +202,7 @@ def sweep_config(config: Config) -> SweepConfig:
             threads=config.threads,
             device=config.device,
             data_dir=config.root / "data",
-            tracker=config.tracker,
+            tracker=located(config.tracker, config.root, config.name),
         ),
         axes=dict(_flat("axes", config.axes)),
         zipped=dict(_flat("zipped", config.zipped)),

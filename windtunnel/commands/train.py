@@ -48,6 +48,7 @@ from windtunnel.corpora import prepared
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
+from windtunnel.tracking import located, tell_upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def run(config: Config, console: Console) -> int:
         threads=config.threads or usable_cores(),
         device=config.device,
         data_dir=config.root / "data",
-        tracker=config.tracker,
+        tracker=located(config.tracker, config.root, "single"),
     )
     corpus = prepared(config.data, runtime.data_dir, console)
     spec = spec_of(config, corpus, runtime)
@@ -122,6 +123,7 @@ def run(config: Config, console: Console) -> int:
     say(console, f"Loss {record.heldout_nats:.4f} nats per token: {by_domain}")
     pace = f"{record.tokens_per_s:,.0f} tokens/s"
     say(console, f"{record.tokens:,} tokens in {duration(record.wall_s)}, {pace}")
+    tell_upload(console, runtime.tracker)
     say(console, f"Everything about it: {store.run_dir(name)}")
     return 0
 

@@ -15,7 +15,7 @@ from model.balance import RoutingRequest
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.training import evaluate
 from model.training.evaluate import Evaluator, plain_forward
-from model.training.trackers import flat
+from model.training.mirrors import flat
 from model.transformer import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

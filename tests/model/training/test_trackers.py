@@ -8,7 +8,9 @@ import types
 import pytest
 
 from model.training.config import JsonlTracker, WandbTracker
-from model.training.trackers import MetricsFile, NoMirror, WandbMirror, flat, open_mirror
+from model.training.mirrors import NoMirror, flat
+from model.training.trackers import MetricsFile, open_mirror
+from model.training.wandb_mirror import WandbMirror
 
 
 def lines(path):
@@ -69,6 +71,9 @@ class FakeRun:
     def __init__(self, fails_at=()):
         self.fails_at, self.logged, self.summary, self.is_finished = fails_at, [], self, False
 
+    def define_metric(self, name, **_):
+        pass
+
     def log(self, values, step):
         if "log" in self.fails_at:
             raise RuntimeError("no connection")
@@ -96,7 +101,7 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path, monkeypatch):
     install(monkeypatch, lambda **arguments: calls.append(arguments) or run)
 
     first = open_mirror(WandbTracker(), tmp_path, "", {})
-    first.log({"kind": "train", "step": 1, "lr": 0.5})
+    first.log({"kind": "train", "step": 1, "tokens": 8, "lr": 0.5})
     first.summary({"loss_nats": 2.0})
     first.close()
     second = open_mirror(WandbTracker(), tmp_path, first.id, {}, "w64l3-s0")
@@ -106,7 +111,7 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path, monkeypatch):
     assert [c["id"] for c in calls] == [first.id] * 2
     assert {c["resume"] for c in calls} == {"allow"}
     assert {c["mode"] for c in calls} == {"offline"}
-    assert run.logged == [(1, {"lr": 0.5}), {"loss_nats": 2.0}]
+    assert run.logged == [(1, {"tokens": 8, "train/lr": 0.5}), {"loss_nats": 2.0}]
     assert run.is_finished
 
 
@@ -145,14 +150,18 @@ def test_a_machine_without_wandb_trains_all_the_same(tmp_path, monkeypatch, capl
 
 
 OFFLINE = """
-import json, sys
+import sys
 from pathlib import Path
 from model.training.config import WandbTracker
 from model.training.trackers import open_mirror
 
-folder, run_id = Path(sys.argv[1]), sys.argv[2]
-mirror = open_mirror(WandbTracker(), folder, run_id, {"train": {"tokens": 1}})
-mirror.log({"kind": "train", "step": 1, "lr": 0.5})
+folder, run_id, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+tracker = WandbTracker(entity="us", group="ladder", job_type="noise", tags=("r0",), dir=folder)
+settings = {"train": {"tokens": 64, "lr": 0.5}, "size": {"flops_per_token": 100.0}}
+mirror = open_mirror(tracker, folder / "attempt", run_id, settings, "w16-s1")
+for one in (step, step + 1):
+    mirror.log({"kind": "train", "step": one, "tokens": 8 * one, "layers": [2], "max_vio": [0.25]})
+mirror.log({"kind": "eval", "step": step + 1, "tokens": 8 * (step + 1), "loss_nats": 2.5})
 mirror.summary({"loss_nats": 2.0})
 mirror.close()
 print(mirror.id)
@@ -160,20 +169,33 @@ print(mirror.id)
 
 
 @pytest.mark.slow
-def test_the_real_one_offline_without_a_word(tmp_path):
-    """Two attempts of one run, as two processes: both under the same id, nothing on the screen."""
+def test_the_real_one_offline_without_a_word(tmp_path, wandb_files):
+    """Two attempts of one run, as two processes: one W&B run, nothing on the screen."""
     run_id = ""
-    for _ in range(2):
-        command = [sys.executable, "-W", "error", "-c", OFFLINE, str(tmp_path), run_id]
+    for step in (1, 3):
+        command = [sys.executable, "-W", "error", "-c", OFFLINE, str(tmp_path), run_id, str(step)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert run_id in ("", done.stdout.strip())
         run_id = done.stdout.strip()
 
-    kept = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
-    assert kept
-    assert all(name.endswith(run_id) for name in kept)
+    attempts = [wandb_files.read(f) for f in sorted((tmp_path / "wandb").glob("offline-run-*"))]
+    assert len(attempts) == 2
+    for kept in attempts:
+        assert kept.run.run_id == run_id
+        assert (kept.run.project, kept.run.entity) == ("windtunnel", "us")
+        assert (kept.run.run_group, kept.run.job_type) == ("ladder", "noise")
+        assert (kept.run.display_name, list(kept.run.tags)) == ("w16-s1", ["r0"])
+        assert kept.config["train"] == {"tokens": 64, "lr": 0.5}
+        assert kept.metrics == ["tokens", "*"]
+        assert kept.summary["loss_nats"] == 2.0
+        assert kept.exit_code == 0
+    rows = [row for kept in attempts for row in kept.history]
+    assert [row["_step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["train_flops"] for row in rows] == [800, 1600, 2400, 3200]
+    assert {row["train/max_vio/layer2"] for row in rows} == {0.25}
+    assert rows[-1]["eval/loss_nats"] == 2.5
 
 
 def test_without_a_mirror_nobody_is_told(tmp_path):

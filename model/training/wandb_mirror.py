@@ -1,0 +1,149 @@
+"""W&B, the only file that knows it: a run's lines mirrored there, and a report's artifacts.
+
+Offline unless the user says online; everything offline lies in one folder ``wandb/`` below the root
+and one command, ``wandb sync ROOT/wandb``, uploads it. W&B's first failure ends it, never the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.training.config import WandbTracker
+from model.training.mirrors import flat
+
+logger = logging.getLogger(__name__)
+
+
+class WandbMirror:
+    """One run. An attempt that goes on from a checkpoint goes on in the same W&B run."""
+
+    def __init__(
+        self,
+        config: WandbTracker,
+        run_dir: Path,
+        run_id: str,
+        settings: Mapping[str, Any],
+        name: str = "",
+    ) -> None:
+        """``settings``: the run's configuration, nested; W&B shows it as typed fields.
+
+        ``settings["size"]["flops_per_token"]``, where given, makes compute an axis beside tokens.
+        """
+        self.id = run_id
+        self._flops_per_token = settings.get("size", {}).get("flops_per_token")
+        self._run: Any = None
+        try:
+            self._run = _begin(
+                config, config.dir or run_dir, run_id, name or run_dir.name, settings
+            )
+            # Losses of unlike batches meet at equal tokens, not at equal steps.
+            self._run.define_metric("tokens")
+            self._run.define_metric("*", step_metric="tokens")
+        except Exception as error:
+            self._give_up("did not start", error)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One line of the metrics file, its lists spread out by layer, named by its kind."""
+        if self._run is not None:
+            try:
+                self._run.log(self._values(line), step=int(line["step"]))
+            except Exception as error:
+                self._give_up("does not take a line", error)
+
+    def _values(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        values = flat(line)
+        tokens = values.pop("tokens", None)
+        kind = line.get("kind", "train")
+        shown = {f"{kind}/{name}": value for name, value in values.items()}
+        if tokens is not None:
+            shown["tokens"] = tokens
+            if self._flops_per_token is not None:
+                shown["train_flops"] = tokens * self._flops_per_token
+        return shown
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's results."""
+        if self._run is not None:
+            try:
+                self._run.summary.update(flat(values))
+            except Exception as error:
+                self._give_up("does not take the summary", error)
+
+    def close(self) -> None:
+        """Finish; what was logged offline lies on disk."""
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._give_up("does not finish", error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        logger.warning("W&B %s (%s); the run goes on, metrics.jsonl has everything", what, error)
+        self._run = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Files that belong together, versioned by W&B under one name."""
+
+    name: str
+    type: str
+    files: tuple[Path, ...]
+    metadata: Mapping[str, Any]
+
+
+def publish(
+    config: WandbTracker,
+    folder: Path,
+    *,
+    run_id: str,
+    name: str,
+    summary: Mapping[str, Any],
+    images: Mapping[str, Path],
+    artifacts: Sequence[Artifact],
+) -> str:
+    """A W&B run that holds a report: numbers, pictures, artifacts. Returns why it failed, or "".
+
+    Called again with the same ``run_id`` it goes on in that run with new versions.
+    """
+    try:
+        import wandb
+
+        run = _begin(config, config.dir or folder, run_id, name, {})
+        run.summary.update(dict(summary))
+        run.log({f"figures/{title}": wandb.Image(str(path)) for title, path in images.items()})
+        for wanted in artifacts:
+            made = wandb.Artifact(wanted.name, wanted.type, metadata=dict(wanted.metadata))
+            for path in wanted.files:
+                made.add_file(str(path))
+            run.log_artifact(made)
+        run.finish()
+    except Exception as error:
+        return f"W&B did not take the report ({error}); its files are on disk"
+    return ""
+
+
+def _begin(
+    config: WandbTracker, folder: Path, run_id: str, name: str, settings: Mapping[str, Any]
+) -> Any:
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=config.project,
+        entity=config.entity,
+        mode=config.mode,
+        id=run_id,
+        name=name,
+        group=config.group,
+        job_type=config.job_type,
+        tags=list(config.tags),
+        resume="allow",
+        dir=str(folder),
+        config=dict(settings),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+    )
