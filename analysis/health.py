@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc
+from scipy.special import bdtrc, fdtrc
 
 from analysis.curvature import ROUNDING, bend_chance
 from analysis.descent import minimise
@@ -260,7 +259,4 @@ def _budgets(count: int) -> str:
 
 def _tail(trials: int, hits: int, chance: float) -> bool:
     """Whether so many hits or more come up by chance no more often than UNLIKELY."""
-    total = sum(
-        comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(hits, trials + 1)
-    )
-    return total <= UNLIKELY + 1e-9
+    return float(bdtrc(hits - 1, trials, chance)) <= UNLIKELY + 1e-9

@@ -13,6 +13,7 @@ import pytest
 
 from analysis.allocation import exponents, optimum
 from analysis.budgets import budget_ranks
+from analysis.health import holdout_warnings
 from analysis.laws import LossSurface
 from analysis.noise import noise_floor
 from analysis.points import Points, make_points, take
@@ -211,3 +212,11 @@ def test_analysis_imports_quickly_and_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 3.0, "1.5 s on a quiet machine"
+
+
+def test_a_thousand_held_out_runs_are_judged_as_one(ladder_points: Callable[..., Points]) -> None:
+    points = ladder_points(noise_sd=0.003, seeds=3)
+    (holdout, *_) = make_study("many", points, (), QUICK).holdouts
+    outside = [replace(point, measured=1.1 * point.forecast.high) for point in holdout.points]
+    many = replace(holdout, points=tuple(outside * 1500))
+    assert any(warning.status == "HOLDOUT_MISSED" for warning in holdout_warnings((many,)))

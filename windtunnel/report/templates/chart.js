@@ -104,7 +104,14 @@ const lossChart = (host, data, note, kept) => {
   // The law without the runs left out; null where nothing is, or too little is left.
   const enough = (points) =>
     points.length > 6 && ["size", "tokens"].every((k) => new Set(points.map((p) => p[k])).size > 1);
+  // Fitted again only when the runs or the convention change, not for a zoom or another width.
+  let known = { of: "", change: null };
   function moved() {
+    const of = `${state.view} ${[...state.outRungs].join()} ${[...state.out].join()}`;
+    if (known.of !== of) known = { of, change: movedNow() };
+    return known.change;
+  }
+  function movedNow() {
     const fitted = view().points.filter((point) => point.fitted).concat(view().rest);
     const left = fitted.filter((point) =>
       !(point.id === undefined ? state.outRungs.has(point.rung) : state.out.has(point.id)));

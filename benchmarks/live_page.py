@@ -1,0 +1,158 @@
+"""The live page with very many runs: what a reader waits for, in a headless Chromium.
+
+Makes, once, a finished sweep of RUNS runs with LINES logged lines each (losses drawn from a known
+surface, nothing trained), serves it, and prints in milliseconds: first paint, and from an event
+to the frame that shows it for hover, a redraw, the choice of convention, leaving a size out (a
+refit of all points), sorting and filtering the table, and a run's curve.
+
+    python benchmarks/live_page.py /tmp/large 10000 1000
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from analysis.records import RunRecord
+from sweeps.attempt import Attempt, Outcome
+from sweeps.files import write_json
+from sweeps.plan import Plan
+from sweeps.store import Store
+from windtunnel.view.live import Live
+from windtunnel.view.server import Server
+
+CELLS = 20
+"""Sizes times budgets of the ladder; the rest of the runs are further seeds."""
+FRAME = "await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
+CHROMIUM = "/usr/bin/chromium"
+
+
+def known_sweep() -> ModuleType:
+    """The tests' module that makes finished sweeps."""
+    path = Path(__file__).resolve().parents[1] / "tests" / "known_sweep.py"
+    spec = importlib.util.spec_from_file_location("known_sweep", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["known_sweep"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make(root: Path, runs: int, lines: int) -> None:
+    """The root, unless it is there: every run has a record, their metrics share a few files."""
+    if (root / "sweeps" / "quickstart" / "fit.json").exists():
+        return
+    known = known_sweep()
+    seeds = ",".join(map(str, range(max(1, runs // CELLS))))
+    plan: Plan = known.make(root, "ladder.noise_seeds=[]", f"axes.ladder.seed=[{seeds}]")
+    metrics = root / "metrics.jsonl"
+    metrics.write_text("".join(_line(step, lines) for step in range(1, lines + 1)))
+    store = Store(root)
+    for run in plan.runs:
+        if store.record(run.run_id) is None:
+            _finish(root, run.spec, known.measured(run.spec), metrics)
+    quick = known.QUICK
+    known.fit(root, plan, quick)
+    known.promote(root)
+
+
+def _line(step: int, lines: int) -> str:
+    loss = 2.0 + 3.5 * (1 + step / 8) ** -0.9
+    return (
+        f'{{"step": {step}, "tokens": {step * 256}, "kind": "train", "train_loss_nats": {loss}}}\n'
+    )
+
+
+def _finish(root: Path, spec: Any, record: RunRecord, metrics: Path) -> None:
+    from model.typed import to_plain
+
+    run_dir = Store(root).create(spec)
+    attempt = Attempt.claim(run_dir, after=0, now=time.time())
+    os.link(metrics, attempt.dir / "metrics.jsonl")
+    write_json(attempt.dir / "record.json", to_plain(record))
+    attempt.publish()
+    attempt.end(Outcome(status=record.status, reason=record.reason, ended=time.time()))
+
+
+def timed(page: Any, act: str, until: str = "true", times: int = 5) -> str:
+    """Milliseconds from ``act`` to the frame in which ``until`` holds: median and largest."""
+    script = f"""async (i) => {{
+      const began = performance.now();
+      {act}
+      do {{ {FRAME} }} while (!({until}) && performance.now() - began < 20000);
+      return performance.now() - began;
+    }}"""
+    found = sorted(page.evaluate(script, i) for i in range(times))
+    return f"{found[len(found) // 2]:6.0f} {found[-1]:6.0f}"
+
+
+def measure(page: Any, address: str) -> None:
+    """Open the page and print what it takes."""
+    page.goto(address)
+    page.wait_for_selector(".chart-stage [data-run]")
+    page.wait_for_selector("#runs-table tbody tr")
+    page.wait_for_timeout(1500)
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    print(f"first paint {paint:.0f} ms")
+    stage = "document.querySelector('.chart-stage')"
+    table = "document.querySelector('#runs-table tbody')"
+    first_row = f"{table}.rows[0].dataset.run"
+    print("median and largest, ms")
+    hover = f"""const box = {stage}.getBoundingClientRect();
+      {stage}.dispatchEvent(new PointerEvent('pointermove', {{ bubbles: true,
+        clientX: box.left + 200 + 60 * i, clientY: box.top + 150 }}));"""
+    print("hover          ", timed(page, hover))
+    resize = "document.querySelector('#chart').style.width = `${900 - i}px`;"
+    print("redraw         ", timed(page, resize))
+    switch = "document.querySelectorAll('.switch button')[i % 4].click();"
+    print("convention     ", timed(page, switch, times=8))
+    leave = "document.querySelectorAll('.legend .key')[i >> 1].click();"
+    told = "document.getElementById('moved').dataset.busy !== 'yes'"
+    print("size left out  ", timed(page, leave, told, times=8))
+    sort = f"""window.before = {first_row}; window.column = i;
+      document.querySelectorAll('#runs-table thead button')[4].click();"""
+    print("sort by loss   ", timed(page, sort, f"{first_row} !== before"))
+    words = """window.shown = document.getElementById('filter-count').textContent;
+      const box = document.getElementById('filter'); box.value = `s${i + 1}`;
+      box.dispatchEvent(new Event('input'));"""
+    counted = "document.getElementById('filter-count').textContent !== shown"
+    print("filter         ", timed(page, words, counted))
+    curve = f"document.getElementById('one-run').replaceChildren(); {table}.rows[i].click();"
+    print("a run's curve  ", timed(page, curve, "document.querySelector('#one-run svg')"))
+
+
+def main() -> None:
+    root, runs, lines = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    began = time.perf_counter()
+    make(root, runs, lines)
+    print(f"the sweep is there after {time.perf_counter() - began:.0f} s")
+    from playwright.sync_api import sync_playwright
+
+    live = Live(root, "quickstart", every_s=600)
+    began = time.process_time()
+    live.refresh()
+    print(f"read, typeset and drawn in {time.process_time() - began:.1f} s of CPU")
+    server = Server("127.0.0.1", 0, live)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    if "dry" in sys.argv:
+        return
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("pageerror", lambda error: print("error", error))
+        measure(page, server.address)
+        browser.close()
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    main()
