@@ -30,7 +30,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
