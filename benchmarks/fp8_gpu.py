@@ -10,9 +10,9 @@ the device's own events, the ways in turn: `bf16` the product in bfloat16; `fp8`
 operands that are there in FP8; `round` what it takes to round both operands, and `rounded` the two
 together (`kernel` or `plain`, by `quantize=`); `emulated` the product without the units.
 
-Products are tried through every entry point that is there (`scaled_mm`, `_scaled_mm`); one that
-fails prints its error and the next is tried. Without a Hopper GPU it says so and measures nothing;
-`device=cpu tokens=0` runs the emulation alone, on the shapes with edges, to try the program out.
+A product that fails prints its error and the next is tried. Without a Hopper GPU it says so and
+measures nothing; `device=cpu tokens=0` runs the emulation alone, on the shapes with edges, to try
+the program out.
 """
 
 from __future__ import annotations
@@ -73,27 +73,10 @@ def ling_mini(tokens: int) -> tuple[Layer, ...]:
     )
 
 
-def by_scaled_mm(a: Quantized, b: Quantized, dtype: torch.dtype) -> Tensor:
-    return fp8.on_units(a, b, dtype)
-
-
-def by_older_scaled_mm(a: Quantized, b: Quantized, dtype: torch.dtype) -> Tensor:
-    """The entry point before ``scaled_mm``; it wants the second operand's scales transposed."""
-    a_values, a_scale, _ = fp8._for_units(a)
-    b_values, b_scale, _ = fp8._for_units(b)
-    if b.scale.shape[0] == b.values.shape[0]:
-        b_scale = b_scale.t()
-    else:
-        b_scale = fp8._padded(b.scale, 1, 1).t()
-    y = torch._scaled_mm(a_values, b_values.t(), a_scale, b_scale, out_dtype=dtype)
-    return y[: a.values.shape[0], : b.values.shape[0]]
-
-
 PLAINLY: dict[str, Callable[[Tensor], Quantized]] = {
     "tiles": quantize_tiles_plainly,
     "blocks": quantize_blocks_plainly,
 }
-WAYS = {"scaled_mm": by_scaled_mm, "_scaled_mm": by_older_scaled_mm}
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -152,7 +135,7 @@ def products(layer: Layer, device: str, seed: int) -> dict[str, Operands]:
 
 
 def agreement(layer: Layer, device: str) -> list[dict[str, Any]]:
-    """Every product of a layer by every way, against the emulation."""
+    """Every product of a layer on the units, against the emulation."""
     rows = []
     for name, operands in products(layer, device, seed=layer.tokens).items():
         a, b = operands.rounded(PLAINLY)
@@ -160,13 +143,12 @@ def agreement(layer: Layer, device: str) -> list[dict[str, Any]]:
         exact = operands.a.float() @ operands.b.float().t()
         row: dict[str, Any] = {**layer._asdict(), "product": name}
         row["rounding"] = distance(expected, exact)
-        for way, compute in WAYS.items() if device == "cuda" else ():
-            for dtype in (torch.bfloat16, torch.float32):
-                key = f"{way} {str(dtype).removeprefix('torch.')}"
-                try:
-                    row[key] = distance(compute(a, b, dtype), expected)
-                except Exception as trouble:
-                    row[key] = f"{type(trouble).__name__}: {str(trouble).strip().splitlines()[0]}"
+        for dtype in (torch.bfloat16, torch.float32) if device == "cuda" else ():
+            key = f"scaled_mm {str(dtype).removeprefix('torch.')}"
+            try:
+                row[key] = distance(fp8.on_units(a, b, dtype), expected)
+            except Exception as trouble:
+                row[key] = f"{type(trouble).__name__}: {str(trouble).strip().splitlines()[0]}"
         rows.append(row)
         shown = [
             f"{key}: {value:.1e}" if isinstance(value, float) else f"{key}: {value[:160]}"
@@ -183,7 +165,7 @@ def whole_layer(device: str) -> dict[str, Any]:
     x, w, dy = layer["y"].a.float(), layer["y"].b, layer["dx"].a
     results = []
     for where in ("cpu", device):
-        inputs = [t.to(where).requires_grad_() for t in (x, w)]
+        inputs = [t.detach().to(where).requires_grad_() for t in (x, w)]
         y = fp8_linear(*inputs)
         y.backward(dy.to(where))
         results.append([y.detach().cpu(), *(t.grad.cpu() for t in inputs)])
@@ -204,7 +186,7 @@ def quantizers(names: list[str]) -> dict[str, dict[str, Callable[[Tensor], Quant
     return found
 
 
-def times(layer: Layer, rounds: int, ways: dict[str, Any], way: Any) -> list[dict[str, Any]]:
+def times(layer: Layer, rounds: int, ways: dict[str, Any]) -> list[dict[str, Any]]:
     """A layer's three products, timed."""
     rows = []
     for name, operands in products(layer, "cuda", seed=1).items():
@@ -212,7 +194,7 @@ def times(layer: Layer, rounds: int, ways: dict[str, Any], way: Any) -> list[dic
         a16, b16 = operands.a.bfloat16(), operands.b.bfloat16()
         work: dict[str, Callable[[], object]] = {
             "bf16": lambda a16=a16, b16=b16: a16 @ b16.t(),
-            "fp8": lambda a=a, b=b, o=operands: way(a, b, o.dtype),
+            "fp8": lambda a=a, b=b, o=operands: fp8.on_units(a, b, o.dtype),
         }
         for label, rounding in ways.items():
             try:
@@ -222,7 +204,7 @@ def times(layer: Layer, rounds: int, ways: dict[str, Any], way: Any) -> list[dic
                     if apart or not torch.equal(mine.scale, plain.scale):
                         print(f"  {label}: {apart:.1e} of the numbers differ from the plain way")
                 work[f"round {label}"] = lambda o=operands, r=rounding: o.rounded(r)
-                work[f"rounded {label}"] = lambda o=operands, r=rounding: way(
+                work[f"rounded {label}"] = lambda o=operands, r=rounding: fp8.on_units(
                     *o.rounded(r), o.dtype
                 )
             except Exception:
@@ -278,16 +260,11 @@ def main() -> int:
         traceback.print_exc(file=sys.stdout)
     timed = []
     if device == "cuda" and not reason:
-        works = [
-            way
-            for way in WAYS
-            if any(isinstance(row.get(f"{way} bfloat16"), float) for row in rows)
-        ]
-        print(f"times, through {works[0] if works else 'nothing: no way works'}")
-        for layer in layers if works else ():
+        print("times")
+        for layer in layers:
             try:
                 ways = quantizers(chosen["quantize"].split(","))
-                timed += times(layer, int(chosen["rounds"]), ways, WAYS[works[0]])
+                timed += times(layer, int(chosen["rounds"]), ways)
             except Exception:
                 traceback.print_exc(file=sys.stdout)
     write_json(chosen["json"], device=name, agreement=rows, linear=linear, times=timed)

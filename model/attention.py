@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
+from model.kernels import on_gpu
 from model.layers import RMSNorm, Rotary, rms_norm, rotate
 
 # Shapes: B sequences, T positions, D model width, N heads (query, then key, then value),
@@ -39,6 +40,15 @@ class Attention(nn.Module):
         """From the joint projection to normalised and rotated heads, the heads outermost."""
         c = self.config
         batch, length, _ = qkv_BTF.shape
+        if self.q_norm is not None and self.k_norm is not None:
+            weights = (self.q_norm.weight, self.k_norm.weight)
+            if on_cuda := on_gpu.module_for("step", qkv_BTF, *weights):
+                sizes = on_cuda.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
+                tables = rotary.tables(length, qkv_BTF.device, qkv_BTF.dtype)
+                heads: tuple[Tensor, Tensor, Tensor] = on_cuda.heads(
+                    qkv_BTF, *weights, tables, self.q_norm.eps, sizes
+                )
+                return heads
         qkv_BTNH = qkv_BTF.view(batch, length, -1, c.head_dim)
         # Queries and keys stay in one tensor as long as they are treated alike.
         qk, v = qkv_BTNH.split([c.num_heads + c.num_kv_heads, c.num_kv_heads], dim=2)

@@ -63,7 +63,8 @@ def quantize_tiles_plainly(x_TK: Tensor) -> Quantized:
     """:func:`quantize_tiles` on any device."""
     rows, columns = x_TK.shape
     tiles = _padded(x_TK.float(), 1, TILE).view(rows, -1, TILE)
-    scale = tiles.abs().amax(-1).clamp_(min=SMALLEST_AMAX) / E4M3_MAX
+    scale = tiles.abs().amax(-1).clamp_(min=SMALLEST_AMAX)
+    scale /= _largest(scale)
     values = (tiles / scale[..., None]).view(rows, -1)[:, :columns]
     return Quantized(_to_e4m3(values), scale)
 
@@ -80,7 +81,8 @@ def quantize_blocks_plainly(w_NK: Tensor) -> Quantized:
     rows, columns = w_NK.shape
     padded = _padded(w_NK.float(), TILE, TILE)
     blocks = padded.view(padded.shape[0] // TILE, TILE, -1, TILE)
-    scale = blocks.abs().amax((1, 3)).clamp_(min=SMALLEST_AMAX) / E4M3_MAX
+    scale = blocks.abs().amax((1, 3)).clamp_(min=SMALLEST_AMAX)
+    scale /= _largest(scale)
     values = (blocks / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
     return Quantized(_to_e4m3(values), scale)
 
@@ -192,6 +194,12 @@ def fp8_linear(x: Tensor, w_NK: Tensor, watched: Distortion | None = None) -> Te
     """
     y_TN: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), w_NK, watched)
     return y_TN.view(*x.shape[:-1], -1)
+
+
+def _largest(like: Tensor) -> Tensor:
+    """E4M3_MAX as a divisor. By a plain number a GPU does not divide, it multiplies with the
+    reciprocal, and more than half of the quotients differ in their last bit."""
+    return like.new_full((), E4M3_MAX)
 
 
 def _to_e4m3(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import AttentionConfig
-from model.kernels import step
+from model.kernels import on_gpu, step
 
 # Shapes: B sequences, T positions, N heads, H head width, R rotated leading part of it,
 # W inner width of a feed-forward; `...` any leading dimensions.
@@ -57,6 +57,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if weight.ndim == 1 and step.serves(x, weight):
         return step.rms_norm(x, weight, eps)
+    if weight.ndim == 1 and (on_cuda := on_gpu.module_for("step", x, weight)):
+        normed: Tensor = on_cuda.rms_norm(x, weight, eps)
+        return normed
     out: Tensor = _Normalize.apply(x, weight, eps)
     return out
 
@@ -184,6 +187,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up, of ``gate_up`` [..., 2·W] with the gate in the first half: [..., W]."""
     if step.serves(gate_up):
         return step.swiglu(gate_up)
+    if on_cuda := on_gpu.module_for("step", gate_up):
+        inner: Tensor = on_cuda.swiglu(gate_up)
+        return inner
     out: Tensor = _SwiGLU.apply(gate_up)
     return out
 

@@ -6,12 +6,22 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 
 def module_for(name: str, *tensors: Tensor) -> ModuleType | None:
-    """``model.kernels.triton_<name>`` if it can work on ``tensors``, else None."""
-    return _found(name) if all(tensor.is_cuda for tensor in tensors) else None
+    """``model.kernels.triton_<name>`` if it can work on ``tensors``, else None.
+
+    It computes in float32, so that float64 is left to the plain ways.
+    """
+    is_served = all(
+        tensor.is_cuda
+        and tensor.dtype != torch.float64
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        for tensor in tensors
+    )
+    return _found(name) if is_served else None
 
 
 @cache

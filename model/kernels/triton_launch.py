@@ -54,6 +54,14 @@ def _device() -> int:
 
 
 @cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 for the interpreter, which runs one program after the other."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
 def _on_gpu() -> bool:
     return torch.cuda.is_available()
 

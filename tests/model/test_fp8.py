@@ -307,7 +307,7 @@ def test_cuda_layer_has_the_gradients_of_the_emulation():
     x, w, dy = spread(300, 256), spread(512, 256, seed=1), spread(300, 512, seed=2).bfloat16()
     results = []
     for device in ("cpu", "cuda"):
-        inputs = [t.to(device).requires_grad_() for t in (x, w)]
+        inputs = [t.detach().to(device).requires_grad_() for t in (x, w)]
         y = fp8_linear(*inputs)
         y.backward(dy.to(device))
         results.append([y.detach().cpu(), *(t.grad.cpu() for t in inputs)])
