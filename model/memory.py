@@ -84,7 +84,12 @@ def state_memory(config: ModelConfig, plan: PrecisionPlan) -> StateMemory:
 
 
 def activation_memory(
-    config: ModelConfig, plan: PrecisionPlan, *, sequence_length: int, sequences: int
+    config: ModelConfig,
+    plan: PrecisionPlan,
+    *,
+    sequence_length: int,
+    sequences: int,
+    fused: bool = False,
 ) -> ActivationMemory:
     """Bytes kept by one forward pass over ``sequences`` of ``sequence_length`` tokens.
 
@@ -100,23 +105,32 @@ def activation_memory(
     - E experts, k a token, each of width w: 2·p·w·k for gate and up, 4·E for the scores, and
       indices and gates (8-byte and 4-byte numbers); the product and the experts' answers are
       computed again in the backward pass;
-    - the router's float32 copy of its input, 4·d, where p is not 4;
+    - the router's float32 input, 4·d, under autocast, where the other products read a copy;
     - the vocabulary's scores: 4 bytes each, once more for a prediction block. That is the plain
       way; what ``model.loss`` computes in blocks, and the compiled operations of
       ``model.kernels.step``, keep less.
 
     Copies of the weights do not grow with the tokens: p bytes for each that enters a product, where
-    weights are stored in more; the router's in float32, where they are stored in less.
+    weights are stored in more.
+
+    Args:
+        config: the model.
+        plan: bytes of a number.
+        sequence_length: of every sequence.
+        sequences: in the micro-batch.
+        fused: by the operations of ``model.kernels.triton_step``, as on a GPU: a norm keeps its
+            input for the normalised one and no scale, the heads' norm and rotation nothing besides
+            the joint projection and what they hand on.
     """
     tokens = sequences * sequence_length
     a = config.attention
     layers = [
-        tokens * _block_bytes(config, plan, layer)
+        tokens * _block_bytes(config, plan, layer, fused)
         for layer in range(config.num_layers + config.mtp_depth)
     ]
     rotary_tables = 2 * sequence_length * (a.num_heads + a.num_kv_heads) * a.head_dim
     scores = (1 + config.mtp_depth) * config.vocab_size * _FLOAT32
-    ends = (1 + config.mtp_depth) * (_INT64 + _norm_bytes(config.hidden_size, plan)) + scores
+    ends = (1 + config.mtp_depth) * (_INT64 + _norm_bytes(config.hidden_size, plan, fused)) + scores
     return ActivationMemory(
         layers=tuple(layers),
         ends=tokens * ends + rotary_tables * plan.stream_bytes,
@@ -124,18 +138,22 @@ def activation_memory(
     )
 
 
-def _block_bytes(config: ModelConfig, plan: PrecisionPlan, layer: int) -> int:
+def _block_bytes(config: ModelConfig, plan: PrecisionPlan, layer: int, fused: bool) -> int:
     """Bytes a token keeps in one block."""
     width = config.hidden_size
-    kept = 2 * _norm_bytes(width, plan) + _attention_bytes(config.attention, plan)
+    kept = 2 * _norm_bytes(width, plan, fused)
+    kept += _attention_bytes(config.attention, plan, fused)
     if config.moe is not None and config.is_moe_layer(layer):
         kept += _moe_bytes(config.moe, width, plan)
     else:
         kept += _swiglu_bytes(config.dense_width, plan)
     if layer >= config.num_layers:
         # The two norms before the joining projection keep their normalised input alone; the
-        # projection keeps both, side by side.
-        kept += 2 * (plan.stream_bytes * width + _FLOAT32) + plan.product_bytes * 2 * width
+        # projection keeps both, side by side. Fused ones keep the input itself, and one of the
+        # two is the last norm's output, which the vocabulary's scores keep already.
+        norms = 1 if fused else 2
+        kept += norms * (_norm_bytes(width, plan, fused) - plan.product_bytes * width)
+        kept += plan.product_bytes * 2 * width
     return kept
 
 
@@ -146,20 +164,18 @@ def _weight_copies(config: ModelConfig, plan: PrecisionPlan) -> int:
     if plan.weight_bytes > plan.product_bytes:
         products = sum(counts.total - counts.by_group["norms"] for counts in layers) - router
         copies += (products + config.vocab_size * config.hidden_size) * plan.product_bytes
-    if plan.weight_bytes < _FLOAT32:
-        copies += router * _FLOAT32
     return copies
 
 
-def _norm_bytes(width: int, plan: PrecisionPlan) -> int:
-    return (plan.stream_bytes + plan.product_bytes) * width + _FLOAT32
+def _norm_bytes(width: int, plan: PrecisionPlan, fused: bool) -> int:
+    return (plan.stream_bytes + plan.product_bytes) * width + (0 if fused else _FLOAT32)
 
 
-def _attention_bytes(config: AttentionConfig, plan: PrecisionPlan) -> int:
+def _attention_bytes(config: AttentionConfig, plan: PrecisionPlan, fused: bool) -> int:
     queries_and_keys = config.num_heads + config.num_kv_heads
     elements = queries_and_keys + (queries_and_keys + config.num_kv_heads) + config.num_heads
     scales = config.num_heads
-    if config.qk_norm:
+    if config.qk_norm and not fused:
         elements += queries_and_keys
         scales += queries_and_keys
     return elements * config.head_dim * plan.product_bytes + scales * _FLOAT32
@@ -172,7 +188,7 @@ def _swiglu_bytes(inner_width: int, plan: PrecisionPlan) -> int:
 def _moe_bytes(config: MoEConfig, width: int, plan: PrecisionPlan) -> int:
     k = config.experts_per_token
     scores = config.num_experts * _FLOAT32
-    if plan.product_bytes != _FLOAT32:
+    if plan.product_bytes < plan.stream_bytes:
         scores += width * _FLOAT32
     # The choice, the order of the visits by expert and back; gates before and after scaling.
     indices = k * (4 * _INT64 + 2 * _FLOAT32) + _FLOAT32

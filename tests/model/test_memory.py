@@ -1,15 +1,19 @@
 """Estimated memory against the bytes that the built module really saves for its backward pass."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
 from model import loss
 from model.accounting import count_params
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
-from model.kernels import step
+from model.kernels import on_gpu, step
 from model.kernels.compiled import NoCompiledKernel, load_library
 from model.memory import PrecisionPlan, activation_memory, state_memory
 from model.transformer import build_model
@@ -97,6 +101,18 @@ def test_activations_are_what_autograd_holds(config, dtype, plan, plainly):
     measured = saved_bytes(config, 96, 4, dtype)
     estimated = activation_memory(config, plan, sequence_length=96, sequences=4).total
     assert estimated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what a CPU's interpreter keeps")
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_fused_operations_of_a_gpu_keep_what_is_said_of_them(config, plainly, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from model.kernels import triton_step
+
+    monkeypatch.setattr(on_gpu, "module_for", lambda *_: triton_step)
+    measured = saved_bytes(config, 96, 4, torch.float32)
+    kept = activation_memory(config, FLOAT32, sequence_length=96, sequences=4, fused=True).total
+    assert kept == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from model.config import MoEConfig
-from model.router import Router, choose, sum_of_best_two
+from model.router import Router, choose, logits, sum_of_best_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDTH, TOKENS = 9, 64
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 BASE = MoEConfig(
     num_experts=24, experts_per_token=4, expert_width=4, num_groups=4, groups_per_token=2
 )
@@ -167,3 +168,25 @@ def test_routing_is_float32_for_half_precision_tokens(autocast):
     expected = x.bfloat16().float() @ router.weight.T
     assert half.gate_TK.dtype == half.logits_TE.dtype == torch.float32
     torch.testing.assert_close(half.logits_TE, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_logits_of_bfloat16_are_as_good_as_float32_and_keep_no_copy(device):
+    _, x = make()
+    x, weight = x.to(device, torch.bfloat16), torch.randn(24, WIDTH).to(device, torch.bfloat16)
+    grad = torch.randn(TOKENS, 24, device=device)
+    kept = []
+    leaves = [t.clone().requires_grad_() for t in (x, weight)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = logits(*leaves)
+    found.backward(grad)
+    assert [t.dtype for t in kept] == [torch.bfloat16] * 2
+    assert found.dtype == torch.float32
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    # Gradients are rounded once, to bfloat16, at the end.
+    for leaf, true in zip(
+        leaves, (grad.double() @ weight.double(), grad.double().T @ x.double()), strict=True
+    ):
+        assert leaf.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(leaf.grad.double(), true, rtol=2**-8, atol=2e-4)

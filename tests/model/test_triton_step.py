@@ -130,7 +130,7 @@ def test_gradients_in_the_layout_of_attention_are_read_by_their_strides(ways):
 
 
 def test_a_norm_whose_gradient_many_programs_add_up_is_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(triton_step, "PROGRAMS", 3)
+    monkeypatch.setattr(triton_step, "NORM_PROGRAMS", 3)
     x, weight, grad = draw(200, 64), draw(64, seed=1).requires_grad_(), draw(200, 64, seed=2)
     found = []
     for _ in range(2):

@@ -112,7 +112,7 @@ def _fullest(
     """Bytes of gradients, activations and temporaries when their sum is largest."""
     tokens = sequences * sequence_length
     kept = activation_memory(
-        model, BF16_WEIGHTS, sequence_length=sequence_length, sequences=sequences
+        model, BF16_WEIGHTS, sequence_length=sequence_length, sequences=sequences, fused=True
     )
     table = model.vocab_size * model.hidden_size
     scores = 4 * tokens * model.vocab_size * (1 + model.mtp_depth)
