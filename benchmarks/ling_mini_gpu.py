@@ -1,13 +1,21 @@
 """Ling-mini-2.0's real shape, 16 billion parameters, trained for a few steps on one GPU.
 
     python benchmarks/ling_mini_gpu.py [sequences=8] [recompute=true] [in_backward=false]
-        [kernel=] [steps=12] [seconds=120] [profile=false] [json=FILE] ...
+        [kernel=] [steps=12] [settle=24] [warmup_steps=2000] [seconds=120] [profile=false]
+        [json=FILE] ...
 
 Weights and gradients in bfloat16, moments of one byte (`optimizer.kind=adamw8bit`): 98 GB before
 the first activation; `in_backward=true` updates every parameter when its gradient is there and
 drops that, 66 GB. The model, the losses, the balance rule and the optimizer are those of every run
 (precision `bf16_weights`); only the initial values are drawn on the GPU. The tokens are drawn from
 Zipf's law, so there is something to learn: how often each is.
+
+The start is a real run's, with even loads. The learning rate climbs over `warmup_steps`, Ling's
+2,000; at its peak from the first step on, all tokens choose the same experts within two steps,
+because draws have nothing in common but how often each comes. Before the first step `settle`
+forward passes move the selection biases, in steps that shrink from 0.03 to the run's own 0.001:
+what the balance rule does by itself in the first hundred steps. `settle=0 warmup_steps=0` is the
+worst case, a few experts with all the tokens.
 
 `sequences`, `recompute`, `in_backward` and `kernel` take several values, `sequences=8,16`: all
 combinations are tried in turn on the one model that was built, and one that does not fit is said
@@ -26,7 +34,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +55,8 @@ from model.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from model.training.optim import build_optimizer, clip_gradients
-from model.training.step import forward_backward
+from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from model.training.whole import forward_backward
 from model.transformer import Transformer, build_model
 from model.typed import build, to_plain
 from windtunnel.machine.hardware import Hardware
@@ -57,6 +65,8 @@ from windtunnel.machine.one_gpu import OneGpuPlan, one_gpu_plan
 CONF = Path(__file__).resolve().parents[1] / "conf"
 WARM_UP = 2
 """Steps that are not timed: kernels are compiled, the allocator finds its sizes."""
+FIRST_BIAS_STEP = 0.03
+"""A tenth of what the sigmoid scores of an untrained router spread over."""
 DEFAULTS = {
     "model": "ling_mini",
     "device": "cuda",
@@ -68,7 +78,9 @@ DEFAULTS = {
     "kernel": "",
     "steps": "12",
     "seconds": "120",
-    "peak_lr": "3e-4",
+    "peak_lr": "3.36e-4",
+    "warmup_steps": "2000",
+    "settle": "24",
     "profile": "false",
     "json": "",
 }
@@ -140,6 +152,25 @@ def batches(config: ModelConfig, case: Case, length: int, device: torch.device) 
         yield tokens.clamp_(max=config.vocab_size - 1)
 
 
+def settle(model: Transformer, source: Iterator[Any], passes: int) -> None:
+    """Even the loads by the balance rule alone; weights stay as they are."""
+    last = BalanceConfig().update_rate
+    for turn in range(passes):
+        rate = FIRST_BIAS_STEP * (last / FIRST_BIAS_STEP) ** (turn / max(1, passes - 1))
+        batch = next(source)
+        with torch.no_grad():
+            routing = model(batch[:, :-1], batch[:, 1:]).routing
+        loads = [stats.load_E for stats in routing]
+        update_biases(model, loads, replace(BalanceConfig(), update_rate=rate))
+        if loads and turn in (0, passes - 1):
+            vio = load_metrics(torch.stack(loads).float()).max_vio
+            print(
+                f"  pass {turn:>3} of the biases alone: max vio {vio.mean():.2f}, "
+                f"{vio.max():.2f} in the worst layer",
+                flush=True,
+            )
+
+
 def measure(
     model: Transformer,
     optimizer: AdamW8bit,
@@ -155,34 +186,43 @@ def measure(
     for module in model.modules():
         if isinstance(module, RoutedExperts):
             module.kernel = case.kernel or None
+    source = batches(config, case, length, device)
+    if int(chosen["settle"]):
+        settle(model, source, int(chosen["settle"]))
     handles = update_in_backward(model, optimizer) if case.in_backward else []
     clock = Clock(device)
     if clock.is_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     steps: list[dict[str, Any]] = []
-    source = batches(config, case, length, device)
+    peaks: dict[str, int] = {}
     try:
         for step in range(int(chosen["steps"])):
             if time.perf_counter() > until:
                 print(f"  out of time after {step} steps")
                 break
             batch = next(source)
+            warmed = (step + 1) / max(1, int(chosen["warmup_steps"]))
+            set_learning_rate(optimizer, float(chosen["peak_lr"]) * min(1.0, warmed))
             began = clock.now()
             optimizer.zero_grad(set_to_none=True)
-            loss, _, loads = forward_backward(model, batch, train)
+            gave = forward_backward(model, batch, train)
             passed = clock.now()
             norm = None  # of a gradient that never exists as a whole
             if not case.in_backward:
                 norm = clip_gradients(model, train.optimizer.clip_norm)
                 optimizer.step()
             updated = clock.now()
-            update_biases(model, loads, train.balance)
-            vio = load_metrics(torch.stack(loads).float()).max_vio.mean().item() if loads else 0.0
+            update_biases(model, gave.loads, train.balance)
+            vio = (
+                load_metrics(torch.stack(gave.loads).float()).max_vio.mean().item()
+                if gave.loads
+                else 0.0
+            )
             ended = clock.now()
             steps.append(
                 {
-                    "loss_nats": loss,
+                    "loss_nats": gave.loss_nats,
                     "grad_norm": norm,
                     "max_vio": vio,
                     "step_s": ended - began,
@@ -191,13 +231,17 @@ def measure(
                 }
             )
             print(
-                f"  step {step:>3}  loss {loss:7.4f}  grad norm "
+                f"  step {step:>3}  loss {gave.loss_nats:7.4f}  grad norm "
                 f"{'-' if norm is None else format(norm, '.3g'):>8}  max vio {vio:6.2f}  "
                 f"{ended - began:7.3f} s ({passed - began:.3f} passes, "
                 f"{updated - passed:.3f} update)",
                 flush=True,
             )
+        if clock.is_gpu:
+            peaks["peak_bytes"] = torch.cuda.max_memory_allocated()
+            peaks["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
         if chosen["profile"] == "true" and clock.is_gpu:
+            optimizer.zero_grad(set_to_none=True)
             profile(model, optimizer, next(source), train)
     finally:
         for handle in handles:
@@ -213,11 +257,9 @@ def measure(
         "first_loss_nats": steps[0]["loss_nats"],
         "last_loss_nats": steps[-1]["loss_nats"],
         "by_step": steps,
+        **peaks,
     }
     found["tokens_per_s"] = train.batch_tokens / found["step_s"]
-    if clock.is_gpu:
-        found["peak_bytes"] = torch.cuda.max_memory_allocated()
-        found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
     return found
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.triton_launch import launch, multiprocessors
+from model.kernels.triton_launch import launch, multiprocessors, quotient_up
 from model.kernels.triton_tiling import power_of_2
 
 TILE = 2048
@@ -226,7 +226,7 @@ class _Norm(torch.autograd.Function):
         x, weight_D = x.contiguous(), weight_D.contiguous()
         y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, weight_D.dtype))
         rows, sizes = _rows(x)
-        grid = (triton.cdiv(rows, sizes["ROWS"]),)
+        grid = (quotient_up(rows, sizes["ROWS"]),)
         launch(_norm, grid, x, weight_D, y, rows, D=x.shape[-1], EPS=eps, **sizes)
         ctx.save_for_backward(x, weight_D)
         ctx.eps = eps
@@ -239,7 +239,7 @@ class _Norm(torch.autograd.Function):
         dx, width = torch.empty_like(x), x.shape[-1]
         rows, sizes = _rows(x)
         most = NORM_PROGRAMS * multiprocessors(x.device)
-        programs = min(triton.cdiv(rows, sizes["ROWS"]), most)
+        programs = min(quotient_up(rows, sizes["ROWS"]), most)
         partial = x.new_empty(programs, width, dtype=torch.float32)
         tensors = (grad.contiguous(), x, weight_D, dx, partial)
         launch(_norm_backward, (programs,), *tensors, rows, D=width, EPS=ctx.eps, **sizes)
@@ -287,7 +287,7 @@ class _HeadsOf(torch.autograd.Function):
         rows, tile = _rows(out_BTNH)
         launch(
             _heads,
-            (triton.cdiv(rows, tile["ROWS"]),),
+            (quotient_up(rows, tile["ROWS"]),),
             qkv_BTF,
             q_weight_H,
             k_weight_H,
@@ -314,7 +314,7 @@ class _HeadsOf(torch.autograd.Function):
         d_qkv_BTF = torch.empty_like(qkv_BTF)
         rows, tile = _rows(qkv_BTF.view(-1, sizes.width))
         most = HEADS_PROGRAMS * multiprocessors(qkv_BTF.device)
-        programs = min(triton.cdiv(rows, tile["ROWS"]), most)
+        programs = min(quotient_up(rows, tile["ROWS"]), most)
         partial = qkv_BTF.new_empty(programs, 2, sizes.width, dtype=torch.float32)
         launch(
             _heads_backward,
@@ -377,7 +377,7 @@ def _strips(y: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     width = y.shape[-1]
     columns = min(power_of_2(width), 1024)
     rows = TILE // columns
-    grid = (triton.cdiv(y.numel() // width, rows), triton.cdiv(width, columns))
+    grid = (quotient_up(y.numel() // width, rows), quotient_up(width, columns))
     return grid, {"W": width, "ROWS": rows, "COLS": columns}
 
 

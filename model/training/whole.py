@@ -29,7 +29,7 @@ from model.training.precision import computing_in, weights_dtype
 from model.training.runtime import describe_numerics
 from model.training.stages import Stage
 from model.training.state import RunState
-from model.transformer import build_model
+from model.transformer import Transformer, build_model
 
 
 class WholeModel:
@@ -54,21 +54,8 @@ class WholeModel:
 
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of a batch [windows, T + 1] on the weights."""
-        balance, batch = self._train.balance, windows.to(self._device)
-        weigh_routing = balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
-        request = RoutingRequest(losses=weigh_routing)
         self.optimizer.zero_grad(set_to_none=True)
-        with computing_in(self._train.precision, self._device):
-            result = self.model(batch[:, :-1], batch[:, 1:], request=request)
-        loss, mtp_loss = result.loss_nats, result.mtp_loss_nats
-        total = loss if mtp_loss is None else loss + self._train.mtp_loss_weight * mtp_loss
-        if weigh_routing:
-            for stats in result.routing:
-                total = total + balance.aux_loss_weight * stats.aux_loss
-                total = total + balance.z_loss_weight * stats.z_loss
-        total.backward()
-        mtp_nats = 0.0 if mtp_loss is None else mtp_loss.item()
-        return Gradients(loss.item(), mtp_nats, [stats.load_E for stats in result.routing])
+        return forward_backward(self.model, windows.to(self._device), self._train)
 
     def clip(self, clip_norm: float) -> float:
         """Scale all gradients so that their joint norm is at most ``clip_norm``; it before that."""
@@ -131,6 +118,24 @@ class WholeModel:
     def numerics(self) -> dict[str, Any]:
         """What decides the bits besides the spec."""
         return describe_numerics(self._device)
+
+
+def forward_backward(model: Transformer, windows: Tensor, train: TrainConfig) -> Gradients:
+    """Add the gradients of the training loss of a batch [windows, T + 1] to the model's."""
+    balance = train.balance
+    weigh_routing = balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
+    request = RoutingRequest(losses=weigh_routing)
+    with computing_in(train.precision, windows.device):
+        result = model(windows[:, :-1], windows[:, 1:], request=request)
+    loss, mtp_loss = result.loss_nats, result.mtp_loss_nats
+    total = loss if mtp_loss is None else loss + train.mtp_loss_weight * mtp_loss
+    if weigh_routing:
+        for stats in result.routing:
+            total = total + balance.aux_loss_weight * stats.aux_loss
+            total = total + balance.z_loss_weight * stats.z_loss
+    total.backward()
+    mtp_nats = 0.0 if mtp_loss is None else mtp_loss.item()
+    return Gradients(loss.item(), mtp_nats, [stats.load_E for stats in result.routing])
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
