@@ -381,6 +381,6 @@ def _strips(y: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     return grid, {"W": width, "ROWS": rows, "COLS": columns}
 
 
-def _constants(sizes: Heads, eps: float) -> dict[str, int | float]:
+def _constants(sizes: Heads, eps: float) -> dict[str, Any]:
     half = sizes.rotary_dim // 2
     return {"N": sizes.queries, "G": sizes.keys, "H": sizes.width, "HALF": half, "EPS": eps}

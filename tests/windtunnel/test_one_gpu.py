@@ -81,6 +81,7 @@ def run(name, monkeypatch, *options):
 
 def test_the_program_for_ling_mini_runs_at_a_small_size(monkeypatch, tmp_path, capsys):
     sizes = ["model=tiny", "length=64", "sequences=2", "steps=3", "in_backward=false,true"]
+    sizes += ["settle=2", "warmup_steps=0"]
     assert run("ling_mini_gpu", monkeypatch, *sizes, f"json={tmp_path / 'found.json'}") == 0
     assert "tokens a second" in capsys.readouterr().out
     after, within = json.loads((tmp_path / "found.json").read_text())["cases"]
