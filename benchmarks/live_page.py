@@ -116,8 +116,8 @@ def measure(page: Any, address: str) -> None:
     leave = "document.querySelectorAll('.legend .key')[i >> 1].click();"
     told = "document.getElementById('moved').dataset.busy !== 'yes'"
     print("size left out  ", timed(page, leave, told, times=8))
-    sort = f"""window.before = {first_row}; window.column = i;
-      document.querySelectorAll('#runs-table thead button')[4].click();"""
+    sort = f"""window.before = {first_row};
+      document.querySelector('#runs-table th[data-column="loss"] button').click();"""
     print("sort by loss   ", timed(page, sort, f"{first_row} !== before"))
     words = """window.shown = document.getElementById('filter-count').textContent;
       const box = document.getElementById('filter'); box.value = `s${i + 1}`;

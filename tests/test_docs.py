@@ -79,8 +79,10 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it(
 ) -> None:
     """In the order they stand, in one folder; a sweep this small may be refused by its gates."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
     told = ""
-    for page in (DOCS / "tutorial.md", DOCS / "howto" / "warnings.md"):
+    going_on = [DOCS / "howto" / f"{name}.md" for name in ("warnings", "report", "wandb")]
+    for page in (DOCS / "tutorial.md", *going_on):
         for words in commands(page):
             if words[0] not in STAYS:
                 allowed = {"launch": (0, 4), "status": (0,)}.get(words[0], (0,))
@@ -88,6 +90,7 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it(
     assert "measured" in told
     assert "inside" in told or "OUTSIDE" in told
     assert (tmp_path / "tunnel/sweeps/smoke/report/index.html").exists()
+    assert list((tmp_path / "tunnel/wandb").glob("offline-run-*"))
 
 
 @pytest.mark.parametrize("name", ["own_data", "own_variant", "own_law", "cluster"])
