@@ -289,7 +289,9 @@ const lossChart = (host, data, note, kept) => {
   function show(index) {
     pinned = false;
     tip.classList.remove("pinned");
-    geometry.drawn.forEach((d, i) => d.node && d.node.classList.toggle("on", i === index));
+    if (index === chosen && !tip.hidden && !tip.querySelector("button")) return; // shown already
+    geometry.drawn[chosen]?.node?.classList.remove("on");
+    geometry.drawn[index]?.node?.classList.add("on");
     chosen = index;
     tip.hidden = index < 0;
     if (index < 0) return;
