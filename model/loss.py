@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import loss
 from model.layers import at_least_float32
 
 # Shapes: N positions, D model width, V vocabulary, B positions of a block.
@@ -37,6 +38,8 @@ def token_nats(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    if loss.serves(hidden_ND, weight_VD):
+        return loss.token_nats(hidden_ND, weight_VD, target_N)
     if hidden_ND.shape[0] * weight_VD.shape[0] <= _block_scores(hidden_ND):
         scores_NV = at_least_float32(F.linear(hidden_ND, weight_VD))
         return F.cross_entropy(scores_NV, target_N, reduction="none")

@@ -68,26 +68,6 @@ void small_product(int64_t M, const float* a, int64_t a_row, int64_t a_k, const 
     }
 }
 
-#if defined(__AVX512F__)
-inline vec exp_of_difference(vec x, vec y) {
-    // 2^n 2^r with |r| <= 1/2; the polynomial is 2^r's to 1e-8.
-    const vec log2_e = splat(1.44269504088896341f);
-    const vec z = x * log2_e - y * log2_e;
-    const vec n = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const vec r = z - n;
-    vec p = splat(1.535336188319500e-4f);
-    p = p * r + 1.339887440266574e-3f;
-    p = p * r + 9.618437357674640e-3f;
-    p = p * r + 5.550332471162809e-2f;
-    p = p * r + 2.402264791363012e-1f;
-    p = p * r + 6.931472028550421e-1f;
-    p = p * r + 1.0f;
-    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
-}
-#else
-inline vec exp_of_difference(vec x, vec y) { return exponential(x - y); }
-#endif
-
 struct Attention {
     int64_t T, Q, G, H, R, table_row;
     const float *norms, *cos, *sin;  // norms: the queries' H weights, then the keys', or null

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model.kernels import step
+from model.kernels.blas import sgemm_address
 from model.kernels.compiled import NoCompiledKernel, load_library
 
 logger = logging.getLogger(__name__)
@@ -58,37 +59,8 @@ def _library() -> ctypes.CDLL | None:
     for name, types in arguments.items():
         function = getattr(library, name)
         function.argtypes, function.restype = types, None
-    library.wt_use_sgemm(_framework_sgemm())
+    library.wt_use_sgemm(sgemm_address())
     return library
-
-
-def _framework_sgemm() -> int | None:
-    """The address of the framework's ``sgemm_`` where it is MKL's on a CPU of its maker.
-
-    There it is ahead of our own tiles at every shape of a step; elsewhere MKL takes a path at under
-    half of what the machine can do (LOG.md, 2026-11-26).
-    """
-    if not torch.backends.mkl.is_available() or "GenuineIntel" not in _cpu_maker():
-        return None
-    try:
-        framework = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(framework.sgemm_, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
-
-
-def _cpu_maker() -> str:
-    try:
-        return next(
-            (
-                line
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "vendor_id" in line
-            ),
-            "",
-        )
-    except OSError:
-        return ""
 
 
 def _call(name: str, *arguments: Any) -> None:

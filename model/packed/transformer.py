@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import MoEConfig
 from model.experts import routed_experts
-from model.kernels import block, step
+from model.kernels import block, loss, step
 from model.layers import at_least_float32, rms_norm, rotate, swiglu
 from model.loss import BLOCK_SCORES, token_nats
 from model.packed.stack import Stack
@@ -255,12 +255,13 @@ class PackedTransformer:
         weight_MVD = self._weight("output.weight")
         target_N = targets_BT.flatten()
         num_models = len(weight_MVD)
-        if hidden_MND[..., 0].numel() * weight_MVD.shape[1] <= BLOCK_SCORES:
+        fits = hidden_MND[..., 0].numel() * weight_MVD.shape[1] <= BLOCK_SCORES
+        if fits and not loss.serves(hidden_MND, weight_MVD):
             scores_MNV = at_least_float32(torch.bmm(hidden_MND, weight_MVD.mT))
             nats = F.cross_entropy(
                 scores_MNV.flatten(0, 1), target_N.repeat(num_models), reduction="none"
             )
-        else:  # a model at a time, so that never more than a block of scores is held
+        else:  # a model at a time: compiled, or never more than a block of scores held
             rows = zip(hidden_MND, weight_MVD, strict=True)
             nats = torch.stack([token_nats(h, w, target_N) for h, w in rows])
         return nats.view(num_models, *targets_BT.shape)

@@ -1,7 +1,5 @@
 """The compiled halves of a block against the plain ones in float64: values, all gradients, bits."""
 
-import ctypes
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from model.attention import Attention
 from model.balance import RoutingRequest
 from model.config import AttentionConfig, MoEConfig
 from model.kernels import block
+from model.kernels.blas import sgemm_address
 from model.layers import RMSNorm, Rotary, SwiGLU
 from model.moe import MoE
 
@@ -38,7 +37,7 @@ def products(request):
     if request.param == "own":
         library.wt_use_sgemm(None)
     yield
-    library.wt_use_sgemm(block._framework_sgemm())
+    library.wt_use_sgemm(sgemm_address())
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -182,8 +181,3 @@ def test_what_is_asked_for_in_another_type_is_left_to_the_framework():
     assert not block.serves(x.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not block.serves(x)
-
-
-def test_the_framework_hands_over_its_routine_or_none():
-    address = block._framework_sgemm()
-    assert address is None or ctypes.c_void_p(address).value

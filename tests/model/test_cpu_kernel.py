@@ -169,6 +169,7 @@ def test_refusals() -> None:
         ("cpu_kernel_driver.cpp", 48 if has_bfloat16() else 24),
         ("step_kernel_driver.cpp", 16),
         ("block_kernel_driver.cpp", 16),
+        ("loss_kernel_driver.cpp", 10),
     ],
 )
 def test_no_read_or_write_out_of_bounds(driver: str, cases: int, tmp_path: Path) -> None:

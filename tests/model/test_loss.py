@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import loss
+from model.kernels import loss as compiled
 from model.loss import token_nats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -14,7 +15,13 @@ POSITIONS, WIDTH, VOCABULARY = 37, 8, 50
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
+def framework(monkeypatch):
+    """Nothing compiled."""
+    monkeypatch.setattr(compiled, "serves", lambda *tensors: False)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch, framework):
     """Blocks of five positions: 37 make seven and a rest of two."""
     monkeypatch.setattr(loss, "BLOCK_SCORES", 5 * VOCABULARY)
 
@@ -49,7 +56,7 @@ def test_blocks_agree_with_the_plain_way_in_float64(small_blocks, dtype, toleran
         assert (mine.double() - exact).norm() / exact.norm() < tolerance
 
 
-def test_what_fits_one_block_is_the_plain_way_to_the_bit():
+def test_what_fits_one_block_is_the_plain_way_to_the_bit(framework):
     for mine, exact in zip(run(token_nats, torch.float32), run(plain, torch.float32), strict=True):
         assert torch.equal(mine, exact)
 

@@ -1,0 +1,36 @@
+"""The framework's own matrix product, as an address that compiled kernels can call.
+
+A call from C++ leaves out the framework's dispatch, which is most of a small product's time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+@cache
+def sgemm_address() -> int | None:
+    """The address of ``sgemm_`` where it is MKL's on a CPU of its maker, else None.
+
+    There it is ahead of our own tiles at every shape of a step; elsewhere MKL takes a path at under
+    half of what the machine can do (LOG.md, 2026-11-26). By the maker and not by a measurement, so
+    that a run's bits do not depend on how busy the machine was.
+    """
+    if not torch.backends.mkl.is_available() or not _is_intel():
+        return None
+    try:
+        framework = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(framework.sgemm_, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

@@ -1,0 +1,107 @@
+// The output layer and its cross-entropy, a block of positions at a time, fp32.
+//
+// Of a block the scores are made, turned into probabilities where they lie, and, where gradients are wanted,
+// multiplied again at once: the scores are computed once, and never are more of them held than a block's.
+// The gradients are those of the plain sum of all nats; a mean, or any even weight, is a factor on them.
+
+#include "linear.h"
+#include "rows.h"
+
+namespace {
+
+// Held at once, two megabytes: of 2^18, 2^19 and 2^20 the best for vocabularies of 4,096 and 16,384.
+constexpr int64_t BLOCK_SCORES = 1 << 19, LEAST_POSITIONS = 16;
+
+// Scores become probabilities; returns the logarithm of the sum of their exponentials.
+inline float to_probabilities(float* row, int64_t V) {
+    vec most = splat(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= V; i += LANES) {
+        const vec v = load(row + i);
+        most = v > most ? v : most;
+    }
+    float highest = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++) highest = std::max(highest, most[lane]);
+    for (; i < V; i++) highest = std::max(highest, row[i]);
+    vec sum{};
+    for (i = 0; i + LANES <= V; i += LANES) {
+        const vec e = exp_of_difference(load(row + i), splat(highest));
+        store(row + i, e);
+        sum += e;
+    }
+    float all = sum_lanes(sum);
+    if (i < V) {
+        const int tail = static_cast<int>(V - i);
+        store_first(row + i, exp_of_difference(load_first(row + i, tail), splat(highest)), tail);
+        for (; i < V; i++) all += row[i];
+    }
+    const float inverse = 1.0f / all;
+    for (i = 0; i < V; i++) row[i] *= inverse;
+    return highest + std::log(all);
+}
+
+// Nats of each position (or null), and (or null) the gradients of sum_n weight_n * nats_n, weight 1 if null.
+void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
+                        const int64_t* target, const float* weights, float* nats, float* d_hidden,
+                        float* d_output, int threads) {
+    const int64_t at_once = std::max(LEAST_POSITIONS, BLOCK_SCORES / V);
+    Buffer scores(std::min(N, at_once) * V);
+    for (int64_t first = 0; first < N; first += at_once) {
+        const int64_t count = std::min(at_once, N - first);
+        const float* rows = hidden + first * D;
+        linear(count, V, D, rows, output, scores.data, false, threads);
+        share_rows(count, threads, [&](int64_t from, int64_t to) {
+            for (int64_t r = from; r < to; r++) {
+                float* row = scores.data + r * V;
+                const int64_t right = target[first + r];
+                const float score = row[right];
+                const float log_sum = to_probabilities(row, V);
+                if (nats) nats[first + r] = log_sum - score;
+                row[right] -= 1.0f;
+                if (weights)
+                    for (int64_t i = 0; i < V; i++) row[i] *= weights[first + r];
+            }
+        });
+        if (!d_hidden) continue;
+        linear_back(count, V, D, scores.data, output, d_hidden + first * D, false, threads);
+        linear_weight(count, V, D, scores.data, rows, d_output, first > 0, threads);
+    }
+}
+
+void scaled(const float* from, float factor, int64_t count, float* to, int threads) {
+    share_rows(count, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) to[i] = from[i] * factor;
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// The address of the framework's sgemm_; without a call the products are our own.
+void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
+
+// Returns 0, or 1 where a target is no token and nothing was computed. Without d_hidden no gradients.
+int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
+                        const int64_t* target, float* nats, float* d_hidden, float* d_output,
+                        int32_t threads) {
+    for (int64_t n = 0; n < N; n++)
+        if (target[n] < 0 || target[n] >= V) return 1;
+    nats_and_gradients(N, D, V, hidden, output, target, nullptr, nats, d_hidden, d_output, threads);
+    return 0;
+}
+
+// sum_d_hidden, sum_d_output: those of the forward pass. They serve where every position weighs the same.
+int32_t wt_nats_backward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
+                         const int64_t* target, const float* sum_d_hidden, const float* sum_d_output,
+                         const float* weights, float* d_hidden, float* d_output, int32_t threads) {
+    if (std::all_of(weights, weights + N, [&](float w) { return w == weights[0]; })) {
+        scaled(sum_d_hidden, weights[0], N * D, d_hidden, threads);
+        scaled(sum_d_output, weights[0], V * D, d_output, threads);
+    } else {
+        nats_and_gradients(N, D, V, hidden, output, target, weights, nullptr, d_hidden, d_output, threads);
+    }
+    return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,95 @@
+"""The output layer's cross-entropy as single calls into ``loss.cpp``, with its backward pass.
+
+For float32 tensors on a CPU; the plain way is in ``model.loss``. The gradients are made on the way
+forward, while the scores are there: those of the sum over positions, to which a mean is a factor. A
+backward pass that weighs positions unevenly computes the scores again.
+"""
+
+# Shapes: N positions, D model width, V vocabulary.
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.kernels import step
+from model.kernels.blas import sgemm_address
+from model.kernels.compiled import NoCompiledKernel, load_library
+
+logger = logging.getLogger(__name__)
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the compiled loss takes these: plain float32 on a CPU, no other type asked for."""
+    return (
+        step.serves(*tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and all(t.is_contiguous() for t in tensors)
+        and _library() is not None
+    )
+
+
+def token_nats(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """See :func:`model.loss.token_nats`.
+
+    Raises:
+        IndexError: a target outside the vocabulary.
+    """
+    nats_N: Tensor = _TokenNats.apply(hidden_ND, weight_VD, target_N, torch.is_grad_enabled())
+    return nats_N
+
+
+class _TokenNats(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, with_gradients: bool
+    ) -> Tensor:
+        target = target.contiguous()
+        shape = (*hidden.shape, len(weight))
+        nats = hidden.new_empty(len(hidden))
+        grads = [torch.empty_like(t) if with_gradients else None for t in (hidden, weight)]
+        if _call("wt_nats_forward", *shape, hidden, weight, target, nats, *grads):
+            raise IndexError(f"a target lies outside the vocabulary of {len(weight)} tokens")
+        ctx.save_for_backward(hidden, weight, target, *grads)
+        ctx.shape = shape
+        return nats
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, *_ = saved = ctx.saved_tensors
+        d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
+        grads = (grad_N.contiguous(), d_hidden, d_weight)
+        _call("wt_nats_backward", *ctx.shape, *saved, *grads)
+        return d_hidden, d_weight, None, None
+
+
+def _call(name: str, *arguments: Any) -> int:
+    """Tensors become their addresses, None a null pointer; whoever calls keeps them alive."""
+    library = _library()
+    assert library is not None
+    addresses = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    done: int = getattr(library, name)(*addresses, torch.get_num_threads())
+    return done
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = load_library(Path(__file__).with_name("loss.cpp"))
+    except NoCompiledKernel as error:
+        logger.warning("the output layer's loss is left to the framework: %s", error)
+        return None
+    size, flag, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
+    library.wt_nats_forward.argtypes = [size, size, size, *[pointer] * 6, flag]
+    library.wt_nats_backward.argtypes = [size, size, size, *[pointer] * 8, flag]
+    library.wt_nats_forward.restype = library.wt_nats_backward.restype = flag
+    library.wt_use_sgemm.argtypes, library.wt_use_sgemm.restype = [pointer], None
+    library.wt_use_sgemm(sgemm_address())
+    return library

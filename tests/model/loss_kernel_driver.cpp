@@ -1,0 +1,50 @@
+// Runs the output layer's loss and the optimizer over awkward shapes on heap buffers of exactly the right
+// size, for the sanitizers.
+#include "adamw.cpp"
+#include "loss.cpp"
+
+#include <cstdio>
+
+using Floats = std::vector<float>;
+
+static void losses(int64_t N, int64_t D, int64_t V, int threads) {
+    Floats hidden(N * D, 0.5f), output(V * D, 0.1f), nats(N), d_hidden(N * D), d_output(V * D), weights(N, 0.3f);
+    Floats to_hidden(N * D), to_output(V * D);
+    std::vector<int64_t> target(N, V - 1);
+    wt_nats_forward(N, D, V, hidden.data(), output.data(), target.data(), nats.data(), nullptr, nullptr, threads);
+    wt_nats_forward(N, D, V, hidden.data(), output.data(), target.data(), nats.data(), d_hidden.data(),
+                    d_output.data(), threads);
+    for (float last : {0.3f, 0.4f}) {
+        weights.back() = last;
+        wt_nats_backward(N, D, V, hidden.data(), output.data(), target.data(), d_hidden.data(), d_output.data(),
+                         weights.data(), to_hidden.data(), to_output.data(), threads);
+    }
+}
+
+static void optimizers(int64_t first, int64_t second, int threads) {
+    const int64_t sizes[] = {first, second};
+    Floats weight[2], grad[2], mean[2], square[2], step(2);
+    float *weights[2], *grads[2], *means[2], *squares[2], *steps[] = {&step[0], &step[1]};
+    const float decays[] = {0.1f, 0.0f};
+    for (int i = 0; i < 2; i++) {
+        for (auto* each : {&weight[i], &grad[i], &mean[i], &square[i]}) each->assign(sizes[i], 0.5f);
+        weights[i] = weight[i].data(), grads[i] = grad[i].data();
+        means[i] = mean[i].data(), squares[i] = square[i].data();
+    }
+    wt_squared_norm(2, sizes, grads, threads);
+    wt_scale(2, sizes, grads, 0.5f, threads);
+    wt_adamw(2, sizes, weights, grads, means, squares, steps, decays, 1e-3, 0.9, 0.95, 1e-8, threads);
+}
+
+int main() {
+    int cases = 0;
+    for (int threads = 1; threads <= 3; threads += 2) {
+        losses(1, 1, 1, threads);
+        losses(5, 3, 33, threads);
+        losses(40, 4, 40000, threads);
+        optimizers(1, 40000, threads);
+        optimizers(16384, 37, threads);
+        cases += 5;
+    }
+    std::printf("%d cases\n", cases);
+}
