@@ -1,14 +1,14 @@
 """A whole training step, forward, backward, clipping and AdamW: tokens per second, side by side.
 
-    python benchmarks/step.py [rungs=small|all] [rounds=5] [threads=1] [profile=no] [json=FILE]
+    python benchmarks/step.py [rungs=small|ladder|all] [rounds=5] [threads=1] [profile=no] [json=FILE]
 
 `ours` is what a run does, without multi-token prediction, which the published loop lacks; `grouped`
 the same with `grouped_mm` for the experts; `bf16` the same under bfloat16 autocast; `published` the
-published modelling code's way of computing (benchmarks/published.py) with the same weights and the
-same optimizer, in eager mode, its loss checked against ours; `dense` our own model without experts
+published modelling code's way of computing (benchmarks/published.py) with the same weights, in eager
+mode, clipped and stepped by the framework's fused AdamW, its loss checked against ours; `dense` our own model without experts
 whose feed-forward is as wide as makes its FLOPs per token equal: the price of sparsity is its
 tokens per second over ours. All take turns in one run, in the environment of a training process.
-profile=yes lists the operations of a step of ours that take more than 2 % of it.
+rungs=ladder are those of the laptop's ladder, and one a third wider. profile=yes lists the operations of a step of ours that take more than 2 % of it.
 """
 
 from __future__ import annotations
@@ -38,26 +38,40 @@ class Rung(NamedTuple):
     sequences: int
     length: int
     vocabulary: int = 256
+    ladder: bool = False
+    """With the laptop recipe's heads of 16 that each have keys of their own, and no dense layer."""
 
 
-SMALL = (
+SMLADDER = tuple(
+    Rung(width, 2, 32, 4, width // 4, 2, 128, 257, ladder=True)
+    for width in (16, 32, 48, 64, 80, 112)
+)
+ALL = (
     Rung(48, 3, 32, 4, 12, 1, 128),
     Rung(96, 3, 32, 4, 24, 4, 128),
     Rung(128, 4, 64, 4, 64, 8, 256, 4096),
+)
+LADDER = tuple(
+    Rung(width, 2, 32, 4, width // 4, 2, 128, 257, ladder=True)
+    for width in (16, 32, 48, 64, 80, 112)
 )
 ALL = (*SMALL, Rung(128, 4, 256, 8, 32, 8, 256, 4096), Rung(256, 4, 64, 8, 64, 8, 256, 4096))
 
 
 def model_config(rung: Rung) -> ModelConfig:
-    head = max(8, rung.width // 8)
+    head = 16 if rung.ladder else max(8, rung.width // 8)
+    heads = rung.width // head
     return ModelConfig(
         vocab_size=rung.vocabulary,
         hidden_size=rung.width,
         num_layers=rung.layers,
-        num_dense_layers=1,
+        num_dense_layers=0 if rung.ladder else 1,
         dense_width=3 * rung.width,
         attention=AttentionConfig(
-            num_heads=rung.width // head, num_kv_heads=1, head_dim=head, rotary_dim=head // 2
+            num_heads=heads,
+            num_kv_heads=heads if rung.ladder else 1,
+            head_dim=head,
+            rotary_dim=head // 2,
         ),
         moe=MoEConfig(
             num_experts=rung.experts,
@@ -83,9 +97,17 @@ def equally_dense(config: ModelConfig, length: int) -> ModelConfig:
     )
 
 
-def trained(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], rung: Rung) -> Callable:
+def trained(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    rung: Rung,
+    *,
+    by_framework: bool = False,
+) -> Callable:
     """One step of training as a function; returns the loss."""
-    optimizer = build_optimizer(model, OptimizerConfig(peak_lr=1e-3))
+    optimizer: torch.optim.Optimizer = build_optimizer(model, OptimizerConfig(peak_lr=1e-3))
+    if by_framework:
+        optimizer = torch.optim.AdamW(optimizer.param_groups, fused=True)
     draw = torch.Generator().manual_seed(0)
 
     def step() -> float:
@@ -93,7 +115,10 @@ def trained(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], rung: Ru
         optimizer.zero_grad(set_to_none=True)
         nats = loss(windows[:, :-1], windows[:, 1:])
         nats.backward()
-        clip_gradients(model, 1.0)
+        if by_framework:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        else:
+            clip_gradients(model, 1.0)
         optimizer.step()
         return nats.item()
 
@@ -115,7 +140,7 @@ def ways(rung: Rung) -> dict[str, Callable]:
     add("ours", build_model(config, seed=0))
     add("bf16", build_model(config, seed=0), bf16=True)
     add("grouped", build_model(config, seed=0, kernel="grouped"))
-    found["published"] = trained(published, published, rung)
+    found["published"] = trained(published, published, rung, by_framework=True)
     add("dense", build_model(equally_dense(config, rung.length), seed=0))
     return found
 
@@ -145,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     print(machine(), flush=True)
     rows = []
-    for rung in ALL if chosen["rungs"] == "all" else SMALL:
+    for rung in {"small": SMALL, "ladder": LADDER, "all": (*ALL, *LADDER)}[chosen["rungs"]]:
         steps = ways(rung)
         losses = {name: step() for name, step in steps.items()}
         miss = abs(losses["published"] - losses["ours"]) / losses["ours"]

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.init import initialize
 from model.layers import RMSNorm, Rotary, at_least_float32
 from model.loss import token_nats
+from model.moe import MoE
 from model.mtp import MultiTokenPrediction
 from model.router import Router
 
@@ -87,7 +88,8 @@ class Transformer(nn.Module):
 
     def routers(self) -> Iterator[Router]:
         """The routers in the order of ``ForwardResult.routing``."""
-        return (module for module in self.modules() if isinstance(module, Router))
+        blocks = [*self.blocks, *([] if self.mtp is None else [self.mtp.block])]
+        return (b.feed_forward.router for b in blocks if isinstance(b.feed_forward, MoE))
 
     def _hidden(
         self, tokens_BT: Tensor, next_BT: Tensor, request: RoutingRequest

@@ -23,16 +23,16 @@ from model.kernels.compiled import NoCompiledKernel, load_library
 logger = logging.getLogger(__name__)
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+_CPU = torch.device("cpu")
+
+
 def serves(*tensors: Tensor) -> bool:
     """Whether the compiled operations can take these: plain float32 tensors in a CPU's memory."""
-    return (
-        all(t.dtype == torch.float32 and t.device.type == "cpu" and _is_plain(t) for t in tensors)
-        and _library() is not None
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter)
+    for t in tensors:  # asked a hundred times a step, so without a generator
+        if t.dtype is not torch.float32 or type(t) not in _PLAIN or t.device != _CPU:
+            return False
+    return _library() is not None
 
 
 @cache
