@@ -4,11 +4,12 @@
 
 `ours` is what a run does, without multi-token prediction, which the published loop lacks; `grouped`
 the same with `grouped_mm` for the experts; `bf16` the same under bfloat16 autocast; `published` the
-published modelling code's way of computing (benchmarks/published.py) with the same weights, in eager
-mode, clipped and stepped by the framework's fused AdamW, its loss checked against ours; `dense` our own model without experts
-whose feed-forward is as wide as makes its FLOPs per token equal: the price of sparsity is its
-tokens per second over ours. All take turns in one run, in the environment of a training process.
-rungs=ladder are those of the laptop's ladder, and one a third wider. profile=yes lists the operations of a step of ours that take more than 2 % of it.
+published modelling code's way of computing (benchmarks/published.py) with the same weights, in
+eager mode, clipped and stepped by the framework (fused AdamW), its loss checked against ours;
+`dense` our own model without experts whose feed-forward is as wide as makes its FLOPs per token
+equal: the price of sparsity is its tokens per second over ours. All take turns in one run, in the
+environment of a training process. rungs=ladder are the laptop's ladder's, and one wider still.
+profile=yes lists the operations of a step of ours that take more than 2 % of it.
 """
 
 from __future__ import annotations
@@ -42,11 +43,7 @@ class Rung(NamedTuple):
     """With the laptop recipe's heads of 16 that each have keys of their own, and no dense layer."""
 
 
-SMLADDER = tuple(
-    Rung(width, 2, 32, 4, width // 4, 2, 128, 257, ladder=True)
-    for width in (16, 32, 48, 64, 80, 112)
-)
-ALL = (
+SMALL = (
     Rung(48, 3, 32, 4, 12, 1, 128),
     Rung(96, 3, 32, 4, 24, 4, 128),
     Rung(128, 4, 64, 4, 64, 8, 256, 4096),
