@@ -1,15 +1,16 @@
 """A whole training step, forward, backward, clipping and AdamW: tokens per second, side by side.
 
-    python benchmarks/step.py [rungs=small|ladder|all] [rounds=5] [threads=1] [profile=no] [json=FILE]
+    python benchmarks/step.py [rungs=small|ladder|all] [rounds=5] [threads=1] [profile=no]
+                              [json=FILE]
 
 `ours` is what a run does, without multi-token prediction, which the published loop lacks;
 `grouped` the same with `grouped_mm` for the experts; `bf16` the same under bfloat16 autocast;
-`published` the published modelling code's way of computing (benchmarks/published.py) with the same weights, in
-eager mode, clipped and stepped by the framework (fused AdamW), its loss checked against ours;
-`dense` our own model without experts whose feed-forward is as wide as makes its FLOPs per token
-equal: the price of sparsity is its tokens per second over ours. All take turns in one run, in the
-environment of a training process. rungs=ladder are the laptop's ladder's, and one wider still.
-profile=yes lists the operations of a step of ours that take more than 2 % of it.
+`published` the published modelling code's way of computing (benchmarks/published.py) with the
+same weights, in eager mode, clipped and stepped by the framework (fused AdamW), its loss checked
+against ours; `dense` our own model without experts whose feed-forward is as wide as makes its
+FLOPs per token equal: the price of sparsity is its tokens per second over ours. All take turns in
+one run, in the environment of a training process. rungs=ladder are the laptop's ladder's, and one
+wider still. profile=yes lists the operations of a step of ours that take more than 2 % of it.
 """
 
 from __future__ import annotations
