@@ -7,12 +7,41 @@
 
 namespace {
 
-// The largest of the candidates that is not taken yet; the first of equals, and of NaNs.
-inline int64_t best_left(const float* value, const uint8_t* taken, int64_t n) {
-    int64_t best = -1;
-    for (int64_t i = 0; i < n; i++)
-        if (!taken[i] && (best < 0 || value[i] > value[best])) best = i;
-    return best;
+// What is no number comes after every number, and before what was taken.
+constexpr float TAKEN = -INFINITY, NO_NUMBER = -1e38f;
+
+// The first of the largest of `padded` values, a whole number of vectors.
+inline int64_t first_largest(const float* values, int64_t padded) {
+    ivec lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    vec best = load(values);
+    ivec where = lane;
+    for (int64_t i = LANES; i < padded; i += LANES) {
+        const vec v = load(values + i);
+        const ivec larger = v > best;
+        best = larger ? v : best;
+        where = larger ? lane + static_cast<int32_t>(i) : where;
+    }
+#if defined(__AVX512F__)
+    const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps((__m512)best));
+    const __mmask16 equal = _mm512_cmp_ps_mask((__m512)best, most, _CMP_EQ_OQ);
+    return _mm512_mask_reduce_min_epi32(equal, (__m512i)where);
+#else
+    int found = 0;
+    for (int i = 1; i < LANES; i++)
+        if (best[i] > best[found] || (best[i] == best[found] && where[i] < where[found])) found = i;
+    return where[found];
+#endif
+}
+
+// The sum of the two largest.
+inline float best_two(const float* values, int64_t n) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        second = std::max(second, std::min(first, values[i]));
+        first = std::max(first, values[i]);
+    }
+    return std::max(first + second, 2 * NO_NUMBER);
 }
 
 }  // namespace
@@ -53,37 +82,35 @@ void wt_swiglu_backward(int64_t rows, int64_t W, const float* grad, const float*
 void wt_route(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, int32_t normalize,
               float scale, const float* logits, const float* bias, float* scores, int64_t* expert,
               float* gate) {
-    const int64_t size = E / groups;
-    std::vector<float> biased(E), group_score(groups);
-    std::vector<uint8_t> taken(E), group_kept(groups);
+    const int64_t size = E / groups, padded = round_up(E, LANES), padded_groups = round_up(groups, LANES);
+    Buffer biased(padded), left(padded), group_score(padded_groups);
     for (int64_t i = 0; i < T * E; i += LANES) {
-        const int left = static_cast<int>(std::min<int64_t>(LANES, T * E - i));
-        store_first(scores + i, sigmoid(load_first(logits + i, left)), left);
+        const int count = static_cast<int>(std::min<int64_t>(LANES, T * E - i));
+        store_first(scores + i, sigmoid(load_first(logits + i, count)), count);
     }
     for (int64_t t = 0; t < T; t++) {
         const float* s = scores + t * E;
-        for (int64_t e = 0; e < E; e++) biased[e] = bias ? s[e] + bias[e] : s[e];
-        std::fill(taken.begin(), taken.end(), kept < groups);
+        for (int64_t e = 0; e < E; e++) {
+            const float value = bias ? s[e] + bias[e] : s[e];
+            biased.data[e] = value == value ? value : NO_NUMBER;
+        }
+        std::fill(biased.data + E, biased.data + padded, TAKEN);
+        float* from = biased.data;
         if (kept < groups) {
-            for (int64_t g = 0; g < groups; g++) {
-                float first = -INFINITY, second = -INFINITY;
-                for (int64_t e = g * size; e < (g + 1) * size; e++) {
-                    second = std::max(second, std::min(first, biased[e]));
-                    first = std::max(first, biased[e]);
-                }
-                group_score[g] = first + second;
-            }
-            std::fill(group_kept.begin(), group_kept.end(), 0);
+            from = left.data;
+            std::fill(left.data, left.data + padded, TAKEN);
+            for (int64_t g = 0; g < padded_groups; g++)
+                group_score.data[g] = g < groups ? best_two(biased.data + g * size, size) : TAKEN;
             for (int64_t i = 0; i < kept; i++) {
-                const int64_t g = best_left(group_score.data(), group_kept.data(), groups);
-                group_kept[g] = 1;
-                std::fill_n(taken.begin() + g * size, size, 0);
+                const int64_t g = first_largest(group_score.data, padded_groups);
+                group_score.data[g] = TAKEN;
+                std::copy_n(biased.data + g * size, size, left.data + g * size);
             }
         }
         float sum = 0;
         for (int64_t k = 0; k < K; k++) {
-            const int64_t e = best_left(biased.data(), taken.data(), E);
-            taken[e] = 1;
+            const int64_t e = first_largest(from, padded);
+            from[e] = TAKEN;
             expert[t * K + k] = e;
             gate[t * K + k] = s[e];
             sum += s[e];
