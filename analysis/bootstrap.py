@@ -33,6 +33,21 @@ def replicate(solved: Solved, log_loss_N: Array, counts_RN: Array) -> Array:
     return solved.form.decode(found.theta_BP)
 
 
+def replicate_seeds(solved: Solved, noise_sd: float, replicates: int, seed: int) -> Array:
+    """The law fitted again as if every run had had another seed: the parameters [R, P].
+
+    The runs stay where they are and their losses are drawn about the law with the spread that
+    repeated seeds have. What this leaves out, the bootstrap over runs has: which runs there are,
+    and that the law misses them by more than seeds do.
+    """
+    rng = np.random.default_rng(seed)
+    log_N = solved.form.logsum.log_values(solved.theta_P[None])[0]
+    log_RN = log_N + noise_sd * rng.standard_normal((replicates, len(log_N)))
+    start_RP = np.repeat(solved.theta_P[None], replicates, axis=0)
+    found = minimise(solved.form.logsum, start_RP, log_RN, solved.weight_N, solved.loss)
+    return solved.form.decode(found.theta_BP)
+
+
 def intervals(
     law: AnyLaw, replicates_RP: Array, level: float, degrees_of_freedom: float
 ) -> dict[str, Interval]:

@@ -4,6 +4,11 @@ A law that is too stiff for its points, or whose points lie before the range whe
 residuals that curve along log-size or log-tokens: the local exponents still change. The test adds
 the square of each log-variable to the law's own directions and asks whether that explains more than
 chance (a score test; it needs no second fit).
+
+Of many points it is asked twice, and the more cautious answer holds: once as if all had the same
+spread, and once with each point's own residual for its spread (White, Econometrica 1980), which a
+few wild points, or noise that grows towards one end, cannot fool. Of few points the second says too
+little: on sweeps of 23 it spoke in 1% where 5% were due.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import numpy as np
 from scipy.special import fdtrc
 
 from analysis.laws import Array
-from analysis.robust import WINSOR, robust_sd
+from analysis.robust import MANY_POINTS_PER_PARAMETER, WINSOR, robust_sd
 from analysis.solving import Solved
 
 LEAST_VALUES = 3
@@ -55,6 +60,12 @@ def bend_chance(solved: Solved, variables: Sequence[Array]) -> float:
         return 1.0
     residual_N = beside_the_law(residual_N)
     bend_NQ, _ = np.linalg.qr(np.stack(squares, axis=1))
-    explained = float(((bend_NQ.T @ residual_N) ** 2).sum())
-    left = float((residual_N**2).sum()) - explained
-    return float(fdtrc(len(squares), degrees, explained / len(squares) / (left / degrees)))
+    score_Q = bend_NQ.T @ residual_N
+    explained = float((score_Q**2).sum())
+    left_N = residual_N - bend_NQ @ score_Q
+    equal = explained / (float((left_N**2).sum()) / degrees)
+    if len(residual_N) >= MANY_POINTS_PER_PARAMETER * logsum.num_parameters:
+        own_NQ = bend_NQ * residual_N[:, None]
+        own = float(score_Q @ np.linalg.pinv(own_NQ.T @ own_NQ) @ score_Q)
+        equal = min(equal, own)
+    return float(fdtrc(len(squares), degrees, equal / len(squares)))

@@ -31,6 +31,11 @@ LARGEST_MULTIPLIER = 1e6
 SURE = 0.95
 
 
+def percent(share: float) -> str:
+    """A gap for people: two decimals, or its size where those would all be zero."""
+    return f"{share:+.2%}" if abs(share) >= 5e-5 or share == 0 else f"{100 * share:+.1e}%"
+
+
 class TrialStatus(Enum):
     """What keeps a trial from a plain answer."""
 
@@ -109,13 +114,13 @@ class Trial:
         """One sentence."""
         if self.mean.low <= 0 <= self.mean.high:
             return (
-                f"no difference seen: {self.mean.value:+.2%} of the loss, "
-                f"{self.mean.low:+.2%} to {self.mean.high:+.2%}"
+                f"no difference seen: {percent(self.mean.value)} of the loss, "
+                f"{percent(self.mean.low)} to {percent(self.mean.high)}"
             )
         word = "helps" if self.mean.value < 0 else "hurts"
         return (
-            f"it {word} at these sizes: {self.mean.value:+.2%} of the loss, "
-            f"{self.mean.low:+.2%} to {self.mean.high:+.2%}"
+            f"it {word} at these sizes: {percent(self.mean.value)} of the loss, "
+            f"{percent(self.mean.low)} to {percent(self.mean.high)}"
         )
 
 
@@ -314,8 +319,8 @@ def _warnings(
         found.append(
             (
                 TrialStatus.TREND_OPEN,
-                f"a tenfold compute adds {trend.low:+.2%} to {trend.high:+.2%}: the runs don't "
-                "tell whether the gap grows or shrinks",
+                f"a tenfold compute adds {percent(trend.low)} to {percent(trend.high)}: the runs "
+                "don't tell whether the gap grows or shrinks",
             )
         )
     far = [target for target in ahead if target.is_far]

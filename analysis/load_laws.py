@@ -19,9 +19,16 @@ from analysis.records import RunRecord
 from analysis.results import Fit, FitError
 from analysis.settings import FitSettings
 
-LoadMeasure = Literal["max_vio", "normalized_entropy", "dead_frac"]
-FITTED_AS = {"max_vio": "y", "normalized_entropy": "1 - y", "dead_frac": "y"}
+LoadMeasure = Literal["max_vio", "normalized_entropy", "dead_frac", "top_k_mass"]
+FITTED_AS = {"max_vio": "y", "normalized_entropy": "1 - y", "dead_frac": "y", "top_k_mass": "y"}
 """What the power law is of."""
+ABOVE_ZERO = {
+    "max_vio": "loaded one expert above the others",
+    "normalized_entropy": "loaded its experts unevenly",
+    "dead_frac": "had a dead expert on the held-out text",
+    "top_k_mass": "gave its chosen experts any score",
+}
+"""What a run did whose value is above zero."""
 
 
 def mean_over_layers(record: RunRecord, measure: LoadMeasure) -> float:
@@ -35,17 +42,24 @@ def load_law(
     """The power law through the runs that carry a load.
 
     Raises:
-        FitError: too few runs, or a zero among the values, which no power law has.
+        FitError: too few runs, one without the measure, or a zero among the values, which no
+            power law has.
     """
     carrying = [record for record in records if record.load_by_layer]
     left = FITTED_AS[measure]
+    for record in carrying:
+        if any(getattr(layer, measure) is None for layer in record.load_by_layer):
+            raise FitError(f"{measure} was not measured in run {record.run_id}")
     values = [mean_over_layers(record, measure) for record in carrying]
     if left == "1 - y":
         values = [1 - value for value in values]
     zeros = sum(value <= 0 for value in values)
     if zeros:
-        which = "every run" if zeros == len(values) else f"{zeros} of {len(values)} runs"
-        raise FitError(f"{left} is 0 in {which}, and a power law has no zero: no forecast")
+        runs = len(values)
+        which = f"none of the {runs} runs" if zeros == runs else f"only {runs - zeros} of {runs} runs"
+        raise FitError(
+            f"{which} {ABOVE_ZERO[measure]}; a power law has no zero, so there is no forecast"
+        )
     flops = [record.train_flops for record in carrying]
     return fit_power_law(flops, values, settings, name=measure)
 

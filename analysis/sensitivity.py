@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from analysis.bootstrap import intervals, replicate_seeds
 from analysis.data_laws import OverTrainingLaw
 from analysis.health import OUTLIER
 from analysis.isoflop import isoflop_laws, isoflop_optima
 from analysis.laws import LossSurface
+from analysis.noise import noise_floor
 from analysis.points import Points, take
 from analysis.profile import profile_intervals
 from analysis.results import FitError, Interval
@@ -48,6 +50,8 @@ class Sensitivity:
     choices: tuple[Choice, ...]
     profile: dict[str, Interval] = field(default_factory=dict)
     """Profile-likelihood intervals, beside the bootstrap's."""
+    seeds: dict[str, Interval] = field(default_factory=dict)
+    """Of the bootstrap over seeds; empty where none was repeated."""
 
     @property
     def spread(self) -> float:
@@ -83,7 +87,20 @@ def examine_choices(
     profile = {}
     if settings.loss != "lad":  # its objective has no curvature to scale the rise by
         profile = profile_intervals(used, points.array("loss"), settings.level)
-    return Sensitivity(flops=flops, choices=tuple(choices), profile=profile)
+    return Sensitivity(
+        flops=flops,
+        choices=tuple(choices),
+        profile=profile,
+        seeds=_over_seeds(used, points, settings),
+    )
+
+
+def _over_seeds(used: Solved, points: Points, settings: FitSettings) -> dict[str, Interval]:
+    noise = noise_floor(points)
+    if noise is None:
+        return {}
+    replicates = replicate_seeds(used, noise.sd, settings.replicates, settings.seed)
+    return intervals(make_law(used), replicates, settings.level, noise.degrees_of_freedom)
 
 
 def _losses(settings: FitSettings, used: Solved) -> Iterator[tuple[str, FitSettings]]:

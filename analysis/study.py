@@ -18,6 +18,7 @@ from analysis.points import Points
 from analysis.results import Exclusion, Fit, FitStatus
 from analysis.sensitivity import Sensitivity
 from analysis.settings import FitSettings
+from analysis.utilisation import UtilisationLaw
 from model.errors import ConfigError
 from model.typed import build
 
@@ -52,6 +53,8 @@ class Study(Kept):
     """Laws by their hold-out error; None where nobody asked."""
     sensitivity: Sensitivity | None = None
     """What other defensible choices would have recommended; None where nobody asked."""
+    utilisation: tuple[UtilisationLaw, ...] = ()
+    """How the experts are used, against compute; empty for a table."""
     tests: tuple[HeldOutPoint, ...] = ()
     """Rows that were forecast and not fitted, because the caller asked."""
     forecasts: tuple[Asked, ...] = ()

@@ -7,9 +7,11 @@ from textwrap import wrap
 
 from analysis.allocation import exponents, optimum
 from analysis.laws import LossSurface
+from analysis.results import Fit
 from analysis.sensitivity import Sensitivity
 from analysis.study import Study
 from analysis.summary_lines import (
+    INDENT,
     WIDTH,
     between,
     coefficient_lines,
@@ -44,6 +46,7 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
     yield ""
     yield from _frontier(study)
     yield from _optimum(study, flops)
+    yield from _utilisation(study, flops)
     for asked in study.forecasts:
         yield from labelled("forecast", f"{asked.place}: {forecast_text(asked.forecast)}")
     yield from judged_lines(study.tests)
@@ -58,7 +61,7 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
         yield from comparison_lines(study.comparison)
     if study.sensitivity is not None:
         yield ""
-        yield from _sensitivity(study.sensitivity)
+        yield from _sensitivity(study, study.sensitivity)
 
 
 def _frontier(study: Study) -> Iterator[str]:
@@ -94,6 +97,20 @@ def _optimum(study: Study, flops: float | None) -> Iterator[str]:
     )
 
 
+def _utilisation(study: Study, flops: float | None) -> Iterator[str]:
+    """The experts' use along the frontier, forecast where the optimum was shown."""
+    at = flops or AHEAD * study.surface.largest_compute
+    for law in study.utilisation:
+        forecast = law.forecast(at, study.settings.level)
+        if forecast is None:
+            yield from labelled(law.name[: INDENT - 3], law.note)
+        else:
+            yield from labelled(
+                law.name[: INDENT - 3],
+                f"{law.formula}; at C = {at:.2g} {forecast.value:.3g} ({between(forecast)})",
+            )
+
+
 def _range(study: Study) -> Iterator[str]:
     fit = study.surface
     low, high = fit.ranges["size"]
@@ -105,7 +122,7 @@ def _range(study: Study) -> Iterator[str]:
     )
 
 
-def _sensitivity(sensitivity: Sensitivity) -> Iterator[str]:
+def _sensitivity(study: Study, sensitivity: Sensitivity) -> Iterator[str]:
     first = sensitivity.choices[0].flops_per_token
     yield (
         f"  Other defensible choices at C = {sensitivity.flops:.2g}: the recommended model differs "
@@ -122,5 +139,17 @@ def _sensitivity(sensitivity: Sensitivity) -> Iterator[str]:
         ratio = f"{choice.flops_per_token / first:>10.2f} x" if first else ""
         loss = f"{choice.loss:>9.4f}" if choice.loss is not None else f"{'':>9}"
         yield f"{label:<51}{choice.flops_per_token:>12.3g}{choice.tokens:>11.3g}{loss}{ratio}"
-    for name, interval in sensitivity.profile.items():
-        yield f"    profile likelihood, {name}: {between(interval)}"
+    yield from _apart(study.surface, sensitivity)
+
+
+def _apart(fit: Fit, sensitivity: Sensitivity) -> Iterator[str]:
+    """Each kind of interval in a column of its own: they answer different questions."""
+    yield f"  {'Intervals apart':<12}{'over runs':>24}{'over seeds':>24}{'profile likelihood':>24}"
+    for name, over_runs in fit.coefficients.items():
+        others = [
+            between(kind[name]) if name in kind else "-"
+            for kind in (sensitivity.seeds, sensitivity.profile)
+        ]
+        yield f"    {name:<13}{between(over_runs):>24}{others[0]:>24}{others[1]:>24}"
+    if not sensitivity.seeds:
+        yield "    over seeds: none, no seed was repeated"

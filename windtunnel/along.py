@@ -3,16 +3,20 @@
 The law of final losses does not speak of the losses on the way: before the decay of the learning
 rate they lie well above it. But every run of a sweep is evaluated at the same shares of its length
 under the same schedule, so the losses at one share are a surface of their own in size and tokens.
-Each is fitted and predicted as the final one is, interval and all.
+Each is fitted and predicted as the final one is, interval and all. What two surfaces say of one run
+need not agree: where the sweep's runs fell from one moment to the next and the forecasts rise, the
+two are drawn level between them, their interval holding both.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from analysis.fitting import fit_surface
 from analysis.results import FitError, Prediction
@@ -35,6 +39,50 @@ class Evaluated:
 
     step: int
     loss_nats: float
+
+
+MOST_FELL = 0.9
+"""Share of the sweep's runs that fell, from which on the promoted one is taken to fall, too."""
+
+
+def falling(waypoints: Sequence[Waypoint], by_run: Sequence[Sequence[Evaluated]]) -> list[Waypoint]:
+    """Forecasts that don't rise where the runs fell: least squares in the log under that order.
+
+    Neighbours that rise are pooled, each weighted by the square of its interval's width (pool
+    adjacent violators; Barlow et al. 1972).
+
+    Args:
+        waypoints: in the order of their steps.
+        by_run: of each run of the sweep its evaluations at the same moments.
+    """
+    blocks: list[list[Waypoint]] = []
+    for index, waypoint in enumerate(waypoints):
+        blocks.append([waypoint])
+        while len(blocks) > 1 and _pooled(blocks[-1]).value > _pooled(blocks[-2]).value:
+            first = index + 1 - len(blocks[-1])
+            fell = [found[first].loss_nats <= found[first - 1].loss_nats for found in by_run]
+            if np.mean(fell) < MOST_FELL:
+                break
+            last = blocks.pop()
+            blocks[-1] += last
+    return [
+        replace(waypoint, forecast=_pooled(block)) if len(block) > 1 else waypoint
+        for block in blocks
+        for waypoint in block
+    ]
+
+
+def _pooled(block: Sequence[Waypoint]) -> Prediction:
+    """One forecast for several moments: their weighted mean, an interval that holds all."""
+    forecasts = [waypoint.forecast for waypoint in block]
+    widths = [max(np.log(found.high / found.low), 1e-12) for found in forecasts]
+    logs = [np.log(found.value) for found in forecasts]
+    return replace(
+        forecasts[0],
+        value=float(np.exp(np.average(logs, weights=1 / np.square(widths)))),
+        low=min(found.low for found in forecasts),
+        high=max(found.high for found in forecasts),
+    )
 
 
 def evaluations_in(metrics: Path) -> tuple[Evaluated, ...]:
@@ -104,6 +152,7 @@ def forecast_along(
                 ),
             )
         )
+    waypoints = falling(waypoints, by_run)
     return tuple(waypoints), (
         f"along the run each evaluation is forecast by a surface of its own, fitted to the same "
         f"moment of the {len(by_run)} runs; {final} speak of them"

@@ -1,15 +1,17 @@
-"""How evenly the promoted model will load its experts, by :mod:`analysis.load_laws`."""
+"""How evenly the promoted model will load its experts: the study's utilisation laws at its compute.
+
+See :mod:`analysis.utilisation` for the laws.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import get_args
+from dataclasses import dataclass
 
-from analysis.load_laws import FITTED_AS, LoadMeasure, law_text, load_law
 from analysis.records import RunRecord
-from analysis.results import FitError, Prediction
+from analysis.results import Prediction
 from analysis.settings import FitSettings
+from analysis.utilisation import MEASURES, utilisation_laws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +28,19 @@ class LoadForecast:
 def forecast_loads(
     records: Sequence[RunRecord], train_flops: float, level: float, settings: FitSettings
 ) -> tuple[LoadForecast, ...]:
-    """MaxVio, normalised entropy and dead fraction at ``train_flops``."""
+    """MaxVio, normalised entropy, dead fraction and top-k score mass at ``train_flops``."""
+    laws = utilisation_laws(records, settings)
+    if not laws:
+        note = f"none of {len(records)} runs measured how its experts are used: no forecast"
+        return tuple(
+            LoadForecast(name=name, law="", prediction=None, note=note) for name in MEASURES
+        )
     return tuple(
-        _forecast(records, measure, train_flops, level, settings)
-        for measure in get_args(LoadMeasure)
-    )
-
-
-def _forecast(
-    records: Sequence[RunRecord],
-    measure: LoadMeasure,
-    train_flops: float,
-    level: float,
-    settings: FitSettings,
-) -> LoadForecast:
-    try:
-        fit = load_law(records, measure, settings)
-    except FitError as error:
-        return LoadForecast(name=measure, law="", prediction=None, note=str(error))
-    prediction = fit.predict(train_flops, level=level)
-    if FITTED_AS[measure] == "1 - y":
-        prediction = _mirrored(prediction)
-    return LoadForecast(name=measure, law=law_text(fit, measure), prediction=prediction)
-
-
-def _mirrored(missing: Prediction) -> Prediction:
-    """The prediction of y from that of 1 - y; y is never below 0."""
-    return replace(
-        missing,
-        value=max(0.0, 1 - missing.value),
-        low=max(0.0, 1 - missing.high),
-        high=max(0.0, 1 - missing.low),
+        LoadForecast(
+            name=law.name,
+            law=law.formula,
+            prediction=law.forecast(train_flops, level),
+            note=law.note,
+        )
+        for law in laws
     )

@@ -10,6 +10,7 @@ import pytest
 from analysis.data_laws import OverTrainingLaw
 from analysis.judging import compare_laws, hold_out
 from analysis.laws import LossSurface
+from analysis.noise import noise_floor
 from analysis.points import Points, make_points
 from analysis.profile import profile_intervals
 from analysis.results import FitError
@@ -85,6 +86,24 @@ def test_choices_agree_without_noise_and_differ_with_an_outlier(ladder_points: D
             assert choice.tokens * choice.flops_per_token == pytest.approx(flops)
         else:
             assert choice.note
+
+
+def test_seeds_alone_say_what_the_noise_of_each_run_does(ladder_points: Draw) -> None:
+    """Against the linear answer: sd = noise · sqrt(diag (J'J)^-1) for squares."""
+    settings = FitSettings(replicates=1000, starts=300, loss="squares")
+    points = ladder_points(noise_sd=0.002, seeds=60)
+    found = examine_choices(points, settings, 1e15)
+    solved = solved_with(points, settings)
+    jacobian = solved.form.logsum.jacobian(solved.theta_P)
+    noise = noise_floor(points)
+    assert noise is not None
+    sd = noise.sd * np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+    beta = found.seeds["beta"]
+    assert beta.width == pytest.approx(
+        2 * 1.671 * sd[solved.form.parameters.index("beta")], rel=0.1
+    )
+    assert beta.contains(0.37)
+    assert examine_choices(ladder_points(seeds=0), QUICK, 1e15).seeds == {}
 
 
 def test_another_size_variable_is_a_choice(ladder_points: Draw) -> None:

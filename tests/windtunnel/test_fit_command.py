@@ -246,6 +246,8 @@ def test_laws_and_choices_beside_the_fit(
     assert "Laws by hold-out error" in text
     assert "use gadre:" in text or "use hoffmann:" in text
     assert "Other defensible choices at C =" in text
+    assert "over runs              over seeds      profile likelihood" in text
+    assert "over seeds: none, no seed was repeated" in text
     assert max(map(len, text.splitlines()[:-1])) <= 100
     study = Study.load(tmp_path / "fits/runs/fit.json")
     assert study.comparison is not None

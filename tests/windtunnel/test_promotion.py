@@ -16,6 +16,7 @@ from rich.console import Console
 from analysis.laws import LossSurface
 from analysis.points import points_from_records
 from analysis.records import RecordSet, RunRecord
+from analysis.results import Prediction
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
 from model.accounting import count_params, flops_per_token
@@ -29,7 +30,7 @@ from sweeps.protocol import fingerprint, protocol_of
 from sweeps.spec import run_id
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders
-from windtunnel.along import Evaluated, evaluations_in, forecast_along
+from windtunnel.along import Evaluated, Waypoint, evaluations_in, falling, forecast_along
 from windtunnel.commands import promote as promote_command
 from windtunnel.commands.status import known_plan
 from windtunnel.finished import FinishedSweep, load_sweep
@@ -382,6 +383,27 @@ def test_each_moment_on_the_way_is_forecast_by_its_own_surface(
         assert not made.forecast.contains(truth)  # the final law would have missed all of them
 
 
+def test_forecasts_do_not_rise_where_the_runs_fell() -> None:
+    def waypoint(step: int, value: float, half: float) -> Waypoint:
+        forecast = Prediction(
+            value=value, low=value - half, high=value + half, extrapolation_ratio=5.0
+        )
+        return Waypoint(step=step, forecast=forecast)
+
+    fell = [[Evaluated(step=k, loss_nats=3.0 - 0.1 * k) for k in range(4)]] * 20
+    asked = [waypoint(1, 1.6, 0.1), waypoint(2, 1.431, 0.1), waypoint(3, 1.470, 0.2),
+             waypoint(4, 1.40, 0.1)]  # fmt: skip
+    level = falling(asked, fell)
+    assert [level[0], level[3]] == [asked[0], asked[3]]
+    assert [w.step for w in level] == [1, 2, 3, 4]
+    middle = level[1].forecast
+    assert middle == level[2].forecast
+    assert 1.431 < middle.value < 1.45, "the narrower one weighs more"
+    assert (middle.low, middle.high) == pytest.approx((1.27, 1.67))
+    rose = [[Evaluated(step=k, loss_nats=3.0 + 0.1 * k) for k in range(4)]] * 20
+    assert falling(asked, rose) == asked, "a stage may make every run's loss rise"
+
+
 def test_without_evaluations_there_is_a_reason_and_no_number(
     sweep: FinishedSweep, promotion: Promotion, settings: Settings
 ) -> None:
@@ -432,18 +454,19 @@ def _loaded(sweep: FinishedSweep, **changes: Any) -> list[RunRecord]:
 
 
 def test_loads_that_follow_a_law_are_forecast_by_it(sweep: FinishedSweep) -> None:
-    max_vio, entropy, dead = forecast_loads(_loaded(sweep), 1e14, 0.9, QUICK)
+    max_vio, entropy, dead, _mass = forecast_loads(_loaded(sweep), 1e14, 0.9, QUICK)
     assert max_vio.prediction is not None
     assert entropy.prediction is not None
     assert max_vio.prediction.value == pytest.approx(50 * 1e14**-0.15, rel=1e-3)
     assert entropy.prediction.value == pytest.approx(1 - 20 * 1e14**-0.2, rel=1e-3)
     assert entropy.prediction.low <= entropy.prediction.value <= entropy.prediction.high
     assert dead.prediction is None
-    assert "0 in every run" in dead.note
+    assert "had a dead expert on the held-out text" in dead.note
 
 
 def test_loads_without_records_are_no_forecast_but_a_reason(sweep: FinishedSweep) -> None:
     without = [replace(record, load_by_layer=()) for record in sweep.records]
+    assert len(forecast_loads(without, 1e14, 0.9, QUICK)) == 4
     for forecast in forecast_loads(without, 1e14, 0.9, QUICK):
         assert forecast.prediction is None
         assert forecast.note

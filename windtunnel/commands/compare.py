@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.feature_trial import Ahead, Trial, run_trial
+from analysis.feature_trial import Ahead, Trial, percent, run_trial
 from analysis.records import RunRecord, load_records
 from analysis.results import Interval
 from model.config import require
@@ -147,9 +147,9 @@ def _print(trial: Trial, console: Console) -> None:
     console.print(table(["rung", "FLOPs/token", "pairs", "gap", interval], _rungs(trial)))
     say(
         console,
-        f"A tenfold compute adds {trial.trend.value:+.2%} ({_span(trial.trend)}); one pair lies "
-        f"within {trial.noise_sd:.2%} of the trend (standard deviation); probability that it helps "
-        f"here {trial.helps:.0%}",
+        f"A tenfold compute adds {percent(trial.trend.value)} ({_span(trial.trend)}); one pair "
+        f"lies within {percent(trial.noise_sd).lstrip('+')} of the trend (standard deviation); "
+        f"probability that it helps here {trial.helps:.0%}",
     )
     columns = ["target", "", "FLOPs", "gap", "interval", "compute x", "interval", "helps"]
     console.print(table(columns, map(_ahead, trial.targets), left=2))
@@ -160,7 +160,7 @@ def _print(trial: Trial, console: Console) -> None:
 def _rungs(trial: Trial) -> Iterator[list[str]]:
     for rung in trial.rungs:
         size = sci(rung.flops_per_token)
-        yield [rung.rung, size, str(rung.pairs), f"{rung.gap.value:+.2%}", _span(rung.gap)]
+        yield [rung.rung, size, str(rung.pairs), percent(rung.gap.value), _span(rung.gap)]
 
 
 def _ahead(target: Ahead) -> list[str]:
@@ -169,7 +169,7 @@ def _ahead(target: Ahead) -> list[str]:
         target.name,
         "if the trend went on" if target.is_far else "",
         sci(target.flops),
-        f"{target.gap.value:+.2%}",
+        percent(target.gap.value),
         _span(target.gap),
         f"{times.value:.3g}",
         f"{times.low:.2g} to {times.high:.2g}",
@@ -178,7 +178,7 @@ def _ahead(target: Ahead) -> list[str]:
 
 
 def _span(interval: Interval) -> str:
-    return f"{interval.low:+.2%} to {interval.high:+.2%}"
+    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _shown(side: Mapping[str, Any]) -> dict[str, str]:

@@ -32,7 +32,7 @@ from analysis.law_summary import summarise_law
 from analysis.optima_study import PROCEDURES, OptimaStudy, Procedure, make_optima_study
 from analysis.optima_summary import summarise_optima
 from analysis.points import Points, SizeVariable, points_from_records
-from analysis.records import RecordSet, check_one_protocol, load_records
+from analysis.records import RecordSet, RunRecord, check_one_protocol, load_records
 from analysis.results import Exclusion
 from analysis.sensitivity import examine_choices
 from analysis.settings import FitSettings
@@ -40,6 +40,7 @@ from analysis.study import Study, make_study
 from analysis.summary import AHEAD
 from analysis.tables import Columns, TableRules, load_table
 from analysis.units import check_falls
+from analysis.utilisation import utilisation_laws
 from model.config import require
 from model.errors import ConfigError
 from model.typed import to_plain
@@ -125,6 +126,7 @@ class _Runs:
     protocol: dict[str, Any] = field(default_factory=dict)
     fingerprints: tuple[str, ...] = ()
     convention: str = ""
+    records: tuple[RunRecord, ...] = ()
 
 
 def _check_law(config: Config) -> None:
@@ -154,6 +156,7 @@ def _surface_study(config: Config, runs: _Runs) -> Study:
         convention=runs.convention,
         source=runs.source,
     )
+    study = replace(study, utilisation=utilisation_laws(runs.records, config.fit))
     level = config.fit.level
     if runs.test is not None:
         study = replace(study, tests=forecast_rows(study.surface, runs.test, level))
@@ -277,6 +280,7 @@ def _of_records(
         protocol=used[0].protocol,
         fingerprints=tuple(sorted({record.protocol_fingerprint for record in used})),
         convention=conventions[0],
+        records=tuple(used),
     )
 
 

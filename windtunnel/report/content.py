@@ -80,7 +80,8 @@ class Answer:
     def measured_load(self, name: str) -> float | None:
         """A measure of expert load on the held-out split, mean over layers."""
         layers = self.record.load_by_layer if self.record else ()
-        return sum(getattr(layer, name) for layer in layers) / len(layers) if layers else None
+        values = [getattr(layer, name) for layer in layers]
+        return sum(values) / len(values) if values and None not in values else None
 
     @property
     def verdict(self) -> str:
