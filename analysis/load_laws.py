@@ -56,7 +56,9 @@ def load_law(
     zeros = sum(value <= 0 for value in values)
     if zeros:
         runs = len(values)
-        which = f"none of the {runs} runs" if zeros == runs else f"only {runs - zeros} of {runs} runs"
+        which = (
+            f"none of the {runs} runs" if zeros == runs else f"only {runs - zeros} of {runs} runs"
+        )
         raise FitError(
             f"{which} {ABOVE_ZERO[measure]}; a power law has no zero, so there is no forecast"
         )

@@ -62,9 +62,7 @@ def utilisation_laws(
     return tuple(_law(name, carrying, quick) for name in MEASURES)
 
 
-def _law(
-    name: LoadMeasure, records: Sequence[RunRecord], settings: FitSettings
-) -> UtilisationLaw:
+def _law(name: LoadMeasure, records: Sequence[RunRecord], settings: FitSettings) -> UtilisationLaw:
     try:
         return UtilisationLaw(name=name, fit=load_law(records, name, settings))
     except FitError as error:
