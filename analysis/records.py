@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,11 +197,14 @@ def read_record(path: Path) -> RunRecord | Exclusion:
     return record
 
 
-def check_one_protocol(records: Iterable[RunRecord]) -> None:
+def check_one_protocol(records: Iterable[RunRecord], allow: Sequence[str] = ()) -> None:
     """Refuse records of different protocols, naming the fields in which they differ.
 
+    ``allow``: fields that may differ, as dotted paths; ``balance`` stands for all below it. Where
+    nothing but the fingerprint differs its name is ``fingerprint``.
+
     Raises:
-        ConfigError: more than one fingerprint.
+        ConfigError: more than one fingerprint, and a field that is not allowed to differ.
     """
     by_print: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -210,19 +213,24 @@ def check_one_protocol(records: Iterable[RunRecord]) -> None:
         return
     groups = sorted(by_print.values(), key=len, reverse=True)
     first, others = groups[0], groups[1:]
-    differing = sorted(
-        {
-            f"{path} ({_shown(left)} / {_shown(right)})"
-            for group in others
-            for path, left, right in _differences(first[0].protocol, group[0].protocol)
-        }
-    )
+    shown_by_path: dict[str, str] = {}
+    for group in others:
+        for path, left, right in _differences(first[0].protocol, group[0].protocol):
+            shown_by_path.setdefault(path, f"{path} ({_shown(left)} / {_shown(right)})")
+    refused = [
+        path
+        for path in sorted(shown_by_path) or ["fingerprint"]
+        if not any(path == field or path.startswith(f"{field}.") for field in allow)
+    ]
+    if not refused:
+        return
+    differing = [shown_by_path.get(path, "their fingerprints only") for path in refused]
     counts = " and ".join(str(len(group)) for group in groups)
     example = others[0][0].run_id
     raise ConfigError(
         f"runs of {len(groups)} protocols ({counts} runs; {example} is of the second): they differ "
-        f"in {'; '.join(differing) or 'their fingerprints only'}. Fit them apart, or together with "
-        "allow_mixed_protocols=true"
+        f"in {'; '.join(differing)}. Fit them apart, or together with "
+        f"allow=[{','.join([*allow, *refused])}]"
     )
 
 

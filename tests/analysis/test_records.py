@@ -152,7 +152,17 @@ def test_mixed_protocols_are_named_by_field() -> None:
     assert "data.fingerprint ('abc' / 'xyz')" in message
     assert "mtp (absent / 0.1)" in message
     assert "schedule" not in message
-    assert "allow_mixed_protocols=true" in message
+    assert message.endswith("allow=[data.fingerprint,mtp]")
+    with pytest.raises(ConfigError, match=r"they differ in mtp .*allow=\[data,mtp\]") as caught:
+        check_one_protocol([RECORD, other], allow=["data"])
+    assert "data.fingerprint" not in str(caught.value)
+    check_one_protocol([RECORD, other], allow=["data", "mtp"])
+    with pytest.raises(ConfigError, match=r"data\.fingerprint"):
+        check_one_protocol([RECORD, other], allow=["dat", "mtp"])
+    twin = replace(RECORD, protocol_fingerprint="p2")
+    with pytest.raises(ConfigError, match=r"their fingerprints only.*allow=\[fingerprint\]"):
+        check_one_protocol([RECORD, twin])
+    check_one_protocol([RECORD, twin], allow=["fingerprint"])
 
 
 def test_points_leave_promoted_runs_out_and_say_so() -> None:

@@ -171,7 +171,7 @@ def test_mixed_protocols_are_refused_by_name(measured: tuple[Path, Plan], capsys
     message = error_of(capsys)
     assert "precision" in message
     assert plan.runs[2].run_id in message
-    assert fit(root, "sweep=smoke", "allow_mixed_protocols=true") == 0
+    assert fit(root, "sweep=smoke", "allow=[precision]") == 0
     study = Study.load(root / "sweeps/smoke/fit.json")
     assert len(study.protocol_fingerprints) == 2
 

@@ -74,6 +74,21 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(root: Path, capsys: Capture
     assert sorted(path.name for path in root.iterdir()) == ["data"]
 
 
+def test_a_corpus_that_changed_since_the_plan_is_named(
+    root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_driver(monkeypatch, "finished")
+    assert sweep(root) == 0
+    before = read_plan(Store(root).plan_path("smoke")).runs[0].spec.corpus_fingerprint
+    assert sweep(root) == 0
+    assert "is not the one" not in capsys.readouterr().out
+    assert sweep(root, "data.order_seed=1") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    now = read_plan(Store(root).plan_path("smoke")).runs[0].spec.corpus_fingerprint
+    assert f"was planned for (fingerprint {now[:12]}, before {before[:12]})" in text
+    assert "Its 0 finished runs stay" in text
+
+
 def test_axes_from_the_command_line_are_dotted_paths(root: Path, capsys: Capture) -> None:
     assert sweep(root, "axes.recipe.training.peak_lr_factor=[0.1,0.2]", "dry_run=true") == 0
     text = capsys.readouterr().out

@@ -8,6 +8,7 @@ Example:
   windtunnel fit sweep=quickstart
   windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L
   windtunnel fit sweep=quickstart sensitivity=true laws=[hoffmann,gadre]
+  windtunnel fit sweep=quickstart loss=domain:code
   windtunnel fit records=runs.csv columns.params=N columns.flops=C columns.loss=L \\
       table.drop_highest_losses=5 fit.huber_delta=1e-3 at_flops=5.76e23
   windtunnel fit records=runs.csv law=compute columns.flops=C columns.loss=L at.flops=1e22
@@ -17,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from analysis.catalogue import LAWS
 from analysis.judging import compare_laws
 from analysis.law_study import LawStudy, make_law_study
 from analysis.law_summary import summarise_law
+from analysis.measured import WHOLE, measured_as
 from analysis.optima_study import PROCEDURES, OptimaStudy, Procedure, make_optima_study
 from analysis.optima_summary import summarise_optima
 from analysis.points import Points, SizeVariable, points_from_records
@@ -69,7 +72,8 @@ class Config:
     table: TableRules
     size: SizeVariable
     variant: dict[str, Any]
-    allow_mixed_protocols: bool
+    loss: str
+    allow: tuple[str, ...]
     fit: FitSettings
     law: str
     laws: tuple[str, ...]
@@ -216,19 +220,25 @@ def _runs(config: Config) -> _Runs:
     if config.records is not None:
         name, records = config.records.name, _of_folder(config.records)
         out = config.out or config.root / "fits" / name / "fit.json"
-        source: dict[str, Any] = {"folder": str(config.records)}
+        source: dict[str, Any] = {"folder": str(config.records), "loss": config.loss}
     else:
         assert config.sweep is not None
         store = Store(config.root)
         plan = known_plan(store, config.sweep)
         name, records = plan.name, _of_sweep(plan, store, config.variant, law=config.law)
-        beside = "fit.json" if config.law == SURFACE else f"fit_{config.law}.json"
-        out = config.out or store.plan_path(plan.name).with_name(beside)
-        source = {"sweep": plan.name, "variant": config.variant}
+        beside = "_".join(
+            ["fit", *([config.law] if config.law != SURFACE else []), *_not_whole(config.loss)]
+        )
+        out = config.out or store.plan_path(plan.name).with_name(f"{beside}.json")
+        source = {"sweep": plan.name, "variant": config.variant, "loss": config.loss}
     return _of_records(config, name, records, source, out)
 
 
 def _of_table(config: Config, path: Path) -> _Runs:
+    require(
+        config.loss == WHOLE,
+        f"loss: {config.loss!r} is for runs of a sweep; name a table's column with columns.loss",
+    )
     rules = replace(config.table, filter=config.filter, exclude=config.exclude, test=config.test)
     columns = replace(config.columns, variables=config.variables)
     loaded = load_table(path, columns, rules)
@@ -261,10 +271,9 @@ def _of_table(config: Config, path: Path) -> _Runs:
 def _of_records(
     config: Config, name: str, records: RecordSet, source: dict[str, Any], out: Path
 ) -> _Runs:
-    points, excluded = points_from_records(records, config.size)
+    points, excluded = points_from_records(measured_as(records, config.loss), config.size)
     used = [record for record in records.records if record.run_id in set(points.label)]
-    if not config.allow_mixed_protocols:
-        check_one_protocol(used)
+    check_one_protocol(used, config.allow)
     conventions = sorted({record.convention for record in used})
     if len(conventions) > 1:
         raise ConfigError(
@@ -282,6 +291,11 @@ def _of_records(
         convention=conventions[0],
         records=tuple(used),
     )
+
+
+def _not_whole(loss: str) -> list[str]:
+    """A part of a file's name, where the fit is of another loss than a promotion goes by."""
+    return [] if loss == WHOLE else [re.sub(r"\W+", "_", loss)]
 
 
 def _of_folder(folder: Path) -> RecordSet:

@@ -42,7 +42,7 @@ from sweeps.events import SweepResult
 from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
 from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
-from sweeps.plan import Plan, SweepConfig, make_plan, write_plan
+from sweeps.plan import Plan, SweepConfig, make_plan, skim_plan, write_plan
 from sweeps.recipe import Recipe
 from sweeps.run import Budget, run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
@@ -113,6 +113,7 @@ def run(config: Config, console: Console) -> int:
     retried = RETRIED[config.retry]
     expected_s = _expected_s(status, retried, slots)
     _print_plan(plan, status, console, rows=config.dry_run)
+    _say_if_text_changed(plan, store, console)
     if config.design == "grid" and not status.is_complete:
         say(
             console,
@@ -239,6 +240,25 @@ def _flat(where: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, tuple[A
             yield key, tuple(value)
         else:
             raise ConfigError(f"{where}.{key}: expected a list of values, got {value!r}")
+
+
+def _say_if_text_changed(plan: Plan, store: Store, console: Console) -> None:
+    """Runs of an earlier text have other ids: they would be left behind without a word."""
+    try:
+        earlier = skim_plan(store.plan_path(plan.name))
+        before = earlier.runs[0].spec.corpus_fingerprint
+    except (FileNotFoundError, ConfigError):
+        return  # no plan that this program reads; the new one takes its place
+    now = plan.runs[0].spec.corpus_fingerprint
+    if before == now:
+        return
+    done = sum(store.record(run.run_id) is not None for run in earlier.runs)
+    say(
+        console,
+        f"Note: the corpus is not the one that sweep {plan.name} was planned for (fingerprint "
+        f"{now[:12]}, before {before[:12]}). Its {done} finished runs stay in {store.root}/runs "
+        "and are no part of it any more; another name=... keeps both sweeps",
+    )
 
 
 def _expected_s(status: SweepStatus, retried: Collection[str], slots: int) -> float:
