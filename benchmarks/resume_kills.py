@@ -2,11 +2,13 @@
 
     python benchmarks/resume_kills.py --trials 200
 
-Each trial trains the same run. It is killed (SIGKILL) at a random moment between its start and its
-end, up to ``--kills`` times, and then left to finish. It has a checkpoint after every step, so that
-many kills fall into the writing of one. Compared are all tensors of the last checkpoint (weights,
-optimizer, biases, random state) and all lines of metrics.jsonl, wall-clock fields left out. Prints
-how many trials were identical; exits with 1 unless all were.
+Each trial trains the same run, of three stages: the text's mixture, its sequence length, the rotary
+embedding, the learning rate and the balance rate change on the way. It is killed (SIGKILL) at a
+random moment between its start and its end, up to ``--kills`` times, and then left to finish. It
+has a checkpoint after every step, so that many kills fall into the writing of one. Compared are all
+tensors of the last checkpoint (weights, optimizer, biases, random state) and all lines of
+metrics.jsonl, wall-clock fields left out. Prints how many trials were identical; exits with 1
+unless all were.
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ from model.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
+    StageConfig,
     SyntheticCorpus,
     TrainConfig,
 )
 from model.training.data import PreparedCorpus, prepare_corpus
+from model.training.sources import DataStage
 from model.training.trainer import train
 
 WALL_CLOCK = ("tokens_per_s", "wall_s")
@@ -66,6 +70,19 @@ TRAIN = TrainConfig(
     balance=BalanceConfig(),
     evaluation=EvaluationConfig(heldout_tokens=512, num_intermediate=3),
     checkpoint=CheckpointConfig(every_s=0.0),
+    stages=(
+        StageConfig(name="long", rope_base=1e5, yarn_factor=2.0, lr_factor=0.5, balance_rate=1e-4),
+    ),
+)
+ALL = {"synthetic": 1.0}
+CORPUS = SyntheticCorpus(
+    tokens=20_000,
+    num_symbols=16,
+    stages=(
+        DataStage(name="first", frac=0.4, weights=ALL),
+        DataStage(name="long", frac=0.35, weights=ALL, sequence_length=64),
+        DataStage(name="last", frac=0.25, weights=ALL),
+    ),
 )
 
 
@@ -79,7 +96,7 @@ def main() -> int:
     torch.set_num_threads(1)  # before any thread exists: the children are forks
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        corpus = prepare_corpus(SyntheticCorpus(tokens=20_000, num_symbols=16), Path(folder))
+        corpus = prepare_corpus(CORPUS, Path(folder))
         # In this process, so that what torch loads at the first step is there before the forks.
         train(MODEL, TRAIN, corpus, RuntimeConfig(), Path(folder, "reference"))
         expected = measured(Path(folder, "reference"))

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.router import Routing
 from model.training.config import LOOK_EVERY, Precision, TrainConfig
 from model.training.data import PreparedCorpus
+from model.training.positions import mean_by_range
 from model.training.precision import computing_in
 from model.transformer import Transformer
 from model.typed import to_plain
@@ -99,6 +100,9 @@ class Evaluation:
     """Mean over the domains by the mixture's weights, nats per token."""
     bits_per_byte: float
     by_domain: Mapping[str, DomainLoss]
+    by_position: tuple[tuple[int, float], ...]
+    """(first position, nats per token) of doubling ranges of positions in the sequence, mean over
+    the domains by the mixture's weights: what a longer context is worth."""
     load_by_layer: tuple[LayerLoad, ...]
     load_by_domain: Mapping[str, tuple[tuple[float, ...], ...]]
     """Share of the choices of a domain's tokens, by layer and expert [L, E]; each row sums to 1."""
@@ -215,18 +219,22 @@ class Evaluator:
         layers, moe = mixture_layers(self._config), self._config.moe
         meter = UtilisationMeter(moe, len(layers)) if moe and layers else None
         by_domain: dict[str, DomainLoss] = {}
+        nats_by_domain_T: dict[str, Tensor] = {}
         choices: list[Tensor] = []
         for name, windows in windows_by_domain.items():
             nats = 0.0
+            nats_T = torch.zeros(windows.shape[1] - 1, dtype=torch.float64)
             at_once = max(1, EVALUATE_AT_ONCE // (windows.shape[1] - 1))
             for first in range(0, len(windows), at_once):
                 looked_at = slice(-first % look_every, None, look_every)
                 nats_WP, counts = forward(windows[first : first + at_once], looked_at)
                 nats += nats_WP.double().sum().item()
+                nats_T += nats_WP.double().sum(0).cpu()
                 if meter is not None:
                     meter.add(counts, name)
                     choices.append(_choices(counts))
             by_domain[name] = self._domain_loss(windows[:, 1:], nats)
+            nats_by_domain_T[name] = self._corpus.weights[name] * nats_T / len(windows)
         loss_nats = self._mixed({n: d.loss_nats for n, d in by_domain.items()})
         used = meter.measure() if meter is not None and math.isfinite(loss_nats) else ()
         choices_LTK = torch.cat(choices, dim=1) if used else None
@@ -234,6 +242,7 @@ class Evaluator:
             loss_nats=loss_nats,
             bits_per_byte=self._mixed_bits_per_byte(by_domain),
             by_domain=by_domain,
+            by_position=mean_by_range(torch.stack([*nats_by_domain_T.values()]).sum(0)),
             load_by_layer=tuple(
                 _layer_load(layer, layer_use, _saturation(row, earlier_LTK, choices_LTK))
                 for row, (layer, layer_use) in enumerate(zip(layers, used, strict=False))

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
-from model.training.config import LOOK_EVERY, TrainConfig
+from model.training.config import TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.evaluate import Evaluation, Evaluator
 from model.training.learner import Learner
-from model.training.positions import loss_by_position
 from model.training.stages import Stage
 
 
@@ -54,7 +50,7 @@ class HeldoutMeasures:
             "steps": self._learner.state.step,
             "sequence_length": stage.sequence_length,
             "loss_nats": evaluation.loss_nats,
-            "by_position": self._by_position(stage),
+            "by_position": [list(found) for found in evaluation.by_position],
         }
 
     def _evaluator(self, stage: Stage) -> Evaluator:
@@ -67,10 +63,3 @@ class HeldoutMeasures:
                 tokens_per_domain=self._config.evaluation.heldout_tokens,
             )
         return self._evaluators[length]
-
-    def _by_position(self, stage: Stage) -> list[list[float]]:
-        tokens = self._config.evaluation.heldout_tokens // LOOK_EVERY
-        corpus, length = self._corpus, stage.sequence_length
-        windows = [corpus.heldout(domain, length, tokens) for domain in corpus.domains]
-        batch = torch.from_numpy(np.concatenate(windows))
-        return [list(found) for found in loss_by_position(self._learner.forward, batch)]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
-
-from model.training.evaluate import Forward
 
 
 def position_bounds(sequence_length: int) -> tuple[int, ...]:
@@ -16,13 +13,7 @@ def position_bounds(sequence_length: int) -> tuple[int, ...]:
     return (0, *(bound for bound in doubling if bound < sequence_length), sequence_length)
 
 
-@torch.no_grad()
-def loss_by_position(forward: Forward, windows_BT: Tensor) -> tuple[tuple[int, float], ...]:
-    """(first position, mean nats) of each range of :func:`position_bounds`.
-
-    ``windows_BT`` holds inputs and, one to the right, their targets.
-    """
-    nats_BT, _ = forward(windows_BT, slice(0))
-    nats_T = nats_BT.double().mean(0)
+def mean_by_range(nats_T: Tensor) -> tuple[tuple[int, float], ...]:
+    """(first position, mean) of each range of :func:`position_bounds`."""
     bounds = position_bounds(len(nats_T))
     return tuple((a, nats_T[a:b].mean().item()) for a, b in pairwise(bounds))

@@ -22,8 +22,8 @@ from model.training.config import (
     TrainConfig,
 )
 from model.training.data import prepare_corpus
-from model.training.evaluate import plain_forward
-from model.training.positions import loss_by_position, position_bounds
+from model.training.evaluate import Evaluator, plain_forward
+from model.training.positions import position_bounds
 from model.training.reader import Reader
 from model.training.sources import DataStage
 from model.training.stages import lay_out_stages, stage_at
@@ -158,15 +158,20 @@ def test_text_drawn_ahead_is_the_text_of_each_step(corpus):
         assert torch.equal(reader.batch(step), expected), step
 
 
-def test_loss_by_position_is_the_mean_over_its_range():
+def test_loss_by_position_is_the_mean_over_its_range(corpus):
     assert position_bounds(1) == (0, 1)
     assert position_bounds(5) == (0, 1, 2, 4, 5)
     assert position_bounds(8) == (0, 1, 2, 4, 8)
     model = build_model(MODEL, seed=0)
-    windows = torch.randint(0, 257, (3, 9), generator=torch.Generator().manual_seed(0))
-    found = dict(loss_by_position(plain_forward(model, "fp32", torch.device("cpu")), windows))
+    evaluator = Evaluator(MODEL, corpus, sequence_length=8, tokens_per_domain=24)
+    evaluation = evaluator(plain_forward(model, "fp32", torch.device("cpu")))
+    found = dict(evaluation.by_position)
+    windows = torch.from_numpy(corpus.heldout("synthetic", 8, 24))
     nats = torch.nn.functional.cross_entropy(
         model.logits(windows[:, :-1])[0].flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
     ).view(3, 8)
     assert found[0] == pytest.approx(nats[:, 0].mean().item(), rel=1e-5)
     assert found[4] == pytest.approx(nats[:, 4:].mean().item(), rel=1e-5)
+    counts = {0: 1, 1: 1, 2: 2, 4: 4}
+    mean = sum(count * found[first] for first, count in counts.items()) / 8
+    assert mean == pytest.approx(evaluation.loss_nats, rel=1e-12)
