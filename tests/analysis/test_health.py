@@ -1,0 +1,57 @@
+"""Every soft trouble that a descent can end in is named, with what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.health import examine
+from analysis.laws import LossSurface
+from analysis.points import Points
+from analysis.settings import FitSettings
+from analysis.solving import Solved, solve
+
+QUICK = FitSettings(replicates=100, starts=200)
+
+
+def troubles(solved: Solved, points: Points) -> dict[str, str]:
+    variables = (points.array("size"), points.array("tokens"))
+    found = examine(solved, points.label, points.budget, variables)
+    return {warning.status: warning.sentence for warning in found}
+
+
+def test_what_a_descent_can_end_in_is_named(ladder_points: Callable[..., Points]) -> None:
+    points = ladder_points(noise_sd=0.003)
+    variables = (points.array("size"), points.array("tokens"))
+    solved = solve(LossSurface, variables, points.array("loss"), QUICK)
+    sound = troubles(solved, points)
+    assert not {"NOT_CONVERGED", "AT_START", "STARTS_DISAGREE", "ILL_CONDITIONED"} & set(sound)
+    cut = troubles(replace(solved, converged=False, steps=7), points)
+    assert "cut off after 7 steps" in cut["NOT_CONVERGED"]
+    start_P = solved.start_P.copy()
+    start_P[3] = solved.theta_P[3]
+    still = troubles(replace(solved, start_P=start_P), points)
+    assert "alpha stands where its start put it" in still["AT_START"]
+    value = solved.optima[0]
+    rivals = troubles(replace(solved, optima=(value, 1.05 * value, 9 * value)), points)
+    assert "1 other optima fit almost as well" in rivals["STARTS_DISAGREE"]
+    assert "5.00% above" in rivals["STARTS_DISAGREE"]
+
+
+def test_sizes_and_tokens_that_grow_together_leave_a_ridge(
+    ladder_points: Callable[..., Points], truth: LossSurface
+) -> None:
+    """All runs at one ratio: what is the size's and what the tokens' can't be told."""
+    points = ladder_points(sizes=6, budgets=1, seeds=6)
+    size = np.geomspace(1e6, 1e8, len(points))
+    tokens = 20 * size
+    loss = truth(size, tokens) * np.exp(0.003 * np.random.default_rng(0).standard_normal(len(size)))
+    solved = solve(LossSurface, (size, tokens), loss, QUICK)
+    theta_P = solved.theta_P.copy()
+    theta_P[4] = theta_P[3]  # at equal exponents the two terms are one
+    found = examine(replace(solved, theta_P=theta_P), points.label, None, (size, tokens))
+    sentence = next(w.sentence for w in found if w.status == "ILL_CONDITIONED")
+    assert "A" in sentence
+    assert "can move together and leave the fit unchanged" in sentence
