@@ -156,7 +156,8 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
         for name, column in columns.variables.items()
     }
     table.refuse_or_drop(
-        "the same run given twice", table.repeated(columns, [*measures.values(), loss])
+        "the same run given twice",
+        table.repeated(columns, [*measures.values(), *variables.values(), loss]),
     )
     table.drop_highest(loss, rules.drop_highest_losses)
     labels = table.labels(columns)

@@ -130,6 +130,9 @@ def test_rows_that_differ_in_a_variable_are_no_seeds(tmp_path: Path) -> None:
     assert len(set(plain.cell)) == 20
     assert len(set(named.cell)) == 40
     assert named.extra["granularity"][:2] == (1.0, 2.0)
+    even = [row | {"lr": lr} for row in rows() for lr in (1e-3, 4e-3)]  # both sides of a bowl
+    grid = replace(COLUMNS, variables={"peak_lr": "lr"})
+    assert len(points_from_table(write(tmp_path / "b.csv", even), grid)[0]) == 40
 
 
 def test_curves_seeds_and_tests_are_chosen_by_rules(tmp_path: Path) -> None:
