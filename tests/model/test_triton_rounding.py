@@ -70,5 +70,5 @@ def test_cuda_rounds_to_fp8_as_the_plain_way(rows, columns, dtype):
         ):
             found, expected = Quantized(*kernel(operand, TILE)), plainly(operand)
             assert torch.equal(found.scale, expected.scale)
-            same = (found.values.float() == expected.values.float()).float().mean()
-            assert same == 1 if ON_GPU else same > 0.8
+            differ = (found.values.float() != expected.values.float()).sum()
+            assert differ <= (0 if ON_GPU else 0.2 * differ.new_tensor(found.values.numel()))
