@@ -95,7 +95,8 @@ def make_optima_study(
         budgets = isoflop_optima(points)
         tries = _isoflop_tries(points, budgets, settings)
     else:
-        cells = cell_optima(points)
+        # The bowls are left out: they follow from the runs, which are kept.
+        cells = tuple(replace(cell, bowl=None) for cell in cell_optima(points))
         tries = _cell_tries(points, cells, settings)
     if not (budgets or cells):
         raise FitError(
