@@ -1,6 +1,7 @@
 """A sweep of 60 second-long runs by three engines: ``python benchmarks/engines.py [runs=60]``.
 
     python benchmarks/engines.py [runs=60] [slots=2] [peers=PYTHON] [engines=ours,hydra,ray]
+                                 [parts=calm,struck]
 
 This engine, Hydra's multirun with its joblib launcher, and Ray Tune are given the same runs and as
 many slots (benchmarks/engine_race/). Each sweeps twice: undisturbed; and with one worker killed
@@ -102,49 +103,53 @@ def kill_one(folder: Path) -> bool:
     return False
 
 
-def last_words(folder: Path) -> str:
-    """The last line of the log."""
-    return (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1]
-
-
 def repeated(folder: Path) -> int:
     """Steps that were done again, or in vain."""
     lines = (folder / "steps.txt").read_text().splitlines()
     return len(lines) - len(set(lines))
 
 
-def race(engine: Engine, python: str, num_runs: int, slots: int) -> None:
+def race(engine: Engine, python: str, num_runs: int, slots: int, parts: Sequence[str]) -> None:
     def command(folder: Path) -> list[str]:
         values = {"folder": folder, "runs": num_runs, "slots": slots}
         return [python, *(word.format(**values) for word in engine.command)]
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        calm = sweep(command(Path(name)), Path(name))
-        assert calm.results == num_runs, (Path(name) / "log.txt").read_text()[-3000:]
+    print(engine.name)
+    if "calm" in parts:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+            calm = sweep(command(Path(name)), Path(name))
+            assert calm.results == num_runs, (Path(name) / "log.txt").read_text()[-3000:]
+        print(f"    undisturbed: {calm.wall_s:.1f} s", flush=True)
+    if "struck" not in parts:
+        return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         struck = sweep(command(folder), folder, kill_at=num_runs // 3)
-        print(f"{engine.name}: {calm.wall_s:.1f} s undisturbed")
         print(
             f"    one worker killed: ended after {struck.wall_s:.1f} s with exit code "
             f"{struck.exit_code}, {struck.results} of {num_runs} results"
         )
-        again = 0
-        while count(folder) < num_runs and again < 3:
-            again += 1
+        for _ in range(3):
+            if count(folder) == num_runs:
+                break
             more = sweep(command(folder), folder)
             print(
                 f"    the same command again: {more.wall_s:.1f} s, exit code {more.exit_code}, "
-                f"{more.results} of {num_runs} results; it says: {last_words(folder)}"
+                f"{more.results} of {num_runs} results"
             )
-        print(
-            f"    steps done more than once: {repeated(folder)} of {STEPS * num_runs}", flush=True
-        )
+        total = STEPS * num_runs
+        print(f"    steps done more than once: {repeated(folder)} of {total}", flush=True)
 
 
 def main() -> None:
     chosen = options(
-        {"runs": "60", "slots": "2", "peers": sys.executable, "engines": ",".join(ENGINES)}
+        {
+            "runs": "60",
+            "slots": "2",
+            "peers": sys.executable,
+            "engines": ",".join(ENGINES),
+            "parts": "calm,struck",
+        }
     )
     num_runs, slots = int(chosen["runs"]), int(chosen["slots"])
     print(f"{num_runs} runs of 1 s on {slots} slots: at best {num_runs / slots:.0f} s")
@@ -155,7 +160,7 @@ def main() -> None:
         if found.returncode:
             print(f"{engine.name}: not installed for {python}, left out")
             continue
-        race(engine, python, num_runs, slots)
+        race(engine, python, num_runs, slots, chosen["parts"].split(","))
 
 
 if __name__ == "__main__":

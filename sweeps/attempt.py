@@ -81,6 +81,8 @@ class Outcome:
     reason: str = ""
     ended: float
     """Seconds since 1970."""
+    out_of_memory: bool = False
+    """It needed more memory than there was: the next attempt goes through its batch in halves."""
 
 
 PUBLISHED = ("metrics.jsonl", "checkpoints", "record.json")

@@ -12,9 +12,16 @@ from model.typed import to_plain
 from sweeps.attempt import Attempt, Outcome, Status
 from sweeps.files import write_json
 from sweeps.measure import check_record
+from sweeps.memory import can_be_halved
 from sweeps.spec import RunSpec
 from sweeps.store import Store
-from sweeps.trouble import EXIT_FAILED, patiently, store_trouble
+from sweeps.trouble import (
+    EXIT_FAILED,
+    EXIT_MEMORY,
+    is_out_of_memory,
+    patiently,
+    store_trouble,
+)
 
 
 def is_published(store: Store, attempt: Attempt) -> bool:
@@ -48,8 +55,8 @@ def interrupted(attempt: Attempt, reason: str) -> None:
     attempt.end(Outcome(status="interrupted", reason=reason, ended=time.time()))
 
 
-def failed(attempt: Attempt, error: Exception) -> int:
-    """Say how the attempt failed, if the store still takes a word."""
+def failed(attempt: Attempt, spec: RunSpec, error: Exception) -> int:
+    """Say how the attempt failed, if the store still takes a word; returns the exit code."""
     trouble = store_trouble(attempt.dir, error)
     if isinstance(error, ConfigError):
         print(error, file=sys.stderr)
@@ -58,11 +65,17 @@ def failed(attempt: Attempt, error: Exception) -> int:
     sys.stderr.flush()
     reason = trouble.reason if trouble else one_line(error)
     status: Status = "interrupted" if trouble else "failed"
+    exit_code = trouble.exit_code if trouble else EXIT_FAILED
+    out_of_memory = trouble is None and is_out_of_memory(error)
+    if out_of_memory and can_be_halved(attempt.run_dir, spec.train, attempt.number):
+        status, exit_code = "interrupted", EXIT_MEMORY
+        reason = f"out of memory; the batch is gone through in smaller parts next ({reason})"
+    outcome = Outcome(status=status, reason=reason, ended=time.time(), out_of_memory=out_of_memory)
     try:
-        attempt.end(Outcome(status=status, reason=reason, ended=time.time()))
+        attempt.end(outcome)
     except OSError:
         print(f"{reason}; the outcome could not be written", file=sys.stderr)
-    return trouble.exit_code if trouble else EXIT_FAILED
+    return exit_code
 
 
 def one_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from model.training.distributed.job import Job, free_address, run_job
 from model.training.result import TrainResult
 from model.typed import build, to_plain
 from sweeps.attempt import Progress
+from sweeps.memory import micro_batches
 from sweeps.protocol import fingerprint, protocol_of
 from sweeps.provenance import provenance
 from sweeps.spec import NUMERICS_VERSION, RunSpec, run_id
@@ -65,6 +66,7 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
         name=run_id(spec),
         snapshots_dir=snapshots_dir,
         trunk_dir=trunk_dir,
+        micro_batches=micro_batches(run_dir, spec.train, int(attempt_dir.name)),
     )
     return record_of(spec, result, attempt_dir)
 

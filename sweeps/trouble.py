@@ -19,6 +19,8 @@ EXIT_HELD = 3
 """Another worker holds the run, or took it over."""
 EXIT_STOPPED = 5
 """Asked to stop; the run can be resumed."""
+EXIT_MEMORY = 12
+"""There was too little memory; the run can be resumed, its batch in smaller parts."""
 EXIT_DISK_FULL = 28
 EXIT_STORE = 74
 """The store can't be written for another reason."""
@@ -63,6 +65,18 @@ def store_trouble(folder: Path, error: Exception) -> Trouble | None:
             reason=f"{folder} can't be written ({os.strerror(number)})", exit_code=EXIT_STORE
         )
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had too little memory for what the run asked for."""
+    # By name: this file is read without torch. On a CPU its allocator raises a RuntimeError.
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "CUDA out of memory" in text
+    )
 
 
 def patiently(action: Callable[[], None], *, patience_s: float = PATIENCE_S) -> None:

@@ -103,7 +103,7 @@ def _run_attempt(
         interrupted(attempt, str(lost))
         return EXIT_STOPPED
     except Exception as error:
-        return failed(attempt, error)
+        return failed(attempt, spec, error)
 
 
 def _wait_until_over(store: Store, run_dir: Path) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from model.transformer import Transformer
 
@@ -29,8 +30,9 @@ class Stack:
         self.weights: dict[str, Tensor] = {}
         """By the parameter's name in a member: leaves that require a gradient."""
         self.buffers: dict[str, Tensor] = {}
+        self._rows: dict[str, list[Parameter]] = {}
         for name, _ in members[0].named_parameters():
-            rows = [member.get_parameter(name) for member in members]
+            self._rows[name] = rows = [member.get_parameter(name) for member in members]
             self.weights[name] = _joined(rows).requires_grad_()
         for name, _ in members[0].named_buffers():
             self.buffers[name] = _joined([member.get_buffer(name) for member in members])
@@ -43,9 +45,10 @@ class Stack:
     def hand_out_gradients(self) -> None:
         """After a backward pass: each member's parameters get their rows of the gradients."""
         for name, weight in self.weights.items():
-            grads = [None] * len(self.members) if weight.grad is None else weight.grad.unbind()
-            for member, grad in zip(self.members, grads, strict=True):
-                member.get_parameter(name).grad = grad
+            rows = self._rows[name]
+            grads = [None] * len(rows) if weight.grad is None else weight.grad.unbind()
+            for row, grad in zip(rows, grads, strict=True):
+                row.grad = grad
 
 
 @torch.no_grad()

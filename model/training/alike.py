@@ -35,7 +35,8 @@ def why_alone(config: TrainConfig, runtime: RuntimeConfig) -> str:
         "it shares a trunk": config.schedule.trunk,
         "its checkpoints are merged": config.schedule.kind == "wsm",
         "it goes back after a spike": config.health.on_spike == "rewind",
-        "FP8 is watched layer by layer": config.precision == "fp8",
+        f"its precision is {config.precision}": config.precision not in ("fp32", "bf16"),
+        f"its optimizer is {config.optimizer.kind}": config.optimizer.kind != "adamw",
         "a stack's weights are float32": config.precision == "bf16_weights",
         "its routers have losses of their own": config.balance.aux_loss_weight > 0
         or config.balance.z_loss_weight > 0,

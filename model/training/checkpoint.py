@@ -156,6 +156,21 @@ def newest_usable(
     return None
 
 
+def relabel(path: Path, identity: str) -> None:
+    """Put another identity into the checkpoint at ``path``; a broken one is left as it is."""
+    try:
+        body = read_body(path, FORMAT)
+    except (BrokenCheckpoint, FileNotFoundError):
+        return
+    body["state"]["identity"] = identity
+    unfinished = path / f"{UNFINISHED}{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    write_body(unfinished, body)
+    os.replace(unfinished / "state.json", path / "state.json")
+    unfinished.rmdir()
+    sync_folder(path)
+
+
 def write_body(folder: Path, body: dict[str, Any]) -> None:
     """Write a checkpoint's state.json with its own hash."""
     text = json.dumps({**body, "sha256": _hash_json(body)}, indent=1, allow_nan=False)

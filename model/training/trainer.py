@@ -43,6 +43,7 @@ def train(
     name: str = "",
     snapshots_dir: Path | None = None,
     trunk_dir: Path | None = None,
+    micro_batches: int = 1,
 ) -> TrainResult:
     """Train and evaluate one run, resuming from ``run_dir/checkpoints`` if there are any.
 
@@ -51,6 +52,7 @@ def train(
     ends the run in the same way, saved. ``name`` is what a mirror calls the run; without one it is
     the name of ``run_dir``. ``snapshots_dir`` is where the run keeps what outlives an attempt
     (``run_dir/snapshots`` by default), ``trunk_dir`` that folder of the trunk it may begin from.
+    ``micro_batches``: parts that each batch is gone through in, where memory is short.
 
     Raises:
         ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
@@ -59,7 +61,7 @@ def train(
     device = set_up(runtime)
     state = initial_state(model_config, config, device)
     run = open_run(
-        WholeModel(model_config, config, state, device),
+        WholeModel(model_config, config, state, device, micro_batches),
         config,
         corpus,
         runtime.tracker,

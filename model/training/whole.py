@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.balance import RoutingRequest, update_biases
-from model.config import ModelConfig
+from model.config import ModelConfig, require
 from model.layers import Rotary
 from model.training.checkpoint import Checkpoint, keep_checkpoint, load_newest, save_checkpoint
 from model.training.config import BalanceConfig, TrainConfig
@@ -38,9 +38,22 @@ class WholeModel:
     is_first = True
 
     def __init__(
-        self, config: ModelConfig, train: TrainConfig, state: RunState, device: torch.device
+        self,
+        config: ModelConfig,
+        train: TrainConfig,
+        state: RunState,
+        device: torch.device,
+        micro_batches: int = 1,
     ) -> None:
+        """``micro_batches``: parts a batch is gone through in, where memory does not hold it whole;
+        the gradients are the same but for the order of their sums.
+        """
+        require(
+            micro_batches == 1 or train.balance.aux_loss_weight == 0,
+            f"micro_batches is {micro_batches}, but balance.aux_loss_weight is over a whole batch",
+        )
         self.config, self.state = config, state
+        self._micro_batches = micro_batches
         self._train, self._device = train, device
         dtype = weights_dtype(train.precision)
         self.model = build_model(config, seed=train.seed, device=device, dtype=dtype)
@@ -55,7 +68,16 @@ class WholeModel:
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of a batch [windows, T + 1] on the weights."""
         self.optimizer.zero_grad(set_to_none=True)
-        return forward_backward(self.model, windows.to(self._device), self._train)
+        loss_nats = mtp_nats = 0.0
+        loads: list[Tensor] = []
+        for part in windows.to(self._device).tensor_split(self._micro_batches):
+            share = len(part) / len(windows)
+            found = forward_backward(self.model, part, self._train, share)
+            loss_nats += share * found.loss_nats
+            mtp_nats += share * found.mtp_nats
+            rows = zip(loads, found.loads, strict=True)
+            loads = [before + more for before, more in rows] if loads else [*found.loads]
+        return Gradients(loss_nats, mtp_nats, loads)
 
     def clip(self, clip_norm: float) -> float:
         """Scale all gradients so that their joint norm is at most ``clip_norm``; it before that."""
@@ -117,11 +139,19 @@ class WholeModel:
 
     def numerics(self) -> dict[str, Any]:
         """What decides the bits besides the spec."""
-        return describe_numerics(self._device)
+        numerics = describe_numerics(self._device)
+        if self._micro_batches > 1:
+            numerics["micro_batches"] = self._micro_batches
+        return numerics
 
 
-def forward_backward(model: Transformer, windows: Tensor, train: TrainConfig) -> Gradients:
-    """Add the gradients of the training loss of a batch [windows, T + 1] to the model's."""
+def forward_backward(
+    model: Transformer, windows: Tensor, train: TrainConfig, share: float = 1.0
+) -> Gradients:
+    """Add the gradients of the training loss of a batch [windows, T + 1] to the model's.
+
+    ``share``: of the whole batch that these windows are; the gradients count for so much.
+    """
     balance = train.balance
     weigh_routing = balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
     request = RoutingRequest(losses=weigh_routing)
@@ -133,7 +163,7 @@ def forward_backward(model: Transformer, windows: Tensor, train: TrainConfig) ->
         for stats in result.routing:
             total = total + balance.aux_loss_weight * stats.aux_loss
             total = total + balance.z_loss_weight * stats.z_loss
-    total.backward()
+    (total if share == 1 else share * total).backward()
     mtp_nats = 0.0 if mtp_loss is None else mtp_loss.item()
     return Gradients(loss.item(), mtp_nats, [stats.load_E for stats in result.routing])
 

@@ -5,11 +5,13 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 import toy_plans
 
 from model.accounting import count_params
 from model.errors import ConfigError
 from model.training.config import CheckpointConfig, RuntimeConfig
+from model.training import whole
 from model.typed import to_plain
 from sweeps.attempt import attempt_dir
 from sweeps.executors.inline import InlineExecutor
@@ -99,6 +101,48 @@ def test_forked_and_killed_runs_measure_the_same_to_the_bit(
     record = store.record(disturbed.run_id)
     assert record is not None
     assert [entry["number"] for entry in record.provenance["attempts"]] == [1, 2, 3]
+
+
+def without_memory_for(monkeypatch, most_sequences):
+    """A machine that holds no more sequences at once."""
+    real = whole.forward_backward
+
+    def forward_backward(model, windows, train, share=1.0):
+        if len(windows) > most_sequences:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(model, windows, train, share)
+
+    monkeypatch.setattr(whole, "forward_backward", forward_backward)
+
+
+@pytest.mark.slow
+def test_out_of_memory_halves_the_parts_of_the_same_batch(
+    undisturbed, real_plan, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.01,) * 4)
+    run = real_plan.runs[0]
+    sequences = run.spec.train.batch_tokens // run.spec.train.sequence_length
+    assert sequences == 2
+    without_memory_for(monkeypatch, 1)
+    store = Store(tmp_path)
+    result = run_sweep(replace(real_plan, runs=(run,)), store, InlineExecutor())
+    assert result.is_complete, result
+    found, wanted = store.record(run.run_id), undisturbed.record(run.run_id)
+    assert found.provenance["numerics"]["micro_batches"] == 2
+    assert found.batch_tokens == wanted.batch_tokens
+    assert found.loss_nats == pytest.approx(wanted.loss_nats, abs=1e-4)
+    ends = [entry["outcome"] or "" for entry in found.provenance["attempts"]]
+    assert ["out of memory" in end for end in ends] == [True, False]
+
+
+def test_a_sequence_that_does_not_fit_by_itself_fails(real_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.01,) * 9)
+    without_memory_for(monkeypatch, 0)
+    run = real_plan.runs[0]
+    store = Store(tmp_path)
+    result = run_sweep(replace(real_plan, runs=(run,)), store, InlineExecutor())
+    assert "OutOfMemoryError" in result.failed[run.run_id]
+    assert store.state(run.run_id).status == "failed"
 
 
 def test_the_corpus_of_the_plan_is_used_or_the_run_refused(plan, corpus, tmp_path):

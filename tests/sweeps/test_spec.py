@@ -73,7 +73,8 @@ def test_the_scientific_fields_are_pinned():
     golden = Path(__file__).parent / "golden_science_fields.txt"
     assert found == golden.read_text().split(), (
         "a scientific field was added, removed or renamed: every run id changes, so raise "
-        "SPEC_VERSION and write the new list into tests/sweeps/golden_science_fields.txt"
+        "SPEC_VERSION, write the new list into tests/sweeps/golden_science_fields.txt, and say in "
+        "sweeps/migrate.py what value stands for runs from before"
     )
 
 

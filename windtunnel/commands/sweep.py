@@ -41,6 +41,7 @@ from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
 from sweeps.events import SweepResult
 from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
 from sweeps.ladder import LadderConfig
+from sweeps.migrate import migrate
 from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, skim_plan, write_plan
 from sweeps.recipe import Recipe
@@ -105,6 +106,10 @@ def run(config: Config, console: Console) -> int:
     """Plan, show, and unless it is a dry run, train what is missing."""
     sweep = sweep_config(config)
     store = Store(usable_root(config.root))
+    if brought := migrate(store):
+        say(
+            console, f"{brought} runs of an earlier version of this program are kept under new ids."
+        )
     plan = priced_plan(sweep, prepared(sweep.corpus, sweep.runtime.data_dir, console), store)
     for name in () if config.dry_run else config.redo:
         store.redo(name)

@@ -176,7 +176,7 @@ def test_each_reason_to_stay_alone():
         "stages": {"stages": (StageConfig(name="long"),)},
         "trunk": {"schedule": ScheduleConfig(trunk=True)},
         "spike": {"health": HealthConfig(on_spike="rewind")},
-        "FP8": {"precision": "fp8"},
+        "fp8": {"precision": "fp8"},
         "losses": {"balance": BalanceConfig(z_loss_weight=1e-3)},
     }
     for word, change in changes.items():

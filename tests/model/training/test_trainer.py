@@ -32,9 +32,11 @@ from model.training.config import (
 from model.training.data import prepare_corpus
 from model.training.learner import model_weights
 from model.training.optim import build_optimizer, clip_gradients
+from model.training.run import initial_state
 from model.training.schedules import learning_rate
 from model.training.stopping import Interrupted
 from model.training.trainer import train
+from model.training.whole import WholeModel
 from model.transformer import build_model
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -442,3 +444,35 @@ def test_killed_at_random_moments_and_resumed_to_the_bit():
 
     assert "4 identical finals" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_batch_gone_through_in_parts_gives_the_gradients_of_the_whole(parts):
+    config = replace(TRAIN, balance=BalanceConfig(z_loss_weight=0.1))
+    windows = torch.randint(257, (4, 33), generator=torch.Generator().manual_seed(0))
+    device = torch.device("cpu")
+
+    def gradients(micro_batches):
+        state = initial_state(MODEL, config, device)
+        learner = WholeModel(MODEL, config, state, device, micro_batches)
+        learner.model.double()
+        return learner.model, learner.forward_backward(windows), learner.numerics()
+
+    whole, expected, numerics = gradients(1)
+    split, found, split_numerics = gradients(parts)
+    assert found.loss_nats == pytest.approx(expected.loss_nats, rel=1e-12)
+    assert found.mtp_nats == pytest.approx(expected.mtp_nats, rel=1e-12)
+    rows = zip(found.loads, expected.loads, strict=True)
+    assert all(load.equal(wanted) for load, wanted in rows)
+    wanted = dict(whole.named_parameters())
+    for name, parameter in split.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, wanted[name].grad, rtol=1e-10, atol=1e-14, msg=name
+        )
+    assert split_numerics == {**numerics, "micro_batches": parts}
+
+
+def test_a_loss_over_the_whole_batch_is_not_split(corpus, tmp_path):
+    config = replace(TRAIN, balance=BalanceConfig(aux_loss_weight=0.1))
+    with pytest.raises(ConfigError, match="micro_batches is 2, but balance"):
+        train(MODEL, config, corpus, RUNTIME, tmp_path, micro_batches=2)
