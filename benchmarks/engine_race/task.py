@@ -25,7 +25,9 @@ def run(
     """Run ``number`` from step ``first`` on; ``done`` is called after each step."""
     working = folder / "working" / str(number)
     working.parent.mkdir(exist_ok=True)
-    working.write_text(str(os.getpid()))
+    written = folder / f"pid-{os.getpid()}"
+    written.write_text(str(os.getpid()))
+    written.replace(working)
     for step in range(first, STEPS):
         time.sleep(STEP_S)
         with open(folder / "steps.txt", "a") as file:

@@ -159,7 +159,7 @@ def newest_usable(
 def relabel(path: Path, identity: str) -> None:
     """Put another identity into the checkpoint at ``path``; a broken one is left as it is."""
     try:
-        body = read_body(path, FORMAT)
+        body = read_body(path)
     except (BrokenCheckpoint, FileNotFoundError):
         return
     body["state"]["identity"] = identity

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from model.errors import ConfigError
-from model.training.checkpoint import Checkpoint, save_checkpoint
+from model.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from model.training.identity import run_identity
-from model.training.saving import find_checkpoint
 from model.typed import to_plain
 from sweeps.attempt import Attempt, Outcome, attempt_dir, read_claim
 from sweeps.files import content_hash, read_json, write_json
@@ -97,7 +96,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(plan, toy):
     spec = run.spec
     identity = run_identity(spec.model, spec.train, spec.corpus_fingerprint)
     folder = attempt_dir(toy.store.run_dir(run.run_id), 1)
-    found = find_checkpoint(folder / "checkpoints", identity, folder / "metrics.jsonl")
+    found = load_newest(folder / "checkpoints")
+    assert found.state["identity"] == identity
     assert found.state["run"] == {"step": 3}
     assert found.tensors["weight"].tolist() == [0, 1, 2]
 
