@@ -30,7 +30,7 @@ def plan_of(corpus_dir, corpus, axes):
 
 @pytest.fixture(scope="module")
 def seeds_and_rates(corpus_dir, corpus):
-    axes = {"ladder.seed": [0, 1], "recipe.training.peak_lr_factor": [0.5, 0.25]}
+    axes = {"ladder.seed": [0, 1], "recipe.training.peak_lr_factor": [0.05, 0.025]}
     return plan_of(corpus_dir, corpus, axes)
 
 
