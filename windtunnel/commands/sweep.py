@@ -106,7 +106,7 @@ def run(config: Config, console: Console) -> int:
     """Plan, show, and unless it is a dry run, train what is missing."""
     sweep = sweep_config(config)
     store = Store(usable_root(config.root))
-    if brought := migrate(store):
+    if not config.dry_run and (brought := migrate(store)):
         say(
             console, f"{brought} runs of an earlier version of this program are kept under new ids."
         )
