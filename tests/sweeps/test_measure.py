@@ -10,8 +10,8 @@ import toy_plans
 
 from model.accounting import count_params
 from model.errors import ConfigError
-from model.training.config import CheckpointConfig, RuntimeConfig
 from model.training import whole
+from model.training.config import CheckpointConfig, RuntimeConfig
 from model.typed import to_plain
 from sweeps.attempt import attempt_dir
 from sweeps.executors.inline import InlineExecutor
