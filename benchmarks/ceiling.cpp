@@ -2,6 +2,7 @@
 #include <ctime>
 
 #include "products.h"
+#include "tiles.h"
 
 namespace {
 // Processor time of this thread: other work on the machine must not lower the ceiling.
@@ -33,6 +34,25 @@ double wt_fp32_gflops() { return gflops<false>(); }
 double wt_bf16_gflops() {
 #if defined(__AVX512BF16__)
     return gflops<true>();
+#else
+    return 0;
+#endif
+}
+double wt_tiles_gflops() {
+#if defined(__AVX512BF16__)
+    if (!tiles_allowed()) return 0;
+    constexpr int ROUNDS = 200000;
+    const TileRegisters registers;
+    each_square<2, 2>([](auto r, int64_t, int64_t) { tile_zero<decltype(r)::value>(); },
+                      std::make_index_sequence<4>{});
+    const double began = now();
+    for (int r = 0; r < ROUNDS; r++) {
+        tile_multiply<0, 4, 6>();
+        tile_multiply<1, 4, 7>();
+        tile_multiply<2, 5, 6>();
+        tile_multiply<3, 5, 7>();
+    }
+    return 4 * 2.0 * SQUARE * DEPTH * ROUNDS / (now() - began) / 1e9;
 #else
     return 0;
 #endif

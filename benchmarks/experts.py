@@ -1,19 +1,22 @@
 """One expert layer, forward and backward: every way to compute it, side by side in one run.
 
-    python benchmarks/experts.py [shapes=all] [dtype=fp32,bf16] [threads=1] [rounds=5] [json=FILE]
+    python benchmarks/experts.py [shapes=quick|all|0,3,5] [dtype=fp32,bf16] [threads=1] [rounds=5]
+        [compile=no] [json=FILE]
 
 `loop` is the published modelling file's training path (a masked gather, a SwiGLU and a masked
 scatter an expert); `grouped_mm` is `torch.nn.functional.grouped_mm` under autograd with the visits
 sorted by expert; `grouped` is the same product with the project's written-out backward; `bmm` pads
-all experts to the largest; `cpu` is the fused kernel, `cpu recompute` keeps nothing for its
-backward; `compiled ...` are the former under torch.compile (compile=yes, on the first shape only:
-it takes half a minute each).
+all experts to the largest; `cpu` is the fused kernel as it would be chosen, `cpu vectors` and
+`cpu tiles` on one unit of the CPU, `cpu recompute` keeps nothing for its backward; `compiled ...`
+are the former under torch.compile (compile=yes, on the first shape only: it takes half a minute
+each).
 
 All run in the environment of a training process (memory kept by the allocator), so the framework's
 own ways have their best here. One thread is timed in processor seconds, more in wall seconds.
 `error` is the largest relative error of the output and all gradients against float64. `peak` is the
 share of the multiply-adds that one core was seen to do in registers, in the row's number format,
-times the threads. `memory` is what autograd keeps besides the inputs.
+times the threads: fp32 multiply-adds in vectors even for fp32 products on the tile unit, which can
+do more; bf16 on the faster of both units. `memory` is what autograd keeps besides the inputs.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from measuring import (
 from torch import Tensor, nn
 
 from model.experts import routed_experts
+from model.kernels import cpu
 
 # Shapes: T tokens, D model width, E experts, K experts per token, H expert width, P = T·K visits.
 
@@ -53,22 +57,30 @@ class Shape(NamedTuple):
         return 18 * self.tokens * self.top_k * self.width * self.expert_width
 
 
-QUICK = (
+SHAPES = (
     Shape(2048, 64, 16, 2, 32),
     Shape(4096, 128, 64, 4, 64),
     Shape(4096, 128, 256, 8, 32),
     Shape(4096, 128, 256, 8, 32, skew=2.0),
     Shape(2048, 256, 64, 4, 128),
-)
-ALL = (
-    *QUICK,
     Shape(2048, 64, 64, 4, 16),
     Shape(8192, 64, 64, 4, 16),
+    Shape(4096, 64, 256, 8, 16),
+    Shape(4096, 128, 16, 2, 128),
     Shape(4096, 128, 64, 4, 64, skew=2.0),
     Shape(4096, 256, 64, 8, 64),
     Shape(4096, 256, 256, 8, 64),
+    Shape(8192, 256, 64, 4, 128),
     Shape(2048, 512, 16, 2, 256),
+    Shape(4096, 512, 64, 8, 128),
 )
+QUICK = SHAPES[:5]
+
+
+def chosen_shapes(words: str) -> tuple[Shape, ...]:
+    """``quick``, ``all``, or numbers in the list, as in ``5,6,9``."""
+    named = {"quick": QUICK, "all": SHAPES}
+    return named[words] if words in named else tuple(SHAPES[int(i)] for i in words.split(","))
 
 
 class Inputs(NamedTuple):
@@ -183,6 +195,12 @@ def alternatives(inputs: Inputs, dtype: torch.dtype, *, compiled: bool) -> dict[
         "bmm": padded_bmm,
         "cpu": of_door(kernel="cpu"),
         "cpu recompute": of_door(kernel="cpu", recompute=True),
+    }
+    ways |= {
+        f"cpu {unit}": lambda *tensors, unit=unit: cpu.routed_experts(
+            *tensors, dtype=dtype, unit=unit
+        )
+        for unit in cpu.units(dtype)
     }
     if compiled:
         for name in ("loop", "grouped_mm", "bmm"):
@@ -314,7 +332,7 @@ def main() -> None:
     most = ceiling()
     print(f"{machine()}\none core at most: {most}")
     rows = []
-    for i, shape in enumerate(ALL if chosen["shapes"] == "all" else QUICK):
+    for i, shape in enumerate(chosen_shapes(chosen["shapes"])):
         for dtype in chosen["dtype"].split(","):
             print(f"{shape} {dtype}, {threads} thread(s)")
             found = measure(

@@ -46,10 +46,15 @@ class Ceiling:
 
     fp32_gflops: float
     bf16_gflops: float
+    """In vector registers."""
+    bf16_tiles_gflops: float
+    """On the tile unit (AMX)."""
     copy_gb_s: float
 
     def gflops(self, dtype: str) -> float:
-        return self.fp32_gflops if dtype == "fp32" else self.bf16_gflops
+        if dtype == "fp32":
+            return self.fp32_gflops
+        return max(self.bf16_gflops, self.bf16_tiles_gflops)
 
 
 def ceiling() -> Ceiling:
@@ -58,9 +63,9 @@ def ceiling() -> Ceiling:
         library = load_library(Path(__file__).with_name("ceiling.cpp"))
     except NoCompiledKernel as error:
         print(f"no ceilings: {error}")
-        return Ceiling(0.0, 0.0, 0.0)
+        return Ceiling(0.0, 0.0, 0.0, 0.0)
     best = []
-    for name in ("wt_fp32_gflops", "wt_bf16_gflops", "wt_copy_gb_s"):
+    for name in ("wt_fp32_gflops", "wt_bf16_gflops", "wt_tiles_gflops", "wt_copy_gb_s"):
         measure = getattr(library, name)
         measure.restype = ctypes.c_double
         best.append(max(measure() for _ in range(5)))

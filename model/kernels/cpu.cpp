@@ -1,347 +1,20 @@
-// One mixture-of-experts layer on a CPU, forward and backward, fused per tile of one expert's tokens.
+// One mixture-of-experts layer on a CPU, forward and backward: the door to its two ways.
 //
-//   y[t] = sum_k gate[t,k] * W_down[e]^T (silu(W_gate[e] x[t]) * (W_up[e] x[t])),   e = expert[t,k]
+// `experts_vectors.h` computes in vector registers, on every CPU; `experts_tiles.h` on the tile unit, where
+// there is one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D exists anywhere.
+// The experts' outputs are not kept for the backward pass; only the pre-activations H are, and not even
+// those when the caller passes no buffer: they are then computed again.
 //
-// Shapes: x, y [T, D]; expert, gate [T, K]; w_gate_up [E, 2H, D], gate rows first; w_down [E, H, D].
-// D lies innermost in both weights, so that in fp32 every one of the six matrix products streams
-// contiguous rows and no weight is ever packed or transposed:
-//
-//   forward   H^T  [2H, n] = W_gate_up [2H, D] . X^T [D, n]        tokens in the vector lanes
-//             y    [n, D] += gate * (A [n, H] . W_down [H, D])     straight into the rows of y
-//   backward  dA^T [H, n]  = W_down [H, D] . dY^T [D, n]
-//             dW_down     += (gate A)^T [H, n] . dY [n, D]         dY and X read where they lie
-//             dW_gate_up  += dH^T [2H, n] . X [n, D]
-//             dx   [n, D] += dH [n, 2H] . W_gate_up [2H, D]        straight into the rows of dx
-//
-// with n <= TILE tokens of one expert. Nothing of size T*K*D exists anywhere. The gate's gradient is
-// <A, dA> per token, so the experts' outputs are not kept either; only the pre-activations H are, and
-// not even those when the caller passes no buffer: they are then computed again in the backward pass.
-//
-// With BF16 all tensors are the same fp32, but the factors of every product are rounded to bfloat16 in
-// pairs along the summed dimension (products.h); the weights once per expert and pass. Sums are fp32.
+// All tensors are fp32. With bf16 the factors of every product are rounded to bfloat16; sums are fp32.
 
-#include <omp.h>
-
-#include "products.h"
-#include "routing.h"
-
-namespace {
-
-// Values a word of a factor holds, and the words that hold n values.
-template <bool BF16>
-constexpr int64_t PER_WORD = BF16 ? 2 : 1;
-template <bool BF16>
-constexpr int64_t words(int64_t n) {
-    return (n + PER_WORD<BF16> - 1) / PER_WORD<BF16>;
-}
-
-// One vector of words from `left` remaining values of a row, zeros beyond them.
-template <bool BF16>
-inline vec row_words(const float* p, int64_t left) {
-    const auto part = [&](int64_t from) {
-        if (left >= from + LANES) return load(p + from);
-        return left > from ? load_first(p + from, static_cast<int>(left - from)) : vec{};
-    };
-#if defined(__AVX512BF16__)
-    if constexpr (BF16) return neighbour_words(part(0), part(LANES));
-#endif
-    return part(0);
-}
-
-// The tokens' rows transposed: columns[c*np + i] is word c of source[token[i]], zero for i in [n, np).
-template <bool BF16>
-void gather_columns(const float* source, const int64_t* token, int64_t n, int64_t np, int64_t D,
-                    float* columns) {
-    const int64_t all = words<BF16>(D);
-    for (int64_t i0 = 0; i0 < np; i0 += LANES) {
-        for (int64_t c0 = 0; c0 < all; c0 += LANES) {
-            vec r[LANES];
-            for (int i = 0; i < LANES; i++) {
-                const int64_t value = c0 * PER_WORD<BF16>;
-                r[i] = i0 + i < n ? row_words<BF16>(source + token[i0 + i] * D + value, D - value) : vec{};
-            }
-            transpose(r);
-            const int64_t count = std::min<int64_t>(LANES, all - c0);
-            for (int64_t c = 0; c < count; c++) store(columns + (c0 + c) * np + i0, r[c]);
-        }
-    }
-}
-
-// The right factor whose n rows of D values are summed over: as they lie, or (BF16) packed in pairs of rows.
-template <bool BF16, class Row>
-Right summed_rows(Row row, int64_t n, int64_t D, const float** pointers, float* packed) {
-#if defined(__AVX512BF16__)
-    if constexpr (BF16) {
-        for (int64_t i = 0; i < n; i += 2) {
-            const float *first = row(i), *second = i + 1 < n ? row(i + 1) : nullptr;
-            for (int64_t c = 0; c < D; c += LANES) {
-                const int count = static_cast<int>(std::min<int64_t>(LANES, D - c));
-                const vec low = load_first(first + c, count);
-                const vec high = second ? load_first(second + c, count) : vec{};
-                store_first(packed + i / 2 * D + c, pair_words(low, high), count);
-            }
-        }
-        return {packed, D, nullptr};
-    }
-#endif
-    for (int64_t i = 0; i < n; i++) pointers[i] = row(i);
-    return {nullptr, 0, pointers};
-}
-
-// A left factor of M rows of D values, in words along D.
-template <bool BF16>
-const float* row_factor(const float* w, int64_t M, int64_t D, float* packed) {
-    if constexpr (!BF16) return w;
-    const int64_t all = words<BF16>(D);
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t c = 0; c < all; c += LANES) {
-            const vec v = row_words<BF16>(w + m * D + 2 * c, D - 2 * c);
-            store_first(packed + m * all + c, v, static_cast<int>(std::min<int64_t>(LANES, all - c)));
-        }
-    return packed;
-}
-
-// A right factor of K rows of D values, in words along K.
-template <bool BF16>
-Right column_factor(const float* w, int64_t K, int64_t D, float* packed) {
-    if constexpr (!BF16) return {w, D, nullptr};
-    return summed_rows<BF16>([&](int64_t k) { return w + k * D; }, K, D, nullptr, packed);
-}
-
-// Rows j .. j+PER_WORD-1 of an inner activation, in the layout in which these rows are summed over.
-template <bool BF16>
-inline void store_rows(float* out, int64_t j, int64_t np, int64_t i, const vec* rows) {
-#if defined(__AVX512BF16__)
-    if constexpr (BF16) return store(out + j / 2 * np + i, pair_words(rows[0], rows[1]));
-#endif
-    store(out + j * np + i, rows[0]);
-}
-
-// A row of an inner activation, in the layout in which tokens are summed over.
-template <bool BF16>
-inline void store_tokens(float* out, int64_t j, int64_t np, int64_t i, vec row) {
-#if defined(__AVX512BF16__)
-    if constexpr (BF16) return store_bf16(reinterpret_cast<uint16_t*>(out) + j * np + i, row);
-#endif
-    store(out + j * np + i, row);
-}
-
-// Pre-activations kept between forward and backward: as floats, or (BF16) as bfloat16.
-template <bool BF16>
-inline vec read_kept(const float* kept, int64_t at) {
-#if defined(__AVX512BF16__)
-    if constexpr (BF16) return load_bf16(reinterpret_cast<const uint16_t*>(kept) + at);
-#endif
-    return load(kept + at);
-}
-
-// hT[2H, np] = W_gate_up . X^T
-template <bool BF16>
-void project_up(const float* w, const float* xT, int64_t H, int64_t D, int64_t np, float* hT) {
-    const int64_t k = words<BF16>(D);
-    multiply<BF16>({w, k, 1, {xT, np, nullptr}, 2 * H, np, k, {hT, np, nullptr, nullptr, false}});
-}
-
-struct Shape {
-    int64_t T, D, E, H, K;
-};
-
-// Brings the next tile's rows near while the current tile is computed.
-inline void prefetch_rows(const float* source, const Routing& r, int64_t t, int64_t end, int64_t D) {
-    if (t + 1 >= end) return;
-    const Tile& next = r.tiles[t + 1];
-    for (int64_t i = 0; i < next.n; i++) prefetch(source + r.token[next.first + i] * D, D);
-}
-
-template <bool BF16>
-int32_t forward(const Shape& s, const float* x, const int64_t* expert, const float* gate,
-                const float* w_gate_up, const float* w_down, float* y, float* saved, int32_t threads) {
-    constexpr int PER = PER_WORD<BF16>;
-    const auto [T, D, E, H, K] = s;
-    const Routing r = route(expert, T * K, K, E, threads);
-    if (!r.valid) return 1;
-    RowSums sums(y, T, D, threads);
-#pragma omp parallel num_threads(threads)
-    {
-        const int me = omp_get_thread_num();
-        float* my_y = sums.of(me);
-        Buffer xT(words<BF16>(D) * TILE), own_h(BF16 || !saved ? 2 * H * TILE : 0), aT(H * TILE);
-        Buffer packed_in(BF16 ? 2 * H * words<BF16>(D) : 0), packed_out(BF16 ? H / 2 * D : 0);
-        const float* w_in = nullptr;
-        Right w_out{};
-        float* rows[TILE];
-        float scale[TILE];
-        int64_t current = -1;
-        for (int64_t t = r.range[me]; t < r.range[me + 1]; t++) {
-            const Tile& tile = r.tiles[t];
-            const int64_t np = tile.np, e = tile.expert;
-            if (e != current) {
-                w_in = row_factor<BF16>(w_gate_up + e * 2 * H * D, 2 * H, D, packed_in.data);
-                w_out = column_factor<BF16>(w_down + e * H * D, H, D, packed_out.data);
-                current = e;
-            }
-            float* kept = saved ? saved + tile.saved * 2 * H / PER : nullptr;
-            float* hT = BF16 || !saved ? own_h.data : kept;
-            gather_columns<BF16>(x, &r.token[tile.first], tile.n, np, D, xT.data);
-            prefetch_rows(x, r, t, r.range[me + 1], D);
-            project_up<BF16>(w_in, xT.data, H, D, np, hT);
-            for (int64_t j = 0; j < H; j += PER)
-                for (int64_t i = 0; i < np; i += LANES) {
-                    vec a[PER];
-                    for (int k = 0; k < PER; k++) {
-                        const vec g = load(hT + (j + k) * np + i), u = load(hT + (H + j + k) * np + i);
-                        a[k] = g * sigmoid(g) * u;
-                        if (BF16 && kept) {
-                            store_tokens<BF16>(kept, j + k, np, i, g);
-                            store_tokens<BF16>(kept, H + j + k, np, i, u);
-                        }
-                    }
-                    store_rows<BF16>(aT.data, j, np, i, a);
-                }
-            for (int64_t i = 0; i < tile.n; i++) {
-                rows[i] = my_y + r.token[tile.first + i] * D;
-                scale[i] = gate[r.slot[tile.first + i]];
-            }
-            multiply<BF16>({aT.data, 1, np, w_out, tile.n, D, H / PER, {nullptr, 0, rows, scale, true}});
-        }
-#pragma omp barrier
-        sums.reduce(me);
-    }
-    return 0;
-}
-
-template <bool BF16>
-int32_t backward(const Shape& s, const float* x, const int64_t* expert, const float* gate,
-                 const float* w_gate_up, const float* w_down, const float* saved, const float* dy,
-                 float* dx, float* dgate, float* dw_gate_up, float* dw_down, int32_t threads) {
-    constexpr int PER = PER_WORD<BF16>;
-    const auto [T, D, E, H, K] = s;
-    const Routing r = route(expert, T * K, K, E, threads);
-    if (!r.valid) return 1;
-    RowSums sums(dx, T, D, threads);
-    // An expert whose tiles straddle two ranges is finished by adding the later threads' shares.
-    std::vector<int64_t> shared_expert(threads, -1);
-    std::vector<std::unique_ptr<Buffer>> share(threads);
-    for (int i = 1; i < threads; i++)
-        if (r.range[i] < r.range[i + 1] && !r.tiles[r.range[i]].first_of_expert) {
-            shared_expert[i] = r.tiles[r.range[i]].expert;
-            share[i] = std::make_unique<Buffer>(3 * H * D);
-        }
-#pragma omp parallel num_threads(threads)
-    {
-        const int me = omp_get_thread_num();
-        float* my_dx = sums.of(me);
-        const int64_t dw = words<BF16>(D), tw = words<BF16>(TILE);
-        Buffer dyT(dw * TILE), daT(H * TILE), awT(H * tw), dhT(2 * H * tw);
-        Buffer dhP(BF16 ? H * TILE : 0), x_pairs(BF16 ? tw * D : 0), dy_pairs(BF16 ? tw * D : 0);
-        Buffer xT(saved ? 0 : dw * TILE), own_h(saved ? 0 : 2 * H * TILE);
-        Buffer packed_in(BF16 && !saved ? 2 * H * dw : 0), packed_in_columns(BF16 ? H * D : 0);
-        Buffer packed_out(BF16 ? H * dw : 0);
-        const float *w_in = nullptr, *w_out = nullptr;
-        Right w_in_columns{};
-        const float *x_rows[TILE], *dy_rows[TILE];
-        float* rows[TILE];
-        float gates[TILE];
-        for (int64_t e = E * me / threads; e < E * (me + 1) / threads; e++)
-            if (!r.visited[e]) {
-                std::memset(dw_gate_up + e * 2 * H * D, 0, 2 * H * D * sizeof(float));
-                std::memset(dw_down + e * H * D, 0, H * D * sizeof(float));
-            }
-        int64_t current = -1;
-        for (int64_t t = r.range[me]; t < r.range[me + 1]; t++) {
-            const Tile& tile = r.tiles[t];
-            const int64_t n = tile.n, np = tile.np, e = tile.expert;
-            const int64_t* token = &r.token[tile.first];
-            const bool add = e == current;  // to the weights' gradients
-            if (e != current) {
-                const float* w = w_gate_up + e * 2 * H * D;
-                if (!saved) w_in = row_factor<BF16>(w, 2 * H, D, packed_in.data);
-                w_in_columns = column_factor<BF16>(w, 2 * H, D, packed_in_columns.data);
-                w_out = row_factor<BF16>(w_down + e * H * D, H, D, packed_out.data);
-                current = e;
-            }
-            gather_columns<BF16>(dy, token, n, np, D, dyT.data);
-            prefetch_rows(dy, r, t, r.range[me + 1], D);
-            if (!saved) {
-                gather_columns<BF16>(x, token, n, np, D, xT.data);
-                project_up<BF16>(w_in, xT.data, H, D, np, own_h.data);
-            }
-            prefetch_rows(x, r, t, r.range[me + 1], D);
-            multiply<BF16>({w_out, dw, 1, {dyT.data, np, nullptr}, H, np, dw,
-                            {daT.data, np, nullptr, nullptr, false}});
-
-            const float* kept = saved ? saved + tile.saved * 2 * H / PER : nullptr;
-            const auto pre_activation = [&](int64_t at) {
-                return saved ? read_kept<BF16>(kept, at) : load(own_h.data + at);
-            };
-            float* dh_rows = BF16 ? dhP.data : dhT.data;  // in fp32 one layout serves both sums
-            for (int64_t i = 0; i < np; i++) gates[i] = i < n ? gate[r.slot[tile.first + i]] : 0.0f;
-            for (int64_t i0 = 0; i0 < np; i0 += LANES) {
-                const vec w = load(gates + i0);
-                vec dgate_sum{};
-                for (int64_t j0 = 0; j0 < H; j0 += PER) {
-                    vec d_gate[PER], d_up[PER];
-                    for (int k = 0; k < PER; k++) {
-                        const int64_t j = j0 + k, at = j * np + i0;
-                        const vec g = pre_activation(at), u = pre_activation(H * np + at);
-                        const vec sig = sigmoid(g), silu = g * sig;
-                        const vec a = silu * u, da = load(daT.data + at);
-                        dgate_sum += a * da;
-                        const vec dwa = w * da;
-                        d_gate[k] = dwa * u * (sig + silu * (1.0f - sig));
-                        d_up[k] = dwa * silu;
-                        store_tokens<BF16>(awT.data, j, np, i0, w * a);
-                        if (BF16) {
-                            store_tokens<BF16>(dhT.data, j, np, i0, d_gate[k]);
-                            store_tokens<BF16>(dhT.data, H + j, np, i0, d_up[k]);
-                        }
-                    }
-                    store_rows<BF16>(dh_rows, j0, np, i0, d_gate);
-                    store_rows<BF16>(dh_rows, H + j0, np, i0, d_up);
-                }
-                for (int i = 0; i < LANES && i0 + i < n; i++)
-                    dgate[r.slot[tile.first + i0 + i]] = dgate_sum[i];
-            }
-
-            const bool in_share = e == shared_expert[me];
-            float* dw_in = in_share ? share[me]->data : dw_gate_up + e * 2 * H * D;
-            float* dw_out = in_share ? share[me]->data + 2 * H * D : dw_down + e * H * D;
-            const auto row_of = [&](const float* source) {
-                return [=](int64_t i) { return source + token[i] * D; };
-            };
-            const Right dy_n = summed_rows<BF16>(row_of(dy), n, D, dy_rows, dy_pairs.data);
-            multiply<BF16>({awT.data, np / PER, 1, dy_n, H, D, words<BF16>(n),
-                            {dw_out, D, nullptr, nullptr, add}});
-            const Right x_n = summed_rows<BF16>(row_of(x), n, D, x_rows, x_pairs.data);
-            multiply<BF16>({dhT.data, np / PER, 1, x_n, 2 * H, D, words<BF16>(n),
-                            {dw_in, D, nullptr, nullptr, add}});
-            for (int64_t i = 0; i < n; i++) rows[i] = my_dx + token[i] * D;
-            multiply<BF16>({dh_rows, 1, np, w_in_columns, n, D, 2 * H / PER,
-                            {nullptr, 0, rows, nullptr, true}});
-        }
-#pragma omp barrier
-        sums.reduce(me);
-        for (int i = 1; i < threads; i++) {
-            if (shared_expert[i] < 0) continue;
-            const int64_t e = shared_expert[i];
-            const int64_t from = 3 * H * D * me / threads, to = 3 * H * D * (me + 1) / threads;
-            for (int64_t at = from; at < to; at++) {
-                float* target = at < 2 * H * D ? dw_gate_up + e * 2 * H * D + at
-                                               : dw_down + e * H * D + (at - 2 * H * D);
-                *target += share[i]->data[at];
-            }
-        }
-    }
-    return 0;
-}
-
-}  // namespace
+#include "experts_tiles.h"
+#include "experts_vectors.h"
 
 extern "C" {
 
 int32_t wt_lanes() { return LANES; }
 
-// Whether this build has bfloat16 products (with even H); without, `bf16` below must be 0.
+// Whether this build has bfloat16 products in vectors (with even H).
 int32_t wt_has_bf16() {
 #if defined(__AVX512BF16__)
     return 1;
@@ -350,36 +23,47 @@ int32_t wt_has_bf16() {
 #endif
 }
 
+// Whether tile products can be had on this machine.
+int32_t wt_has_tiles() {
+#if defined(__AVX512BF16__)
+    return tiles_allowed();
+#else
+    return 0;
+#endif
+}
+
 // Floats of the buffer that keeps H between forward and backward, for any routing of T*K pairs.
-int64_t wt_saved_floats(int64_t pairs, int64_t E, int64_t H, int32_t bf16) {
-    const int64_t columns = pairs + std::min(pairs, E) * (LANES - 1);  // one part tile an expert
+int64_t wt_saved_floats(int64_t pairs, int64_t E, int64_t H, int32_t bf16, int32_t tiles) {
+    // In vectors, one part tile an expert.
+    const int64_t columns = tiles ? pairs : pairs + std::min(pairs, E) * (LANES - 1);
     return 2 * H * columns / (bf16 ? 2 : 1);
 }
 
 // Returns 0, or 1 when an expert index is out of range and nothing was computed; so does backward.
 int32_t wt_experts_forward(int64_t T, int64_t D, int64_t E, int64_t H, int64_t K, const float* x,
                            const int64_t* expert, const float* gate, const float* w_gate_up,
-                           const float* w_down, float* y, float* saved, int32_t bf16, int32_t threads) {
-    const Shape s{T, D, E, H, K};
+                           const float* w_down, float* y, float* saved, int32_t bf16, int32_t tiles,
+                           int32_t threads) {
+    const Layer layer{T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads};
 #if defined(__AVX512BF16__)
-    if (bf16) return forward<true>(s, x, expert, gate, w_gate_up, w_down, y, saved, threads);
+    if (tiles) return bf16 ? tiles_forward<1>(layer, y, saved) : tiles_forward<3>(layer, y, saved);
+    if (bf16) return vectors_forward<true>(layer, y, saved);
 #endif
-    return forward<false>(s, x, expert, gate, w_gate_up, w_down, y, saved, threads);
+    return vectors_forward<false>(layer, y, saved);
 }
 
 int32_t wt_experts_backward(int64_t T, int64_t D, int64_t E, int64_t H, int64_t K, const float* x,
                             const int64_t* expert, const float* gate, const float* w_gate_up,
                             const float* w_down, const float* saved, const float* dy, float* dx,
-                            float* dgate, float* dw_gate_up, float* dw_down, int32_t bf16,
+                            float* dgate, float* dw_gate_up, float* dw_down, int32_t bf16, int32_t tiles,
                             int32_t threads) {
-    const Shape s{T, D, E, H, K};
+    const Layer layer{T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads};
+    const Gradients out{dy, dx, dgate, dw_gate_up, dw_down};
 #if defined(__AVX512BF16__)
-    if (bf16)
-        return backward<true>(s, x, expert, gate, w_gate_up, w_down, saved, dy, dx, dgate, dw_gate_up,
-                              dw_down, threads);
+    if (tiles) return bf16 ? tiles_backward<1>(layer, saved, out) : tiles_backward<3>(layer, saved, out);
+    if (bf16) return vectors_backward<true>(layer, saved, out);
 #endif
-    return backward<false>(s, x, expert, gate, w_gate_up, w_down, saved, dy, dx, dgate, dw_gate_up,
-                           dw_down, threads);
+    return vectors_backward<false>(layer, saved, out);
 }
 
 }  // extern "C"

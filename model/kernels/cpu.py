@@ -11,12 +11,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from model.kernels.compiled import load_library
+
+Unit = Literal["vectors", "tiles"]
+"""What multiplies: the vector registers, or the tile unit (AMX)."""
+
+FP32_TILES_FROM_WIDTH = 64
+"""Expert width from which fp32 products are faster on the tile unit, see LOG.md, 2026-11-26."""
 
 
 def routed_experts(
@@ -28,6 +34,7 @@ def routed_experts(
     *,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
+    unit: Unit | None = None,
 ) -> Tensor:
     """Weighted sum of each token's experts, [T, D]; gradients for all but ``expert_TK``.
 
@@ -38,22 +45,46 @@ def routed_experts(
         w_gate_up_E2HD: [E, 2H, D], gate rows first.
         w_down_EHD: [E, H, D].
         dtype: fp32, or bfloat16: the factors of every product are rounded to it, the sums, the
-            answer and the gradients stay fp32. Needs ``has_bfloat16()`` and an even H.
+            answer and the gradients stay fp32. Needs ``has_tiles()``, or ``has_bfloat16()`` and
+            an even H.
         recompute: keep nothing for the backward pass, and compute the pre-activations again.
+        unit: what multiplies; None takes :func:`unit_for`. On the tile unit an fp32 factor is
+            the sum of three bfloat16 ones and exact, and so is the answer to fp32 (``tiles.h``).
 
     Raises:
         NoCompiledKernel: this machine cannot build the kernel.
     """
-    settings = (dtype == torch.bfloat16, recompute)
+    unit = unit or unit_for(dtype, w_down_EHD.shape[1]) or "vectors"
+    settings = (dtype == torch.bfloat16, recompute, unit == "tiles")
     y_TD: Tensor = _RoutedExperts.apply(
         x_TD, expert_TK, gate_TK, w_gate_up_E2HD, w_down_EHD, settings
     )
     return y_TD
 
 
+def unit_for(dtype: torch.dtype, expert_width: int) -> Unit | None:
+    """The faster unit for these products; None where this CPU has none for them."""
+    if has_tiles() and (dtype == torch.bfloat16 or expert_width >= FP32_TILES_FROM_WIDTH):
+        return "tiles"
+    if dtype == torch.float32 or (has_bfloat16() and expert_width % 2 == 0):
+        return "vectors"
+    return None
+
+
+def units(dtype: torch.dtype) -> list[Unit]:
+    """All units that can do these products, with any even expert width."""
+    vectors: list[Unit] = ["vectors"] if dtype == torch.float32 or has_bfloat16() else []
+    return [*vectors, "tiles"] if has_tiles() else vectors
+
+
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 (AVX512-BF16) and the kernel was built for that."""
     return bool(_kernel().wt_has_bf16())
+
+
+def has_tiles() -> bool:
+    """Whether this CPU has a tile unit (AMX-BF16) and the system lets this process use it."""
+    return bool(_kernel().wt_has_tiles())
 
 
 class _RoutedExperts(torch.autograd.Function):
@@ -65,26 +96,31 @@ class _RoutedExperts(torch.autograd.Function):
         gate_TK: Tensor,
         w_in: Tensor,
         w_out: Tensor,
-        settings: tuple[bool, bool],
+        settings: tuple[bool, bool, bool],
     ) -> Tensor:
         x_TD, expert_TK, gate_TK, w_in, w_out = (
             t.contiguous() for t in (x_TD, expert_TK, gate_TK, w_in, w_out)
         )
         shape = _checked_shape(x_TD, expert_TK, gate_TK, w_in, w_out)
         num_experts, expert_width = w_out.shape[:2]
-        bf16, recompute = settings
-        if bf16 and (expert_width % 2 or not has_bfloat16()):
-            raise ValueError("bfloat16 needs a CPU with AVX512-BF16 and an even expert width")
+        bf16, recompute, tiles = settings
+        if tiles and not has_tiles():
+            raise ValueError("unit='tiles' needs a CPU with AMX-BF16")
+        if bf16 and not tiles and (expert_width % 2 or not has_bfloat16()):
+            raise ValueError(
+                "bfloat16 needs a CPU with AMX-BF16, or with AVX512-BF16 and an even expert width"
+            )
         kernel = _kernel()
         saved = None
         if any(ctx.needs_input_grad) and not recompute:
             pairs = expert_TK.numel()
-            saved = x_TD.new_empty(kernel.wt_saved_floats(pairs, num_experts, expert_width, bf16))
+            size = kernel.wt_saved_floats(pairs, num_experts, expert_width, bf16, tiles)
+            saved = x_TD.new_empty(size)
         y_TD = torch.empty_like(x_TD)
         inputs = (x_TD, expert_TK, gate_TK, w_in, w_out)
-        _call(kernel.wt_experts_forward, shape, (*inputs, y_TD, saved), bf16)
+        _call(kernel.wt_experts_forward, shape, (*inputs, y_TD, saved), (bf16, tiles))
         ctx.save_for_backward(*inputs, saved)
-        ctx.bf16 = bf16
+        ctx.products = (bf16, tiles)
         return y_TD
 
     @staticmethod
@@ -95,7 +131,7 @@ class _RoutedExperts(torch.autograd.Function):
         shape = _checked_shape(*inputs)
         grads = [torch.empty_like(t) for t in (x_TD, gate_TK, w_in, w_out)]
         tensors = (*inputs, saved, dy_TD.contiguous(), *grads)
-        _call(_kernel().wt_experts_backward, shape, tensors, ctx.bf16)
+        _call(_kernel().wt_experts_backward, shape, tensors, ctx.products)
         dx_TD, dgate_TK, dw_in, dw_out = grads
         return dx_TD, None, dgate_TK, dw_in, dw_out, None
 
@@ -127,10 +163,10 @@ def _call(
     function: Callable[..., int],
     shape: tuple[int, ...],
     tensors: Sequence[Tensor | None],
-    bf16: bool,
+    products: tuple[bool, bool],
 ) -> None:
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    if function(*shape, *pointers, bf16, torch.get_num_threads()) != 0:
+    if function(*shape, *pointers, *products, torch.get_num_threads()) != 0:
         raise IndexError(f"expert_TK holds an index outside 0 to {shape[2] - 1}")
 
 
@@ -138,10 +174,10 @@ def _call(
 def _kernel() -> ctypes.CDLL:
     library = load_library()
     sizes, pointer, flag = [ctypes.c_int64] * 5, ctypes.c_void_p, ctypes.c_int32
-    library.wt_saved_floats.argtypes = [*[ctypes.c_int64] * 3, flag]
+    library.wt_saved_floats.argtypes = [*[ctypes.c_int64] * 3, flag, flag]
     library.wt_saved_floats.restype = ctypes.c_int64
-    library.wt_experts_forward.argtypes = [*sizes, *[pointer] * 7, flag, flag]
+    library.wt_experts_forward.argtypes = [*sizes, *[pointer] * 7, *[flag] * 3]
     library.wt_experts_forward.restype = ctypes.c_int32
-    library.wt_experts_backward.argtypes = [*sizes, *[pointer] * 11, flag, flag]
+    library.wt_experts_backward.argtypes = [*sizes, *[pointer] * 11, *[flag] * 3]
     library.wt_experts_backward.restype = ctypes.c_int32
     return library

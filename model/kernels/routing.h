@@ -11,10 +11,6 @@
 
 namespace {
 
-// Most tokens of one expert handled together; a multiple of every LANES. Of 32, 48 and 64 on Zen 4, 48 was
-// best or within the noise of the best for widths 64 to 512.
-constexpr int64_t TILE = 48;
-
 struct Tile {
     int64_t expert;
     int64_t first;  // position in the expert-sorted order of (token, choice) pairs
@@ -33,7 +29,9 @@ struct Routing {
     bool valid = true;           // every expert index lies in [0, E)
 };
 
-inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E, int threads) {
+// Tiles of at most `most` tokens, a multiple of LANES. To begin an expert costs as much as `visit_cost` tokens.
+inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E, int threads,
+                     int64_t most, int64_t visit_cost) {
     Routing r;
     std::vector<int64_t> start(E + 1, 0);
     for (int64_t s = 0; s < pairs; s++) {
@@ -60,7 +58,7 @@ inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E,
     for (int64_t e = 0; e < E; e++) {
         // As few tiles as hold the expert's tokens, of as equal a number of whole vectors as possible.
         const int64_t count = start[e + 1] - start[e];
-        const int64_t parts = (count + TILE - 1) / TILE;
+        const int64_t parts = (count + most - 1) / most;
         for (int64_t part = 0, first = start[e]; part < parts; part++) {
             const int64_t left = start[e + 1] - first;
             const int64_t n = std::min(left, round_up((left + parts - part - 1) / (parts - part), LANES));
@@ -71,38 +69,21 @@ inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E,
         }
     }
     // A tile costs its columns plus, for touching its weights, about as much as half a vector more.
-    const int64_t total = columns + static_cast<int64_t>(r.tiles.size()) * (LANES / 2);
+    const auto cost_of = [&](const Tile& tile) {
+        return tile.np + LANES / 2 + (tile.first_of_expert ? visit_cost : 0);
+    };
+    int64_t total = 0;
+    for (const Tile& tile : r.tiles) total += cost_of(tile);
     r.range.assign(threads + 1, static_cast<int64_t>(r.tiles.size()));
     r.range[0] = 0;
     int64_t cost = 0;
     int thread = 1;
     for (size_t t = 0; t < r.tiles.size() && thread < threads; t++) {
-        cost += r.tiles[t].np + LANES / 2;
+        cost += cost_of(r.tiles[t]);
         while (thread < threads && cost * threads >= total * thread)
             r.range[thread++] = static_cast<int64_t>(t) + 1;
     }
     return r;
 }
-
-// Each thread adds into rows of its own copy of the output; the copies are summed in thread order.
-struct RowSums {
-    RowSums(float* out, int64_t T, int64_t D, int threads) : out(out), size(T * D), threads(threads) {
-        for (int i = 1; i < threads; i++) extra.push_back(std::make_unique<Buffer>(size));
-    }
-    float* of(int thread) {
-        float* p = thread == 0 ? out : extra[thread - 1]->data;
-        std::memset(p, 0, size * sizeof(float));
-        return p;
-    }
-    void reduce(int thread) {  // after a barrier
-        const int64_t from = size * thread / threads, to = size * (thread + 1) / threads;
-        for (auto& buffer : extra)
-            for (int64_t i = from; i < to; i++) out[i] += buffer->data[i];
-    }
-    float* out;
-    int64_t size;
-    int threads;
-    std::vector<std::unique_ptr<Buffer>> extra;
-};
 
 }  // namespace

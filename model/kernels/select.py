@@ -49,6 +49,12 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
+UNIT_WORDS = {
+    "vectors": "products in its vector registers",
+    "tiles": "products on its tile unit (AMX)",
+}
+
+
 class Choice(NamedTuple):
     """A kernel's name and the reason for it, in words for a person."""
 
@@ -87,10 +93,9 @@ def select(
         except NoCompiledKernel as error:
             without_compiled = f"; {error}"
         else:
-            if dtype == torch.float32:
-                return Choice("cpu", "compiled for this machine")
-            if cpu.has_bfloat16() and expert_width % 2 == 0:
-                return Choice("cpu", "compiled for this machine and its bfloat16 units")
+            unit = cpu.unit_for(dtype, expert_width)
+            if unit is not None:
+                return Choice("cpu", f"compiled for this machine, {UNIT_WORDS[unit]}")
     if device == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16):
         if find_spec("triton") is not None:
             return Choice("triton", "fused for a GPU in Triton")

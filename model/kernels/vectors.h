@@ -116,6 +116,40 @@ inline float sum_lanes(vec v) {
     return lanes[0];
 }
 
+#if defined(__AVX512F__)
+// LANES x LANES transpose: pairs of rows, then of pairs, within each 128-bit part; then the parts.
+inline void transpose(vec (&r)[LANES]) {
+    __m512 t[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps((__m512)r[i], (__m512)r[i + 1]);
+    }
+    const auto joined = [](__m512 a, __m512 b, bool high) {
+        const __m512d x = (__m512d)a, y = (__m512d)b;
+        return (vec)(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES; i += 4)  // r[i + c]: column 4p + c of rows i to i + 3, for every part p
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) r[i + c] = joined(t[i + c / 2], t[i + 2 + c / 2], c % 2);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const __m512 a = (__m512)r[c], b = (__m512)r[4 + c], d = (__m512)r[8 + c], e = (__m512)r[12 + c];
+        t[c] = _mm512_shuffle_f32x4(a, b, 0x88);       // parts 0 and 2
+        t[4 + c] = _mm512_shuffle_f32x4(a, b, 0xDD);   // parts 1 and 3
+        t[8 + c] = _mm512_shuffle_f32x4(d, e, 0x88);
+        t[12 + c] = _mm512_shuffle_f32x4(d, e, 0xDD);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        r[c] = (vec)_mm512_shuffle_f32x4(t[c], t[8 + c], 0x88);
+        r[4 + c] = (vec)_mm512_shuffle_f32x4(t[4 + c], t[12 + c], 0x88);
+        r[8 + c] = (vec)_mm512_shuffle_f32x4(t[c], t[8 + c], 0xDD);
+        r[12 + c] = (vec)_mm512_shuffle_f32x4(t[4 + c], t[12 + c], 0xDD);
+    }
+}
+#else
 // LANES x LANES transpose by a butterfly of two-source shuffles.
 inline void transpose(vec (&r)[LANES]) {
 #pragma GCC unroll 8
@@ -135,6 +169,8 @@ inline void transpose(vec (&r)[LANES]) {
     }
 }
 
+#endif
+
 #if defined(__AVX512BF16__)
 // Two bfloat16 in each 32-bit word: `first` in the low halves, `second` in the high ones.
 inline vec pair_words(vec first, vec second) {
@@ -152,6 +188,14 @@ inline void store_bf16(uint16_t* p, vec v) {
 }
 inline vec load_bf16(const uint16_t* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+}
+inline void store_first_bf16(uint16_t* p, vec v, int count) {
+    const __mmask16 first = static_cast<__mmask16>((1u << count) - 1);
+    _mm256_mask_storeu_epi16(p, first, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+inline vec load_first_bf16(const uint16_t* p, int count) {
+    const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
     return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
 }
 #endif

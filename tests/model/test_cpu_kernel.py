@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels import compiled
-from model.kernels.cpu import _kernel, has_bfloat16, routed_experts
+from model.kernels import compiled, cpu
+from model.kernels.cpu import _kernel, has_bfloat16, has_tiles, routed_experts
 from model.kernels.reference import reference
 
 # Norm of the difference over norm of the truth. fp32 rounds at 6e-8; sums over up to 600 terms.
@@ -23,7 +23,13 @@ except compiled.NoCompiledKernel as error:
     pytest.skip(f"no compiled kernel here: {error}", allow_module_level=True)
 
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16 units")
-DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+needs_tiles = pytest.mark.skipif(not has_tiles(), reason="this CPU has no tile unit (AMX-BF16)")
+WAYS = [
+    pytest.param("vectors", torch.float32, id="vectors, fp32"),
+    pytest.param("vectors", torch.bfloat16, id="vectors, bf16", marks=needs_bfloat16),
+    pytest.param("tiles", torch.float32, id="tiles, fp32", marks=needs_tiles),
+    pytest.param("tiles", torch.bfloat16, id="tiles, bf16", marks=needs_tiles),
+]
 
 SHAPES = {
     "tokens, width, experts, top-k, expert width": (64, 32, 8, 2, 16),
@@ -68,19 +74,19 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("unit", "dtype"), WAYS)
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_agrees_with_the_plain_loop(
-    shape: tuple[int, ...], threads: int, dtype: torch.dtype
+    shape: tuple[int, ...], threads: int, unit: cpu.Unit, dtype: torch.dtype
 ) -> None:
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and unit == "vectors":
         shape = (*shape[:4], shape[4] + shape[4] % 2)
     inputs = make_inputs(shape)
     truth = output_and_gradients(reference, inputs, torch.float64)
     for recompute in (False, True):
         got = output_and_gradients(
-            routed_experts, inputs, torch.float32, dtype=dtype, recompute=recompute
+            routed_experts, inputs, torch.float32, dtype=dtype, recompute=recompute, unit=unit
         )
         for name, mine, exact in zip(
             ("y", "dx", "dgate", "dw_gate_up", "dw_down"), got, truth, strict=True
@@ -89,20 +95,22 @@ def test_agrees_with_the_plain_loop(
             assert error < RELATIVE_ERROR[dtype], (name, threads, recompute, float(error))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("unit", "dtype"), WAYS)
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
-def test_the_same_bits_on_every_repeat(threads: int, dtype: torch.dtype) -> None:
+def test_the_same_bits_on_every_repeat(threads: int, unit: cpu.Unit, dtype: torch.dtype) -> None:
     inputs = make_inputs((500, 48, 16, 4, 12))
-    first = output_and_gradients(routed_experts, inputs, torch.float32, dtype=dtype)
+    settings = {"dtype": dtype, "unit": unit}
+    first = output_and_gradients(routed_experts, inputs, torch.float32, **settings)
     for _ in range(5):
-        again = output_and_gradients(routed_experts, inputs, torch.float32, dtype=dtype)
+        again = output_and_gradients(routed_experts, inputs, torch.float32, **settings)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_recomputing_gives_the_same_bits_and_keeps_only_the_inputs() -> None:
+@pytest.mark.parametrize("unit", ["vectors", pytest.param("tiles", marks=needs_tiles)])
+def test_recomputing_gives_the_same_bits_and_keeps_only_the_inputs(unit: cpu.Unit) -> None:
     inputs = make_inputs((200, 48, 16, 4, 12))
-    kept = output_and_gradients(routed_experts, inputs, torch.float32)
-    again = output_and_gradients(routed_experts, inputs, torch.float32, recompute=True)
+    kept = output_and_gradients(routed_experts, inputs, torch.float32, unit=unit)
+    again = output_and_gradients(routed_experts, inputs, torch.float32, unit=unit, recompute=True)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
     def bytes_kept(**settings: object) -> int:
@@ -116,7 +124,7 @@ def test_recomputing_gives_the_same_bits_and_keeps_only_the_inputs() -> None:
         x, expert, gate, *weights = inputs
         x = x.clone().requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            routed_experts(x, expert, gate, *weights, **settings)
+            routed_experts(x, expert, gate, *weights, unit=unit, **settings)
         return total - sum(t.nbytes for t in inputs)
 
     assert bytes_kept(recompute=True) == 0
@@ -126,9 +134,62 @@ def test_recomputing_gives_the_same_bits_and_keeps_only_the_inputs() -> None:
 @needs_bfloat16
 def test_bfloat16_keeps_half_as_much_and_refuses_odd_widths() -> None:
     floats = _kernel().wt_saved_floats
-    assert floats(1000, 16, 12, 1) * 2 == floats(1000, 16, 12, 0)
+    assert floats(1000, 16, 12, 1, 0) * 2 == floats(1000, 16, 12, 0, 0)
     with pytest.raises(ValueError, match="an even expert width"):
-        routed_experts(*make_inputs((8, 16, 4, 2, 7)), dtype=torch.bfloat16)
+        routed_experts(*make_inputs((8, 16, 4, 2, 7)), dtype=torch.bfloat16, unit="vectors")
+
+
+@needs_tiles
+def test_a_tokens_bits_on_tiles_do_not_depend_on_who_stands_beside_it() -> None:
+    """However squares of sums are grouped, each is summed in the same order."""
+    x, expert, gate, *weights = make_inputs((150, 72, 1, 1, 40))
+    alone = [
+        routed_experts(x[:n], expert[:n], gate[:n], *weights, unit="tiles")
+        for n in (1, 16, 17, 40, 100, 150)
+    ]
+    assert all(torch.equal(y, alone[-1][: len(y)]) for y in alone)
+
+
+@needs_tiles
+def test_three_parts_are_as_exact_as_fp32() -> None:
+    """A sum of 512 products, each rounded once to 24 bits, is the yardstick."""
+    inputs = make_inputs((64, 512, 2, 1, 64))
+    truth = output_and_gradients(reference, inputs, torch.float64)
+    for exact, *mine in zip(
+        truth,
+        output_and_gradients(routed_experts, inputs, torch.float32, unit="tiles"),
+        output_and_gradients(routed_experts, inputs, torch.float32, unit="vectors"),
+        strict=True,
+    ):
+        tiles, vectors = ((value.double() - exact).norm() for value in mine)
+        assert tiles < 1.2 * vectors
+
+
+@pytest.fixture(params=["-mno-avx512f", "-mno-avx512bf16"])
+def lesser_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel as a CPU without these instructions would build it."""
+    monkeypatch.setattr(compiled, "FLAGS", (*compiled.FLAGS, request.param))
+    caches = (compiled.load_library, cpu._kernel)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        yield
+    finally:
+        monkeypatch.undo()
+        for cache in caches:
+            cache.cache_clear()
+
+
+@pytest.mark.slow
+def test_lesser_cpus_agree_too(lesser_cpu: None) -> None:
+    assert not has_bfloat16()
+    assert not has_tiles()
+    for shape in SHAPES.values():
+        inputs = make_inputs(shape)
+        truth = output_and_gradients(reference, inputs, torch.float64)
+        got = output_and_gradients(routed_experts, inputs, torch.float32)
+        for mine, exact in zip(got, truth, strict=True):
+            assert (mine.double() - exact).norm() / exact.norm() < RELATIVE_ERROR[torch.float32]
 
 
 def test_a_nan_is_not_rounded_away() -> None:
@@ -166,7 +227,7 @@ def test_refusals() -> None:
 @pytest.mark.parametrize(
     ("driver", "cases"),
     [
-        ("cpu_kernel_driver.cpp", 48 if has_bfloat16() else 24),
+        ("cpu_kernel_driver.cpp", 96 if has_bfloat16() else 24),
         ("step_kernel_driver.cpp", 16),
         ("block_kernel_driver.cpp", 16),
         ("loss_kernel_driver.cpp", 10),
@@ -179,6 +240,7 @@ def test_no_read_or_write_out_of_bounds(driver: str, cases: int, tmp_path: Path)
     sanitize = [
         "-O1",
         "-DWT_FEW_TILES",
+        "-DWT_PLAIN_TILES",  # the tile unit's reads and writes would go unseen
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
     ]

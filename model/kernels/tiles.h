@@ -1,0 +1,354 @@
+// Matrix products on a CPU's tile unit (AMX): C += A . B in squares of 16 x 16 fp32 sums.
+//
+// A tile is 16 rows of 16 words, a word is two bfloat16 that are neighbours along the dimension summed
+// over, and one instruction sums over DEPTH = 32 values. Factors are packed tile after tile, so that every
+// load is 16 consecutive cache lines.
+//
+// PARTS = 1 rounds a factor to bfloat16. PARTS = 3 writes it as a sum of three bfloat16, high + mid + low,
+// which holds all 24 bits of a float, and adds six of the nine products of parts, smallest first. What is
+// left out is below 2^-24 of the product, so the result is as exact as one of fp32 multiply-adds, at a
+// sixth of the tile unit's speed. (Values below 1e-33 lose their low parts; infinities become NaN.)
+//
+// Built without the unit (or with WT_PLAIN_TILES, for the sanitizers, which cannot look into it) the same
+// code runs on arrays.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "vectors.h"
+
+#if defined(__AVX512BF16__)
+
+#if defined(__AMX_BF16__) && defined(__linux__) && !defined(WT_PLAIN_TILES)
+#define WT_TILE_UNIT
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int64_t SIDE = LANES;  // rows and columns of a square of sums, words of a tile's row
+constexpr int64_t SQUARE = SIDE * SIDE;
+constexpr int64_t DEPTH = 2 * SIDE;
+
+constexpr int64_t squares_of(int64_t n) { return (n + SIDE - 1) / SIDE; }
+constexpr int64_t depths_of(int64_t n) { return (n + DEPTH - 1) / DEPTH; }
+
+// Whether tile products run on this machine: the CPU has the unit and the kernel grants its registers.
+inline bool tiles_allowed() {
+#if defined(WT_TILE_UNIT)
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    static const bool allowed = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return allowed;
+#else
+    return false;
+#endif
+}
+
+#if defined(WT_TILE_UNIT)
+// All eight registers as 16 rows of 64 bytes, for as long as this lives.
+struct TileRegisters {
+    TileRegisters() {
+        struct __attribute__((packed)) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {};
+            uint8_t rows[16] = {};
+        } config;
+        for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = SIDE;
+        asm volatile("ldtilecfg %0" : : "m"(config));
+    }
+    ~TileRegisters() { asm volatile("tilerelease"); }
+    TileRegisters(const TileRegisters&) = delete;
+    TileRegisters& operator=(const TileRegisters&) = delete;
+};
+template <int R>
+inline void tile_zero() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(R));
+}
+template <int R>
+inline void tile_load(const float* p) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
+}
+template <int R>
+inline void tile_store(float* p) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
+}
+template <int SUM, int A, int B>
+inline void tile_multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUM), "i"(A), "i"(B));
+}
+#else
+struct TileRegisters {
+    TileRegisters() {}
+    ~TileRegisters() {}
+};
+thread_local float tile_register[8][SQUARE];
+template <int R>
+inline void tile_zero() {
+    std::fill_n(tile_register[R], SQUARE, 0.0f);
+}
+template <int R>
+inline void tile_load(const float* p) {
+    std::copy_n(p, SQUARE, tile_register[R]);
+}
+template <int R>
+inline void tile_store(float* p) {
+    std::copy_n(tile_register[R], SQUARE, p);
+}
+template <int SUM, int A, int B>
+inline void tile_multiply() {
+    for (int64_t m = 0; m < SIDE; m++)
+        for (int64_t w = 0; w < SIDE; w++) {
+            const vec sum = load(tile_register[SUM] + m * SIDE), b = load(tile_register[B] + w * SIDE);
+            const vec a = splat(tile_register[A][m * SIDE + w]);
+            store(tile_register[SUM] + m * SIDE, (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b));
+        }
+}
+#endif
+
+// The two of a depth's 32 values that word `w` holds.
+template <int PARTS>
+constexpr int64_t first_of_word(int64_t w) {
+    return PARTS == 1 ? 2 * w : w;
+}
+template <int PARTS>
+constexpr int64_t second_of_word(int64_t w) {
+    return PARTS == 1 ? 2 * w + 1 : w + SIDE;
+}
+
+inline vec high_halves(vec first, vec second) {
+    const __m512i low = _mm512_srli_epi32((__m512i)first, 16);
+    return (vec)_mm512_mask_blend_epi16(0xAAAAAAAA, low, (__m512i)second);
+}
+// To the nearest bfloat16, halves away from zero.
+inline vec to_bfloat16(vec x) { return (vec)(((ivec)x + 0x8000) & static_cast<int32_t>(0xFFFF0000)); }
+
+inline void words_of_parts(vec first, vec second, vec (&words)[3]) {
+    for (int part = 0; part < 2; part++) {
+        const vec a = to_bfloat16(first), b = to_bfloat16(second);
+        words[part] = high_halves(a, b);
+        first -= a;
+        second -= b;
+    }
+    words[2] = high_halves(first, second);  // at most 8 bits are left
+}
+// Words of 32 neighbours of one row: its first 16 and its second 16 values.
+inline void words_along(vec first, vec second, vec (&words)[1]) { words[0] = neighbour_words(first, second); }
+inline void words_along(vec first, vec second, vec (&words)[3]) { words_of_parts(first, second, words); }
+// Words of 16 columns of two rows.
+inline void words_across(vec first, vec second, vec (&words)[1]) { words[0] = pair_words(first, second); }
+inline void words_across(vec first, vec second, vec (&words)[3]) { words_of_parts(first, second, words); }
+
+// The vector of a row of `width` values that begins at `at`, zeros beyond the row.
+inline vec row_part(const float* row, int64_t at, int64_t width) {
+    return at < width ? load_first(row + at, static_cast<int>(std::min(SIDE, width - at))) : vec{};
+}
+
+template <int PARTS>
+inline void transpose_tiles(float* tiles) {
+    for (int part = 0; part < PARTS; part++) {
+        vec r[LANES];
+        for (int i = 0; i < LANES; i++) r[i] = load(tiles + part * SQUARE + i * SIDE);
+        transpose(r);
+        for (int i = 0; i < LANES; i++) store(tiles + part * SQUARE + i * SIDE, r[i]);
+    }
+}
+
+// Tile (r, k) of a factor that has `depth` tiles along the dimension summed over.
+template <int PARTS, class Pointer>
+inline Pointer tile_at(Pointer factor, int64_t r, int64_t k, int64_t depth) {
+    return factor + (r * depth + k) * PARTS * SQUARE;
+}
+
+// A left factor: n rows of `width` values, which are summed over. Transposed, the same is the right factor
+// that has these rows for columns. row(i) points to row i.
+template <int PARTS, bool TRANSPOSED, class Row>
+void pack_along(Row row, int64_t n, int64_t width, float* out) {
+    const int64_t depth = depths_of(width);
+    for (int64_t i0 = 0; i0 < n; i0 += SIDE) {
+        for (int64_t i = 0; i < SIDE; i++) {
+            const float* source = i0 + i < n ? row(i0 + i) : nullptr;
+            for (int64_t k = 0; k < depth; k++) {
+                vec words[PARTS] = {};
+                const int64_t at = k * DEPTH;
+                if (source)
+                    words_along(row_part(source, at, width), row_part(source, at + SIDE, width), words);
+                float* tile = tile_at<PARTS>(out, i0 / SIDE, k, depth) + i * SIDE;
+                for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE, words[part]);
+            }
+        }
+        if constexpr (TRANSPOSED)
+            for (int64_t k = 0; k < depth; k++)
+                transpose_tiles<PARTS>(tile_at<PARTS>(out, i0 / SIDE, k, depth));
+    }
+}
+
+// A right factor: n rows, which are summed over, of `width` columns.
+template <int PARTS, class Row>
+void pack_across(Row row, int64_t n, int64_t width, float* out) {
+    const int64_t depth = depths_of(n);
+    for (int64_t k = 0; k < depth; k++)
+        for (int64_t w = 0; w < SIDE; w++) {
+            const int64_t i = k * DEPTH + first_of_word<PARTS>(w), j = k * DEPTH + second_of_word<PARTS>(w);
+            const float *first = i < n ? row(i) : nullptr, *second = j < n ? row(j) : nullptr;
+            for (int64_t c = 0; c < width; c += SIDE) {
+                vec words[PARTS];
+                words_across(first ? row_part(first, c, width) : vec{}, second ? row_part(second, c, width) : vec{},
+                             words);
+                float* tile = tile_at<PARTS>(out, c / SIDE, k, depth) + w * SIDE;
+                for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE, words[part]);
+            }
+        }
+}
+
+// Row i of a left factor from a row of n squares, which is summed over.
+template <int PARTS>
+inline void pack_row_along(const float* row, int64_t n, int64_t i, float* out) {
+    const int64_t depth = (n + 1) / 2;
+    for (int64_t k = 0; k < depth; k++, row += 2 * SQUARE) {
+        vec words[PARTS];
+        words_along(load(row), 2 * k + 1 < n ? load(row + SQUARE) : vec{}, words);
+        float* tile = tile_at<PARTS>(out, i / SIDE, k, depth) + i % SIDE * SIDE;
+        for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE, words[part]);
+    }
+}
+
+// A left factor with a row for every column of m x n squares, summed over their rows.
+template <int PARTS>
+void pack_squares_across(const float* squares, int64_t m, int64_t n, int64_t columns, float* out) {
+    const int64_t depth = (m + 1) / 2;
+    const auto row_of = [&](int64_t i, int64_t j) {
+        return i < m * SIDE ? load(squares + (i / SIDE * columns + j) * SQUARE + i % SIDE * SIDE) : vec{};
+    };
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t k = 0; k < depth; k++) {
+            float* tile = tile_at<PARTS>(out, j, k, depth);
+            for (int64_t w = 0; w < SIDE; w++) {
+                vec words[PARTS];
+                words_across(row_of(k * DEPTH + first_of_word<PARTS>(w), j),
+                             row_of(k * DEPTH + second_of_word<PARTS>(w), j), words);
+                for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE + w * SIDE, words[part]);
+            }
+            transpose_tiles<PARTS>(tile);
+        }
+}
+
+// One step of DEPTH for MR x NR squares (registers 0 to 3), with a part of each factor.
+// `fresh` says which of the factors' parts are not in their registers yet.
+template <int PARTS, int MR, int NR, int A, int B, bool FRESH_A, bool FRESH_B>
+inline void step(const float* a, const float* b, int64_t next) {
+    const float *pa = a + A * SQUARE, *pb = b + B * SQUARE;
+    if constexpr (MR <= 2 && NR <= 2) {
+        if constexpr (FRESH_A) {
+            tile_load<4>(pa);
+            if constexpr (MR == 2) tile_load<5>(pa + next);
+        }
+        if constexpr (FRESH_B) {
+            tile_load<6>(pb);
+            if constexpr (NR == 2) tile_load<7>(pb + next);
+        }
+        tile_multiply<0, 4, 6>();
+        if constexpr (NR == 2) tile_multiply<1, 4, 7>();
+        if constexpr (MR == 2) tile_multiply<2, 5, 6>();
+        if constexpr (MR == 2 && NR == 2) tile_multiply<3, 5, 7>();
+    } else if constexpr (NR == 1) {  // a single column of up to four squares
+        if constexpr (FRESH_B) tile_load<6>(pb);
+        tile_load<4>(pa);
+        tile_multiply<0, 4, 6>();
+        tile_load<5>(pa + next);
+        tile_multiply<1, 5, 6>();
+        tile_load<4>(pa + 2 * next);
+        tile_multiply<2, 4, 6>();
+        if constexpr (MR == 4) {
+            tile_load<5>(pa + 3 * next);
+            tile_multiply<3, 5, 6>();
+        }
+    } else {
+        if constexpr (FRESH_A) tile_load<4>(pa);
+        tile_load<6>(pb);
+        tile_multiply<0, 4, 6>();
+        tile_load<7>(pb + next);
+        tile_multiply<1, 4, 7>();
+        tile_load<6>(pb + 2 * next);
+        tile_multiply<2, 4, 6>();
+        if constexpr (NR == 4) {
+            tile_load<7>(pb + 3 * next);
+            tile_multiply<3, 4, 7>();
+        }
+    }
+}
+
+// The register of square (i, j) of MR x NR.
+template <int MR, int NR>
+constexpr int sum_register(int i, int j) {
+    return MR <= 2 && NR <= 2 ? 2 * i + j : i + j;
+}
+template <int MR, int NR, class Do, size_t... S>
+inline void each_square(Do of, std::index_sequence<S...>) {
+    (of(std::integral_constant<int, sum_register<MR, NR>(S / NR, S % NR)>{}, S / NR, S % NR), ...);
+}
+
+// MR x NR squares of C, whose square (i, j) lies at c + (i * c_columns + j) * SQUARE.
+template <int PARTS, int MR, int NR>
+void square_block(const float* a, const float* b, int64_t depth, float* c, int64_t c_columns, bool add) {
+    constexpr auto all = std::make_index_sequence<MR * NR>{};
+    const int64_t next = depth * PARTS * SQUARE;
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            if (add)
+                tile_load<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
+            else
+                tile_zero<decltype(r)::value>();
+        },
+        all);
+    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
+        if constexpr (PARTS == 1) {
+            step<1, MR, NR, 0, 0, true, true>(a, b, next);
+        } else {  // small products first, so that few digits are lost
+            step<3, MR, NR, 0, 2, true, true>(a, b, next);
+            step<3, MR, NR, 0, 1, false, true>(a, b, next);
+            step<3, MR, NR, 1, 1, true, false>(a, b, next);
+            step<3, MR, NR, 1, 0, false, true>(a, b, next);
+            step<3, MR, NR, 2, 0, true, false>(a, b, next);
+            step<3, MR, NR, 0, 0, true, false>(a, b, next);
+        }
+    }
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            tile_store<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
+        },
+        all);
+}
+
+template <int PARTS, int MR, int NR>
+void last_squares(int64_t left, const float* a, const float* b, int64_t depth, float* c, int64_t c_columns,
+                  bool add) {
+    if (left >= std::max(MR, NR)) return square_block<PARTS, MR, NR>(a, b, depth, c, c_columns, add);
+    if constexpr (MR > 1) return last_squares<PARTS, MR - 1, NR>(left, a, b, depth, c, c_columns, add);
+    if constexpr (NR > 1) return last_squares<PARTS, MR, NR - 1>(left, a, b, depth, c, c_columns, add);
+}
+
+// C [m, n squares] = or += A . B, each of `depth` tiles. Every sum is taken in the same order, however
+// the squares are grouped: the bits of a token's answer do not depend on which tokens stand beside it.
+template <int PARTS>
+void multiply_tiles(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, float* c,
+                    int64_t c_columns, bool add) {
+    const auto a_at = [&](int64_t i) { return tile_at<PARTS>(a, i, 0, depth); };
+    const auto b_at = [&](int64_t j) { return tile_at<PARTS>(b, j, 0, depth); };
+    const auto c_at = [&](int64_t i, int64_t j) { return c + (i * c_columns + j) * SQUARE; };
+    const int64_t even_m = m / 2 * 2, even_n = n / 2 * 2;
+    for (int64_t j = 0; j < even_n; j += 2)
+        for (int64_t i = 0; i < even_m; i += 2)
+            square_block<PARTS, 2, 2>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add);
+    if (m > even_m)
+        for (int64_t j = 0; j < n; j += 4)
+            last_squares<PARTS, 1, 4>(n - j, a_at(even_m), b_at(j), depth, c_at(even_m, j), c_columns, add);
+    if (n > even_n)
+        for (int64_t i = 0; i < even_m; i += 4)
+            last_squares<PARTS, 4, 1>(even_m - i, a_at(i), b_at(even_n), depth, c_at(i, even_n), c_columns, add);
+}
+
+}  // namespace
+
+#endif
