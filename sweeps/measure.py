@@ -36,7 +36,7 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
         return record_of(spec, trunk, attempt_dir)
     corpus = planned_corpus(spec)
     snapshots_dir = run_dir / "snapshots"
-    trunk_dir = run_dir.parent / spec.trunk / "snapshots" if spec.trunk else None
+    trunk_dir = _begins_from(spec, run_dir)
     on_progress = _reporting(report, attempt_dir)
     spread = read_spread(run_dir)
     if spread is not None:
@@ -45,7 +45,7 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
             model=spec.model,
             train=spec.train,
             corpus_fingerprint=corpus.fingerprint,
-            runtime=spec.runtime,
+            runtime=labelled(spec),
             parallel=spread.parallel,
             nodes=spread.nodes,
             rendezvous=free_address() if spread.nodes > 1 else "localhost:0",
@@ -134,6 +134,14 @@ def labelled(spec: RunSpec) -> RuntimeConfig:
         return spec.runtime
     tags = (*tracker.tags, spec.rung)
     return replace(spec.runtime, tracker=replace(tracker, job_type=spec.role, tags=tags))
+
+
+def _begins_from(spec: RunSpec, run_dir: Path) -> Path | None:
+    """Snapshots the run may begin with: its trunk's, or of the run whose second stage it is."""
+    if spec.trunk:
+        return run_dir.parent / spec.trunk / "snapshots"
+    begins = run_dir / "begins"
+    return begins if begins.exists() else None
 
 
 def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:

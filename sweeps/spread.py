@@ -55,6 +55,9 @@ def node_command() -> tuple[str, ...]:
     return tuple(json.loads(os.environ.get(NODE_COMMAND_VARIABLE, "[]")))
 
 
-def write_spread(run_dir: Path, spread: Spread) -> None:
-    """Say how the run's next attempt is spread."""
-    write_json(run_dir / NAME, to_plain(spread))
+def set_spread(run_dir: Path, spread: Spread | None) -> None:
+    """Say how the run's next attempt is spread; None: one process trains it."""
+    if spread is None:
+        (run_dir / NAME).unlink(missing_ok=True)
+    else:
+        write_json(run_dir / NAME, to_plain(spread))

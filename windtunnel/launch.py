@@ -14,12 +14,14 @@ from typing import Literal
 
 from analysis.records import RunRecord
 from model.errors import RunFailed
-from model.training.config import RuntimeConfig
+from model.training.config import RuntimeConfig, TrainConfig
+from model.training.schedules import trunk_steps
 from sweeps.cost import RunCost
 from sweeps.events import Event
 from sweeps.executors.base import Executor
 from sweeps.plan import Plan, PlannedRun
 from sweeps.run import run_sweep
+from sweeps.spread import Spread, set_spread
 from sweeps.store import Store
 from windtunnel.gates import check_gates
 from windtunnel.ledger import Entry, ForecastRow, Ledger, OutcomeRow, utc_now
@@ -67,9 +69,14 @@ def launch(
     executor: Executor,
     runtime: RuntimeConfig,
     overrides: Mapping[str, str],
+    spread: Spread | None = None,
+    keep_weights: int = 0,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Launched:
     """Register the forecast, train what is not yet trained, record the outcome.
+
+    ``spread``: over which processes the run is trained from here on; None for one.
+    ``keep_weights``: so many are kept for an average, see :func:`with_kept`.
 
     Raises:
         LaunchRefused: naming every gate that failed and was not overridden.
@@ -92,9 +99,11 @@ def launch(
             after_the_fact=was_started,
         )
     )
-    run = PlannedRun(
-        run_id=promotion.run_id, spec=replace(promotion.spec, runtime=runtime), cost=cost
+    spec = replace(
+        promotion.spec, runtime=runtime, train=with_kept(promotion.spec.train, keep_weights)
     )
+    run = PlannedRun(run_id=promotion.run_id, spec=spec, cost=cost)
+    set_spread(store.create(run.spec), spread)
     result = run_sweep(Plan(name=promotion.id, runs=(run,)), store, executor, on_event, retry=RETRY)
     if reason := result.failed.get(promotion.run_id):
         raise RunFailed(promotion.run_id, reason, store.log_tail(promotion.run_id))
@@ -104,6 +113,22 @@ def launch(
     entry = ledger.find(promotion.id)
     assert entry is not None, "registered above"
     return Launched(entry=entry, record=record, was_over=before.status in ("done", "diverged"))
+
+
+def with_kept(train: TrainConfig, keep_weights: int) -> TrainConfig:
+    """``train`` with what a second stage may want: a state before the rate falls, and weights.
+
+    The weights are evenly spaced over the last ``decay_frac`` of the steps before that.
+    """
+    if train.schedule.kind == "cosine":
+        return train
+    last = trunk_steps(train)
+    gap = int(train.schedule.decay_frac * last / max(1, keep_weights - 1))
+    weights = tuple(last - gap * before for before in reversed(range(keep_weights)))
+    if gap == 0:
+        weights = ()
+    kept = replace(train.checkpoint, states_at=(last,), weights_at=weights)
+    return replace(train, checkpoint=kept)
 
 
 def outcome_of(promotion: Promotion, record: RunRecord) -> OutcomeRow:

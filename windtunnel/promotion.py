@@ -28,7 +28,7 @@ from windtunnel.machine.plan import MachinePlan
 from windtunnel.published import FieldComparison
 from windtunnel.targets import Target
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 HEADER = (
     "# A promotion: what will be trained, its forecast and its evidence. Frozen: a launch checks\n"
@@ -57,6 +57,16 @@ class Evidence:
     protocol_fingerprints: tuple[str, ...]
     largest_train_flops: float
     """Of the sweep's largest run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunFrom:
+    """The launched run whose first steps are those of a second stage."""
+
+    promotion_id: str
+    run_id: str
+    step: int
+    """The last of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +100,8 @@ class Promotion:
     thresholds: GateThresholds
     published: tuple[FieldComparison, ...]
     """Beside the published model of the same compute; empty for other targets."""
+    begun_from: BegunFrom | None = None
+    """Of a second stage; None for a run from its first step on."""
     machine: MachinePlan | None
     """How the run is spread over the machine it was promoted for; None where it does not fit one,
     and the gate says why."""

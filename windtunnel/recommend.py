@@ -33,11 +33,12 @@ from windtunnel.ledger import utc_now
 from windtunnel.load_forecast import forecast_loads
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.plan import MachinePlan, best_plan
-from windtunnel.promotion import Evidence, Promotion, sealed
-from windtunnel.published import compare
+from windtunnel.promotion import BegunFrom, Evidence, Promotion, sealed
+from windtunnel.published import FieldComparison, compare
 from windtunnel.targets import (
     Aim,
     ComputeBudget,
+    FirstStage,
     GpuHours,
     LingTarget,
     NextRung,
@@ -68,20 +69,50 @@ class Settings:
         require_positive(gpus=self.gpus)
 
 
-def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promotion:
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """A run that was chosen, before it is forecast."""
+
+    spec: RunSpec
+    choices: tuple[Choice, ...]
+    published: tuple[FieldComparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    begun_from: BegunFrom | None = None
+
+
+def recommend(sweep: FinishedSweep, target: FirstStage, settings: Settings) -> Promotion:
     """The promotion of ``target`` from ``sweep``.
 
     Raises:
         ConfigError: the target lies within the sweep, or the recipe can't build that size.
     """
-    study, config = sweep.study, sweep.config
+    study = sweep.study
     largest_flops = max(study.points.flops)
     target = _settled(sweep, target, settings)
     aim = _aim(target, sweep, largest_flops)
     allocated = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
     require_beyond(allocated.train_flops, largest_flops)
-    config = _config_at_target(config, target)
+    config = _config_at_target(sweep.config, target)
     spec = _on_whole_ranks(_spec(sweep, config, allocated), settings.gpus)
+    found = Recommended(
+        spec=spec,
+        choices=(
+            *_allocation_choices(study, target, allocated, spec),
+            *_recipe_choices(config, spec),
+        ),
+        published=compare(spec, config.recipe.shape, target)
+        if isinstance(target, LingTarget)
+        else (),
+        notes=_recipe_notes(sweep, config),
+    )
+    return promotion_of(sweep, target, found, settings)
+
+
+def promotion_of(
+    sweep: FinishedSweep, target: Target, found: Recommended, settings: Settings
+) -> Promotion:
+    """Forecast and judge a run that was chosen."""
+    study, spec = sweep.study, found.spec
     machine, why_not = _machine_plan(spec, settings)
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     counts = count_params(spec.model)
@@ -90,6 +121,8 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
     waypoints, along_the_run = forecast_along(
         study, sweep.evaluations, size, spec.train, settings.level
     )
+    if found.begun_from is not None:
+        waypoints = tuple(w for w in waypoints if w.step > found.begun_from.step)
     promotion = Promotion(
         id="",
         created_at=utc_now(),
@@ -108,21 +141,17 @@ def recommend(sweep: FinishedSweep, target: Target, settings: Settings) -> Promo
         loads=forecast_loads(
             sweep.records, size * spec.train.tokens, settings.level, study.settings
         ),
-        choices=(
-            *_allocation_choices(study, target, allocated, spec),
-            *_recipe_choices(config, spec),
-        ),
+        choices=found.choices,
         gates=(
             *_gates(sweep, spec, forecast, settings.thresholds),
             gates.machine_gate(machine, why_not),
         ),
         thresholds=settings.thresholds,
-        published=compare(spec, config.recipe.shape, target)
-        if isinstance(target, LingTarget)
-        else (),
+        published=found.published,
+        begun_from=found.begun_from,
         machine=machine,
-        evidence=_evidence(sweep, largest_flops),
-        notes=(*_notes(sweep, second, forecast), *_recipe_notes(sweep, config)),
+        evidence=_evidence(sweep, max(study.points.flops)),
+        notes=(*_notes(sweep, second, forecast), *found.notes),
         spec=spec,
         provenance={"git": git_state(), "hardware": hardware()},
         content_hash="",
@@ -139,7 +168,7 @@ def _second_opinion(study: Study, train_flops: float, level: float) -> Predictio
     return envelope.predict(train_flops, level=level)
 
 
-def _aim(target: Target, sweep: FinishedSweep, largest_flops: float) -> Aim:
+def _aim(target: FirstStage, sweep: FinishedSweep, largest_flops: float) -> Aim:
     match target:
         case NextRung():
             least = target.least_size_growth * max(sweep.study.points.size)
@@ -199,7 +228,7 @@ def _machine_plan(spec: RunSpec, settings: Settings) -> tuple[MachinePlan | None
         return None, str(error)
 
 
-def _settled(sweep: FinishedSweep, target: Target, settings: Settings) -> Target:
+def _settled(sweep: FinishedSweep, target: FirstStage, settings: Settings) -> FirstStage:
     """GPU-hours become FLOPs by the machine plan of the very run they pay for.
 
     The run decides the plan and the plan's utilisation the run: a few rounds settle both.
@@ -225,7 +254,7 @@ def _settled(sweep: FinishedSweep, target: Target, settings: Settings) -> Target
     return target
 
 
-def _config_at_target(config: SweepConfig, target: Target) -> SweepConfig:
+def _config_at_target(config: SweepConfig, target: FirstStage) -> SweepConfig:
     """The sweep's config, with the target's recipe where it brings one for its size."""
     if isinstance(target, LingTarget) and target.recipe is not None:
         return replace(config, recipe=target.recipe)
@@ -375,7 +404,7 @@ def _gates(
     study = sweep.study
     train = spec.train
     epochs = sweep.corpus.epochs(train.tokens // train.sequence_length, train.sequence_length)
-    promoted_protocol = fingerprint(protocol_of(spec))
+    promoted_protocol = fingerprint(protocol_of(_as_planned(spec, sweep.config)))
     promoted_size = flops_per_token(spec.model, spec.train.sequence_length).house
     return (
         gates.holdout_gate(study.holdouts, thresholds),
@@ -391,6 +420,14 @@ def _gates(
         gates.repetition_gate(epochs, thresholds),
         gates.protocol_gate(study.protocol_fingerprints, promoted_protocol),
     )
+
+
+def _as_planned(spec: RunSpec, config: SweepConfig) -> RunSpec:
+    """With the warm-up as the sweep says it: a second stage has the same one, given in tokens."""
+    schedule = spec.train.schedule
+    if config.schedule.warmup_tokens is None and not schedule.trunk:
+        schedule = replace(schedule, warmup_tokens=None)
+    return replace(spec, train=replace(spec.train, schedule=schedule))
 
 
 def _evidence(sweep: FinishedSweep, largest_flops: float) -> Evidence:

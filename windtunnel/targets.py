@@ -136,7 +136,67 @@ class LingTarget:
         return flops_per_token(self.model, self.sequence_length).house * self.tokens
 
 
-Target = NextRung | ComputeBudget | GpuHours | TokenBudget | ParamBudget | LingTarget
+@dataclass(frozen=True, kw_only=True)
+class Continue:
+    """A launched run, trained on for longer at its constant rate before that falls."""
+
+    kind: Literal["continue"] = "continue"
+    launched: str
+    """A promotion that was launched: its id, or latest."""
+    tokens: int
+    """Of the whole run, those that are done included."""
+
+    def __post_init__(self) -> None:
+        require_positive(tokens=self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay:
+    """A launched run, ended early: its rate falls from where it stands."""
+
+    kind: Literal["decay"] = "decay"
+    launched: str
+    tokens: int | None = None
+    """Of the whole run; None: so many that the fall takes its schedule's share of them."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            require_positive(tokens=self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """The average of a launched run's last weights, in place of a fall of its rate."""
+
+    kind: Literal["merge"] = "merge"
+    launched: str
+    num_merged: int
+    """Evenly spaced ones; a launch keeps them with ``keep_weights``."""
+
+    def __post_init__(self) -> None:
+        require(self.num_merged >= 2, f"num_merged must be >= 2, got {self.num_merged}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendContext:
+    """A launched run, trained on with longer sequences from where it stands."""
+
+    kind: Literal["extend"] = "extend"
+    launched: str
+    tokens: int
+    """Of the whole run, those that are done included."""
+    sequence_length: int
+    rope_base: float | None = None
+    yarn_factor: float | None = None
+    balance_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(tokens=self.tokens, sequence_length=self.sequence_length)
+
+
+SecondStage = Continue | Decay | Merge | ExtendContext
+FirstStage = NextRung | ComputeBudget | GpuHours | TokenBudget | ParamBudget | LingTarget
+Target = FirstStage | SecondStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +222,10 @@ def target_name(target: Target) -> str:
         return f"tokens-{target.tokens:.3g}"
     if isinstance(target, ParamBudget):
         return f"params-{target.total_params:.3g}"
+    if isinstance(target, Continue | ExtendContext):
+        return f"{target.kind}-{target.tokens:.3g}"
+    if isinstance(target, Decay | Merge):
+        return target.kind
     return target.name
 
 

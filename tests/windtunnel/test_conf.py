@@ -26,6 +26,7 @@ GIVEN = {
     "target": "a-folder",
     "target.gpu": "h100",
     "target.gpu_hours": "100",
+    "target.sequence_length": "512",
     "target.tokens": "1e9",
     "target.total_params": "1e9",
     "target.train_flops": "1e18",

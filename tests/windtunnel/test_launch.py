@@ -410,6 +410,54 @@ def test_the_command_says_one_line_for_each_mistake(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_launch_over_two_processes_survives_the_kill_of_one(
+    known_sweep: ModuleType, tmp_path: Path
+) -> None:
+    """By the plan for two GPUs; the driver names the killed rank and goes on from the last save."""
+    root = tmp_path / "tunnel"
+    plan = known_sweep.make(root, *SMALL)
+    known_sweep.finish_all(root, plan)
+    known_sweep.fit(root, plan)
+    promotion = known_sweep.promote(root, "gpus=2")
+    assert promotion.machine.parallel.world_size == 2
+    words = ["launch", f"root={root}", *overrides_of(root)]
+    command = [sys.executable, "-m", "windtunnel.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    attempt = root / "runs" / promotion.run_id / "attempts" / "0001"
+    deadline = time.monotonic() + 120
+    while not any(attempt.glob("checkpoints/step-*")):
+        assert process.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.05)
+    os.kill(int((attempt / "rank-1.pid").read_text()), signal.SIGKILL)
+    said, _ = process.communicate(timeout=250)
+    assert process.returncode == 0
+    said = " ".join(said.split())
+    assert "rank 1 of 2 (process" in said
+    assert "was killed by SIGKILL" in said
+    record = Store(root).record(promotion.run_id)
+    assert record is not None
+    assert record.provenance["numerics"]["parallel"]["shard"] == promotion.machine.parallel.shard
+    assert len(record.provenance["attempts"]) == 2
+    entry = ledger_of(root).find(promotion.id)
+    assert entry is not None
+    assert entry.counts
+
+
+def test_more_processes_than_the_machine_holds_are_refused(
+    small_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("processes=fixed", "processes.sizes.shard=4096")
+    words = ["launch", f"root={small_root}", *sizes, *overrides_of(small_root)]
+    assert cli.main([*words, "device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "4096 processes are more than this machine's" in error
+    assert "executor=slurm" in error
+    assert not ledger_of(small_root).path.exists(), "nothing is registered"
+
+
+@pytest.mark.slow
 def test_a_killed_launch_goes_on_and_ends_with_the_same_bits(
     small_root: Path, known_sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,16 +1,20 @@
 """Train a promotion and hold it against its forecast.
 
 The gates are checked, the forecast is registered in the ledger, and only then training starts, by
-the same code as the rungs. Killed, the same command goes on from the checkpoint; when the run is
-over, it trains nothing and shows the outcome. `dry_run=true` prints the flight plan, and builds
-every rank of a machine plan of several GPUs on the meta device. On the way every evaluation is held
-against its band; `alarm.stop=true` ends a run that leaves its forecast.
+the same code as the rungs, over as many processes as the machine plan has GPUs: on this machine, or
+with executor=slurm on a cluster's nodes. Killed, the same command goes on from the checkpoint, also
+over other parallel sizes; when the run is over, it trains nothing and shows the outcome.
+`dry_run=true` prints the flight plan, and builds every rank of a machine plan of several GPUs on
+the meta device. On the way every evaluation is held against its band; `alarm.stop=true` ends a run
+that leaves its forecast.
 
 Exit codes: 0 measured (inside or outside), 1 stopped on the way, 3 failed or diverged, 4 refused.
 
 Example:
   windtunnel launch promotion=latest dry_run=true
   windtunnel launch promotion=latest
+  windtunnel launch promotion=latest executor=slurm executor.gres=gpu:8
+  windtunnel launch promotion=latest processes=fixed processes.sizes.shard=2
   windtunnel launch promotion=latest override.extrapolation='a test of how far the law carries'
 """
 
@@ -22,7 +26,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from model.config import require_positive
+from model.config import require, require_positive
 from model.errors import RunFailed
 from model.training.config import RuntimeConfig, TrackerConfig
 from model.training.data import PreparedCorpus
@@ -40,6 +44,7 @@ from windtunnel.along import evaluations_in, in_flight
 from windtunnel.console import duration
 from windtunnel.launch import Launched, accepted_overrides, launch, ledger_of
 from windtunnel.machine.dry_run import dry_run
+from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
 from windtunnel.machine.tables import describe_dry_run
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
@@ -55,16 +60,19 @@ class Config:
     root: Path
     promotion: str
     executor: ExecutorConfig
+    processes: PlannedSizes | OneProcess | FixedSizes
     tracker: TrackerConfig
     threads: int | None
     device: Literal["auto", "cpu", "cuda"]
     override: dict[str, str | None]
+    keep_weights: int
     alarm: AlarmConfig
     dry_run: bool
 
     def __post_init__(self) -> None:
         if self.threads is not None:
             require_positive(threads=self.threads)
+        require(self.keep_weights >= 0, f"keep_weights must be >= 0, got {self.keep_weights}")
 
 
 def run(config: Config, console: Console) -> int:
@@ -85,6 +93,9 @@ def run(config: Config, console: Console) -> int:
         accepted_overrides(promotion, ledger, overrides)
         console.print("A dry run: nothing was registered, nothing was started.")
         return 0
+    spread = spread_of(config.processes, promotion.machine, config.executor, config.device)
+    if spread is not None:
+        spread.parallel.check(promotion.spec.model, promotion.spec.train)
     run = PlannedRun(run_id=promotion.run_id, spec=promotion.spec, cost=cost)
     with SweepProgress(console, Plan(name=promotion.id, runs=(run,)), store) as progress:
         band = InFlight(promotion, store, progress, config.alarm)
@@ -93,9 +104,11 @@ def run(config: Config, console: Console) -> int:
             cost=cost,
             store=store,
             ledger=ledger,
-            executor=make_executor(config.executor, runtime, store.root),
+            executor=make_executor(config.executor, runtime, store.root, spread),
             runtime=runtime,
             overrides=overrides,
+            spread=spread,
+            keep_weights=config.keep_weights,
             on_event=band.show,
         )
     tell_upload(console, runtime.tracker)

@@ -29,29 +29,14 @@ from model.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.handover import write_handover
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.one_gpu import one_gpu_plan
 from windtunnel.machine.plan import best_plan, plan_for
+from windtunnel.machine.sizes import FixedSizes, SearchedSizes
 from windtunnel.machine.tables import describe_dry_run, describe_one_gpu, describe_plan
 from windtunnel.promotion import Promotions
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchedSizes:
-    """The fastest that fit."""
-
-    kind: Literal["search"] = "search"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedSizes:
-    """These and no others."""
-
-    kind: Literal["fixed"] = "fixed"
-    sizes: ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

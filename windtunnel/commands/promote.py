@@ -4,10 +4,15 @@ The fitted surface chooses size and tokens for the target; learning rate, batch 
 the recipe that made the rungs. What is kept under ROOT/promotions is frozen: forecast with its
 interval, every choice with its law and what snapping costs, the gates a launch must pass.
 
+A launched run, under way or over, is the start of a second stage: `target=continue` for longer,
+`target=decay` to end it early, `target=merge` to average its weights, `target=extend` for a longer
+context. What it begins with is set aside at once.
+
 Example:
   windtunnel promote sweep=quickstart
   windtunnel promote sweep=quickstart target=compute target.train_flops=2e13 dry_run=true
   windtunnel promote sweep=quickstart target=ling_mini
+  windtunnel promote sweep=quickstart target=decay target.launched=latest
 """
 
 from __future__ import annotations
@@ -17,14 +22,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sweeps.store import Store
 from windtunnel.choices import SizeRange
 from windtunnel.finished import load_sweep
 from windtunnel.gates import GateThresholds
 from windtunnel.machine.hardware import Hardware
-from windtunnel.promotion import Promotions
+from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe
 from windtunnel.recommend import Settings, recommend
-from windtunnel.targets import Target
+from windtunnel.second_stage import Start, recommend_stage, set_aside_for
+from windtunnel.targets import SecondStage, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +60,19 @@ def run(config: Config, console: Console) -> int:
         hardware=config.hardware,
         gpus=config.gpus,
     )
-    promotion = recommend(sweep, config.target, settings)
-    promotions = Promotions(config.root)
+    promotions, store = Promotions(config.root), Store(config.root)
+    launched: Promotion | None = None
+    starts: tuple[Start, ...] = ()
+    if isinstance(config.target, SecondStage):
+        launched = promotions.find(config.target.launched)
+        promotion, starts = recommend_stage(sweep, config.target, settings, store, launched)
+    else:
+        promotion = recommend(sweep, config.target, settings)
     if not config.dry_run:
         # Kept before it is shown: a closed pipe ends the printing, not the promotion.
         kept, is_new = promotions.save(promotion)
+        if launched is not None:
+            set_aside_for(store, launched, promotion, starts)
     for part in describe(promotion):
         console.print(part)
     if config.dry_run:

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import RenderableType
 from rich.text import Text
 
-from windtunnel.console import table
+from windtunnel.console import duration, table
 from windtunnel.machine.dry_run import DryRun, built_memory
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.one_gpu import OneGpuPlan
@@ -37,7 +37,7 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
         ),
         ("step", f"{plan.step_s:.3g} s, {plan.tokens_per_s:,.0f} tokens/s"),
         ("utilisation", f"{plan.utilisation:.1%} of {hardware.peak_flops_per_s:.3g} FLOP/s"),
-        ("time", f"{plan.days:.3g} days, {plan.gpu_hours:,.0f} GPU-hours"),
+        ("time", f"{duration(86_400 * plan.days)}, {_count(plan.gpu_hours)} GPU-hours"),
     ]
     yield table(["machine plan", ""], rows, left=2)
     if parallel.pipeline > 1:
@@ -96,6 +96,10 @@ def describe_dry_run(plan: MachinePlan, found: DryRun) -> Iterator[RenderableTyp
         f"All {plan.gpus} ranks have a place; {found.seconds:.1f} s of processor time, "
         f"{found.peak_bytes / 1e9:.2f} GB"
     )
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _split_row(name: str, split: Split) -> tuple[str, ...]:

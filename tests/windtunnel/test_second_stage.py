@@ -1,0 +1,149 @@
+"""Second stages of a launched run: longer, ended early, averaged, with a longer context."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from analysis.records import RunRecord
+from model.files import step_folder
+from model.training.checkpoint import read_checkpoint
+from model.training.merge import merge_coefficients, merge_weights
+from sweeps.store import Store
+from windtunnel import cli
+from windtunnel.promotion import Promotion, Promotions
+
+SMALL = (
+    "ladder.sizes=3",
+    "ladder.budgets=3",
+    "ladder.smallest_tokens=2048",
+    "recipe.training.min_steps=20",
+    "recipe.training.batch_factor=6",
+    "evaluation.heldout_tokens=2048",
+    "evaluation.num_intermediate=0",
+    "data.tokens=200000",
+)
+
+
+@pytest.fixture(scope="module")
+def root(known_sweep: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of invented records, its next rung launched."""
+    root = tmp_path_factory.mktemp("second") / "tunnel"
+    plan = known_sweep.make(root, *SMALL)
+    known_sweep.finish_all(root, plan)
+    known_sweep.fit(root, plan)
+    known_sweep.promote(root)
+    assert fly(root, "keep_weights=3") == 0
+    return root
+
+
+def fly(root: Path, *words: str) -> int:
+    gates = Promotions(root).find("latest").gates
+    overrides = [f"override.{gate.name}=test" for gate in gates if not gate.passed]
+    return cli.main(["launch", f"root={root}", "threads=1", *words, *overrides])
+
+
+@pytest.fixture
+def first(root: Path) -> Promotion:
+    promotions = (Promotions(root).find(name) for name in Promotions(root).ids())
+    return next(promotion for promotion in promotions if promotion.begun_from is None)
+
+
+@pytest.fixture
+def promoted(root: Path, first: Promotion) -> Callable[..., Promotion]:
+    def promote(target: str, *words: str, code: int = 0) -> Promotion:
+        of = (f"target={target}", f"target.launched={first.id}")
+        asked = ["promote", f"root={root}", "sweep=quickstart", *of, *words]
+        assert cli.main(asked) == code
+        return Promotions(root).find("latest")
+
+    return promote
+
+
+def record(root: Path, promotion: Promotion) -> RunRecord:
+    found = Store(root).record(promotion.run_id)
+    assert found is not None
+    return found
+
+
+@pytest.mark.slow
+def test_a_branch_of_the_same_length_is_the_launched_run(
+    root: Path, first: Promotion, promoted: Callable[..., Promotion]
+) -> None:
+    """Decayed over the same share from the state that was kept: to the bit what it was."""
+    branch = promoted("decay", f"target.tokens={first.spec.train.tokens}")
+    assert branch.begun_from is not None
+    assert branch.begun_from.run_id == first.run_id
+    assert branch.run_id != first.run_id
+    assert branch.forecast == first.forecast
+    assert fly(root) == 0
+    measured = record(root, branch)
+    assert measured.loss_nats == record(root, first).loss_nats
+    # Only the fall was trained: the steps before are the launched run's.
+    begun = branch.begun_from.step
+    assert begun == pytest.approx(0.8 * measured.steps, abs=1)
+
+
+@pytest.mark.slow
+def test_an_average_is_that_of_the_weights_the_launch_kept(
+    root: Path, first: Promotion, promoted: Callable[..., Promotion]
+) -> None:
+    merged = promoted("merge", "target.num_merged=3")
+    assert merged.begun_from is not None
+    failed = [gate.name for gate in merged.gates if not gate.passed]
+    assert "one_protocol" in failed, "an average is not what the law was fitted to"
+    assert fly(root) == 0
+    assert record(root, merged).steps == merged.begun_from.step
+    folder = Store(root).run_dir(first.run_id) / "snapshots"
+    weights = [read_checkpoint(path).tensors for path in sorted(folder.iterdir())]
+    names = [name for name in weights[0] if name.startswith("model.")]
+    shape = merged.spec.train.schedule.decay_shape
+    expected = merge_weights(
+        [{name: one[name] for name in names} for one in weights], merge_coefficients(shape, 3)
+    )
+    own = Store(root).run_dir(merged.run_id) / "checkpoints"
+    found = read_checkpoint(step_folder(own, merged.begun_from.step)).tensors
+    for name in names:
+        assert found[name].equal(expected[name]), name
+
+
+@pytest.mark.slow
+def test_a_launched_run_goes_on_for_longer_and_with_longer_sequences(
+    root: Path, first: Promotion, promoted: Callable[..., Promotion]
+) -> None:
+    tokens = 2 * first.spec.train.tokens
+    longer = promoted("continue", f"target.tokens={tokens}")
+    assert fly(root) == 0
+    measured = record(root, longer)
+    assert measured.tokens == pytest.approx(tokens, rel=0.05)
+    assert measured.train_flops == pytest.approx(longer.train_flops)
+
+    wider = promoted("extend", f"target.tokens={tokens}", "target.sequence_length=384")
+    assert any("no law here speaks of a longer one" in note for note in wider.notes)
+    assert not next(gate for gate in wider.gates if gate.name == "one_protocol").passed
+    assert fly(root) == 0
+    (stage,) = record(root, wider).provenance["stages"]
+    assert (stage["name"], stage["sequence_length"]) == ("long_context", 384)
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "said"),
+    [
+        ("continue", ("target.tokens=1000",), "to end it early use target=decay"),
+        ("merge", ("target.num_merged=9",), "launch with keep_weights=N"),
+        ("decay", ("target.tokens=1000",), "must be more than are done"),
+        ("extend", ("target.tokens=1e6", "target.sequence_length=250"), "do not fill a batch"),
+    ],
+)
+def test_what_cannot_be_begun_is_refused_in_one_line(
+    promoted: Callable[..., Promotion],
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    promoted(target, *words, code=2)
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
