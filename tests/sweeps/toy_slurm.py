@@ -1,4 +1,4 @@
-"""A Slurm of one node on the loopback address, started for a test and ended with it.
+"""A Slurm of a node or two on the loopback address, started for a test and ended with it.
 
 Everything it writes lies in one folder; it has a munge daemon of its own and listens on free ports,
 so that a Slurm the machine belongs to is not touched. ``SLURM_CONF`` points the commands at it.
@@ -18,7 +18,6 @@ CONF = """
 ClusterName=toy
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=3
@@ -36,16 +35,16 @@ ReturnToService=2
 KillWait=3
 MinJobAge=10
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+SlurmdLogFile={folder}/%n.log
+{nodes}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=toy Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
-PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=off
+PartitionName=toy Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=off
 """
 
 
@@ -60,9 +59,9 @@ def missing() -> str:
 
 
 class ToySlurm:
-    """The three daemons."""
+    """The daemons: a controller, munge, and one for each node."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = 1) -> None:
         self.folder = folder
         self._daemons: list[subprocess.Popen] = []
         for name in ("state", "spool"):
@@ -71,7 +70,14 @@ class ToySlurm:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         conf = folder / "slurm.conf"
-        conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, ports=_free_ports(2)))
+        host, ports = socket.gethostname(), _free_ports(1 + nodes)
+        names = [f"toy{number}" for number in range(1, nodes + 1)]
+        lines = [
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 "
+            "RealMemory=1000 State=UNKNOWN"
+            for name, port in zip(names, ports[1:], strict=True)
+        ]
+        conf.write_text(CONF.format(host=host, folder=folder, ports=ports, nodes="\n".join(lines)))
         os.environ["SLURM_CONF"] = str(conf)
         munge = {
             "socket": "munge.socket",
@@ -84,8 +90,16 @@ class ToySlurm:
         self._start("munged", "--foreground", "--force", *options)
         self._wait_for(lambda: (folder / "munge.socket").exists())
         self._start("slurmctld", "-D", "-c")
-        self._start("slurmd", "-D")
-        self._wait_for(lambda: "idle" in ask("sinfo", "--noheader", "--format=%T"))
+        for name in names:
+            (folder / "spool" / name).mkdir()
+            self._start("slurmd", "-D", "-N", name)
+        idle = ["idle"] * nodes
+        self._wait_for(
+            lambda: (
+                ask("sinfo", "--noheader", "--Node", "--format=%T", "--partition=toy").split()
+                == idle
+            )
+        )
 
     def end(self) -> None:
         """Jobs, daemons and all."""

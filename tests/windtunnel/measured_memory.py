@@ -1,18 +1,26 @@
-"""One rank of the engine, its tensors counted: measured_memory.py MEETING_FILE. Prints JSON.
+"""Ranks of the engine, their tensors counted: measured_memory.py FOLDER. Prints JSON.
 
-Counted: storages of weights, gradients and moments after a step; storages that a forward pass saves
-for the backward pass, gathered weights among them. Gradients before they are reduced are as many
-numbers as parameters, and taken as such.
+Counted on every rank: storages of its weights, gradients and moments after a step; and at the
+fullest moment of a step the storages saved for backward passes, gathered weights among them.
+Gradients before they are reduced are as many numbers as parameters, and taken as such.
 """
 
 import json
 import os
 import sys
+import traceback
+from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.utils.checkpoint
+from torch.utils.checkpoint import _recomputation_hook
 
+from model import loss
 from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.kernels import step
 from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
@@ -23,10 +31,70 @@ from model.training.config import (
 )
 from model.training.distributed.config import ParallelConfig
 from model.training.distributed.engine import Engine
-from windtunnel.machine.memory_plan import FLOAT32, rank_memory
+from windtunnel.machine.memory_plan import FLOAT32, rank_memory, rank_params
+from windtunnel.machine.pipeline import play
 
-SIZES = ((128, 128, 2, "fp32"), (192, 256, 4, "fp32"), (256, 256, 4, "bf16"))
-"""Width, sequence length, sequences in a micro-batch, precision."""
+SIZES = {
+    "one": (128, 128, "fp32", 2, ParallelConfig(micro_batch=2)),
+    "one, wider": (192, 256, "fp32", 4, ParallelConfig(micro_batch=4)),
+    "one, bf16": (256, 256, "bf16", 4, ParallelConfig(micro_batch=4)),
+    "one, recomputed": (192, 256, "fp32", 4, ParallelConfig(micro_batch=4, recompute=True)),
+    "shard 2": (192, 256, "fp32", 4, ParallelConfig(shard=2, micro_batch=2)),
+    "shard 2, expert 2": (192, 256, "bf16", 4, ParallelConfig(shard=2, expert=2, micro_batch=2)),
+    "pipeline 2": (192, 256, "fp32", 4, ParallelConfig(pipeline=2, micro_batch=1)),
+    "pipeline 2 x 2, recomputed": (
+        192,
+        256,
+        "fp32",
+        4,
+        ParallelConfig(pipeline=2, virtual=2, micro_batch=1, recompute=True),
+    ),
+}
+"""Width, sequence length, precision, sequences in a step, parallel sizes."""
+
+
+class Alive:
+    """Storages that something holds, each once, and the most there ever was."""
+
+    def __init__(self):
+        self.holders, self.now, self.most = Counter(), 0, 0
+
+    def hold(self, tensor):
+        storage = tensor.untyped_storage()
+        return Held(self, tensor, (storage.data_ptr(), storage.nbytes()))
+
+
+class Held:
+    """A tensor kept for a backward pass."""
+
+    def __init__(self, alive, tensor, key):
+        self.alive, self.tensor, self.key = alive, tensor, key
+        alive.holders[key] += 1
+        if alive.holders[key] == 1:
+            alive.now += key[1]
+            alive.most = max(alive.most, alive.now)
+
+    def __del__(self):
+        self.alive.holders[self.key] -= 1
+        if not self.alive.holders[self.key]:
+            self.alive.now -= self.key[1]
+
+
+class Recomputing(_recomputation_hook):
+    """What a block that is computed again keeps, until the next one is."""
+
+    alive, held = None, []
+
+    def __init__(self, frame, gid):
+        super().__init__(frame, gid)
+        self.held.clear()
+        pack = self.pack_hook
+
+        def hold(tensor):
+            self.held.append(self.alive.hold(tensor))
+            return pack(tensor)
+
+        self.pack_hook = hold
 
 
 def storage(tensor):
@@ -34,7 +102,7 @@ def storage(tensor):
     return {local.untyped_storage().data_ptr(): local.untyped_storage().nbytes()}
 
 
-def measure(width, length, sequences, precision):
+def measure(width, length, precision, sequences, parallel):
     model = ModelConfig(
         vocab_size=512,
         hidden_size=width,
@@ -65,40 +133,67 @@ def measure(width, length, sequences, precision):
         checkpoint=CheckpointConfig(),
         precision=precision,
     )
-    parallel = ParallelConfig(micro_batch=sequences)
     engine = Engine(model, train, parallel, torch.device("cpu"))
-    windows = torch.randint(0, 512, (sequences, length + 1))
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(0, 512, (sequences, length + 1), generator=generator)
     engine.forward_backward(windows)
     engine.optimizer.step()
-    weights, states = {}, {}
+    states = {}
     for parameter in engine.module.parameters():
-        weights |= storage(parameter)
-        states |= storage(parameter.grad)
+        states |= storage(parameter) | storage(parameter.grad)
         for moment in ("exp_avg", "exp_avg_sq"):
             states |= storage(engine.optimizer.state[parameter][moment])
     engine.optimizer.zero_grad()
 
-    saved, alive = {}, []
-
-    def pack(tensor):
-        alive.append(tensor)
-        saved.update(storage(tensor))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    alive = Recomputing.alive = Alive()
+    torch.utils.checkpoint._recomputation_hook = Recomputing
+    with torch.autograd.graph.saved_tensors_hooks(alive.hold, lambda held: held.tensor):
         engine.forward_backward(windows)
-    kept = sum(size for place, size in saved.items() if place not in weights)
-    params = sum(parameter.to_local().numel() for parameter in engine.module.parameters())
+    place = engine.meshes.pipeline_rank
+    counts = tuple(map(len, parallel.stage_layers(model.num_layers)))
+    flow = play([1.0] * parallel.num_stages, parallel, parallel.micro_batches(train), 2.0)
     planned = rank_memory(
-        model, parallel, (4,), 0, (1,), sequence_length=length, is_bf16=precision == "bf16"
+        model,
+        parallel,
+        counts,
+        place,
+        flow.held[place],
+        sequence_length=length,
+        is_bf16=precision == "bf16",
     )
-    measured = sum(weights.values()) + sum(states.values()) + kept + params * FLOAT32
-    return {"measured": measured, "planned": planned.total, "kept": kept}
+    whole = rank_params(model, parallel, counts, place)
+    ungathered = (whole.routed // parallel.expert + whole.others) * FLOAT32
+    return {
+        "measured": sum(states.values()) + alive.most + ungathered,
+        "planned": planned.total,
+        "kept": alive.most,
+    }
 
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-print(json.dumps([measure(*size) for size in SIZES]))
-# Gloo's threads may still run when the interpreter tears down, and then abort it.
-sys.stdout.flush()
-os._exit(0)
+def rank_main(rank, size, meeting):
+    try:
+        torch.set_num_threads(1)
+        world = size[-1].world_size
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
+        )
+        Path(f"{meeting}.{rank}").write_text(json.dumps(measure(*size)))
+        dist.barrier()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    # Gloo's threads may still run when the interpreter tears down, and then abort it.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    # What the compiled operations of a CPU keep is less, and not what a GPU keeps.
+    step.serves = lambda *tensors: False
+    loss.BLOCK_SCORES = 2**60
+    found = {}
+    for number, (name, size) in enumerate(SIZES.items()):
+        meeting = f"{sys.argv[1]}/{number}"
+        ranks = size[-1].world_size
+        mp.start_processes(rank_main, (size, meeting), nprocs=ranks, start_method="fork")
+        found[name] = [json.loads(Path(f"{meeting}.{r}").read_text()) for r in range(ranks)]
+    print(json.dumps(found))

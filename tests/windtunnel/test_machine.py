@@ -129,16 +129,17 @@ def test_memory_is_within_a_tenth_of_what_is_measured(tmp_path):
     script = Path(__file__).with_name("measured_memory.py")
     project = Path(__file__).resolve().parents[2]
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path / "meet")],
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
         timeout=250,
     )
     assert ran.returncode == 0, ran.stderr
-    for size in json.loads(ran.stdout):
-        assert size["planned"] == pytest.approx(size["measured"], rel=0.1)
-        assert size["kept"] > 0.2 * size["measured"], "activations must weigh in what is compared"
+    for name, ranks in json.loads(ran.stdout).items():
+        for rank in ranks:
+            assert rank["planned"] == pytest.approx(rank["measured"], rel=0.1), name
+            assert rank["kept"] > 0.1 * rank["measured"], "activations must weigh in it"
 
 
 def test_a_plan_that_the_stages_contradict_is_refused():

@@ -33,7 +33,9 @@ def write_handover(
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "megatron.args": _text(
-            MEGATRON, megatron_options(model, train, parallel), _megatron_notes(model, train)
+            MEGATRON,
+            megatron_options(model, train, parallel),
+            _megatron_notes(model, train, parallel),
         ),
         "torchtitan.args": _text(
             TORCHTITAN, torchtitan_options(train, parallel), _torchtitan_notes(model)
@@ -192,19 +194,25 @@ def torchtitan_options(train: TrainConfig, parallel: ParallelConfig) -> Options:
         "--parallelism.tensor_parallel_degree": "1",
         "--parallelism.context_parallel_degree": "1",
         "--parallelism.pipeline_parallel_degree": f"{parallel.pipeline}",
-        "--parallelism.pipeline_parallel_schedule": (
-            "Interleaved1F1B" if parallel.virtual > 1 else "1F1B"
-        ),
+        "--parallelism.pipeline_parallel_schedule": _torchtitan_schedule(parallel),
         "--parallelism.num_pp_microbatches": f"{parallel.micro_batches(train)}",
     }
 
 
-def _megatron_notes(model: ModelConfig, train: TrainConfig) -> list[str]:
+def _torchtitan_schedule(parallel: ParallelConfig) -> str:
+    if parallel.schedule == "zero_bubble":
+        return "InterleavedZeroBubble"
+    return "Interleaved1F1B" if parallel.virtual > 1 else "1F1B"
+
+
+def _megatron_notes(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> list[str]:
     notes = [
         f"give it the paths of text and tokenizer; {model.vocab_size} entries come with the latter"
     ]
     if model.moe is not None and train.balance.rule == "zero_mean_sign":
         notes.append("the bias update is not made zero-mean there; the choices are the same")
+    if parallel.schedule == "zero_bubble":
+        notes.append("it has no zero-bubble schedule: interleaved 1F1B takes its place")
     if model.moe is not None and model.moe.num_groups > 1:
         notes.append("a group's score there sums its best topk // group-topk experts, here its two")
     return notes

@@ -117,27 +117,52 @@ def rank_memory(
         model, precision, sequence_length=sequence_length, sequences=parallel.micro_batch
     )
     stream = parallel.micro_batch * sequence_length * model.hidden_size * precision.stream_bytes
-    activations, largest = 0, 0
+    visits = parallel.micro_batch * sequence_length * _exchanged_bytes(model, parallel, precision)
+    exchanged = (0, visits)  # of a dense layer, of one with experts
+    activations, largest, ends = 0, 0, 0
     for chunk, stage in enumerate(range(rank, parallel.num_stages, parallel.pipeline)):
         first = sum(counts[:stage])
         layers = list(range(first, first + counts[stage]))
         is_last = stage == parallel.num_stages - 1
         if is_last:
             layers += range(model.num_layers, model.num_layers + model.mtp_depth)
-        full = [kept.layers[layer] for layer in layers]
+        full = [kept.layers[layer] + exchanged[model.is_moe_layer(layer)] for layer in layers]
         one = len(layers) * stream if parallel.recompute else sum(full)
-        if is_last:
-            one += kept.ends
         activations += held[chunk] * max(one, stream)
         largest = max(largest, *full, 0)
+        if is_last:
+            ends = kept.ends
     return RankMemory(
         pipeline_rank=rank,
         params=mine,
         states=mine * (MASTER_AND_MOMENTS + FLOAT32),
         gathered=routed * precision.product_bytes + params.others * FLOAT32 + casts,
         gradients=(routed + params.others) * FLOAT32,
-        activations=activations + (largest if parallel.recompute else 0),
+        activations=activations + _at_once(model, parallel, largest, ends),
     )
+
+
+def _at_once(model: ModelConfig, parallel: ParallelConfig, largest: int, ends: int) -> int:
+    """The output layer's part of what is kept, and the block that is computed again.
+
+    Backward the output layer comes first and is over when a block is computed again, but for the
+    half of it that is the next token's while the prediction block is.
+    """
+    if not parallel.recompute:
+        return ends
+    return max(ends, largest + (ends // 2 if model.mtp_depth else 0))
+
+
+def _exchanged_bytes(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionPlan) -> int:
+    """Bytes that a token keeps of its visits to experts elsewhere, beside those of experts here.
+
+    Each visit's input as it arrived and the expert's answer as it came back, both in the type of
+    the products; where it went and whence it came, three 8-byte numbers; two float32 gates.
+    """
+    if model.moe is None or parallel.expert == 1:
+        return 0
+    rows = 2 * model.hidden_size * precision.product_bytes
+    return model.moe.experts_per_token * (rows + 3 * 8 + 2 * 4)
 
 
 def _share_of_experts(model: ModelConfig, parallel: ParallelConfig, routed: int) -> int:

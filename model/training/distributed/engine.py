@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.pipelining import (
     PipelineStage,
+    Schedule1F1B,
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
 )
@@ -40,6 +41,7 @@ from model.utilisation import LayerCounts
 # Shapes: B sequences, T positions, L mixture layers of the whole model, E experts, H heads of
 # prediction (1, or 2 with a prediction block), W windows of a step, K experts per token.
 
+Schedule = PipelineScheduleMulti | Schedule1F1B
 SCHEDULES: dict[str, type[PipelineScheduleMulti]] = {
     "1f1b": ScheduleInterleaved1F1B,
     "zero_bubble": ScheduleInterleavedZeroBubble,
@@ -64,7 +66,7 @@ class Engine:
             materialize(stage, model, train.seed, device)
         self.module = nn.ModuleList(self.stages.values())
         self.optimizer = build_optimizer(self.module, train.optimizer)
-        self._schedules: dict[tuple[int, ...], PipelineScheduleMulti] = {}
+        self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._ends = embedding_group(parallel) if model.mtp_depth else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -158,7 +160,7 @@ class Engine:
         nats: Tensor | None = call(*inputs, target=targets, targets_BT=targets)
         return None if nats is None else nats.detach()
 
-    def _schedule(self, num_micro: int, micro_batch: int, length: int) -> PipelineScheduleMulti:
+    def _schedule(self, num_micro: int, micro_batch: int, length: int) -> Schedule:
         """The schedule for micro-batches of that shape, with gradients as they are now."""
         key = num_micro, micro_batch, length, int(torch.is_grad_enabled())
         if key not in self._schedules:
@@ -180,12 +182,18 @@ class Engine:
                 )
                 for index, stage in self.stages.items()
             ]
-            # An evaluation has no backward passes to order.
-            order = self.parallel.schedule if torch.is_grad_enabled() else "1f1b"
-            self._schedules[key] = SCHEDULES[order](
-                stages, num_micro, loss_fn=self._loss, scale_grads=False
-            )
+            self._schedules[key] = self._ordered(stages, num_micro)
         return self._schedules[key]
+
+    def _ordered(self, stages: list[_PipelineStageBase], num_micro: int) -> Schedule:
+        """The passes of ``stages`` in the order that the sizes ask for."""
+        ranks = self.parallel.pipeline
+        # An evaluation has no backward passes to order.
+        order = self.parallel.schedule if torch.is_grad_enabled() else "1f1b"
+        if order == "1f1b" and len(stages) == 1 and num_micro >= ranks > 1:
+            # Of a single stage a rank the interleaved one would hold a micro-batch more.
+            return Schedule1F1B(stages[0], num_micro, loss_fn=self._loss, scale_grads=False)
+        return SCHEDULES[order](stages, num_micro, loss_fn=self._loss, scale_grads=False)
 
     def _loss(self, nats_BTH: Tensor, targets_BT: Tensor) -> Tensor:
         """One micro-batch's part of the global batch's training loss."""
