@@ -15,7 +15,6 @@ from pathlib import Path
 
 from model.config import require
 from model.errors import ConfigError
-from model.training.checkpoint import checkpoint_paths
 from model.training.config import ScheduleConfig, StageConfig, TrainConfig
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.identity import run_identity, trunk_identity
@@ -110,6 +109,8 @@ def set_aside_for(
 
 def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Start, ...]:
     """What there is to begin from, the last one to go on from; several only for an average."""
+    from model.training.checkpoint import checkpoint_paths  # here: it needs torch
+
     run_dir, train = store.run_dir(launched.run_id), launched.spec.train
     newest = newest_attempt(run_dir)
     if newest == 0:
