@@ -1,13 +1,9 @@
 """Estimated memory against the bytes that the built module really saves for its backward pass."""
 
 import dataclasses
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
 from model import loss
 from model.accounting import count_params

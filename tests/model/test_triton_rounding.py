@@ -6,14 +6,10 @@ loses a carry now and then when it rounds to FP8.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from model.fp8 import TILE, Quantized, quantize_blocks_plainly, quantize_tiles_plainly

@@ -5,14 +5,10 @@ On a CUDA device they run compiled, elsewhere under Triton's interpreter, which 
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from model.attention import Attention
