@@ -10,7 +10,7 @@ cheap run that says much may be worth more a second time than a dear one once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -25,6 +25,8 @@ from model.errors import ConfigError
 
 LINEARISATIONS = 24
 """Replicates whose linearisations are averaged."""
+NEAR_FLOOR = 1.05
+"""A half width within this factor of the floor has nothing more to gain."""
 PRIOR_SD = {"coefficient": 3.0, "exponent": 0.5}
 """What is known of a parameter before any run, so that a design can begin with few of them."""
 
@@ -75,6 +77,7 @@ def next_runs(
     budget: float,
     *,
     tolerance: float = 0.0,
+    seeds_sd: float = 0.0,
     level: float = 0.9,
 ) -> Design:
     """Spend ``budget`` on the candidates that narrow the forecast at ``target`` most per cost.
@@ -85,7 +88,10 @@ def next_runs(
         candidates: the pool.
         target: the law's variables at the run to be forecast.
         budget: the most that may be spent, in the candidates' currency.
-        tolerance: stop when the half width is below this share of the loss.
+        tolerance: stop when the half width is below this share of the loss. Where that lies below
+            the floor no run can reach it, and it stops when little more than the floor is left.
+        seeds_sd: the measured noise floor, in log-loss. A law of few points passes closer by them
+            than a new run will; the larger of this and the fit's own spread counts.
         level: of the interval.
 
     Raises:
@@ -93,6 +99,7 @@ def next_runs(
     """
     require(budget > 0, f"a design's budget must be positive, got {budget}")
     require(len(candidates) > 0, "a design needs candidates")
+    fit = replace(fit, noise_sd=max(fit.noise_sd, seeds_sd))
     gradient_RCP, information_RPP, target_RP = _linearise(fit, seen, candidates, target)
     cost_C = np.array([candidate.cost for candidate in candidates])
     left_C = np.array([candidate.most for candidate in candidates])
@@ -103,12 +110,20 @@ def next_runs(
         variance_R = np.einsum("rp,rpq,rq->r", target_RP, covariance_RPP, target_RP)
         return _half_width(fit, float(np.median(variance_R)) + noise, level)
 
+    floor = _half_width(fit, noise, level)
+    unreachable = 0 < tolerance < floor
     before, spent, runs = half_width(), 0.0, []
     width = before
     while True:
         open_C = (left_C > 0) & (spent + cost_C <= budget)
         if width <= tolerance:
             stop = f"half width {width:.2%} is within the tolerance of {tolerance:.2%}"
+            break
+        if unreachable and width <= NEAR_FLOOR * floor:
+            stop = (
+                f"half width {width:.2%} is all but the {floor:.2%} that one run's own noise "
+                f"leaves; no run reaches the tolerance of {tolerance:.2%}"
+            )
             break
         if not open_C.any():
             stop = "the budget is spent" if (left_C > 0).any() else "no candidate is left"
@@ -131,7 +146,7 @@ def next_runs(
         width = half_width()
         picked = candidates[chosen]
         runs.append(NextRun(label=picked.label, cost=picked.cost, spent=spent, half_width=width))
-    return Design(runs=tuple(runs), before=before, floor=_half_width(fit, noise, level), stop=stop)
+    return Design(runs=tuple(runs), before=before, floor=floor, stop=stop)
 
 
 def _linearise(

@@ -30,6 +30,7 @@ from analysis.routed import RoutedLaw
 from analysis.routed_fit import fit_routed
 from analysis.settings import FitSettings
 from analysis.solving import Solved, make_law, solve
+from analysis.weighing import CELLS_BOOTSTRAP, replicate_cells, weigh
 from model.errors import ConfigError
 
 
@@ -49,6 +50,7 @@ def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
         name="loss",
         labels=points.label,
         budgets=points.budget,
+        cells=points.cell,
         largest_compute=max(points.flops),
         constants={"flops_per_size_token": constant},
     )
@@ -81,6 +83,7 @@ def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None =
             name="loss",
             labels=points.label,
             budgets=points.budget,
+            cells=points.cell,
         )
     more = health.noise_warnings(fit, noise_floor(points))
     return replace(fit, warnings=(*fit.warnings, *more))
@@ -143,6 +146,7 @@ def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
         condition_number=surface.condition_number,
         warnings=surface.warnings,
         drift=surface.drift,
+        weighting=surface.weighting,
     )
 
 
@@ -172,6 +176,7 @@ def fit_law(
     name: str,
     labels: Sequence[str] | None = None,
     budgets: Sequence[int] | None = None,
+    cells: Sequence[str] | None = None,
     largest_compute: float | None = None,
     constants: dict[str, float] | None = None,
 ) -> Fit:
@@ -185,6 +190,8 @@ def fit_law(
         name: what is predicted.
         labels: the points' names, for warnings.
         budgets: the points' compute budgets, for warnings.
+        cells: points of one cell differ in their seed alone and are weighed by the noise that they
+            measure (:mod:`analysis.seed_weights`); without cells every point counts alike.
         largest_compute: of the points; by default the law's own measure of them.
         constants: fields of the law that are not fitted.
     """
@@ -197,11 +204,19 @@ def fit_law(
             f"{law.__name__} leave nothing to judge the fit by; at least {num_parameters + 1} are "
             f"needed, {2 * num_parameters} or more are better"
         )
-    solved = solve(law, variables, values, settings)
+    solved, weighting = solve(law, variables, values, settings), None
+    if cells is not None:
+        solved, weighting = weigh(solved, values, cells)
     made = make_law(solved, constants)
-    counts = resample_runs(len(values), settings.replicates, settings.seed)
-    replicates = replicate(solved, np.log(values), counts)
     noise_sd, noise_df = new_run_spread(solved.residual_N, num_parameters)
+    if cells is not None and weighting is not None and not weighting.even:
+        replicates = replicate_cells(
+            solved, np.log(values), cells, settings.replicates, settings.seed
+        )
+        drawn, noise_df = CELLS_BOOTSTRAP, float(weighting.cells - num_parameters)
+    else:
+        counts = resample_runs(len(values), settings.replicates, settings.seed)
+        replicates, drawn = replicate(solved, np.log(values), counts), RUNS_BOOTSTRAP
     measure: Callable[..., Array] = made.compute
     compute = measure(*variables)
     return Fit(
@@ -209,7 +224,7 @@ def fit_law(
         law=made,
         coefficients=_coefficients(solved, made, replicates, values, settings.level, noise_df),
         replicates=tuple(map(tuple, replicates.tolist())),
-        bootstrap=RUNS_BOOTSTRAP,
+        bootstrap=drawn,
         noise_sd=noise_sd,
         noise_df=noise_df,
         objective=Objective(
@@ -235,6 +250,7 @@ def fit_law(
         },
         condition_number=health.condition_number(solved.form, solved.theta_P),
         warnings=health.examine(solved, labels, budgets, variables),
+        weighting=weighting,
     )
 
 

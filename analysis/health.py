@@ -206,7 +206,7 @@ def _outliers(solved: Solved, labels: Sequence[str]) -> Iterator[tuple[FitStatus
     left = len(far_N) - len(rows)
     if len(rows) == 0 or left <= solved.form.logsum.num_parameters:
         return
-    weight_N = np.ones(len(far_N))
+    weight_N = solved.weight_N.copy()
     weight_N[rows] = 0.0
     log_N = solved.residual_N + solved.form.logsum.log_values(solved.theta_P[None])[0]
     without = minimise(solved.form.logsum, solved.theta_P[None], log_N, weight_N, solved.loss)

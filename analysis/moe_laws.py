@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.laws import POSITIVE_EXPONENT, Array, Term
+from model.errors import ConfigError
 
 PUBLISHED_START, PUBLISHED_MOST = 1.63e-2, 5.28e16
 """Where Ling's activation saturates (arXiv:2507.17702, table 3)."""
+HALVINGS = 60
+"""Of an interval in log size: to the last digit of a float."""
 EITHER_SIGN = (-1.0, 1.0)
 CROSS = (-0.1, 0.1)
 """A product of two logs moves an exponent along the ladder; more than 0.1 a unit would turn it."""
@@ -72,6 +75,18 @@ class GranularityLaw:
     def __call__(self, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike) -> Array:
         """Loss at size, tokens and granularity."""
         return self.formula(self.parameters, size, tokens, granularity)
+
+    def inverse(self, loss: float, tokens: float, granularity: float) -> float:
+        """The size that reaches ``loss`` on so many tokens; ConfigError where none does."""
+        limit = self.c + self.b * tokens**-self.beta
+        fine = self.g * granularity**-self.gamma + self.a
+        return _inverse_power(loss, limit, fine, self.alpha, f"on {tokens:g} tokens")
+
+    def tokens_for(self, loss: float, size: float, granularity: float) -> float:
+        """Tokens at which a model of ``size`` reaches ``loss``; ConfigError where none do."""
+        fine = self.g * granularity**-self.gamma + self.a
+        limit = self.c + fine * size**-self.alpha
+        return _inverse_power(loss, limit, self.b, self.beta, f"at size {size:g}")
 
     def compute(self, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike) -> Array:
         """What extrapolation is measured in: size times tokens."""
@@ -155,6 +170,25 @@ class JointExpertLaw:
         """Loss at size, tokens and number of experts."""
         return self.formula(self.parameters, size, tokens, num_experts)
 
+    def inverse(self, loss: float, tokens: float, num_experts: float) -> float:
+        """The size that reaches ``loss`` on so many tokens; ConfigError where none does."""
+        of_size, of_tokens = self._powers(num_experts)
+        limit = self.c + of_tokens[0] * tokens ** -of_tokens[1]
+        return _inverse_power(loss, limit, *of_size, f"on {tokens:g} tokens")
+
+    def tokens_for(self, loss: float, size: float, num_experts: float) -> float:
+        """Tokens at which a model of ``size`` reaches ``loss``; ConfigError where none do."""
+        of_size, of_tokens = self._powers(num_experts)
+        limit = self.c + of_size[0] * size ** -of_size[1]
+        return _inverse_power(loss, limit, *of_tokens, f"at size {size:g}")
+
+    def _powers(self, num_experts: float) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Coefficient and exponent of size and of tokens with so many experts."""
+        log_experts = math.log(num_experts)
+        of_size = self.a * num_experts**self.delta, self.alpha + self.gamma * log_experts
+        of_tokens = self.b * num_experts**self.omega, self.beta + self.zeta * log_experts
+        return of_size, of_tokens
+
     def compute(self, size: ArrayLike, tokens: ArrayLike, num_experts: ArrayLike) -> Array:
         """What extrapolation is measured in: size times tokens."""
         return _product(size, tokens, num_experts)
@@ -224,6 +258,36 @@ class SparsityLaw:
         """Loss at size, tokens and activation ratio."""
         return self.formula(self.parameters, size, tokens, activation_ratio)
 
+    def inverse(self, loss: float, tokens: float, activation_ratio: float) -> float:
+        """The size that reaches ``loss`` on so many tokens; ConfigError where none does."""
+        limit = self.e + self.b * tokens**-self.beta + self.c * activation_ratio**-self.lambda_
+        sparse = self.d * activation_ratio**-self.delta
+        where = f"on {tokens:g} tokens"
+        # Two powers have no closed inverse. Either alone needs no more than both; where each is at
+        # most half of what is left, both reach it.
+        powers = [p for p in ((self.a, self.alpha), (sparse, self.gamma)) if p[0] > 0]
+        if not powers:
+            raise ConfigError(f"loss {loss:g} {where} has no inverse: no term falls with size")
+        low, high = (
+            max(
+                math.log(_inverse_power(aim, limit, factor, power, where))
+                for factor, power in powers
+            )
+            for aim in (loss, (loss + limit) / 2)
+        )
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            above = float(self(math.exp(middle), tokens, activation_ratio)) > loss
+            low, high = (middle, high) if above else (low, middle)
+        return math.exp((low + high) / 2)
+
+    def tokens_for(self, loss: float, size: float, activation_ratio: float) -> float:
+        """Tokens at which a model of ``size`` reaches ``loss``; ConfigError where none do."""
+        sparse = self.d * activation_ratio**-self.delta * size**-self.gamma
+        limit = self.e + self.a * size**-self.alpha + self.c * activation_ratio**-self.lambda_
+        where = f"at size {size:g}"
+        return _inverse_power(loss, limit + sparse, self.b, self.beta, where)
+
     def compute(self, size: ArrayLike, tokens: ArrayLike, activation_ratio: ArrayLike) -> Array:
         """What extrapolation is measured in: size times tokens."""
         return _product(size, tokens, activation_ratio)
@@ -273,6 +337,20 @@ def saturated_activation(
     """Â: A plus what is left of it for A = 0, at most A_max."""
     offset = 1 / (1 / start - 1 / most)
     return np.asarray(1 / (1 / (np.asarray(activation, dtype=float) + offset) + 1 / most))
+
+
+def _inverse_power(
+    loss: float, limit: float, coefficient: float, exponent: float, where: str
+) -> float:
+    """The x with limit + coefficient · x^-exponent = loss."""
+    if loss <= limit:
+        raise ConfigError(f"loss {loss:g} is never reached {where}: the limit is {limit:g} nats")
+    if coefficient <= 0 or exponent <= 0:
+        raise ConfigError(
+            f"loss {loss:g} {where} has no inverse: the term is "
+            f"{coefficient:.3g} · x^-({exponent:.3g}) and does not fall"
+        )
+    return math.exp(math.log(coefficient / (loss - limit)) / exponent)
 
 
 def _product(size: ArrayLike, tokens: ArrayLike, third: ArrayLike) -> Array:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from analysis.laws import Array
 from analysis.points import Points
 
 
@@ -23,12 +25,16 @@ class NoiseFloor:
 def noise_floor(points: Points) -> NoiseFloor | None:
     """The measured noise floor, or None where no cell was repeated."""
     _, cell_N = np.unique(np.asarray(points.cell), return_inverse=True)
-    log_N = np.log(points.array("loss"))
-    count_C = np.bincount(cell_N)
-    mean_C = np.bincount(cell_N, weights=log_N) / count_C
+    squares, count_C, _ = pooled(np.log(points.array("loss")), cell_N)
     cells = int((count_C > 1).sum())
     if cells == 0:
         return None
     degrees = int((count_C[count_C > 1] - 1).sum())
-    squares = float(((log_N - mean_C[cell_N]) ** 2).sum())
     return NoiseFloor(sd=(squares / degrees) ** 0.5, degrees_of_freedom=degrees, cells=cells)
+
+
+def pooled(values_N: Array, cell_N: NDArray[np.intp]) -> tuple[float, NDArray[np.intp], Array]:
+    """Squares about the cells' means summed over all, the runs and the mean of each cell [C]."""
+    count_C = np.bincount(cell_N)
+    mean_C = np.bincount(cell_N, weights=values_N) / count_C
+    return float(((values_N - mean_C[cell_N]) ** 2).sum()), count_C, mean_C

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from analysis.catalogue import AnyLaw
 from analysis.drift import Drift
 from analysis.laws import Array
+from analysis.seed_weights import Weighting
 
 
 class FitError(RuntimeError):
@@ -138,6 +139,8 @@ class Fit:
     warnings: tuple[FitWarning, ...] = ()
     drift: Drift | None = None
     """How fast its forecasts go wrong beyond the points, where its form is seen to be wrong."""
+    weighting: Weighting | None = None
+    """How repeated seeds counted; None where there are none, or the law's fitter can't weigh."""
 
     def predict(self, *x: float, level: float = 0.9) -> Prediction:
         """A newly measured value at ``x`` (in the law's order of variables), with its interval."""

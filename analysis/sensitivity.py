@@ -24,6 +24,7 @@ from analysis.results import FitError, Interval
 from analysis.robust import REFERENCE_DELTA, robust_sd
 from analysis.settings import FitSettings
 from analysis.solving import Solved, make_law, solve
+from analysis.weighing import weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,8 @@ def _subsets(points: Points, used: Solved) -> Iterator[tuple[str, list[int]]]:
 
 def _solve(points: Points, settings: FitSettings) -> Solved:
     variables = (points.array("size"), points.array("tokens"))
-    return solve(LossSurface, variables, points.array("loss"), settings)
+    values = points.array("loss")
+    return weigh(solve(LossSurface, variables, values, settings), values, points.cell)[0]
 
 
 def _surface(group: str, name: str, points: Points, settings: FitSettings, flops: float) -> Choice:
@@ -149,7 +151,9 @@ def _surface(group: str, name: str, points: Points, settings: FitSettings, flops
 def _over_training(points: Points, settings: FitSettings, flops: float) -> Choice:
     group, name = "law", "one exponent for size and tokens"
     variables = [points.column(v, "OverTrainingLaw") for v in OverTrainingLaw.VARIABLES]
-    law = make_law(solve(OverTrainingLaw, variables, points.array("loss"), settings))
+    values = points.array("loss")
+    solved = solve(OverTrainingLaw, variables, values, settings)
+    law = make_law(weigh(solved, values, points.cell)[0])
     assert isinstance(law, OverTrainingLaw)
     if not (law.a > 0 and law.b > 0):
         return Choice(group=group, name=name, note="no optimum: a term of the law is nothing")

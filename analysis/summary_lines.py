@@ -11,6 +11,7 @@ from analysis.holdout import HeldOutPoint, Holdout
 from analysis.judging import Comparison
 from analysis.noise import NoiseFloor
 from analysis.results import Exclusion, Fit, Interval, Prediction
+from analysis.seed_weights import Weighting
 
 WIDTH = 100
 INDENT = 14
@@ -65,6 +66,8 @@ def fit_lines(fit: Fit, noise: NoiseFloor | None) -> Iterator[str]:
         "noise",
         f"{seeds}; a new run lies within {fit.noise_sd:.2%} of the law (standard deviation)",
     )
+    if fit.weighting is not None:
+        yield from labelled("weights", _weights(fit.weighting))
 
 
 def holdout_lines(holdouts: Sequence[Holdout], drift: Drift | None) -> Iterator[str]:
@@ -155,6 +158,17 @@ def labelled(label: str, text: str) -> list[str]:
     """A label and its text, wrapped beside it."""
     lines = wrap(text, WIDTH - INDENT, break_on_hyphens=False)
     return [f"  {label if i == 0 else '':<{INDENT - 2}}{line}" for i, line in enumerate(lines)]
+
+
+def _weights(weighting: Weighting) -> str:
+    if weighting.even:
+        return "every run alike: no cell lies further from the law than its seeds explain"
+    most = weighting.most_seeds
+    return (
+        f"the law misses cells by {weighting.misfit_sd:.2%} beyond their seeds' "
+        f"{weighting.seeds_sd:.2%}, so a cell of {most} seeds weighs "
+        f"{weighting.of_cell(most):.2g} single runs"
+    )
 
 
 def _drift(drift: Drift) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from analysis.design import Candidate, next_runs
 from analysis.fitting import fit_surface
 from analysis.laws import LossSurface
+from analysis.noise import noise_floor
 from analysis.points import Points, points_from_records
 from analysis.records import RecordSet
 from analysis.results import Fit
@@ -82,7 +83,7 @@ def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> B
         return Batch(runs=few, why=why if few else "the budget is spent")
     points, _ = points_from_records(RecordSet(records=good, excluded=()))
     check_spread(points)
-    fit = fit_surface(points, QUICK)
+    fit, noise = fit_surface(points, QUICK), noise_floor(points)
     target = _target(fit, points, rules.ahead * max(run.cost.train_flops for run in plan.runs))
     design = next_runs(
         fit,
@@ -91,6 +92,7 @@ def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> B
         target,
         budget,
         tolerance=rules.tolerance,
+        seeds_sd=noise.sd if noise else 0.0,
     )
     named = {run.run_id: run for run in left}
     chosen, spent = [], 0.0
@@ -108,6 +110,11 @@ def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> B
         f"half width of the forecast at {at:.3g} FLOPs {design.before:.2%}, "
         f"{promised:.2%} after these {len(chosen)}"
     )
+    if 0 < rules.tolerance < design.floor:
+        why += (
+            f"; the tolerance of {rules.tolerance:.2%} lies below the {design.floor:.2%} that one "
+            "run's own noise leaves, and no run reaches it"
+        )
     return Batch(runs=tuple(chosen), why=why)
 
 

@@ -125,3 +125,22 @@ def test_a_design_forecasts_better_than_chance_for_the_same_compute(
                 random.append(i)
         errors["random"].append(error(random, 100 + draw))
     assert np.median(errors["design"]) < 0.8 * np.median(errors["random"]), errors
+
+
+def test_no_tolerance_below_the_measured_floor_is_promised() -> None:
+    """Seeds that differ by more than the residuals widen every promise and end the search."""
+    x, fit = line(np.random.default_rng(0))
+    pool, target = candidates(), (300.0,)
+    plain = next_runs(fit, (x,), pool, target, budget=1e9)
+    wide = next_runs(fit, (x,), pool, target, budget=1e9, seeds_sd=3 * fit.noise_sd)
+    assert wide.floor == pytest.approx(3 * plain.floor)
+    assert all(run.half_width > wide.floor for run in wide.runs)
+    within = next_runs(fit, (x,), pool, target, 1e9, tolerance=1.3 * plain.floor)
+    assert "within the tolerance" in within.stop
+    many = [replace(candidate, most=400) for candidate in pool]
+    never = next_runs(
+        fit, (x,), many, target, 1e9, tolerance=1.3 * plain.floor, seeds_sd=3 * fit.noise_sd
+    )
+    assert "no run reaches the tolerance" in never.stop
+    assert never.runs[-1].half_width <= 1.05 * never.floor
+    assert never.runs[-1].spent < 1e5, "and it stops spending"

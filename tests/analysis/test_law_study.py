@@ -43,6 +43,11 @@ TRUTHS: dict[str, list[float]] = {
     "ludziejewski": [1.2, 900.0, 600.0, -0.15, 0.35, -0.01, 0.1, 0.31, 0.005],
     "leverage": [1.5, 60.0, 0.09, 0.11, -0.007, 0.0015, -0.0105],
 }
+OTHER_TRUTHS = {
+    "power": [3.0, -0.2],
+    "downstream": [0.85, 2.1, 0.75],
+    "abnar": [0.5, 300.0, 900.0, 0.2, 90.0, 0.33, 0.35, -0.4, -0.15, 0.28],
+}
 
 
 def points_of(name: str, noise_sd: float = 0.0, seed: int = 0) -> Points:
@@ -83,9 +88,9 @@ def test_every_law_comes_back_without_noise_and_reads_back_from_json(name: str) 
 def test_inverses_undo_their_laws(name: str) -> None:
     """The law at its inverse is the loss again, whatever the inverse solves for."""
     law_class: Any = LAWS[name]
-    parameters = TRUTHS.get(name, {"power": [3.0, -0.2], "downstream": [0.85, 2.1, 0.75]}.get(name))
+    parameters = (TRUTHS | OTHER_TRUTHS)[name]
     law = law_class(**dict(zip(law_class.PARAMETERS, parameters, strict=True)))
-    others = {"num_experts": 16.0, "tokens_per_size": 20.0, "activation_ratio": 0.1,
+    others = {"tokens": 5e9, "num_experts": 16.0, "tokens_per_size": 20.0, "activation_ratio": 0.1,
               "granularity": 8.0, "size": 1e9, "unique_tokens": 1e9}  # fmt: skip
     if name == "hoffmann":
         best = law.optimum(1e21)
@@ -94,9 +99,18 @@ def test_inverses_undo_their_laws(name: str) -> None:
     if name == "muennighoff":
         assert law.inverse(float(law(1e9, 5e9, 1e9)), 1e9, 1e9) == pytest.approx(5e9)
         return
-    main = 1e9 if name in ("clark", "size") else 3.0 if name == "downstream" else 1e20
+    main = 1e9 if law.VARIABLES[0] == "size" else 3.0 if name == "downstream" else 1e20
     rest = [others[v] for v in law.VARIABLES[1:]]
     assert law.inverse(float(law(main, *rest)), *rest) == pytest.approx(main)
+    if "tokens" in law.VARIABLES[1:]:
+        tokens, third = rest
+        loss = float(law(main, tokens, third))
+        assert law.tokens_for(loss, main, third) == pytest.approx(tokens)
+        no_less = float(law(1e300, tokens, third))
+        with pytest.raises(ConfigError, match="never reached on 5e\\+09 tokens: the limit is"):
+            law.inverse(0.999 * no_less, *rest)
+        with pytest.raises(ConfigError, match="never reached at size 1e\\+09"):
+            law.tokens_for(0.999 * float(law(main, 1e300, third)), main, third)
 
 
 def test_the_leverage_law_is_the_published_leverage() -> None:

@@ -44,6 +44,8 @@ def test_the_cheapest_come_first_then_what_the_law_asks_for(
     assert "half width of the forecast" in second.why
     wide = DesignRules(ahead=10, tolerance=0.9, batches=4)
     assert "within the tolerance" in next_batch(plan, store, wide, left).why
+    fine = DesignRules(ahead=10, tolerance=1e-5, batches=4)
+    assert "no run reaches it" in next_batch(plan, store, fine, left).why
     assert next_batch(plan, store, RULES, 1.0).why == "the budget is spent"
     finish(tmp_path, tuple(r for r in plan.runs if r not in first.runs), known_sweep)
     assert next_batch(plan, store, RULES, left).why == "every run of the grid is made"
