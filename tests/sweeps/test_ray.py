@@ -65,6 +65,7 @@ def test_a_killed_worker_a_stopped_one_and_the_rest(plan, toy, monkeypatch):
         lambda event: driver.stop.set() if event.kind == "progress" else None,
         (),
         run_module.Budget(),
+        run_module.ALONE,
         20.0,
     )
     assert driver.drive().stopped == "asked to stop"

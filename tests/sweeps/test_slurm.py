@@ -145,6 +145,7 @@ def test_a_stopped_driver_takes_its_jobs_out_of_the_queue(plan, toy, executor):
         lambda event: None,
         (),
         run_module.Budget(),
+        run_module.ALONE,
         20.0,
     )
     stopped = once_under_way(toy, plan.runs[0], driver.stop.set)
