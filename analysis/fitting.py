@@ -21,8 +21,8 @@ from analysis.descent import TOLERANCE
 from analysis.downstream import DownstreamLaw
 from analysis.downstream_fit import fit_downstream
 from analysis.laws import Array, LossSurface, PowerLaw, SaturatingPowerLaw
-from analysis.noise import noise_floor
-from analysis.points import Points
+from analysis.noise import noise_floor, unnamed_settings
+from analysis.points import Points, celled_by
 from analysis.profile import profile_intervals
 from analysis.results import Fit, FitError, Interval, Objective
 from analysis.robust import new_run_spread
@@ -54,8 +54,7 @@ def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
         largest_compute=max(points.flops),
         constants={"flops_per_size_token": constant},
     )
-    more = health.noise_warnings(fit, noise_floor(points))
-    return replace(fit, warnings=(*fit.warnings, *more))
+    return _with_repeats(fit, points)
 
 
 def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None = None) -> Fit:
@@ -67,6 +66,7 @@ def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None =
     """
     if law is LossSurface:
         return fit_surface(points, settings)
+    points = celled_by(points, law.VARIABLES)
     variables = [points.column(name, law.__name__) for name in law.VARIABLES]
     values = points.array("loss")
     if issubclass(law, RoutedLaw):
@@ -85,8 +85,14 @@ def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None =
             budgets=points.budget,
             cells=points.cell,
         )
-    more = health.noise_warnings(fit, noise_floor(points))
-    return replace(fit, warnings=(*fit.warnings, *more))
+    return _with_repeats(fit, points)
+
+
+def _with_repeats(fit: Fit, points: Points) -> Fit:
+    """What repeated seeds say of the fit, and whether they are that."""
+    noise = health.noise_warnings(fit, noise_floor(points))
+    mixed = health.repeat_warnings(unnamed_settings(points))
+    return replace(fit, warnings=(*fit.warnings, *noise, *mixed))
 
 
 def fit_compute_law(points: Points, settings: FitSettings | None = None) -> Fit:

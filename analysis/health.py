@@ -75,6 +75,19 @@ def noise_warnings(fit: Fit, noise: NoiseFloor | None) -> tuple[FitWarning, ...]
     return ()
 
 
+def repeat_warnings(settings: Sequence[str]) -> tuple[FitWarning, ...]:
+    """Settings, by their columns, in which runs differ that the fit takes for repeated seeds."""
+    if not settings:
+        return ()
+    sentence = (
+        f"runs of one size and token count differ in {', '.join(settings)} too and are taken for "
+        "repeated seeds: what that does to the loss counts as noise. Keep one value "
+        "(filter.COLUMN=VALUE), or name it where the law has such a variable "
+        "(variables.NAME=COLUMN)"
+    )
+    return (FitWarning(status=FitStatus.MIXED_REPEATS.name, sentence=sentence),)
+
+
 def few_points(num_points: int, num_parameters: int) -> tuple[FitWarning, ...]:
     """Fewer than two points a parameter."""
     if num_points >= 2 * num_parameters:

@@ -18,7 +18,7 @@ from analysis.judging import Comparison, hold_out
 from analysis.kept import Kept, read_back, software_versions
 from analysis.laws import Array
 from analysis.noise import NoiseFloor, noise_floor
-from analysis.points import Points
+from analysis.points import Points, celled_by
 from analysis.results import Exclusion, Fit, FitStatus
 from analysis.settings import FitSettings
 from analysis.study import SCHEMA_VERSION
@@ -98,6 +98,7 @@ def make_law_study(
             )
     if not points.flops:
         points = replace(points, budget=budget_ranks(_compute(law, points)))
+    points = celled_by(points, law.VARIABLES)
     fit = fit_points(law, points, settings)
     holdouts = hold_out(points, settings, law)
     fit = replace(

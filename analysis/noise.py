@@ -38,3 +38,21 @@ def pooled(values_N: Array, cell_N: NDArray[np.intp]) -> tuple[float, NDArray[np
     count_C = np.bincount(cell_N)
     mean_C = np.bincount(cell_N, weights=values_N) / count_C
     return float(((values_N - mean_C[cell_N]) ** 2).sum()), count_C, mean_C
+
+
+def unnamed_settings(points: Points) -> tuple[str, ...]:
+    """Further columns in which runs of one cell differ, so that more than their seeds does.
+
+    A setting's few values come up again in other cells; a column of mostly different values was
+    measured and tells nothing. Columns called a seed may differ.
+    """
+    _, cell_N, count_C = np.unique(np.asarray(points.cell), return_inverse=True, return_counts=True)
+    repeated_N = count_C[cell_N] > 1
+    found = []
+    for name, column in points.extra.items():
+        values_N = np.asarray(column)
+        few = len(np.unique(values_N[repeated_N])) <= repeated_N.sum() / 2
+        pairs = len(np.unique(np.stack([cell_N, values_N]), axis=1).T)
+        if few and pairs > len(count_C) and "seed" not in name.lower():
+            found.append(name)
+    return tuple(found)

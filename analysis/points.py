@@ -123,6 +123,18 @@ def make_points(
     )
 
 
+def celled_by(points: Points, variables: Sequence[str]) -> Points:
+    """The cells parted by a law's further variables: runs that differ in one are no repeats."""
+    columns = [points.extra[name] for name in variables if name in points.extra]
+    if not columns:
+        return points
+    cells = (
+        "x".join([cell, *(f"{x:.10g}" for x in row)])
+        for cell, *row in zip(points.cell, *columns, strict=True)
+    )
+    return replace(points, cell=tuple(cells))
+
+
 def take(points: Points, rows: Sequence[int]) -> Points:
     """Some of the points, in the order of ``rows``."""
     columns = {

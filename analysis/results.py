@@ -39,6 +39,7 @@ class FitStatus(Enum):
     CURVED = "the residuals bend: local exponents still change along the ladder"
     MISFIT = "the law misses the points by more than repeated seeds differ"
     HOLDOUT_MISSED = "the held-out points lie outside their forecast"
+    MIXED_REPEATS = "runs taken for repeated seeds differ in a setting"
     UNMEASURED_NOISE = "no repeated seeds: the noise floor is the fit's own residual"
 
 

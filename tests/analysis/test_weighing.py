@@ -10,7 +10,8 @@ import pytest
 
 from analysis.fitting import fit_law, fit_surface
 from analysis.laws import Array, LossSurface, SaturatingPowerLaw
-from analysis.points import Points
+from analysis.noise import unnamed_settings
+from analysis.points import Points, celled_by, make_points
 from analysis.results import Fit
 from analysis.seed_weights import Weighting
 from analysis.settings import FitSettings
@@ -110,3 +111,16 @@ def test_seeds_narrow_what_their_means_alone_do_not() -> None:
         weighed, plain = fitted(flops, losses, cells), fitted(flops[first], means, None)
         ratios.append(weighed.coefficients["b"].width / plain.coefficients["b"].width)
     assert np.median(ratios) < 0.9
+
+
+def test_runs_that_differ_in_a_law_s_variable_are_no_repeats() -> None:
+    size, tokens = np.repeat(1e7 * 2.0 ** np.arange(3), 6), np.tile(np.repeat([1e9, 4e9], 3), 3)
+    points = make_points(
+        size_variable="N", label=["run"] * 18, size=size, tokens=tokens, loss=np.ones(18),
+        extra={"granularity": (1.0, 2.0, 2.0) * 6},
+    )  # fmt: skip
+    assert len(set(points.cell)) == 6
+    assert unnamed_settings(points) == ("granularity",)
+    parted = celled_by(points, ("size", "tokens", "granularity"))
+    assert len(set(parted.cell)) == 12
+    assert unnamed_settings(parted) == ()

@@ -355,3 +355,21 @@ def test_the_best_size_of_each_budget(tmp_path: Path, capsys: Capture) -> None:
     assert "forecast    N*, parabola:" in text
     study = OptimaStudy.from_json((tmp_path / "fits/iso/fit.json").read_text())
     assert len(study.budgets) == 3
+
+
+def test_settings_in_which_repeats_differ_are_named(tmp_path: Path, capsys: Capture) -> None:
+    """A grid of learning rates is no set of seeds; a measured column and the seed are passed by."""
+    rng, path = np.random.default_rng(3), tmp_path / "rates.csv"
+    lines = ["N,D,L,lr,wall_s,seed"]
+    for size in 1e6 * 2.0 ** np.arange(4):
+        for tokens in 2e7 * 2.0 ** np.arange(4):
+            for index, rate in enumerate((1e-3, 2e-3, 4e-3)):
+                loss = float(LAW(size, tokens)) * (1.01 + 0.01 * index)
+                lines.append(f"{size},{tokens},{loss},{rate},{rng.uniform(1, 9)},{index}")
+    path.write_text("\n".join(lines) + "\n")
+    words = [f"records={path}", "columns.params=N", "columns.tokens=D", "columns.loss=L"]
+    assert fit(tmp_path, *words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "MIXED_REPEATS: runs of one size and token count differ in lr too" in said
+    assert fit(tmp_path, *words, "filter.lr=0.001") == 0
+    assert "MIXED_REPEATS" not in capsys.readouterr().out
