@@ -7,6 +7,7 @@ built module on the meta device and against ``torch.utils.flop_counter``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from model.config import AttentionConfig, ModelConfig
@@ -77,6 +78,7 @@ def swiglu_params(hidden_size: int, width: int) -> int:
     return 3 * hidden_size * width
 
 
+@lru_cache(maxsize=64)
 def layer_counts(config: ModelConfig) -> tuple[LayerCounts, ...]:
     """Every block in order, the multi-token-prediction blocks last."""
     return tuple(

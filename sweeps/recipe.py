@@ -153,6 +153,10 @@ def sizes_of(model: ModelConfig, sequence_length: int) -> tuple[ParamCounts, Flo
     return count_params(model), flops_per_token(model, sequence_length)
 
 
+NEIGHBOURS = 8
+"""Widths to either side of where M passes the target that are looked at."""
+
+
 @lru_cache(maxsize=4096)
 def shape_for(
     recipe: ShapeRecipe, target_flops_per_token: float, sequence_length: int, vocab_size: int
@@ -166,19 +170,25 @@ def shape_for(
         ConfigError: the target is below half of the smallest shape's M, or the recipe contradicts
             itself (for instance more experts a token than experts).
     """
-    width = recipe.width_multiple
-    best = _shape_of_width(recipe, width, vocab_size)
-    flops = smallest = flops_per_token(best, sequence_length).house
-    best_distance = abs(math.log(flops / target_flops_per_token))
-    # M grows with the width but for a step down where one more leading layer turns dense, so the
-    # search goes on well past the target.
-    while flops < 4 * target_flops_per_token:
-        width += recipe.width_multiple
-        shape = _shape_of_width(recipe, width, vocab_size)
-        flops = flops_per_token(shape, sequence_length).house
-        distance = abs(math.log(flops / target_flops_per_token))
-        if distance < best_distance:
-            best, best_distance = shape, distance
+
+    def of_step(step: int) -> tuple[float, ModelConfig]:
+        shape = _shape_of_width(recipe, step * recipe.width_multiple, vocab_size)
+        return flops_per_token(shape, sequence_length).house, shape
+
+    below, above = 1, 1
+    smallest, _ = of_step(1)
+    while of_step(above)[0] < target_flops_per_token:
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        if of_step(middle)[0] < target_flops_per_token:
+            below = middle
+        else:
+            above = middle
+    # M grows with the width but for a step down where one more leading layer turns dense, so
+    # neighbours are looked at as well.
+    around = [of_step(step) for step in range(max(1, below - NEIGHBOURS), above + NEIGHBOURS + 1)]
+    _, best = min(around, key=lambda found: abs(math.log(found[0] / target_flops_per_token)))
     if 2 * target_flops_per_token < smallest:
         raise ConfigError(
             f"flops_per_token {target_flops_per_token:.3g} is out of reach: the smallest model of "

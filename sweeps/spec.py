@@ -100,7 +100,7 @@ def run_id(spec: RunSpec) -> str:
 
 def short_count(count: float) -> str:
     """Three significant digits and a suffix, for names and tables: 524288 -> ``524k``."""
-    for suffix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for suffix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * unit:
             return f"{count / unit:.3g}{suffix}"
     return f"{count:.3g}"

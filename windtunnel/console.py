@@ -62,8 +62,9 @@ def table(
 
 
 def si(value: float, digits: int = 3) -> str:
-    """A count with k, M, G...: 1234567 -> ``1.23M``. Above 1e15 as 1.23e+16."""
-    for limit, suffix in ((1e3, ""), (1e6, "k"), (1e9, "M"), (1e12, "G"), (1e15, "T")):
+    """A count with k, M, G...: 1234567 -> ``1.23M``. Above 1e21 as 1.23e+22."""
+    for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"), start=1):
+        limit = 1000.0**power
         if abs(value) < limit * (1 - 0.5 * 10.0**-digits):
             scaled = value / (limit / 1e3)
             decimals = max(0, digits - len(str(int(abs(scaled)))))

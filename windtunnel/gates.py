@@ -168,7 +168,7 @@ def repetition_gate(epochs: Mapping[str, float], thresholds: GateThresholds) -> 
     return GateResult(
         name="repetitions",
         passed=passes <= most,
-        sentence=f"the run reads domain {domain} {passes:.2f} times; at most {most:g} times",
+        sentence=f"the run reads domain {domain} {passes:,.2f} times; at most {most:g} times",
     )
 
 

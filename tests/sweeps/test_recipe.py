@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from toy_plans import SHAPE, TRAINING
 
@@ -16,7 +17,7 @@ from model.training.config import (
     TrainConfig,
 )
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
-from sweeps.recipe import ShapeRecipe, TrainingRecipe, shape_for, train_for
+from sweeps.recipe import ShapeRecipe, TrainingRecipe, _shape_of_width, shape_for, train_for
 
 # Ling-mini-2.0 (arXiv:2510.22115, table 1; the published converter): 20 layers of width 2048, 16
 # query and 4 key-value heads of 128, experts of 512, a dense layer of 5120.
@@ -85,6 +86,16 @@ def test_no_other_width_lies_nearer_to_the_target(target):
         if other is not None and other.hidden_size == width:
             assert distance(found) <= distance(other)
     assert found.hidden_size % 16 == 0
+
+
+@pytest.mark.parametrize("recipe", [SHAPE, replace(LING_MINI, dense_layer_frac=0.05)])
+def test_the_width_that_is_found_is_that_of_a_search_through_all(recipe):
+    multiple = recipe.width_multiple
+    shapes = [_shape_of_width(recipe, step * multiple, 257) for step in range(1, 100)]
+    sizes = [flops_per_token(shape, 32).house for shape in shapes]
+    for target in np.geomspace(sizes[0], sizes[80], 60):
+        nearest = min(range(99), key=lambda index: abs(math.log(sizes[index] / target)))
+        assert shape_for(recipe, float(target), 32, 257) == shapes[nearest]
 
 
 def test_shapes_grow_with_the_target_and_keep_their_ratios():

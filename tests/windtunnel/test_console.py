@@ -19,7 +19,8 @@ from windtunnel.console import Progress, brief, duration, make_console, sci, si,
         (999_950, "1.00M"),
         (1.26e9, "1.26G"),
         (1.5e14, "150T"),
-        (3e18, "3.00e+18"),
+        (3e18, "3.00E"),
+        (3e21, "3.00e+21"),
     ],
 )
 def test_counts(value: float, text: str) -> None:

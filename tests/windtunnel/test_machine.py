@@ -1,5 +1,6 @@
 """The machine plan against ideal pipelines, Ling-1T's published sizes, and stages really built."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from model.training.config import (
 from model.training.distributed.config import ParallelConfig
 from windtunnel.commands.machine import Config, _training
 from windtunnel.composition import load
+from windtunnel.machine.costs import BlockCosts
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.handover import (
     megatron_options,
@@ -30,9 +32,9 @@ from windtunnel.machine.handover import (
     torchtitan_options,
     write_handover,
 )
-from windtunnel.machine.memory_plan import rank_params
-from windtunnel.machine.pipeline import play, uniform
-from windtunnel.machine.plan import best_plan, plan_for
+from windtunnel.machine.memory_plan import mean_weights, rank_params
+from windtunnel.machine.pipeline import balanced, play, stage_seconds, uniform
+from windtunnel.machine.plan import _first_to_last_s, _least_s, best_plan, plan_for
 from windtunnel.yaml_folders import CONF_DIR
 
 LING_1T = ParallelConfig(shard=96, expert=8, pipeline=21, virtual=2, micro_batch=1, recompute=True)
@@ -157,9 +159,65 @@ def test_the_fastest_that_fits_is_taken():
     assert best.step_s <= other.step_s
 
 
+def test_ling_1t_is_searched_with_few_plays(published, monkeypatch):
+    plays = []
+    monkeypatch.setattr(
+        "windtunnel.machine.plan.play", lambda *args: plays.append(args) or play(*args)
+    )
+    model, train = published.model, _training(published)
+    best = best_plan(model, train, published.hardware, 2016)
+    # 272 sizes; bounds on memory and time leave three, each played by time and split evenly.
+    assert len(plays) <= 8
+    assert best.step_s < 69.0
+    assert best.memory_bytes < 0.92 * 80e9
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "expert"), [(1, 1, 2), (2, 1, 1), (2, 2, 2), (4, 1, 2)]
+)
+def test_bounds_of_the_search_hold(pipeline, virtual, expert, recompute):
+    sizes = ParallelConfig(
+        shard=8 // pipeline,
+        expert=expert,
+        pipeline=pipeline,
+        virtual=virtual,
+        recompute=recompute,
+    )
+    planned = plan_for(SMALL, TRAIN, hardware(), sizes)
+    assert mean_weights(SMALL, sizes) <= planned.memory_bytes
+    assert _least_s(SMALL, TRAIN, hardware(), sizes) <= planned.step_s
+    split = planned.parallel
+    assert _first_to_last_s(SMALL, TRAIN, hardware(), split) <= planned.step_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("pipeline", "virtual"), [(4, 1), (3, 2), (2, 3)])
+def test_no_move_of_a_block_makes_the_split_more_even(pipeline, virtual):
+    sizes = ParallelConfig(pipeline=pipeline, virtual=virtual)
+    costs = BlockCosts(layers=(1.0, 1.0, *[2.0] * 12), mtp=4.0, output=2.0)
+    ranks = range(pipeline)
+
+    def unevenness(counts):
+        seconds = stage_seconds(costs, counts)
+        work = [sum(seconds[rank::pipeline]) for rank in ranks]
+        return sum(w * w for w in work) + sum(s * s for s in seconds)
+
+    counts = balanced(costs, sizes)
+    even = uniform(14, sizes.num_stages)
+    most = max(sum(even[rank::pipeline]) for rank in ranks)
+    assert sum(counts) == 14
+    assert unevenness(counts) < unevenness(even)
+    for source, to in itertools.permutations(range(sizes.num_stages), 2):
+        moved = list(counts)
+        moved[source] -= 1
+        moved[to] += 1
+        if min(moved) >= 0 and max(sum(moved[rank::pipeline]) for rank in ranks) <= most:
+            assert unevenness(moved) >= unevenness(counts) * (1 - 1e-9)
+
+
 def test_too_small_a_machine_is_refused_with_what_it_lacks():
     tiny = replace(hardware(), memory_bytes=1_000_000)
-    with pytest.raises(ConfigError, match=r"2 h100 are too few: the smallest plan needs"):
+    with pytest.raises(ConfigError, match=r"2 h100 are too few: the smallest plan needs at least"):
         best_plan(SMALL, TRAIN, tiny, 2)
     with pytest.raises(ConfigError, match="no parallel sizes multiply to 67"):
         best_plan(SMALL, TRAIN, hardware(), 67)

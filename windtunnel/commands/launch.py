@@ -172,11 +172,15 @@ def _print_flight_plan(
     if machine is not None and machine.gpus > 1:
         for part in describe_dry_run(machine, dry_run(spec.model, spec.train, machine)):
             console.print(part)
-    console.print(
-        f"Estimated time: {duration(cost.wall_s)} on one thread, by what the sweep's runs took; "
-        f"the launch uses {runtime.threads}",
-        markup=False,
-    )
+        time = (
+            f"{duration(machine.days * 86_400)} on {machine.gpus} {machine.hardware.name}, by plan"
+        )
+    else:
+        time = (
+            f"{duration(cost.wall_s)} on one thread, by what the sweep's runs took; the launch "
+            f"uses {runtime.threads}"
+        )
+    console.print(f"Estimated time: {time}", markup=False)
 
 
 def _conclude(launched: Launched, promotion: Promotion, console: Console) -> int:

@@ -1,7 +1,7 @@
 """Plan a run on a machine: parallel sizes, memory a GPU, time, GPU-hours. Trains nothing.
 
-For a model of `conf/model` or for a promotion. Without sizes given (`parallel=...`) every one that
-fits is played through and the fastest shown. `build=true` builds each rank's stages for that many
+For a model of `conf/model` or for a promotion. Without sizes given (`parallel=...`) the fastest
+that fit are searched. `build=true` builds each rank's stages for that many
 GPUs on the meta device; `export=DIR` writes the run for Megatron-LM and torchtitan.
 
 Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.accounting import layer_counts
+from model.accounting import count_params, layer_counts
 from model.config import ModelConfig
 from model.memory import PrecisionPlan, activation_memory
 from model.training.distributed.config import ParallelConfig
@@ -85,6 +85,22 @@ def rank_params(
         routed += sum(layer.by_group.get("routed_experts", 0) for layer in held)
         others += sum(layer.total for layer in held)
     return RankParams(routed=routed, others=others - routed + lookups, lookups=lookups)
+
+
+def mean_weights(model: ModelConfig, parallel: ParallelConfig) -> float:
+    """Bytes of states, gathered weights and gradients of the mean rank, whatever the split.
+
+    The fullest rank holds no less, so this spares splitting layers for sizes that do not fit.
+    """
+    counts = count_params(model)
+    routed = sum(layer.by_group.get("routed_experts", 0) for layer in layer_counts(model))
+    others = counts.total - routed
+    lookups = counts.embedding // 2
+    whole = routed / parallel.expert + others
+    states = counts.total / parallel.shard * (MASTER_AND_MOMENTS + FLOAT32)
+    # Gathered in the type of the products at least: 2 bytes, and FLOAT32 of the gradients.
+    gathered = (whole - lookups) * 2 + lookups * FLOAT32
+    return (states + gathered + whole * FLOAT32) / parallel.pipeline
 
 
 def rank_memory(

@@ -11,11 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.costs import BlockCosts
 
 LONGEST = 12
 """Rounds of the pipeline that are played through; each further one takes as long as the last."""
+LOOKED_AT = 32
+"""Moves of a block that are looked at in full, of those with the best score."""
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,35 +62,69 @@ def balanced(costs: BlockCosts, parallel: ParallelConfig) -> tuple[int, ...]:
     of ranks and of stages most, until none does. Of ranks alone is not enough: at any time all work
     on stages of one round of the pipeline, and wait for the slowest. No rank gets more blocks than
     the uniform split's fullest one, for its memory.
+
+    All moves are scored at once by the two stages they change most. Those between them change too
+    where dense blocks border on mixtures, so the best few are looked at again in full.
     """
-    counts = list(uniform(len(costs.layers), parallel.num_stages))
-    ranks = range(parallel.pipeline)
-    most = max(sum(counts[rank :: parallel.pipeline]) for rank in ranks)
+    counts = np.array(uniform(len(costs.layers), parallel.num_stages))
+    rank_of = np.arange(len(counts)) % parallel.pipeline
+    most = np.bincount(rank_of, counts).max()
 
-    def unevenness() -> float:
-        seconds = stage_seconds(costs, counts)
-        work = [sum(seconds[rank :: parallel.pipeline]) for rank in ranks]
-        return sum(w * w for w in work) + sum(s * s for s in seconds)
+    def unevenness(split: IntArray) -> float:
+        seconds = np.array(stage_seconds(costs, split.tolist()))
+        return float((np.bincount(rank_of, seconds) ** 2).sum() + (seconds**2).sum())
 
-    best = unevenness()
+    best = unevenness(counts)
     while True:
-        moves = []
-        for source in range(len(counts)):
-            if counts[source] == 0:
-                continue
-            for to in range(len(counts)):
-                counts[source] -= 1
-                counts[to] += 1
-                if sum(counts[to % parallel.pipeline :: parallel.pipeline]) <= most:
-                    moves.append((unevenness(), source, to))
-                counts[source] += 1
-                counts[to] -= 1
-        value, source, to = min(moves)
-        if value >= best * (1 - 1e-9):
-            return tuple(counts)
-        counts[source] -= 1
-        counts[to] += 1
-        best = value
+        better: IntArray | None = None
+        for source, to in _likely_moves(costs, counts, rank_of, most):
+            moved = counts.copy()
+            moved[source] -= 1
+            moved[to] += 1
+            value = unevenness(moved)
+            if value < best * (1 - 1e-9):
+                best, better = value, moved
+        if better is None:
+            return tuple(counts.tolist())
+        counts = better
+
+
+def _likely_moves(
+    costs: BlockCosts, counts: IntArray, rank_of: IntArray, most: int
+) -> list[tuple[int, int]]:
+    """The moves (source, to) that lower the squares most, the stages between left out.
+
+    Legend: S stages, P ranks, L layers.
+    """
+    stages = np.arange(len(counts))
+    seconds_S = np.array(stage_seconds(costs, counts.tolist()))
+    work_S = np.bincount(rank_of, seconds_S)[rank_of].astype(np.float64)
+    blocks_S = np.bincount(rank_of, counts)[rank_of]
+    # A later stage takes the source's last block, an earlier one its first; an earlier neighbour
+    # hands `to` the block before its first, a later one the block after its last.
+    ends_S = np.cumsum(counts)
+    layers_L = np.array((*costs.layers, 0.0, 0.0))  # past either end: never moved
+    is_later_SS = stages[:, None] < stages
+    before_S, after_S = layers_L[ends_S - 1], layers_L[ends_S]
+    first_S, previous_S = layers_L[ends_S - counts], layers_L[ends_S - counts - 1]
+    lost_SS = np.where(is_later_SS, before_S[:, None], first_S[:, None])
+    gained_SS = np.where(is_later_SS, previous_S, after_S)
+    same_rank_SS = rank_of[:, None] == rank_of
+    change_SS = _square_change(seconds_S[:, None], -lost_SS) + _square_change(seconds_S, gained_SS)
+    apart_SS = _square_change(work_S[:, None], -lost_SS) + _square_change(work_S, gained_SS)
+    within_SS = _square_change(work_S[:, None], gained_SS - lost_SS)
+    change_SS += np.where(same_rank_SS, within_SS, apart_SS)
+    is_allowed_SS = (counts > 0)[:, None] & (same_rank_SS | (blocks_S < most))
+    is_allowed_SS &= stages[:, None] != stages
+    change_SS[~is_allowed_SS] = np.inf
+    flat = np.argsort(change_SS, axis=None, kind="stable")[:LOOKED_AT]
+    pairs = (divmod(int(index), len(counts)) for index in flat)
+    return [pair for pair in pairs if np.isfinite(change_SS[pair])]
+
+
+def _square_change(value: FloatArray, change: FloatArray) -> FloatArray:
+    """(value + change)^2 - value^2."""
+    return change * (2 * value + change)
 
 
 def play(
@@ -104,7 +146,12 @@ def play(
     ranks, stages = parallel.pipeline, parallel.num_stages
     if ranks == 1:
         seconds = sum(forward) * (1 + backward_ratio) * num_micro
-        return Flow(seconds=seconds, bubble=0.0, imbalance=0.0, held=((1,),))
+        return Flow(
+            seconds=seconds,
+            bubble=0.0,
+            imbalance=0.0,
+            held=most_held(parallel, num_micro, weight),
+        )
     if num_micro > LONGEST * ranks:
         short, longer = (
             play(forward, parallel, rounds * ranks, backward_ratio, weight)
@@ -144,8 +191,19 @@ def play(
         seconds=seconds,
         bubble=1 - sum(work) / (ranks * seconds),
         imbalance=max(work) * ranks / sum(work) - 1,
-        held=tuple(_most_held(order, rank, parallel, weight) for rank, order in enumerate(orders)),
+        held=most_held(parallel, num_micro, weight),
     )
+
+
+def most_held(
+    parallel: ParallelConfig, num_micro: int, weight: Callable[[int], float] = lambda stage: 1.0
+) -> tuple[tuple[int, ...], ...]:
+    """`Flow.held`: the order of the passes decides it, so nothing has to be played."""
+    ranks = parallel.pipeline
+    if ranks == 1:
+        return ((1,),)
+    orders = (_order(rank, parallel, min(num_micro, LONGEST * ranks)) for rank in range(ranks))
+    return tuple(_most_held(order, rank, parallel, weight) for rank, order in enumerate(orders))
 
 
 def _order(rank: int, parallel: ParallelConfig, num_micro: int) -> list[tuple[bool, int, int]]:

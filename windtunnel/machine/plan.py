@@ -1,12 +1,13 @@
 """The machine plan: how a run is spread over a machine, and what that takes.
 
-Every size that fits is played through; the fastest is taken. What the numbers rest on is listed
-with them: peaks are data sheets', shares of them are assumptions, and nothing here was measured on
-the machine it speaks of.
+Of all sizes that fit the fastest is taken; those that cannot be it by a closed-form bound on time
+or memory are not played through. What the numbers rest on is listed with them: peaks are data
+sheets', shares of them are assumptions or, where `conf/hardware` says so, measured on one GPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from model.training.config import TrainConfig
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.costs import BACKWARD, PRODUCT_BYTES, block_costs
 from windtunnel.machine.hardware import Hardware
-from windtunnel.machine.memory_plan import RankMemory, rank_memory, rank_params
-from windtunnel.machine.pipeline import Flow, balanced, play, stage_seconds, uniform
+from windtunnel.machine.memory_plan import RankMemory, mean_weights, rank_memory, rank_params
+from windtunnel.machine.pipeline import balanced, most_held, play, stage_seconds, uniform
 
 ASSUMPTIONS = (
     "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency",
@@ -84,18 +85,36 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
     Raises:
         ConfigError: none fits; it says how much the smallest needs.
     """
+    room = hardware.memory_bytes * hardware.usable_memory_frac
+    least_bytes: float = math.inf
     fitting: MachinePlan | None = None
-    smallest: MachinePlan | None = None
-    for parallel in _candidates(model, train, hardware, gpus):
-        if fitting is not None and _least_s(model, train, hardware, parallel) >= fitting.step_s:
-            continue
-        found = plan_for(model, train, hardware, parallel)
-        if smallest is None or found.memory_bytes < smallest.memory_bytes:
-            smallest = found
-        room = hardware.memory_bytes * hardware.usable_memory_frac
-        if found.memory_bytes <= room and (fitting is None or found.step_s < fitting.step_s):
-            fitting = found
-    if smallest is None:
+    splits: dict[tuple[int, int, int], tuple[int, ...]] = {}
+    candidates = [
+        (_least_s(model, train, hardware, parallel), parallel)
+        for parallel in _candidates(model, train, hardware, gpus)
+    ]
+    for least_s, parallel in sorted(candidates, key=lambda candidate: candidate[0]):
+        if fitting is not None and least_s >= fitting.step_s:
+            break
+        needed = mean_weights(model, parallel)
+        if needed <= room:
+            # Micro-batch and recomputation make every block's time longer by one factor.
+            alike = (parallel.pipeline, parallel.virtual, parallel.expert)
+            if alike not in splits:
+                costs = block_costs(model, hardware, parallel, train.sequence_length)
+                splits[alike] = balanced(costs, parallel)
+            sizes = replace(parallel, layers=splits[alike])
+            if fitting is not None and _first_to_last_s(model, train, hardware, sizes) >= (
+                fitting.step_s
+            ):
+                continue
+            needed = max(rank.total for rank in _memory(model, train, sizes, splits[alike]))
+            if needed <= room:
+                found = plan_for(model, train, hardware, sizes)
+                if fitting is None or found.step_s < fitting.step_s:
+                    fitting = found
+        least_bytes = min(least_bytes, needed)
+    if not candidates:
         windows = train.batch_tokens // train.sequence_length
         raise ConfigError(
             f"gpus: no parallel sizes multiply to {gpus} and divide a batch of {windows} "
@@ -103,8 +122,8 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
         )
     if fitting is None:
         raise ConfigError(
-            f"{gpus} {hardware.name} are too few: the smallest plan needs "
-            f"{smallest.memory_bytes / 1e9:.1f} GB a GPU of {hardware.memory_bytes / 1e9:.0f}, of "
+            f"{gpus} {hardware.name} are too few: the smallest plan needs at least "
+            f"{least_bytes / 1e9:,.1f} GB a GPU of {hardware.memory_bytes / 1e9:.0f}, of "
             f"which {hardware.usable_memory_frac:.0%} are usable"
         )
     return fitting
@@ -121,34 +140,22 @@ def plan_for(
     even = uniform(model.num_layers, parallel.num_stages)
     beside_s = _beside_s(model, hardware, parallel, counts)
 
-    def split(layers: tuple[int, ...]) -> tuple[Split, Flow]:
+    def split(layers: tuple[int, ...]) -> Split:
         flow = play(stage_seconds(costs, layers), parallel, num_micro, backward)
         return Split(
             layers=layers,
             step_s=flow.seconds + beside_s,
             bubble=flow.bubble,
             imbalance=flow.imbalance,
-        ), flow
+        )
 
-    chosen, flow = split(counts)
+    chosen = split(counts)
     step_s = chosen.step_s
     total_s = step_s * train.num_steps
     gpus = parallel.world_size
     flops = flops_per_token(model, train.sequence_length)
     causal = flops.others["all_matmuls"] - (flops.house - flops.others["causal_attention"])
     mixture = costs.layers[-1]
-    memory = tuple(
-        rank_memory(
-            model,
-            parallel,
-            counts,
-            rank,
-            flow.held[rank],
-            sequence_length=train.sequence_length,
-            is_bf16=train.precision != "fp32",
-        )
-        for rank in range(parallel.pipeline)
-    )
     return MachinePlan(
         hardware=hardware,
         gpus=gpus,
@@ -156,8 +163,8 @@ def plan_for(
         context=CONTEXTS,
         micro_batches=num_micro,
         split=chosen,
-        uniform=chosen if counts == even else split(even)[0],
-        memory=memory,
+        uniform=chosen if counts == even else split(even),
+        memory=_memory(model, train, parallel, counts),
         step_s=step_s,
         days=total_s / 86_400,
         gpu_hours=total_s * gpus / 3600,
@@ -172,6 +179,24 @@ def plan_for(
     )
 
 
+def _memory(
+    model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, counts: tuple[int, ...]
+) -> tuple[RankMemory, ...]:
+    held = most_held(parallel, parallel.micro_batches(train))
+    return tuple(
+        rank_memory(
+            model,
+            parallel,
+            counts,
+            rank,
+            held[rank],
+            sequence_length=train.sequence_length,
+            is_bf16=train.precision != "fp32",
+        )
+        for rank in range(parallel.pipeline)
+    )
+
+
 def _least_s(
     model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
 ) -> float:
@@ -180,6 +205,26 @@ def _least_s(
     work = sum(costs.layers) + costs.mtp + costs.output
     passes = 1 + BACKWARD + (1.0 if parallel.recompute else 0.0)
     return work * passes * parallel.micro_batches(train) / parallel.pipeline
+
+
+def _first_to_last_s(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
+) -> float:
+    """A bound with the split known: a rank's work, what comes before its first and after its last.
+
+    The first micro-batch passes the stages before it, its gradient those stages again.
+    """
+    assert parallel.layers is not None, "with a split"
+    costs = block_costs(model, hardware, parallel, train.sequence_length)
+    passes = 1 + BACKWARD + (1.0 if parallel.recompute else 0.0)
+    seconds = stage_seconds(costs, parallel.layers)
+    count = parallel.micro_batches(train)
+    ranks = range(parallel.pipeline)
+    work = (sum(seconds[rank :: parallel.pipeline]) * count for rank in ranks)
+    beside_s = _beside_s(model, hardware, parallel, parallel.layers)
+    return beside_s + passes * max(
+        mine + sum(seconds[:rank]) for rank, mine in zip(ranks, work, strict=True)
+    )
 
 
 def _beside_s(
