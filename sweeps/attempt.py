@@ -188,10 +188,15 @@ class Attempt:
 
 def attempt_dir(run_dir: Path, number: int) -> Path:
     """The folder of an attempt, counted from 1."""
-    return Path(f"{run_dir}/attempts/{number:04d}")  # one parse: a status reads 10,000 of them
+    return Path(attempt_text(run_dir, number))
 
 
-def newest_attempt(run_dir: Path) -> int:
+def attempt_text(run_dir: Path | str, number: int) -> str:
+    """The folder of an attempt as text: a status looks at 10,000 of them."""
+    return f"{run_dir}/attempts/{number:04d}"
+
+
+def newest_attempt(run_dir: Path | str) -> int:
     """The highest attempt's number, 0 if there is none."""
     try:
         names = os.listdir(f"{run_dir}/attempts")
@@ -214,7 +219,7 @@ def read_heartbeat(folder: Path) -> Heartbeat | None:
     return build(Heartbeat, mapping, where=str(folder / "heartbeat.json"))
 
 
-def read_outcome(folder: Path) -> Outcome | None:
+def read_outcome(folder: Path | str) -> Outcome | None:
     """How the attempt ended, None if it did not (yet)."""
     path = Path(f"{folder}/outcome.json")
     try:

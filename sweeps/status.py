@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from sweeps.index import OutcomeIndex
 from sweeps.plan import Plan, PlannedRun
 from sweeps.store import RunState, Store
 
@@ -75,6 +76,10 @@ class SweepStatus:
 
 def sweep_status(plan: Plan, store: Store) -> SweepStatus:
     """Look at every run of ``plan``; log tails are read only when asked for (Store.log_tail)."""
-    return SweepStatus(
-        runs=tuple(RunReport(run=run, state=store.state(run.run_id)) for run in plan.runs)
+    index = OutcomeIndex(store.root)
+    runs = tuple(
+        RunReport(run=run, state=store.state(run.run_id, outcome_of=index.outcome))
+        for run in plan.runs
     )
+    index.save()
+    return SweepStatus(runs=runs)
