@@ -8,29 +8,57 @@ covers the truth where three alternatives fall short; the figures stand in the t
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.catalogue import AnyLaw
 from analysis.descent import minimise
 from analysis.laws import Array
+from analysis.logsum import BLOCK_ELEMENTS
 from analysis.results import Interval, stretched
 from analysis.solving import Solved
 
+HELD_ELEMENTS = 4_000_000
+"""Draws times runs held at once, 32 MB: 100,000 runs and 1,000 draws would be 800."""
 RUNS_BOOTSTRAP = "runs drawn with replacement, percentiles stretched by Student's quantile"
 
 
 def resample_runs(num_points: int, replicates: int, seed: int) -> Array:
     """How often each run was drawn, [replicates, num_points]."""
+    return _drawn(np.random.default_rng(seed), num_points, replicates)
+
+
+def replicate(
+    solved: Solved,
+    log_loss_N: Array,
+    replicates: int,
+    seed: int,
+    unit_N: NDArray[np.intp] | None = None,
+) -> Array:
+    """The law fitted to every draw, from the optimum: the parameters [R, P].
+
+    Args:
+        solved: the fit to all runs.
+        log_loss_N: what was measured.
+        replicates: how many draws.
+        seed: of the draws.
+        unit_N: what is drawn, numbered from 0, by run; by default the runs themselves.
+    """
+    num_points = len(log_loss_N)
+    num_units = num_points if unit_N is None else int(unit_N.max()) + 1
     rng = np.random.default_rng(seed)
-    equal = np.full(num_points, 1 / num_points)
-    return rng.multinomial(num_points, equal, size=replicates).astype(float)
-
-
-def replicate(solved: Solved, log_loss_N: Array, counts_RN: Array) -> Array:
-    """The law fitted to every draw, from the optimum: the parameters [R, P]."""
-    start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
-    weights_RN = counts_RN * solved.weight_N
-    found = minimise(solved.form.logsum, start_RP, log_loss_N, weights_RN, solved.loss)
-    return solved.form.decode(found.theta_BP)
+    # Whole blocks of the descent, as many as are held at once, so that no digit hangs on the parts.
+    block = max(1, BLOCK_ELEMENTS // num_points)
+    most = block * max(1, HELD_ELEMENTS // (block * num_points))
+    parts = []
+    for first in range(0, replicates, most):
+        counts_RN = _drawn(rng, num_units, min(most, replicates - first))
+        if unit_N is not None:
+            counts_RN = counts_RN[:, unit_N]
+        start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
+        weights_RN = counts_RN * solved.weight_N
+        found = minimise(solved.form.logsum, start_RP, log_loss_N, weights_RN, solved.loss)
+        parts.append(found.theta_BP)
+    return solved.form.decode(np.concatenate(parts))
 
 
 def replicate_seeds(solved: Solved, noise_sd: float, replicates: int, seed: int) -> Array:
@@ -70,3 +98,8 @@ def intervals(
             level=level,
         )
     return found
+
+
+def _drawn(rng: np.random.Generator, num_units: int, replicates: int) -> Array:
+    equal = np.full(num_units, 1 / num_units)
+    return rng.multinomial(num_units, equal, size=replicates).astype(float)

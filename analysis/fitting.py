@@ -15,7 +15,7 @@ import numpy as np
 
 from analysis import health
 from analysis.allocation import log_optimal_size
-from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate, resample_runs
+from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate
 from analysis.catalogue import AnyLaw, Law
 from analysis.descent import TOLERANCE
 from analysis.downstream import DownstreamLaw
@@ -221,8 +221,8 @@ def fit_law(
         )
         drawn, noise_df = CELLS_BOOTSTRAP, float(weighting.cells - num_parameters)
     else:
-        counts = resample_runs(len(values), settings.replicates, settings.seed)
-        replicates, drawn = replicate(solved, np.log(values), counts), RUNS_BOOTSTRAP
+        replicates = replicate(solved, np.log(values), settings.replicates, settings.seed)
+        drawn = RUNS_BOOTSTRAP
     measure: Callable[..., Array] = made.compute
     compute = measure(*variables)
     return Fit(

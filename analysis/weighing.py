@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.bootstrap import replicate, resample_runs
+from analysis.bootstrap import replicate
 from analysis.descent import minimise
 from analysis.laws import Array
 from analysis.noise import pooled
@@ -59,9 +59,8 @@ def replicate_cells(
 
     Runs of one cell share what the law misses it by, so they are no draws of their own.
     """
-    names, cell_N = np.unique(np.asarray(cells), return_inverse=True)
-    counts_RC = resample_runs(len(names), replicates, seed)
-    return replicate(solved, log_loss_N, counts_RC[:, cell_N])
+    _, cell_N = np.unique(np.asarray(cells), return_inverse=True)
+    return replicate(solved, log_loss_N, replicates, seed, cell_N)
 
 
 def _weighting(solved: Solved, cells: Sequence[str]) -> Weighting | None:
