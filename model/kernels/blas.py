@@ -29,6 +29,12 @@ def sgemm_address() -> int | None:
         return None
 
 
+def hand_over_sgemm(library: ctypes.CDLL) -> None:
+    """Have a compiled library call it."""
+    library.wt_use_sgemm.argtypes, library.wt_use_sgemm.restype = [ctypes.c_void_p], None
+    library.wt_use_sgemm(sgemm_address())
+
+
 def _is_intel() -> bool:
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()

@@ -9,20 +9,31 @@ serves everything else; :func:`serves` tells.
 
 from __future__ import annotations
 
-import ctypes
-import logging
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.kernels import step
-from model.kernels.blas import sgemm_address
-from model.kernels.compiled import NoCompiledKernel, load_library
+from model.kernels.blas import hand_over_sgemm
+from model.kernels.compiled import NUMBER, POINTER, SIZE, Operations
 
-logger = logging.getLogger(__name__)
+_HEADS, _SIZES = [*[SIZE] * 8, NUMBER], [SIZE] * 3
+operations = Operations(
+    "block.cpp",
+    "the halves of a block",
+    {
+        "wt_attention_forward": [*_HEADS, *[POINTER] * 11],
+        "wt_attention_backward": [*_HEADS, *[POINTER] * 16],
+        "wt_feed_forward_forward": [*_SIZES, NUMBER, *[POINTER] * 6],
+        "wt_feed_forward_backward": [*_SIZES, NUMBER, *[POINTER] * 10],
+        "wt_score_forward": [*_SIZES, NUMBER, *[POINTER] * 5],
+        "wt_score_backward": [*_SIZES, NUMBER, *[POINTER] * 9],
+        "wt_shared_forward": [*_SIZES, *[POINTER] * 7],
+        "wt_shared_backward": [*_SIZES, *[POINTER] * 8],
+    },
+    prepare=hand_over_sgemm,
+)
 
 
 def serves(*tensors: Tensor | None) -> bool:
@@ -32,43 +43,8 @@ def serves(*tensors: Tensor | None) -> bool:
         step.serves(*given)
         and not torch.is_autocast_enabled("cpu")
         and all(t.is_contiguous() for t in given)
-        and _library() is not None
+        and operations.library is not None
     )
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_library(Path(__file__).with_name("block.cpp"))
-    except NoCompiledKernel as error:
-        logger.warning("the halves of a block are left to the framework: %s", error)
-        return None
-    size, flag, number, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-    heads, two = [*[size] * 8, number], [size, size]
-    arguments: dict[str, list[Any]] = {
-        "wt_attention_forward": [*heads, *[pointer] * 11, flag],
-        "wt_attention_backward": [*heads, *[pointer] * 16, flag],
-        "wt_feed_forward_forward": [*two, size, number, *[pointer] * 6, flag],
-        "wt_feed_forward_backward": [*two, size, number, *[pointer] * 10, flag],
-        "wt_score_forward": [*two, size, number, *[pointer] * 5, flag],
-        "wt_score_backward": [*two, size, number, *[pointer] * 9, flag],
-        "wt_shared_forward": [*two, size, *[pointer] * 7, flag],
-        "wt_shared_backward": [*two, size, *[pointer] * 8, flag],
-        "wt_use_sgemm": [pointer],
-    }
-    for name, types in arguments.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, None
-    library.wt_use_sgemm(sgemm_address())
-    return library
-
-
-def _call(name: str, *arguments: Any) -> None:
-    """Tensors become their addresses, None a null pointer; whoever calls keeps them alive."""
-    library = _library()
-    assert library is not None
-    addresses = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    getattr(library, name)(*addresses, torch.get_num_threads())
 
 
 class Heads(NamedTuple):
@@ -136,7 +112,7 @@ class _Attention(torch.autograd.Function):
         log_sums = x.new_empty(batch, heads.num_heads, length)
         y = torch.empty_like(x)
         inputs = (x, norm_weight, qkv_weight, head_norms, out_weight, cos, sin)
-        _call("wt_attention_forward", *shape, *inputs, qkv, mixed, log_sums, y)
+        operations("wt_attention_forward", *shape, *inputs, qkv, mixed, log_sums, y)
         ctx.save_for_backward(*inputs, qkv, mixed, log_sums)
         ctx.shape = shape
         return y
@@ -146,7 +122,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         grads = [None if t is None else torch.empty_like(t) for t in saved[:5]]
-        _call("wt_attention_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
+        operations("wt_attention_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
         return (*grads, None, None, None)
 
 
@@ -169,7 +145,7 @@ class _FeedForward(torch.autograd.Function):
         gate_up = x.new_empty(*x.shape[:-1], 2 * inner)
         y = torch.empty_like(x)
         inputs = (x, norm_weight, gate_up_weight, down)
-        _call("wt_feed_forward_forward", *shape, *inputs, gate_up, y)
+        operations("wt_feed_forward_forward", *shape, *inputs, gate_up, y)
         ctx.save_for_backward(*inputs, gate_up)
         ctx.shape = shape
         return y
@@ -179,7 +155,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         grads = [torch.empty_like(t) for t in saved[:4]]
-        _call("wt_feed_forward_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
+        operations("wt_feed_forward_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
         return (*grads, None)
 
 
@@ -198,7 +174,7 @@ class _Scores(torch.autograd.Function):
         num_experts, width = router_weight.shape
         shape = (len(x), width, num_experts, eps)
         normed, logits = torch.empty_like(x), x.new_empty(len(x), num_experts)
-        _call("wt_score_forward", *shape, x, norm_weight, router_weight, normed, logits)
+        operations("wt_score_forward", *shape, x, norm_weight, router_weight, normed, logits)
         ctx.save_for_backward(x, norm_weight, router_weight, normed)
         ctx.shape = shape
         return normed, logits
@@ -209,7 +185,7 @@ class _Scores(torch.autograd.Function):
         saved = ctx.saved_tensors
         grads = [torch.empty_like(t) for t in saved[:3]]
         incoming = (d_logits.contiguous(), d_normed.contiguous())
-        _call("wt_score_backward", *ctx.shape, *saved, *incoming, *grads)
+        operations("wt_score_backward", *ctx.shape, *saved, *incoming, *grads)
         return (*grads, None)
 
 
@@ -231,7 +207,7 @@ class _Shared(torch.autograd.Function):
         shape = (len(x), width, inner)
         gate_up, y = x.new_empty(len(x), 2 * inner), torch.empty_like(x)
         weights = (normed, gate_up_weight, down)
-        _call("wt_shared_forward", *shape, x, answers, *weights, gate_up, y)
+        operations("wt_shared_forward", *shape, x, answers, *weights, gate_up, y)
         ctx.save_for_backward(*weights, gate_up)
         ctx.shape = shape
         return y
@@ -241,5 +217,5 @@ class _Shared(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         saved, dy = ctx.saved_tensors, dy.contiguous()
         grads = [torch.empty_like(t) for t in saved[:3]]
-        _call("wt_shared_backward", *ctx.shape, *saved, dy, *grads)
+        operations("wt_shared_backward", *ctx.shape, *saved, dy, *grads)
         return (dy, dy, *grads)

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 """The expert kernel."""
@@ -31,9 +40,71 @@ FLAGS = (
 )
 COMPILE_TIMEOUT_S = 300
 
+SIZE, FLAG, NUMBER, POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+"""C types of arguments."""
+
 
 class NoCompiledKernel(RuntimeError):
     """There is no compiled kernel on this machine; the message says why."""
+
+
+class Operations:
+    """The functions of one C++ file by name, for callers that have a plain way beside them.
+
+    The last argument of each is the number of threads; calls add it.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        subject: str,
+        arguments: Mapping[str, Sequence[type]],
+        *,
+        results: Mapping[str, type] | None = None,
+        prepare: Callable[[ctypes.CDLL], None] | None = None,
+    ) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            source: a file beside this one.
+            subject: what is left to the framework where it can't be compiled, in the plural.
+            arguments: the C types of each function's arguments, without the threads.
+            results: of those functions that return something.
+            prepare: what a library needs before its first call.
+        """
+        self._source = SOURCE.with_name(source)
+        self._subject = subject
+        self._arguments = arguments
+        self._results = results or {}
+        self._prepare = prepare
+
+    @cached_property
+    def library(self) -> ctypes.CDLL | None:
+        """Compiled at first use; None, said once, where that is not possible."""
+        try:
+            library = load_library(self._source)
+        except NoCompiledKernel as error:
+            logger.warning("%s are left to the framework: %s", self._subject, error)
+            return None
+        for name, types in self._arguments.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = [*types, FLAG], self._results.get(name)
+        if self._prepare is not None:
+            self._prepare(library)
+        return library
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        """Tensors and arrays become their addresses, None a null pointer.
+
+        Whoever calls keeps them alive, and has made sure that there is a library.
+        """
+        return getattr(self.library, name)(*map(_plain, arguments), torch.get_num_threads())
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return argument.buffer_info()[0] if isinstance(argument, array) else argument
 
 
 @cache

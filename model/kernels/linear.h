@@ -4,9 +4,8 @@
 // framework's dispatch around it. Otherwise by our own tiles (products.h).
 #pragma once
 
-#include <vector>
-
 #include "products.h"
+#include "rows.h"
 
 namespace {
 
@@ -23,14 +22,6 @@ inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int
     const float one = 1.0f, beta = add ? 1.0f : 0.0f;
     sgemm(b_transposed ? "T" : "N", a_transposed ? "T" : "N", &m, &n, &k, &one, b, &lda, a, &ldb, &beta, c,
           &m);
-}
-
-// Calls work(from, to) for each thread's share of `count` rows.
-template <class Work>
-void share_rows(int64_t count, int threads, Work work) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; part++)
-        work(count * part / threads, count * (part + 1) / threads);
 }
 
 // The columns of w[N, K] as rows, in panels of PANEL rows of w each: packed[n/PANEL][k][n%PANEL].

@@ -9,20 +9,25 @@ backward pass that weighs positions unevenly computes the scores again.
 
 from __future__ import annotations
 
-import ctypes
-import logging
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.kernels import step
-from model.kernels.blas import sgemm_address
-from model.kernels.compiled import NoCompiledKernel, load_library
+from model.kernels.blas import hand_over_sgemm
+from model.kernels.compiled import FLAG, POINTER, SIZE, Operations
 
-logger = logging.getLogger(__name__)
+operations = Operations(
+    "loss.cpp",
+    "the scores and losses of the output layer",
+    {
+        "wt_nats_forward": [SIZE, SIZE, SIZE, *[POINTER] * 6],
+        "wt_nats_backward": [SIZE, SIZE, SIZE, *[POINTER] * 8],
+    },
+    results={"wt_nats_forward": FLAG},
+    prepare=hand_over_sgemm,
+)
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -31,7 +36,7 @@ def serves(*tensors: Tensor) -> bool:
         step.serves(*tensors)
         and not torch.is_autocast_enabled("cpu")
         and all(t.is_contiguous() for t in tensors)
-        and _library() is not None
+        and operations.library is not None
     )
 
 
@@ -54,7 +59,7 @@ class _TokenNats(torch.autograd.Function):
         shape = (*hidden.shape, len(weight))
         nats = hidden.new_empty(len(hidden))
         grads = [torch.empty_like(t) if with_gradients else None for t in (hidden, weight)]
-        if _call("wt_nats_forward", *shape, hidden, weight, target, nats, *grads):
+        if operations("wt_nats_forward", *shape, hidden, weight, target, nats, *grads):
             raise IndexError(f"a target lies outside the vocabulary of {len(weight)} tokens")
         ctx.save_for_backward(hidden, weight, target, *grads)
         ctx.shape = shape
@@ -66,30 +71,5 @@ class _TokenNats(torch.autograd.Function):
         hidden, weight, *_ = saved = ctx.saved_tensors
         d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grads = (grad_N.contiguous(), d_hidden, d_weight)
-        _call("wt_nats_backward", *ctx.shape, *saved, *grads)
+        operations("wt_nats_backward", *ctx.shape, *saved, *grads)
         return d_hidden, d_weight, None, None
-
-
-def _call(name: str, *arguments: Any) -> int:
-    """Tensors become their addresses, None a null pointer; whoever calls keeps them alive."""
-    library = _library()
-    assert library is not None
-    addresses = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    done: int = getattr(library, name)(*addresses, torch.get_num_threads())
-    return done
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_library(Path(__file__).with_name("loss.cpp"))
-    except NoCompiledKernel as error:
-        logger.warning("the output layer's loss is left to the framework: %s", error)
-        return None
-    size, flag, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
-    library.wt_nats_forward.argtypes = [size, size, size, *[pointer] * 6, flag]
-    library.wt_nats_backward.argtypes = [size, size, size, *[pointer] * 8, flag]
-    library.wt_nats_forward.restype = library.wt_nats_backward.restype = flag
-    library.wt_use_sgemm.argtypes, library.wt_use_sgemm.restype = [pointer], None
-    library.wt_use_sgemm(sgemm_address())
-    return library

@@ -64,6 +64,14 @@ inline void swiglu_backward(const float* grad, const float* gate_up, int64_t W, 
     }
 }
 
+// Calls work(from, to) for each thread's share of `count` rows.
+template <class Work>
+void share_rows(int64_t count, int threads, Work work) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; part++)
+        work(count * part / threads, count * (part + 1) / threads);
+}
+
 // Calls work(from, to, sums) for each thread's range of rows, and leaves the threads' `count` sums in out.
 template <class Work>
 void by_rows(int64_t rows, int64_t count, float* out, int threads, Work work) {

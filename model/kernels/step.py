@@ -9,19 +9,25 @@ Each takes float32 tensors on a CPU and stands beside the plain way in ``model.l
 
 from __future__ import annotations
 
-import ctypes
-import logging
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.kernels.compiled import NoCompiledKernel, load_library
+from model.kernels.compiled import FLAG, NUMBER, POINTER, SIZE, Operations
 
-logger = logging.getLogger(__name__)
-
+operations = Operations(
+    "step.cpp",
+    "small operations",
+    {
+        "wt_norm_forward": [SIZE, SIZE, POINTER, POINTER, NUMBER, POINTER],
+        "wt_norm_backward": [SIZE, SIZE, *[POINTER] * 3, NUMBER, *[POINTER] * 2],
+        "wt_swiglu_forward": [SIZE, SIZE, POINTER, POINTER],
+        "wt_swiglu_backward": [SIZE, SIZE, *[POINTER] * 3],
+        "wt_route": [*[SIZE] * 5, FLAG, NUMBER, *[POINTER] * 5],
+        "wt_route_backward": [*[SIZE] * 3, FLAG, NUMBER, *[POINTER] * 5],
+    },
+)
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _CPU = torch.device("cpu")
@@ -32,36 +38,7 @@ def serves(*tensors: Tensor) -> bool:
     for t in tensors:  # asked a hundred times a step, so without a generator
         if t.dtype is not torch.float32 or type(t) not in _PLAIN or t.device != _CPU:
             return False
-    return _library() is not None
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_library(Path(__file__).with_name("step.cpp"))
-    except NoCompiledKernel as error:
-        logger.warning("small operations are left to the framework: %s", error)
-        return None
-    size, flag, number, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-    arguments: dict[str, list[Any]] = {
-        "wt_norm_forward": [size, size, pointer, pointer, number, pointer, flag],
-        "wt_norm_backward": [size, size, *[pointer] * 3, number, *[pointer] * 2, flag],
-        "wt_swiglu_forward": [size, size, pointer, pointer, flag],
-        "wt_swiglu_backward": [size, size, *[pointer] * 3, flag],
-        "wt_route": [*[size] * 5, flag, number, *[pointer] * 5],
-        "wt_route_backward": [*[size] * 3, flag, number, *[pointer] * 5],
-    }
-    for name, types in arguments.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, None
-    return library
-
-
-def _call(name: str, *arguments: Any) -> None:
-    """Tensors become their addresses, None a null pointer; whoever calls keeps them alive."""
-    library = _library()
-    assert library is not None
-    getattr(library, name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    return operations.library is not None
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -77,7 +54,7 @@ class _Norm(torch.autograd.Function):
         y = torch.empty_like(x)
         width = x.shape[-1]
         rows = x.numel() // width
-        _call("wt_norm_forward", rows, width, x, weight_D, eps, y, torch.get_num_threads())
+        operations("wt_norm_forward", rows, width, x, weight_D, eps, y)
         ctx.save_for_backward(x, weight_D)
         ctx.eps = eps
         return y
@@ -88,8 +65,8 @@ class _Norm(torch.autograd.Function):
         x, weight_D = ctx.saved_tensors
         grad, width = grad.contiguous(), x.shape[-1]
         dx, d_weight = torch.empty_like(x), torch.empty_like(weight_D)
-        rows, threads = x.numel() // width, torch.get_num_threads()
-        _call("wt_norm_backward", rows, width, grad, x, weight_D, ctx.eps, dx, d_weight, threads)
+        rows = x.numel() // width
+        operations("wt_norm_backward", rows, width, grad, x, weight_D, ctx.eps, dx, d_weight)
         return dx, d_weight, None
 
 
@@ -105,8 +82,8 @@ class _SwiGLU(torch.autograd.Function):
         gate_up = gate_up.contiguous()
         width = gate_up.shape[-1] // 2
         y = gate_up.new_empty(*gate_up.shape[:-1], width)
-        rows, threads = gate_up.numel() // (2 * width), torch.get_num_threads()
-        _call("wt_swiglu_forward", rows, width, gate_up, y, threads)
+        rows = gate_up.numel() // (2 * width)
+        operations("wt_swiglu_forward", rows, width, gate_up, y)
         ctx.save_for_backward(gate_up)
         return y
 
@@ -116,8 +93,8 @@ class _SwiGLU(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         grad, d_gate_up = grad.contiguous(), torch.empty_like(gate_up)
         width = gate_up.shape[-1] // 2
-        rows, threads = gate_up.numel() // (2 * width), torch.get_num_threads()
-        _call("wt_swiglu_backward", rows, width, grad, gate_up, d_gate_up, threads)
+        rows = gate_up.numel() // (2 * width)
+        operations("wt_swiglu_backward", rows, width, grad, gate_up, d_gate_up)
         return d_gate_up
 
 
@@ -152,7 +129,7 @@ class _Route(torch.autograd.Function):
         expert_TK = logits_TE.new_empty(num_tokens, top_k, dtype=torch.int64)
         gate_TK = logits_TE.new_empty(num_tokens, top_k)
         sizes = (num_tokens, num_experts, top_k, groups, kept, normalize, scale)
-        _call("wt_route", *sizes, logits_TE, bias_E, scores_TE, expert_TK, gate_TK)
+        operations("wt_route", *sizes, logits_TE, bias_E, scores_TE, expert_TK, gate_TK)
         ctx.save_for_backward(scores_TE, expert_TK)
         ctx.sizes = (num_tokens, num_experts, top_k, normalize, scale)
         ctx.mark_non_differentiable(expert_TK)
@@ -171,5 +148,5 @@ class _Route(torch.autograd.Function):
         d_scores = None if d_scores_TE is None else d_scores_TE.contiguous()
         d_logits = torch.empty_like(scores_TE)
         tensors = (scores_TE, expert_TK, d_gate, d_scores, d_logits)
-        _call("wt_route_backward", *ctx.sizes, *tensors)
+        operations("wt_route_backward", *ctx.sizes, *tensors)
         return d_logits, None, None

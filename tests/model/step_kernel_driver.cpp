@@ -17,13 +17,13 @@ static void swiglus(int64_t rows, int64_t W, int threads) {
     wt_swiglu_backward(rows, W, y.data(), gate_up.data(), d_gate_up.data(), threads);
 }
 
-static void routes(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, bool bias) {
+static void routes(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, bool bias, int threads) {
     Floats logits(T * E, 0.5f), biases(E, 0.1f), scores(T * E), gate(T * K), d_logits(T * E);
     std::vector<int64_t> expert(T * K);
     wt_route(T, E, K, groups, kept, 1, 2.5f, logits.data(), bias ? biases.data() : nullptr, scores.data(),
-             expert.data(), gate.data());
+             expert.data(), gate.data(), threads);
     wt_route_backward(T, E, K, 1, 2.5f, scores.data(), expert.data(), gate.data(),
-                      bias ? scores.data() : nullptr, d_logits.data());
+                      bias ? scores.data() : nullptr, d_logits.data(), threads);
 }
 
 int main() {
@@ -35,9 +35,9 @@ int main() {
             cases++;
         }
     for (int bias = 0; bias < 2; bias++) {
-        routes(3, 7, 2, 1, 1, bias);
-        routes(5, 24, 4, 6, 2, bias);
-        routes(1, 4, 4, 2, 2, bias);
+        routes(3, 7, 2, 1, 1, bias, 1);
+        routes(5, 24, 4, 6, 2, bias, 3);
+        routes(1, 4, 4, 2, 2, bias, 3);
         cases += 3;
     }
     std::printf("%d cases\n", cases);

@@ -33,7 +33,7 @@ def threads(request):
 @pytest.fixture(params=["framework", "own"])
 def products(request):
     """Matrix products by the framework's routine where that is used, and by our own tiles."""
-    library = block._library()
+    library = block.operations.library
     if request.param == "own":
         library.wt_use_sgemm(None)
     yield

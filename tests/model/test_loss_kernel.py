@@ -33,9 +33,9 @@ def threads(request):
 @pytest.fixture(params=["framework", "own"])
 def products(request):
     if request.param == "own":
-        loss._library().wt_use_sgemm(None)
+        loss.operations.library.wt_use_sgemm(None)
     yield
-    loss._library().wt_use_sgemm(sgemm_address())
+    loss.operations.library.wt_use_sgemm(sgemm_address())
 
 
 def inputs(shape) -> tuple[Tensor, Tensor, Tensor]:
