@@ -55,7 +55,9 @@ def serves(tensors: Sequence[Tensor]) -> bool:
 
 def global_norm(tensors: Sequence[Tensor]) -> float:
     """Norm of all values together."""
-    squared: float = operations("wt_squared_norm", len(tensors), _sizes(tensors), _addresses(tensors))
+    squared: float = operations(
+        "wt_squared_norm", len(tensors), _sizes(tensors), _addresses(tensors)
+    )
     return squared**0.5
 
 

@@ -21,11 +21,12 @@ def module_for(name: str, *tensors: Tensor) -> ModuleType | None:
         and type(tensor) in (Tensor, torch.nn.Parameter)
         for tensor in tensors
     )
-    return _found(name) if is_served else None
+    return module(name) if is_served else None
 
 
 @cache
-def _found(name: str) -> ModuleType | None:
+def module(name: str) -> ModuleType | None:
+    """``model.kernels.triton_<name>``, or None where triton is not installed."""
     try:
         return import_module(f"model.kernels.triton_{name}")
     except ImportError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.errors import ConfigError
-from model.kernels import cpu
+from model.kernels import cpu, on_gpu
 from model.kernels.compiled import NoCompiledKernel, load_library
 from model.kernels.grouped import grouped
 from model.kernels.reference import reference
@@ -22,23 +22,29 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def triton(*tensors: Tensor, recompute: bool = False) -> Tensor:
     """The Triton kernels, imported where they are used: most machines have no Triton."""
-    from model.kernels.triton_experts import routed_experts
-
-    return routed_experts(*tensors, recompute=recompute)
+    y_TD: Tensor = _triton("experts").routed_experts(*tensors, recompute=recompute)
+    return y_TD
 
 
 def fp8_experts(*tensors: Tensor) -> Tensor:
     """The same with FP8 products; see :func:`has_fused_fp8`."""
-    from model.kernels.triton_fp8_experts import routed_experts
+    y_TD: Tensor = _triton("fp8_experts").routed_experts(*tensors)
+    return y_TD
 
-    return routed_experts(*tensors)
+
+def _triton(name: str) -> ModuleType:
+    module = on_gpu.module(name)
+    if module is None:
+        raise ConfigError("the triton kernel was asked for, and Triton is not installed")
+    return module
 
 
 def has_fused_fp8(x_TD: Tensor, w_down: Tensor) -> bool:
     """Whether a GPU multiplies E4M3 and both widths are whole tiles of scales."""
     if not x_TD.is_cuda or torch.cuda.get_device_capability(x_TD.device) < (8, 9):
         return False
-    return find_spec("triton") is not None and all(size % 128 == 0 for size in w_down.shape[1:])
+    is_whole = all(size % 128 == 0 for size in w_down.shape[1:])
+    return is_whole and on_gpu.module("fp8_experts") is not None
 
 
 KERNELS: dict[str, Kernel] = {
@@ -97,7 +103,7 @@ def select(
             if unit is not None:
                 return Choice("cpu", f"compiled for this machine, {UNIT_WORDS[unit]}")
     if device == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16):
-        if find_spec("triton") is not None:
+        if on_gpu.module("experts") is not None:
             return Choice("triton", "fused for a GPU in Triton")
         without_compiled = "; Triton is not installed"
     for name, value in (("hidden_size", width), ("expert_width", expert_width)):

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.triton_launch import quotient_up
+
 if TYPE_CHECKING:
     from model.training.adamw8bit import Rule
 
@@ -102,7 +104,9 @@ def update(
 ) -> None:
     """Weights and packed moments of one parameter, in place; its gradient must be contiguous."""
     count = parameter.numel()
-    programs = triton.cdiv(count, block * BLOCKS_AT_ONCE)
+    programs = quotient_up(count, block * BLOCKS_AT_ONCE)
+    # Not by triton_launch.launch, which keeps a program for every value of a number it has seen: the
+    # rate and the seed are others at every step.
     _update[(programs,)](
         parameter,
         grad,

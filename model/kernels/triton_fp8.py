@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.kernels.triton_launch import launch, quotient_up
+
 ROWS = 32
 """Rows of one program of :func:`tiles`."""
 
@@ -62,19 +64,19 @@ def _blocks(  # type: ignore[no-untyped-def]
 def tiles(x: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     """Values [rows, columns] and scales [rows, tiles], which lie column by column."""
     rows, columns = x.shape
-    count = triton.cdiv(columns, tile)
+    count = quotient_up(columns, tile)
     values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(count, rows, dtype=torch.float32, device=x.device)
-    grid = triton.cdiv(rows, ROWS), count
-    _tiles[grid](x, values, scale, rows, columns, *x.stride(), TILE=tile, ROWS=ROWS, num_warps=4)
+    grid = quotient_up(rows, ROWS), count
+    launch(_tiles, grid, x, values, scale, rows, columns, *x.stride(), TILE=tile, ROWS=ROWS)
     return values, scale.t()
 
 
 def blocks(x: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     """Values [rows, columns] and scales [row blocks, column blocks]."""
     rows, columns = x.shape
-    grid = triton.cdiv(rows, tile), triton.cdiv(columns, tile)
+    grid = quotient_up(rows, tile), quotient_up(columns, tile)
     values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(grid, dtype=torch.float32, device=x.device)
-    _blocks[grid](x, values, scale, rows, columns, *x.stride(), TILE=tile, num_warps=8)
+    launch(_blocks, grid, x, values, scale, rows, columns, *x.stride(), TILE=tile, warps=8)
     return values, scale

@@ -57,57 +57,14 @@ def gate_up(
 ):
     """Both projections of a tile's tokens and their SwiGLU; with KEEP also what went into it."""
     strips: tl.constexpr = (W + COLS - 1) // COLS
+    tensors = (x_TD, x_scale, w_E2WD, w_scale, h_P2W, a_PW, slot_P, T, K)
     for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
         expert, first, end = _tile(tile_expert, tile_row, start_E, number // strips)
-        strip = number % strips
+        tile = (expert, first, end, number % strips)
         if ROWS > 64 and end - first <= ROWS // 2:
-            _gate_up_tile(
-                x_TD,
-                x_scale,
-                w_E2WD,
-                w_scale,
-                h_P2W,
-                a_PW,
-                slot_P,
-                T,
-                K,
-                expert,
-                first,
-                end,
-                strip,
-                D,
-                W,
-                ROWS // 2,
-                COLS,
-                DEPTH,
-                KEEP,
-                SCALED,
-                PRECISION,
-            )
+            _gate_up_tile(*tensors, *tile, D, W, ROWS // 2, COLS, DEPTH, KEEP, SCALED, PRECISION)
         else:
-            _gate_up_tile(
-                x_TD,
-                x_scale,
-                w_E2WD,
-                w_scale,
-                h_P2W,
-                a_PW,
-                slot_P,
-                T,
-                K,
-                expert,
-                first,
-                end,
-                strip,
-                D,
-                W,
-                ROWS,
-                COLS,
-                DEPTH,
-                KEEP,
-                SCALED,
-                PRECISION,
-            )
+            _gate_up_tile(*tensors, *tile, D, W, ROWS, COLS, DEPTH, KEEP, SCALED, PRECISION)
 
 
 @triton.jit
@@ -201,54 +158,17 @@ def project(
 ):
     """out = left . w of the visit's expert; a step along E, M or N of w is W_E, W_M or W_N."""
     strips: tl.constexpr = (N + COLS - 1) // COLS
+    tensors = (left_PM, left_scale, w_EMN, w_scale, out_PN, P)
     for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
         expert, first, end = _tile(tile_expert, tile_row, start_E, number // strips)
-        strip = number % strips
+        tile = (expert, first, end, number % strips)
         if ROWS > 64 and end - first <= ROWS // 2:
             _project_tile(
-                left_PM,
-                left_scale,
-                w_EMN,
-                w_scale,
-                out_PN,
-                P,
-                expert,
-                first,
-                end,
-                strip,
-                M,
-                N,
-                W_E,
-                W_M,
-                W_N,
-                ROWS // 2,
-                COLS,
-                DEPTH,
-                SCALED,
-                PRECISION,
+                *tensors, *tile, M, N, W_E, W_M, W_N, ROWS // 2, COLS, DEPTH, SCALED, PRECISION
             )
         else:
             _project_tile(
-                left_PM,
-                left_scale,
-                w_EMN,
-                w_scale,
-                out_PN,
-                P,
-                expert,
-                first,
-                end,
-                strip,
-                M,
-                N,
-                W_E,
-                W_M,
-                W_N,
-                ROWS,
-                COLS,
-                DEPTH,
-                SCALED,
-                PRECISION,
+                *tensors, *tile, M, N, W_E, W_M, W_N, ROWS, COLS, DEPTH, SCALED, PRECISION
             )
 
 
@@ -338,61 +258,27 @@ def down_grad(
     dW_down; ``dgate`` has one number for each strip of columns, to be summed.
     """
     strips: tl.constexpr = (W + COLS - 1) // COLS
+    tensors = (
+        dy_TD,
+        dy_scale,
+        w_EWD,
+        w_scale,
+        h_P2W,
+        gate_TK,
+        dh_P2W,
+        weighted_PW,
+        dgate_PS,
+        slot_P,
+        T,
+        K,
+    )
     for number in range(tl.program_id(0), tl.load(num_tiles) * strips, tl.num_programs(0)):
         expert, first, end = _tile(tile_expert, tile_row, start_E, number // strips)
-        strip = number % strips
+        tile = (expert, first, end, number % strips)
         if ROWS > 64 and end - first <= ROWS // 2:
-            _down_grad_tile(
-                dy_TD,
-                dy_scale,
-                w_EWD,
-                w_scale,
-                h_P2W,
-                gate_TK,
-                dh_P2W,
-                weighted_PW,
-                dgate_PS,
-                slot_P,
-                T,
-                K,
-                expert,
-                first,
-                end,
-                strip,
-                D,
-                W,
-                ROWS // 2,
-                COLS,
-                DEPTH,
-                SCALED,
-                PRECISION,
-            )
+            _down_grad_tile(*tensors, *tile, D, W, ROWS // 2, COLS, DEPTH, SCALED, PRECISION)
         else:
-            _down_grad_tile(
-                dy_TD,
-                dy_scale,
-                w_EWD,
-                w_scale,
-                h_P2W,
-                gate_TK,
-                dh_P2W,
-                weighted_PW,
-                dgate_PS,
-                slot_P,
-                T,
-                K,
-                expert,
-                first,
-                end,
-                strip,
-                D,
-                W,
-                ROWS,
-                COLS,
-                DEPTH,
-                SCALED,
-                PRECISION,
-            )
+            _down_grad_tile(*tensors, *tile, D, W, ROWS, COLS, DEPTH, SCALED, PRECISION)
 
 
 @triton.jit
