@@ -105,8 +105,8 @@ def update(
     """Weights and packed moments of one parameter, in place; its gradient must be contiguous."""
     count = parameter.numel()
     programs = quotient_up(count, block * BLOCKS_AT_ONCE)
-    # Not by triton_launch.launch, which keeps a program for every value of a number it has seen: the
-    # rate and the seed are others at every step.
+    # Not by triton_launch.launch, which keeps a program for every value of a number it has seen:
+    # the rate and the seed are others at every step.
     _update[(programs,)](
         parameter,
         grad,
