@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import Literal
 
 from model.config import AttentionConfig, ModelConfig
+from model.errors import ConfigError
+from model.own.parts import GROUPS, OwnCounts, part_of
 
 CONVENTION = "ling-1"
 """Version of the rules below; stamped on every record. A change of any rule changes it."""
@@ -49,6 +51,9 @@ class LayerCounts:
     active: int
     active_matmul: int
     """``active`` without the norm weights, which multiply no matrix."""
+    matmul_flops: float
+    """Training FLOPs per token of its products with weights, 6 · active_matmul; of a part of the
+    user's own all its products, as measured."""
 
     @property
     def total(self) -> int:
@@ -139,20 +144,33 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCounts:
     ``others`` holds, by name:
 
     - ``with_output``: M and the output layer, 6 · vocabulary · width;
-    - ``causal_attention``: M with the attention term halved;
+    - ``causal_attention``: M with the attention term halved (an attention of the user's own has
+      no term of its own, and stays whole);
     - ``six_active_non_embedding``, ``six_active``, ``six_total``: 6 times a parameter count, no
       attention term (Kaplan et al. and Chinchilla count this way);
     - ``all_matmuls``: every matrix product a training step does: no norms, but the output layer,
       the prediction block, and its own pass through the output layer, which a sequence's last
       position, having no token to predict, is spared.
+
+    A part of the user's own brings the products that were measured of it.
+
+    Raises:
+        ConfigError: it was measured at another sequence length.
     """
+    for part in config.own:
+        if part.sequence_length != sequence_length:
+            raise ConfigError(
+                f"own.{part.kind}: {part.name} was measured at sequence length "
+                f"{part.sequence_length}, not at {sequence_length}; plan again at that length"
+            )
     params = count_params(config)
     layers = layer_counts(config)
-    attention = config.attention
-    attention_layer = 12.0 * attention.num_heads * attention.head_dim * sequence_length
+    attention_layer = _attention_flops(config, sequence_length)
     attention_flops = config.num_layers * attention_layer
     output_flops = 6.0 * config.vocab_size * config.hidden_size
-    house = 6.0 * params.active_non_embedding + attention_flops
+    main = layers[: config.num_layers]
+    not_measured = params.active_non_embedding - sum(counts.active_matmul for counts in main)
+    house = 6.0 * not_measured + sum(counts.matmul_flops for counts in main) + attention_flops
     return FlopCounts(
         house=house,
         others={
@@ -161,7 +179,7 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCounts:
             "six_active_non_embedding": 6.0 * params.active_non_embedding,
             "six_active": 6.0 * params.active,
             "six_total": 6.0 * params.total,
-            "all_matmuls": 6.0 * sum(counts.active_matmul for counts in layers)
+            "all_matmuls": sum(counts.matmul_flops for counts in layers)
             + len(layers) * attention_layer
             + (1 + config.mtp_depth * (1 - 1 / sequence_length)) * output_flops,
         },
@@ -170,39 +188,81 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCounts:
 
 def layer_flops_per_token(config: ModelConfig, counts: LayerCounts, sequence_length: int) -> float:
     """One block's part of the house's M (a prediction block's is not in M, but counted alike)."""
+    beside = 6.0 * (counts.active - counts.active_matmul)
+    return beside + counts.matmul_flops + _attention_flops(config, sequence_length)
+
+
+def _attention_flops(config: ModelConfig, sequence_length: int) -> float:
+    """Training FLOPs per token of one layer's scores and their use of the values.
+
+    An attention of the user's own has them among its measured products.
+    """
     attention = config.attention
-    return 6.0 * counts.active + 12.0 * attention.num_heads * attention.head_dim * sequence_length
+    if part_of(config.own, "attention") is not None:
+        return 0.0
+    return 12.0 * attention.num_heads * attention.head_dim * sequence_length
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Parameters of one group in one block."""
+
+    total: int
+    visited: int
+    matmul: int
+    """Of the visited, those in products."""
+    flops: float
+    """Training FLOPs per token of the products."""
+
+
+def _products(total: int, unvisited: int = 0) -> _Piece:
+    visited = total - unvisited
+    return _Piece(total, visited, visited, 6.0 * visited)
+
+
+def _vectors(total: int) -> _Piece:
+    return _Piece(total, total, 0, 0.0)
+
+
+def _measured(counts: OwnCounts) -> _Piece:
+    matmul = counts.visited - counts.vectors
+    return _Piece(counts.params, counts.visited, matmul, counts.train_flops)
 
 
 def _count_layer(config: ModelConfig, layer: int) -> LayerCounts:
     width = config.hidden_size
     is_mtp = layer >= config.num_layers
-    norms = 2 * width
-    if config.attention.qk_norm:
-        norms += 2 * config.attention.head_dim
-    by_group = {
-        "attention": attention_params(config.attention, width),
-        "norms": norms,
+    pieces = {
+        "attention": _products(attention_params(config.attention, width)),
+        "norms": _vectors(2 * width),
     }
-    unvisited = 0
-    if config.moe is not None and config.is_moe_layer(layer):
-        moe = config.moe
+    moe = config.moe if config.is_moe_layer(layer) else None
+    if moe is not None:
         expert = swiglu_params(width, moe.expert_width)
-        by_group["router"] = moe.num_experts * width
-        by_group["routed_experts"] = moe.num_experts * expert
-        by_group["shared_experts"] = moe.num_shared_experts * expert
         unvisited = (moe.num_experts - moe.experts_per_token) * expert
+        pieces["router"] = _products(moe.num_experts * width)
+        pieces["routed_experts"] = _products(moe.num_experts * expert, unvisited)
+        pieces["shared_experts"] = _products(moe.num_shared_experts * expert)
     else:
-        by_group["dense_ffn"] = swiglu_params(width, config.dense_width)
+        pieces["dense_ffn"] = _products(swiglu_params(width, config.dense_width))
+    for part in config.own:
+        if GROUPS[part.kind] in pieces:
+            pieces[GROUPS[part.kind]] = _measured(part.counts[layer])
+    others = []
+    if config.attention.qk_norm and part_of(config.own, "attention") is None:
+        others.append(("norms", _vectors(2 * config.attention.head_dim)))
     if is_mtp:
         # [embedding of the next token, hidden state] -> width, their two norms and a last one.
-        by_group["mtp_projection"] = 2 * width * width
-        by_group["norms"] += 3 * width
-    active = sum(by_group.values()) - unvisited
+        others += [("mtp_projection", _products(2 * width * width)), ("norms", _vectors(3 * width))]
+    by_group = {group: piece.total for group, piece in pieces.items()}
+    for group, piece in others:
+        by_group[group] = by_group.get(group, 0) + piece.total
+    all_pieces = [*pieces.values(), *(piece for _, piece in others)]
     return LayerCounts(
         layer=layer,
-        kind="mtp" if is_mtp else "moe" if "router" in by_group else "dense",
+        kind="mtp" if is_mtp else "dense" if moe is None else "moe",
         by_group=by_group,
-        active=active,
-        active_matmul=active - by_group["norms"],
+        active=sum(piece.visited for piece in all_pieces),
+        active_matmul=sum(piece.matmul for piece in all_pieces),
+        matmul_flops=sum(piece.flops for piece in all_pieces),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +11,42 @@ from torch.utils.checkpoint import checkpoint
 from model import halves
 from model.attention import Attention
 from model.balance import RoutingRequest, RoutingStats
-from model.config import ModelConfig
+from model.config import ModelConfig, MoEConfig
+from model.experts import RoutedExperts
 from model.layers import RMSNorm, Rotary, SwiGLU
 from model.moe import MoE
+from model.own.build import own_or
+from model.router import Router
 
 # Shapes: B sequences, T positions, D model width.
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Each part is the built-in one, or the user's own where the config names one.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, kernel: str | None = None) -> None:
         super().__init__()
         width = config.hidden_size
-        self.attention_norm = RMSNorm(width, config.norm_eps)
-        self.attention = Attention(config.attention, width, config.norm_eps)
-        self.feed_forward_norm = RMSNorm(width, config.norm_eps)
-        self.feed_forward: SwiGLU | MoE
+
+        def norm() -> nn.Module:
+            return own_or(config, "norm", layer, lambda: RMSNorm(width, config.norm_eps))
+
+        def attention() -> nn.Module:
+            return Attention(config.attention, width, config.norm_eps)
+
+        self.attention_norm = norm()
+        self.attention = own_or(config, "attention", layer, attention)
+        self.feed_forward_norm = norm()
+        self.feed_forward: nn.Module
         if config.moe is not None and config.is_moe_layer(layer):
-            self.feed_forward = MoE(config.moe, width, kernel)
+            self.feed_forward = mixture(config, config.moe, layer, kernel)
         else:
-            self.feed_forward = SwiGLU(width, config.dense_width)
+            self.feed_forward = own_or(
+                config, "feed_forward", layer, lambda: SwiGLU(width, config.dense_width)
+            )
 
     def forward(
         self, x_BTD: Tensor, rotary: Rotary, request: RoutingRequest
@@ -41,6 +56,14 @@ class Block(nn.Module):
         if isinstance(self.feed_forward, MoE):
             return halves.mix(x_BTD, self.feed_forward_norm, self.feed_forward, request)
         return halves.feed_forward(x_BTD, self.feed_forward_norm, self.feed_forward), None
+
+
+def mixture(config: ModelConfig, moe: MoEConfig, layer: int, kernel: str | None) -> MoE:
+    """The mixture of block ``layer``, with the user's router or experts where there are any."""
+    width = config.hidden_size
+    router = own_or(config, "router", layer, lambda: Router(moe, width))
+    experts = own_or(config, "experts", layer, lambda: RoutedExperts(moe, width, kernel))
+    return MoE(moe, width, router=cast(Router, router), experts=experts)
 
 
 def run_block(

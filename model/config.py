@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.errors import ConfigError
+from model.own.parts import OwnPart, check_own
 
 
 def require(condition: bool, message: str) -> None:
@@ -180,6 +181,8 @@ class ModelConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.006
     """Standard deviation of the initial weights (Ling 2.0 report, section 3.2.1)."""
+    own: tuple[OwnPart, ...] = ()
+    """Parts of the block that the user's own Python computes, at most one of a kind."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -196,6 +199,11 @@ class ModelConfig:
             f"num_layers ({self.num_layers})",
         )
         require(self.mtp_depth in (0, 1), f"mtp_depth must be 0 or 1, got {self.mtp_depth}")
+        check_own(
+            self.own,
+            is_mixture=self.moe is not None,
+            num_blocks=self.num_layers + self.mtp_depth,
+        )
 
     @property
     def num_moe_layers(self) -> int:

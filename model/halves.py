@@ -2,24 +2,28 @@
 
 Written plainly, and as compiled operations (``model.kernels.block``) where those serve: at the
 widths of a ladder's small rungs a half is twenty to forty operations of a few microseconds each,
-most of it dispatch.
+most of it dispatch. A part of the user's own is always gone through plainly; a subclass of a
+built-in one too, since the compiled operations would not ask what it changed.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.attention import Attention
 from model.balance import RoutingRequest, RoutingStats, routing_stats
 from model.kernels import block
 from model.layers import RMSNorm, Rotary, SwiGLU
 from model.moe import MoE
+from model.router import Router
 
 # Shapes: B sequences, T positions (or tokens), D model width.
 
 
-def attend(x_BTD: Tensor, norm: RMSNorm, attention: Attention, rotary: Rotary) -> Tensor:
+def attend(x_BTD: Tensor, norm: nn.Module, attention: nn.Module, rotary: Rotary) -> Tensor:
     """x + attention(norm(x))."""
+    if type(norm) is not RMSNorm or type(attention) is not Attention:
+        return x_BTD + attention(norm(x_BTD), rotary)
     c = attention.config
     q_norm, k_norm = attention.q_norm, attention.k_norm
     weights = block.AttentionWeights(
@@ -36,8 +40,10 @@ def attend(x_BTD: Tensor, norm: RMSNorm, attention: Attention, rotary: Rotary) -
     return block.attention(x_BTD, weights, norm.eps, tables, heads)
 
 
-def feed_forward(x_BTD: Tensor, norm: RMSNorm, inner: SwiGLU) -> Tensor:
+def feed_forward(x_BTD: Tensor, norm: nn.Module, inner: nn.Module) -> Tensor:
     """x + swiglu(norm(x))."""
+    if type(norm) is not RMSNorm or type(inner) is not SwiGLU:
+        return x_BTD + inner(norm(x_BTD))
     weights = (norm.weight, inner.gate_up.weight, inner.down.weight)
     if not block.serves(x_BTD, *weights):
         return x_BTD + inner(norm(x_BTD))
@@ -45,11 +51,15 @@ def feed_forward(x_BTD: Tensor, norm: RMSNorm, inner: SwiGLU) -> Tensor:
 
 
 def mix(
-    x_BTD: Tensor, norm: RMSNorm, moe: MoE, request: RoutingRequest
+    x_BTD: Tensor, norm: nn.Module, moe: MoE, request: RoutingRequest
 ) -> tuple[Tensor, RoutingStats]:
     """x + mixture(norm(x)), and what the router did."""
     router = moe.router
-    if not block.serves(x_BTD, norm.weight, router.weight):
+    if not (
+        type(norm) is RMSNorm
+        and type(router) is Router
+        and block.serves(x_BTD, norm.weight, router.weight)
+    ):
         y_BTD, stats = moe(norm(x_BTD), request)
         return x_BTD + y_BTD, stats
     x_TD = x_BTD.flatten(0, 1)

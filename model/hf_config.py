@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig, require
 from model.errors import ConfigError
+from model.own.parts import refuse_own
 from model.typed import build, to_plain
 
 ARCHITECTURE = "BailingMoeV2ForCausalLM"
@@ -292,6 +293,7 @@ def _published_moe(moe: MoEConfig, num_dense_layers: int) -> PublishedMoE:
 
 def _refuse_unpublished(config: ModelConfig) -> None:
     """Variants that exist here but that the published modelling code cannot compute."""
+    refuse_own(config.own, "the published code")
     cannot = "not a model the published code can compute:"
     moe = config.moe
     if moe is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.errors import ConfigError
 from model.experts import RoutedExperts
 from model.layers import RMSNorm
 from model.router import Router
@@ -42,17 +43,38 @@ def initial_value(
     seed: int,
     drawn_on: torch.device | str = "cpu",
 ) -> Tensor:
-    """Norms 1; router U(±1/√d), PyTorch's default linear; everything else N(0, init_std²)."""
+    """Norms 1; router U(±1/√d), PyTorch's default linear; everything else N(0, init_std²).
+
+    In a module of the user's own (see :mod:`model.own`) that holds for its tensors of two and more
+    dimensions; biases begin at 0, and other vectors at the constant that its class names for them
+    in ``initial``, a mapping of parameter name to number.
+
+    Raises:
+        ConfigError: a vector of a user's module has no value.
+    """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little", signed=True)
     generator = torch.Generator(drawn_on).manual_seed(number)
     value = torch.empty(shape, dtype=torch.float32, device=drawn_on)
+    last = name.rpartition(".")[2]
+    constant = getattr(type(module), "initial", {}).get(last)
     match module:
-        case RMSNorm():
-            return value.fill_(1)
-        case Router():
+        case _ if constant is not None:
+            return value.fill_(constant)
+        case RMSNorm() | nn.RMSNorm() | nn.LayerNorm() | nn.GroupNorm():
+            return value.fill_(0 if last == "bias" else 1)
+        case Router() if last == "weight":
             bound = 1 / math.sqrt(shape[-1])
             return value.uniform_(-bound, bound, generator=generator)
+        case nn.Module() if last == "bias" and len(shape) == 1:
+            return value.fill_(0)
         case nn.Linear() | nn.Embedding() | RoutedExperts():
             return value.normal_(0, config.init_std, generator=generator)
-    raise TypeError(f"no initial value for {name}: {type(module).__name__} is not in the table")
+    if type(module).__module__.partition(".")[0] == "model":
+        raise TypeError(f"no initial value for {name}: {type(module).__name__} is not in the table")
+    if len(shape) >= 2:
+        return value.normal_(0, config.init_std, generator=generator)
+    raise ConfigError(
+        f"no initial value for {name}: {type(module).__name__} is to say it, "
+        f"e.g. initial = {{{last!r}: 1.0}} in the class"
+    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from model.accounting import count_params, layer_counts
 from model.config import AttentionConfig, ModelConfig, MoEConfig, require
+from model.own.parts import refuse_own
 
 _INT64, _FLOAT32 = 8, 4
 
@@ -122,6 +123,7 @@ def activation_memory(
             input for the normalised one and no scale, the heads' norm and rotation nothing besides
             the joint projection and what they hand on.
     """
+    refuse_own(config.own, "the estimate of activation memory")
     tokens = sequences * sequence_length
     a = config.attention
     layers = [

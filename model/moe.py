@@ -16,11 +16,19 @@ from model.router import Router
 class MoE(nn.Module):
     """y = Σ gate·expert(x) + shared(x); the shared expert has neither gate nor scale."""
 
-    def __init__(self, config: MoEConfig, width: int, kernel: str | None = None) -> None:
+    def __init__(
+        self,
+        config: MoEConfig,
+        width: int,
+        *,
+        router: Router | None = None,
+        experts: nn.Module | None = None,
+    ) -> None:
+        """``router`` and ``experts`` are the built-in ones unless given."""
         super().__init__()
         self.config = config
-        self.router = Router(config, width)
-        self.experts = RoutedExperts(config, width, kernel)
+        self.router = Router(config, width) if router is None else router
+        self.experts: nn.Module = RoutedExperts(config, width) if experts is None else experts
         shared_width = config.num_shared_experts * config.expert_width
         self.shared = SwiGLU(width, shared_width) if shared_width else None
 

@@ -30,6 +30,7 @@ ADDED: dict[int, dict[str, Any]] = {
         "trunk": "",
     },
     3: {"train.optimizer.kind": "adamw"},
+    4: {"model.own": []},
 }
 """By version, what it added to a spec and the value that stands for runs from before it."""
 

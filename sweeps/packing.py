@@ -46,7 +46,7 @@ class Packing:
 
     def key(self, spec: RunSpec) -> Hashable | None:
         """Equal for runs that can go together; None for one that stays alone."""
-        if self.most == 1 or spec.role == "trunk" or spec.trunk:
+        if self.most == 1 or spec.role == "trunk" or spec.trunk or spec.model.own:
             return None
         if why_alone(spec.train, spec.runtime) or self.size_for(spec) == 1:
             return None

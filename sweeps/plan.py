@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.records import RunRecord
-from model.config import require, require_positive
+from model.config import ModelConfig, require, require_positive
 from model.errors import ConfigError
+from model.own.parts import refuse_own
 from model.training.config import (
     STANDARD_HEALTH,
     BalanceConfig,
@@ -34,6 +35,7 @@ from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
 from sweeps.files import read_json, write_atomic
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.order import makespan_s, start_order
+from sweeps.own import check_parts, own_sources
 from sweeps.recipe import Recipe, Trunk, shape_for, train_for
 from sweeps.spec import SPEC_VERSION, RunSpec, run_id
 from sweeps.trunks import with_trunks
@@ -217,12 +219,10 @@ def spec_for(
     role: Literal["grid", "noise", "promoted"],
 ) -> RunSpec:
     """One run of the sweep's recipe and protocol, at any size: a cell, or the promoted model."""
-    try:
-        model = shape_for(
-            config.recipe.shape, flops_per_token, config.sequence_length, corpus.vocab_size
-        )
-    except ConfigError as error:
-        raise ConfigError(f"recipe.shape: {error}") from None
+    model = model_for(config, corpus, flops_per_token)
+    check_parts(model)
+    if config.precision == "fp8":
+        refuse_own(model.own, "precision fp8")
     train = train_for(
         config.recipe.training,
         model=model,
@@ -248,6 +248,18 @@ def spec_for(
         corpus_fingerprint=corpus.fingerprint,
         runtime=config.runtime,
     )
+
+
+def model_for(config: SweepConfig, corpus: PreparedCorpus, flops_per_token: float) -> ModelConfig:
+    """The model of the sweep's recipe whose M lies nearest."""
+    own = own_sources(config.recipe.modules, config.runtime.data_dir)
+    shape = config.recipe.shape
+    try:
+        return shape_for(shape, flops_per_token, config.sequence_length, corpus.vocab_size, own)
+    except ConfigError as error:
+        if str(error).startswith("recipe."):
+            raise
+        raise ConfigError(f"recipe.shape: {error}") from None
 
 
 def _trunk(ladder: LadderConfig, tokens: int) -> Trunk:

@@ -18,6 +18,7 @@ from sweeps.spec import RunSpec
 def protocol_of(spec: RunSpec) -> dict[str, Any]:
     """The protocol of one run, as plain values for its record."""
     moe = spec.model.moe
+    own = {part.kind: f"{part.name} {part.source}" for part in spec.model.own}
     return {
         "numerics": spec.numerics,
         "data": {
@@ -48,6 +49,8 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
         "stages": to_plain(spec.train.stages),
         "health": to_plain(spec.train.health),
         "evaluation": to_plain(spec.train.evaluation),
+        # Absent without them, so that the fingerprints of all other runs stay what they were.
+        **({"modules": own} if own else {}),
     }
 
 

@@ -27,6 +27,7 @@ from model.training.config import (
     StageConfig,
     TrainConfig,
 )
+from sweeps.own import BUILT_IN, OwnModules, Sources, with_own_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,8 @@ class Recipe:
     name: str
     shape: ShapeRecipe
     training: TrainingRecipe
+    modules: OwnModules = BUILT_IN
+    """Parts of the block from the user's own Python."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +162,16 @@ NEIGHBOURS = 8
 
 @lru_cache(maxsize=4096)
 def shape_for(
-    recipe: ShapeRecipe, target_flops_per_token: float, sequence_length: int, vocab_size: int
+    recipe: ShapeRecipe,
+    target_flops_per_token: float,
+    sequence_length: int,
+    vocab_size: int,
+    own: Sources = (),
 ) -> ModelConfig:
     """The shape whose M lies nearest to the target, in the logarithm.
 
     Only the width is searched, in steps of ``width_multiple``; the recipe's ratios give the rest,
-    so rungs differ in size alone.
+    so rungs differ in size alone. The M of parts of the user's own, loaded before, is measured.
 
     Raises:
         ConfigError: the target is below half of the smallest shape's M, or the recipe contradicts
@@ -173,8 +180,11 @@ def shape_for(
 
     def of_step(step: int) -> tuple[float, ModelConfig]:
         shape = _shape_of_width(recipe, step * recipe.width_multiple, vocab_size)
+        shape = with_own_parts(shape, own, sequence_length)
         return flops_per_token(shape, sequence_length).house, shape
 
+    if any(kind == "feed_forward" for kind, _ in own):
+        recipe = replace(recipe, dense=True)  # it takes the place of the mixture
     below, above = 1, 1
     smallest, _ = of_step(1)
     while of_step(above)[0] < target_flops_per_token:

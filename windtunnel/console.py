@@ -179,7 +179,7 @@ class Progress:
         if self._expected_s is not None:
             moved += EXPECTATION_WEIGHT * (self._total - self._before)
             elapsed += EXPECTATION_WEIGHT * self._expected_s
-        return (self._total - self._done) * elapsed / moved if moved > 0 else None
+        return max(0.0, self._total - self._done) * elapsed / moved if moved > 0 else None
 
     def line(self, text: str) -> None:
         """Print something that stays."""

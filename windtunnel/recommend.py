@@ -19,10 +19,10 @@ from model.config import ModelConfig, require, require_positive
 from model.errors import ConfigError
 from model.typed import to_plain
 from sweeps.files import content_hash
-from sweeps.plan import SweepConfig, spec_for
+from sweeps.plan import SweepConfig, model_for, spec_for
 from sweeps.protocol import fingerprint, protocol_of
 from sweeps.provenance import git_state, hardware
-from sweeps.recipe import PowerLawRule, shape_for
+from sweeps.recipe import PowerLawRule
 from sweeps.spec import RunSpec, run_id
 from windtunnel import gates
 from windtunnel.along import forecast_along
@@ -186,7 +186,7 @@ def _size_of_params(total_params: int, sweep: FinishedSweep) -> float:
     config = sweep.config
 
     def shape(size: float) -> ModelConfig:
-        return shape_for(config.recipe.shape, size, config.sequence_length, sweep.corpus.vocab_size)
+        return model_for(config, sweep.corpus, size)
 
     low = high = max(sweep.study.points.size)
     if count_params(shape(low)).total >= total_params:
@@ -263,12 +263,7 @@ def _config_at_target(config: SweepConfig, target: FirstStage) -> SweepConfig:
 
 def _spec(sweep: FinishedSweep, config: SweepConfig, allocated: Allocated) -> RunSpec:
     """The run: the shape nearest to the chosen M, and the tokens that belong to it."""
-    shape = shape_for(
-        config.recipe.shape,
-        allocated.flops_per_token,
-        config.sequence_length,
-        sweep.corpus.vocab_size,
-    )
+    shape = model_for(config, sweep.corpus, allocated.flops_per_token)
     size = flops_per_token(shape, config.sequence_length).house
     return spec_for(
         config,

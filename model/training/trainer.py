@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.config import ModelConfig
+from model.own.source import load_own
 from model.training.config import RuntimeConfig, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.evaluate import brief_steps, mixture_layers
@@ -58,6 +59,7 @@ def train(
         ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
         Interrupted: stopped by SIGTERM; call again to go on.
     """
+    load_own(model_config.own, runtime.data_dir)
     device = set_up(runtime)
     state = initial_state(model_config, config, device)
     run = open_run(

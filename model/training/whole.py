@@ -13,6 +13,7 @@ from torch import Tensor
 from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig, require
 from model.layers import Rotary
+from model.own.parts import refuse_own
 from model.training.checkpoint import Checkpoint, keep_checkpoint, load_newest, save_checkpoint
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.evaluate import Forward, plain_forward
@@ -52,6 +53,8 @@ class WholeModel:
             micro_batches == 1 or train.balance.aux_loss_weight == 0,
             f"micro_batches is {micro_batches}, but balance.aux_loss_weight is over a whole batch",
         )
+        if train.precision == "fp8":
+            refuse_own(config.own, "precision fp8")
         self.config, self.state = config, state
         self._micro_batches = micro_batches
         self._train, self._device = train, device

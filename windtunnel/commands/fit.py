@@ -50,6 +50,7 @@ from model.typed import to_plain
 from sweeps.plan import Plan, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan, sweep_names
+from windtunnel.next_step import as_option, variants_in
 
 SURFACE = "hoffmann"
 """The law that recommends a model."""
@@ -312,15 +313,15 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
         for run in plan.measured
         if all(run.variant.get(key) == value for key, value in variant.items())
     ]
-    variants = {str(run.variant): run.variant for run in chosen}
+    variants = variants_in(chosen)
     over_variants = law in PROCEDURES or not set(LAWS[law].VARIABLES) <= ONE_VARIANT
     if not variants or (len(variants) > 1 and not over_variants):
-        shown = ", ".join(
-            list(variants)[:4] or sorted({str(run.variant) for run in plan.measured})[:4]
-        )
+        known = variants or variants_in(plan.measured)
+        shown = [as_option("variant", each) for each in known.values()]
+        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
         raise ConfigError(
-            f"sweep={plan.name} holds {len(variants)} variants along its axes "
-            f"that match variant={dict(variant)}; choose one: variant={{...}}. There are: {shown}"
+            f"sweep={plan.name} holds {len(variants)} variants along its axes that match "
+            f"{as_option('variant', variant)}; a fit is of one: {' or '.join(shown[:4])}{more}"
         )
     finished = [run for run in chosen if (store.run_dir(run.run_id) / "record.json").exists()]
     done = [run.run_id for run in finished]

@@ -26,6 +26,7 @@ from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci, sparkline, table
+from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 
 
@@ -132,7 +133,7 @@ def _falling(store: Store, run_id: str) -> str:
 
 def _next_step(plan: Plan, status: SweepStatus) -> str:
     if status.is_complete:
-        return f"All done. Next: windtunnel fit sweep={plan.name}"
+        return f"All done. Next: {after_training(plan)}"
     if status.with_status("planned", "interrupted"):
         return "To go on: the command that started it."
     if status.with_status("running"):

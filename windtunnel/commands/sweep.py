@@ -51,6 +51,7 @@ from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
+from windtunnel.next_step import after_training
 from windtunnel.root import usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
@@ -184,7 +185,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
         f"The design ends: {stop}. {made} runs in this session; "
         f"{sci((given or plan.train_flops) - left)} of the grid's {sci(plan.train_flops)} FLOPs.",
     )
-    say(console, f"Next: windtunnel fit sweep={plan.name}")
+    say(console, f"Next: {after_training(plan)}")
     return 0
 
 
@@ -323,5 +324,5 @@ def _conclude(
     else:
         before = f", {len(result.skipped)} of them before" if result.skipped else ""
         say(console, f"{total} of {total} runs done{before}, in {duration(wall_s)}.")
-    say(console, f"Next: windtunnel fit sweep={plan.name}")
+    say(console, f"Next: {after_training(plan)}")
     return 0

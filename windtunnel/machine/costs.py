@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from model.accounting import attention_params, layer_counts, swiglu_params
 from model.config import ModelConfig
+from model.own.parts import refuse_own
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.hardware import Hardware
 
@@ -34,6 +35,7 @@ def block_costs(
 
     Ling found little to gain in overlapping the all-to-all (arXiv:2510.22115, 5.1).
     """
+    refuse_own(model.own, "the machine plan")
     tokens = parallel.micro_batch * sequence_length
     width, attention = model.hidden_size, model.attention
     dense_rate = hardware.peak_flops_per_s * hardware.matmul_efficiency

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.config import ModelConfig, MoEConfig, require, require_positive
+from model.own.parts import refuse_own
 from model.training.config import TrainConfig
 
 
@@ -117,6 +118,7 @@ class ParallelConfig:
         Raises:
             ConfigError: naming the size and what it must divide.
         """
+        refuse_own(model.own, "training over several processes")
         self.stage_layers(model.num_layers)
         require(
             train.optimizer.kind == "adamw",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from model.balance import RoutingRequest, update_biases
 from model.config import AttentionConfig, ModelConfig
+from model.experts import RoutedExperts
 from model.init import initial_value
 from model.layers import Rotary
 from model.moe import MoE
@@ -365,7 +367,8 @@ def shard(stage: Stage, parallel: ParallelConfig, meshes: Meshes, *, is_bf16: bo
     for block in blocks:
         for module in block.modules():
             if isinstance(module, MoE):
-                module.experts = ParallelExperts(module.experts, meshes.experts["expert"])
+                built_in = cast(RoutedExperts, module.experts)  # others were refused before
+                module.experts = ParallelExperts(built_in, meshes.experts["expert"])
                 expert(module.experts)
         dense(block)
     dense(stage)
