@@ -364,8 +364,8 @@ def _checked_version(mapping: Any, path: Path) -> dict[str, Any]:
     version = mapping.pop("spec_version", None) if isinstance(mapping, dict) else None
     if version != SPEC_VERSION:
         raise ConfigError(
-            f"{path}: spec version {version}, this program reads {SPEC_VERSION}; "
-            "plan the sweep again"
+            f"{path}: spec version {version}, this program reads {SPEC_VERSION}; plan the sweep "
+            "again by the `windtunnel sweep` that made it: its runs are kept, under new ids"
         )
     return mapping
 

@@ -113,6 +113,7 @@ def read_spec(path: Path) -> RunSpec:
     if version != SPEC_VERSION:
         raise ConfigError(
             f"{path}: spec version {version}, this program reads {SPEC_VERSION}; "
-            "plan the sweep again with this program"
+            "plan the sweep again with this program: a `windtunnel sweep`, `train` or `launch` on "
+            "this root keeps its runs under new ids"
         )
     return build(RunSpec, mapping, where=str(path))

@@ -19,7 +19,7 @@ from analysis.results import Exclusion, FitWarning, Interval, Prediction
 from model.errors import ConfigError
 from model.typed import build, to_plain
 from sweeps.files import content_hash, write_atomic
-from sweeps.spec import RunSpec
+from sweeps.spec import SPEC_VERSION, RunSpec
 from windtunnel.along import Waypoint
 from windtunnel.choices import Choice
 from windtunnel.gates import GateResult, GateThresholds
@@ -211,6 +211,15 @@ def read_promotion(path: Path) -> Promotion:
     if not isinstance(mapping, dict) or mapping.get("schema_version") != SCHEMA_VERSION:
         raise ConfigError(
             f"{path}: not a promotion of schema version {SCHEMA_VERSION}; promote again"
+        )
+    spec = mapping.get("spec")
+    version = spec.get("spec_version") if isinstance(spec, dict) else SPEC_VERSION
+    if version != SPEC_VERSION:
+        # Before the hash is asked: a field that came since would make it another one.
+        raise ConfigError(
+            f"{path}: promoted by another version of this program (spec version {version}, this "
+            f"one reads {SPEC_VERSION}); type its `windtunnel sweep`, `windtunnel fit` and "
+            "`windtunnel promote` again: runs are kept, one under way goes on from its checkpoint"
         )
     promotion = build(Promotion, mapping, where=str(path))
     if promotion_hash(to_plain(promotion)) != promotion.content_hash:

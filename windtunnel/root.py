@@ -1,4 +1,4 @@
-"""The folder everything is kept in, made and tried before any work begins."""
+"""The folder everything is kept in, made, tried and of this version before any work begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import errno
 import tempfile
 from pathlib import Path
 
+from rich.console import Console
+
 from model.errors import ConfigError
+from sweeps.migrate import migrate
+from sweeps.store import Store
+from windtunnel.console import say
 
 
 def usable_root(root: Path) -> Path:
@@ -23,3 +28,11 @@ def usable_root(root: Path) -> Path:
             f"root={root}: can't be written ({error.strerror}); choose a folder with root=DIR"
         ) from None
     return root
+
+
+def bring_over(store: Store, console: Console) -> None:
+    """Bring runs of an earlier version under this one's names, so that none is trained anew."""
+    if brought := migrate(store):
+        say(
+            console, f"{brought} runs of an earlier version of this program are kept under new ids."
+        )

@@ -73,6 +73,10 @@ def test_the_published_distributions(tiny):
 
 
 def test_a_module_missing_from_the_table_is_named(tiny):
-    model = torch.nn.ModuleDict({"extra": torch.nn.Conv1d(1, 1, 1)})
-    with pytest.raises(TypeError, match=r"extra\.weight: Conv1d is not in the table"):
+    class Forgotten(torch.nn.Conv1d):
+        """One of this house's own modules."""
+
+    Forgotten.__module__ = "model.forgotten"
+    model = torch.nn.ModuleDict({"extra": Forgotten(1, 1, 1)})
+    with pytest.raises(TypeError, match=r"extra\.weight: Forgotten is not in the table"):
         initialize(model, tiny(), 0)

@@ -11,7 +11,7 @@ from model.errors import ConfigError
 from sweeps.cost import SHIPPED, CostModel, RunCost, Sample, calibrated, cost_of, usage_of
 from sweeps.order import SCOUT_FRAC, makespan_s, start_order
 from sweeps.plan import PlannedRun, as_planned, make_plan, read_plan, skim_plan, write_plan
-from sweeps.spec import run_id
+from sweeps.spec import SPEC_VERSION, run_id
 
 
 def test_every_cell_of_the_ladder_and_the_noise_seeds(plan):
@@ -106,7 +106,7 @@ def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
         read_plan(path)
     edited["spec_version"] = 0
     path.write_text(json.dumps(edited))
-    with pytest.raises(ConfigError, match="spec version 0, this program reads 3"):
+    with pytest.raises(ConfigError, match=f"spec version 0, this program reads {SPEC_VERSION}"):
         read_plan(path)
 
 

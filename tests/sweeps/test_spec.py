@@ -22,7 +22,7 @@ from model.training.config import (
 from model.typed import to_plain
 from sweeps.files import canonical_text, content_hash
 from sweeps.protocol import differences, fingerprint, protocol_of
-from sweeps.spec import RunSpec, read_spec, run_id, science, science_text, short_count
+from sweeps.spec import SPEC_VERSION, RunSpec, read_spec, run_id, science, science_text, short_count
 
 SPEC = RunSpec(
     rung="r1",
@@ -130,7 +130,9 @@ def test_a_spec_survives_its_file(tmp_path):
     path.write_text(json.dumps(to_plain(SPEC)))
     assert read_spec(path) == SPEC
     path.write_text(json.dumps({**to_plain(SPEC), "spec_version": 99}))
-    with pytest.raises(ConfigError, match="spec version 99, this program reads 3; plan the sweep"):
+    with pytest.raises(
+        ConfigError, match=f"spec version 99, this program reads {SPEC_VERSION}; plan the sweep"
+    ):
         read_spec(path)
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"spec.json: not valid JSON"):

@@ -559,6 +559,16 @@ def test_what_is_no_promotion_is_one_clear_line(tmp_path: Path, text: str, messa
     assert "\n" not in str(error.value)
 
 
+def test_a_promotion_of_an_earlier_version_says_what_to_type(kept: Path) -> None:
+    mapping = yaml.safe_load(kept.read_text())
+    mapping["spec"]["spec_version"] = 3
+    del mapping["spec"]["model"]["own"]  # what version 4 added
+    mapping["content_hash"] = promotion_hash(mapping)
+    kept.write_text(yaml.safe_dump(mapping))
+    with pytest.raises(ConfigError, match="spec version 3.*`windtunnel promote` again: runs are"):
+        read_promotion(kept)
+
+
 def test_a_field_that_is_none_of_ours_is_refused(kept: Path) -> None:
     mapping = yaml.safe_load(kept.read_text())
     mapping["mood"] = "hopeful"

@@ -48,7 +48,7 @@ from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, sprea
 from windtunnel.machine.tables import describe_dry_run
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
-from windtunnel.root import usable_root
+from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.tracking import located, tell_upload
 
@@ -80,6 +80,8 @@ def run(config: Config, console: Console) -> int:
     promotion = Promotions(config.root).find(config.promotion)
     overrides = {name: reason for name, reason in config.override.items() if reason is not None}
     store, ledger = Store(usable_root(config.root)), ledger_of(config.root)
+    if not config.dry_run:
+        bring_over(store, console)
     runtime = RuntimeConfig(
         threads=config.threads or usable_cores(),
         device=config.device,

@@ -41,7 +41,6 @@ from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
 from sweeps.events import SweepResult
 from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
 from sweeps.ladder import LadderConfig
-from sweeps.migrate import migrate
 from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, skim_plan, write_plan
 from sweeps.recipe import Recipe
@@ -52,7 +51,7 @@ from windtunnel.console import brief, duration, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.next_step import after_training
-from windtunnel.root import usable_root
+from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
 from windtunnel.tracking import located, tell_upload
@@ -107,10 +106,8 @@ def run(config: Config, console: Console) -> int:
     """Plan, show, and unless it is a dry run, train what is missing."""
     sweep = sweep_config(config)
     store = Store(usable_root(config.root))
-    if not config.dry_run and (brought := migrate(store)):
-        say(
-            console, f"{brought} runs of an earlier version of this program are kept under new ids."
-        )
+    if not config.dry_run:
+        bring_over(store, console)
     plan = priced_plan(sweep, prepared(sweep.corpus, sweep.runtime.data_dir, console), store)
     for name in () if config.dry_run else config.redo:
         store.redo(name)

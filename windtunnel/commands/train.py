@@ -45,7 +45,7 @@ from sweeps.status import sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say
 from windtunnel.corpora import prepared
-from windtunnel.root import usable_root
+from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
 from windtunnel.tracking import located, tell_upload
@@ -89,6 +89,8 @@ class Config:
 def run(config: Config, console: Console) -> int:
     """Plan one run, train it if it is not done, say what it measured."""
     store = Store(usable_root(config.root))
+    if not config.dry_run:
+        bring_over(store, console)
     runtime = RuntimeConfig(
         threads=config.threads or usable_cores(),
         device=config.device,
