@@ -565,7 +565,7 @@ def test_a_promotion_of_an_earlier_version_says_what_to_type(kept: Path) -> None
     del mapping["spec"]["model"]["own"]  # what version 4 added
     mapping["content_hash"] = promotion_hash(mapping)
     kept.write_text(yaml.safe_dump(mapping))
-    with pytest.raises(ConfigError, match="spec version 3.*`windtunnel promote` again: runs are"):
+    with pytest.raises(ConfigError, match=r"spec version 3.*`windtunnel promote` again: runs are"):
         read_promotion(kept)
 
 
