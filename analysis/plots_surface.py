@@ -39,6 +39,8 @@ SIZE_NAMES = {
     "active_params": "Model size N (active parameters)",
     "active_non_embedding_params": "Model size N (active, non-embedding parameters)",
     "total_params": "Model size N (total parameters)",
+    "active_params_with_attention": "Model size N (active parameters, and attention)",
+    "total_params_with_attention": "Model size N (total parameters, and attention)",
 }
 
 

@@ -15,9 +15,16 @@ from analysis.results import Exclusion
 from model.errors import ConfigError
 
 SizeVariable = Literal[
-    "flops_per_token", "active_params", "active_non_embedding_params", "total_params"
+    "flops_per_token",
+    "active_params",
+    "active_params_with_attention",
+    "active_non_embedding_params",
+    "total_params",
+    "total_params_with_attention",
 ]
-"""What N stands for. flops_per_token is M by the house convention, so C = M·D exactly."""
+"""What N stands for. flops_per_token is M by the house convention, so C = M·D exactly: six times
+the active parameters without the embedding, and attention. ``..._with_attention`` adds attention to
+another count, as the parameters that would cost as much."""
 
 EXTRA_COLUMNS = (
     "num_experts",

@@ -124,6 +124,21 @@ class RunRecord:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def attention_params(self) -> float:
+        """Attention's training FLOPs per token over 6: the parameters that would cost as much."""
+        return self.flops_per_token / 6 - self.active_non_embedding_params
+
+    @property
+    def active_params_with_attention(self) -> float:
+        """``active_params``, with the FLOPs of attention counted too."""
+        return self.active_params + self.attention_params
+
+    @property
+    def total_params_with_attention(self) -> float:
+        """``total_params``, with the FLOPs of attention counted too."""
+        return self.total_params + self.attention_params
+
+    @property
     def heldout_nats(self) -> float:
         """``loss_nats`` of a run that has one, as every done run does.
 

@@ -2,8 +2,9 @@
 
 Makes, once, a finished sweep of RUNS runs with LINES logged lines each (losses drawn from a known
 surface, nothing trained), serves it, and prints in milliseconds: first paint, and from an event
-to the frame that shows it for hover, a redraw, the choice of convention, leaving a size out (a
-refit of all points), sorting and filtering the table, and a run's curve.
+to the frame that shows it for hover, zoom, another width, the choice of convention, leaving a run
+and a size out (a refit of all points), an update of the chart, sorting, scrolling and filtering the
+table, and a run's curve.
 
     python benchmarks/live_page.py /tmp/large 10000 1000
 """
@@ -11,6 +12,7 @@ refit of all points), sorting and filtering the table, and a run's curve.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 import threading
@@ -93,39 +95,81 @@ def timed(page: Any, act: str, until: str = "true", times: int = 5) -> str:
     return f"{found[len(found) // 2]:6.0f} {found[-1]:6.0f}"
 
 
-def measure(page: Any, address: str) -> None:
+def timed_update(page: Any, live: Live, times: int = 5) -> str:
+    """From the arrival of a changed chart to the frame that shows it."""
+    chart = json.loads(live.part("chart") or b"{}")
+    found = []
+    for i in range(times):
+        chart["points"][0]["loss"] *= 1 + 1e-6 * (i + 1)
+        page.evaluate("window.stage = document.querySelector('.chart-stage')")
+        live._put("chart", json.dumps(chart).encode())
+        live._publish()
+        script = f"""async () => {{
+          const began = performance.now();
+          do {{ {FRAME} }} while (document.querySelector('.chart-stage') === window.stage
+            && performance.now() - began < 20000);
+          const asked = performance.getEntriesByType('resource');
+          const came = asked.filter((one) => one.name.includes('/part/chart')).at(-1);
+          const shown = performance.now() - came.responseEnd;
+          performance.clearResourceTimings();
+          return shown;
+        }}"""
+        found.append(page.evaluate(script))
+    found.sort()
+    return f"{found[len(found) // 2]:6.0f} {found[-1]:6.0f}"
+
+
+def measure(page: Any, live: Live, address: str) -> None:
     """Open the page and print what it takes."""
     page.goto(address)
-    page.wait_for_selector(".chart-stage [data-run]")
-    page.wait_for_selector("#runs-table tbody tr")
-    page.wait_for_timeout(1500)
+    page.wait_for_selector(".chart-stage [data-runs]")
+    page.wait_for_selector("#runs-table tbody tr[data-run]")
+    page.wait_for_timeout(3000)
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    print(f"first paint {paint:.0f} ms")
+    nodes = page.evaluate("document.querySelectorAll('*').length")
+    print(f"first paint {paint:.0f} ms; {nodes} nodes in the page")
     stage = "document.querySelector('.chart-stage')"
     table = "document.querySelector('#runs-table tbody')"
-    first_row = f"{table}.rows[0].dataset.run"
+    first_row = f"{table}.querySelector('[data-run]').dataset.run"
+    point = "clientX: box.left + 200 + 60 * i, clientY: box.top + 150, bubbles: true"
     print("median and largest, ms")
     hover = f"""const box = {stage}.getBoundingClientRect();
-      {stage}.dispatchEvent(new PointerEvent('pointermove', {{ bubbles: true,
-        clientX: box.left + 200 + 60 * i, clientY: box.top + 150 }}));"""
+      {stage}.dispatchEvent(new PointerEvent('pointermove', {{ {point} }}));"""
     print("hover          ", timed(page, hover))
+    zoom = f"""const box = {stage}.getBoundingClientRect();
+      for (const [type, dx] of [['pointerdown', 0], ['pointerup', 150]]) {stage}.dispatchEvent(
+        new PointerEvent(type, {{ pointerType: 'mouse', pointerId: 1, bubbles: true,
+          clientX: box.left + 150 + dx, clientY: box.top + 60 + dx }}));"""
+    page.evaluate("Element.prototype.setPointerCapture = () => {}")  # the events are made up
+    print("zoom           ", timed(page, zoom))
+    page.evaluate("document.querySelector('.chart-bar > button').click()")
     resize = "document.querySelector('#chart').style.width = `${900 - i}px`;"
-    print("redraw         ", timed(page, resize))
-    switch = "document.querySelectorAll('.switch button')[i % 4].click();"
-    print("convention     ", timed(page, switch, times=8))
+    print("another width  ", timed(page, resize))
+    switch = "document.querySelectorAll('.switch button')[i % 5].click();"
+    print("convention     ", timed(page, switch, times=10))
+    pin = f"""{stage}.focus();
+      {stage}.dispatchEvent(new KeyboardEvent('keydown', {{ key: 'ArrowRight' }}));
+      {stage}.dispatchEvent(new KeyboardEvent('keydown', {{ key: 'Enter' }}));
+      document.querySelector('.tip button').click();"""
+    print("run left out   ", timed(page, pin))
     leave = "document.querySelectorAll('.legend .key')[i >> 1].click();"
-    told = "document.getElementById('moved').dataset.busy !== 'yes'"
-    print("size left out  ", timed(page, leave, told, times=8))
+    print("size left out  ", timed(page, leave, times=8))
+    print("chart updated  ", timed_update(page, live))
     sort = f"""window.before = {first_row};
       document.querySelector('#runs-table th[data-column="loss"] button').click();"""
     print("sort by loss   ", timed(page, sort, f"{first_row} !== before"))
+    scroll = f"""window.before = {first_row};
+      document.getElementById('runs-window').scrollTop = 9000 * (i + 1);"""
+    print("scroll         ", timed(page, scroll, f"{first_row} !== before"))
     # Ever longer words, so that every answer has another count.
     words = """window.counted = document.getElementById('filter-count').textContent;
-      const box = document.getElementById('filter'); box.value = 's' + '123'.slice(0, i + 1);
+      const box = document.getElementById('filter'); box.value = WORDS[i];
       box.dispatchEvent(new Event('input'));"""
+    words = words.replace("WORDS", "['w', 'w32', 'w32 s1', 's12', 's123']")
     answered = "document.getElementById('filter-count').textContent !== counted"
-    print("filter         ", timed(page, words, answered, times=3))
-    curve = f"document.getElementById('one-run').replaceChildren(); {table}.rows[i].click();"
+    print("filter         ", timed(page, words, answered))
+    curve = f"""document.getElementById('one-run').replaceChildren();
+      {table}.querySelectorAll('[data-run]')[i].click();"""
     print("a run's curve  ", timed(page, curve, "document.querySelector('#one-run svg')"))
 
 
@@ -150,7 +194,7 @@ def main() -> None:
         )
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.on("pageerror", lambda error: print("error", error))
-        measure(page, server.address)
+        measure(page, live, server.address)
         browser.close()
     server.shutdown()
 

@@ -31,7 +31,7 @@ from model.training.config import JsonlTracker, WandbTracker
 from windtunnel.commands import report
 from windtunnel.report import numbers
 from windtunnel.report.content import Content, gather
-from windtunnel.report.conventions import SIZE_WORDS
+from windtunnel.report.conventions import CONVENTIONS
 from windtunnel.report.page import render
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
@@ -463,8 +463,8 @@ def test_the_browser_draws_every_run_sorts_the_table_and_switches_the_theme(
       document.body.dataset.tip = stage.querySelector('.tip').textContent;
     """
     page = opened(html, tmp_path, act)
-    dots = [a["data-run"] for tag, a in page.tags if tag in ("circle", "path") and "data-run" in a]
-    assert sorted(dots) == sorted(record.run_id for record in finished.records)  # type: ignore[type-var]
+    paths = [attributes for _, attributes in page.tags if "data-runs" in attributes]
+    assert sum((path["d"] or "").count("M") for path in paths) == len(finished.records)
     assert sum(a.get("class") == "measured" for _, a in page.tags) == 1
     root = next(attributes for tag, attributes in page.tags if tag == "html")
     assert root["data-theme"] == "dark"
@@ -472,7 +472,7 @@ def test_the_browser_draws_every_run_sorts_the_table_and_switches_the_theme(
     by_loss = [r.run_id for r in sorted(finished.records, key=lambda record: record.loss_nats)]
     assert json.loads(body["data-rising"] or "") == by_loss
     assert json.loads(body["data-falling"] or "") == by_loss[::-1]
-    assert (body["data-tip"] or "").startswith(dots[0] or "")
+    assert (body["data-tip"] or "").startswith(chart_of(html)["points"][0]["id"])
 
 
 @needs_chromium
@@ -481,18 +481,20 @@ def test_the_convention_switch_shows_the_coefficients_of_windtunnel_fit(
 ) -> None:
     records = RecordSet(records=tuple(finished.records), excluded=())
     act = """
-      for (const button of document.querySelectorAll('.switch button')) {
-        button.click();
+      const [counted, attention] = document.querySelectorAll('.switch');
+      for (const one of counted.children) for (const other of attention.children) {
+        one.click();
+        other.click();
         const shown = [...document.querySelectorAll('[data-view]')].filter((node) => !node.hidden);
-        document.body.dataset[button.textContent.replace(/\\W/g, '')] =
-          shown.map((node) => node.textContent.replace(/\\s+/g, ' ')).join('|');
+        document.body.setAttribute('data-' + shown[0].dataset.view,
+          shown.map((node) => node.textContent.replace(/\\s+/g, ' ')).join('|'));
       }
     """
     body = next(a for tag, a in opened(html, tmp_path, act).tags if tag == "body")
-    for size, name in SIZE_WORDS.items():
-        points, _ = points_from_records(records, size)  # type: ignore[arg-type]
+    for size in CONVENTIONS:
+        points, _ = points_from_records(records, size)
         law = fit_surface(points, finished.study.settings)
-        shown = body["data-" + re.sub(r"(?=[A-Z])", "-", re.sub(r"\W", "", name)).lower()] or ""
+        shown = body[f"data-{size}"] or ""
         assert "|" not in shown
         for coefficient in ("E", "alpha", "beta"):
             found = law.coefficients[coefficient]

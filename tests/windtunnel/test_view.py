@@ -22,7 +22,7 @@ from windtunnel.report.content import gather
 from windtunnel.view.guard import Guard, is_loopback
 from windtunnel.view.live import FIGURE_NAMES, SECTIONS, Live
 from windtunnel.view.server import Server
-from windtunnel.view.table import page_of_rows
+from windtunnel.view.table import Question, RunTable
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -178,10 +178,21 @@ def test_absent_values_come_last_in_either_direction(finished: Any) -> None:
     content = gather("quickstart", finished.root, made_at="", version="0")
     rows = [replace(content.runs[0], record=None), *content.runs[1:4]]
     for falling in (False, True):
-        page = page_of_rows(rows, sort="loss", falling=falling)
+        page = RunTable(rows).window(Question(sort="loss", falling=falling))
         losses = [row[page["columns"].index("loss")] for row in page["rows"]]
         assert losses[-1] is None
         assert losses[:-1] == sorted(losses[:-1], reverse=falling)
+
+
+def test_windows_of_one_order_meet_without_a_gap(finished: Any) -> None:
+    content = gather("quickstart", finished.root, made_at="", version="0")
+    table, question = RunTable(content.runs), Question(sort="tokens", falling=True)
+    whole = table.window(question, count=200)["rows"]
+    parts = [table.window(question, first=n, count=7)["rows"] for n in range(0, len(whole), 7)]
+    assert [row for part in parts for row in part] == whole
+    assert len(whole) == len(content.runs)
+    assert table.holds(content.runs[0].run_id)
+    assert not table.holds("nobody")
 
 
 def test_a_curve_is_thinned_and_an_unknown_run_is_none(server: Server, finished: Any) -> None:
@@ -215,7 +226,9 @@ def test_what_changes_gets_a_new_version_and_nothing_else_does(
     assert {"asked", "answer", "protocol"} <= changed
     assert "ledger" not in changed
     assert len(json.loads(live.part("chart") or b"{}")["points"]) == 1
-    assert HOSTILE in json.loads(live.rows(words="failed"))["rows"][0][-1]
+    assert (
+        HOSTILE in json.loads(live.rows(Question(words="failed"), first=0, count=9))["rows"][0][-1]
+    )
 
 
 def test_an_unknown_sweep_and_an_empty_root_are_one_sentence(finished: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from windtunnel.report.page import render
 from windtunnel.view import live as live_module
 from windtunnel.view.live import Live
 from windtunnel.view.server import Server
+from windtunnel.view.table import RunTable
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: no page was opened in a browser"
@@ -39,6 +40,10 @@ FLAGS = (
 )
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>" + "x" * 10_000
 PATIENCE_MS = 60_000
+# A path holds the dots of one colour and kind; each dot is a part of it that begins with a move.
+DRAWN = """[...document.querySelectorAll('.chart-stage [data-runs]')].reduce((sum, path) => {
+  const parts = path.getAttribute('d').match(/M/g).length;
+  return parts === Number(path.dataset.runs) ? sum + parts : NaN; }, 0)"""
 
 
 def until(page: Any, expression: str) -> None:
@@ -111,18 +116,24 @@ def test_the_live_page_draws_every_run_and_switches_to_the_coefficients_of_fit(
 ) -> None:
     live, address = serve(finished.root)
     page = visit(address)
-    page.wait_for_selector(".chart-stage [data-run]")
-    drawn = page.eval_on_selector_all(
-        ".chart-stage [data-run]", "nodes => nodes.map((node) => node.dataset.run)"
-    )
-    assert sorted(drawn) == sorted(record.run_id for record in finished.records)
-    page.wait_for_selector("#runs-table tbody tr")
-    assert page.locator("#runs-table tbody tr").count() == len(finished.plan.runs)
+    page.wait_for_selector(".chart-stage [data-runs]")
+    assert page.evaluate(DRAWN) == len(finished.records)
+    page.locator(".chart-stage").focus()
+    named = set()
+    for _ in finished.records:
+        page.keyboard.press("ArrowRight")
+        named.add(page.locator(".tip strong").text_content())
+    assert named == {record.run_id for record in finished.records}
+    page.wait_for_selector("#runs-table tbody tr[data-run]")
+    assert page.locator("#runs-table tbody tr[data-run]").count() == len(finished.plan.runs)
     views = live._views[1]
     page.wait_for_selector("[data-view]", state="attached")
-    assert len(views) == page.locator(".switch button").count() == 4
-    for index, view in enumerate(views):
-        page.locator(".switch button").nth(index).click()
+    assert len(views) == 6
+    for view in views:
+        counted = page.get_by_role("radio", name=view.convention.counted, exact=True)
+        counted.click()
+        attention = "counted" if view.convention.attention else "not counted"
+        page.get_by_role("radio", name=attention, exact=True).click()
         shown = page.locator("[data-view]:visible")
         assert shown.count() == 1
         text = "".join(shown.text_content().split())
@@ -148,11 +159,11 @@ def test_the_live_page_follows_the_sweep_without_a_reload(
         known_sweep.finish(root, run.spec, known_sweep.measured(run.spec))
     known_sweep.fail(root, plan.runs[3].spec, HOSTILE)
     live.refresh()
-    until(page, "document.querySelectorAll('.chart-stage [data-run]').length === 3")
+    until(page, f"({DRAWN}) === 3")
     until(page, "document.getElementById('now-text').textContent.startsWith('3 done')")
     page.fill("#filter", "failed")
-    until(page, "document.querySelectorAll('#runs-table tbody tr').length === 1")
-    assert HOSTILE in page.locator("#runs-table tbody tr").text_content()
+    until(page, "document.querySelectorAll('#runs-table tbody tr[data-run]').length === 1")
+    assert HOSTILE in page.locator("#runs-table tbody tr[data-run]").text_content()
     assert page.evaluate("window.same") is True
     assert "owned" not in page.title()
     assert page.locator("img").count() == 0
@@ -177,15 +188,15 @@ def test_hostile_names_show_as_text_on_the_live_page(finished: Any, serve: Any, 
         evidence=replace(content.evidence, records=records, study=None),
     )
     live.sweep = HOSTILE
-    live._rows = rows
+    live._table = RunTable(rows)
     live._typeset(poisoned)
     page = visit(address)
-    page.wait_for_selector(".chart-stage [data-run]")
+    page.wait_for_selector(".chart-stage [data-runs]")
     page.locator(".chart-stage").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".tip strong").text_content().startswith(HOSTILE[:80])
     assert page.locator("h1").text_content() == HOSTILE
-    page.wait_for_selector("#runs-table tbody tr")
+    page.wait_for_selector("#runs-table tbody tr[data-run]")
     assert page.locator("#runs-table tbody th").first.text_content() == HOSTILE
     assert page.locator("img").count() == 0
     assert page.title().startswith("<script>")
@@ -199,8 +210,8 @@ def test_the_report_hides_a_run_prints_and_loads_nothing(
     path = tmp_path / "index.html"
     path.write_text(render(content, (drawing,)))
     page = visit(f"file://{path}")
-    page.wait_for_selector(".chart-stage [data-run]")
-    assert page.locator(".chart-stage [data-run]").count() == len(finished.records)
+    page.wait_for_selector(".chart-stage [data-runs]")
+    assert page.evaluate(DRAWN) == len(finished.records)
     page.locator(".legend .key").first.click()
     until(page, "document.getElementById('moved').textContent.startsWith('Without')")
     assert "forecast" in page.locator("#moved").text_content()

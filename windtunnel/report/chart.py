@@ -13,10 +13,12 @@ from analysis.plots_loss import use_of
 from analysis.plots_style import SIZES
 from analysis.records import RunRecord
 from analysis.results import Fit, Prediction
-from windtunnel.report.conventions import SIZE_WORDS, View
+from windtunnel.report.conventions import CONVENTIONS, View
 
 MOST_MARKS = 1500
 """More dots than this overlap; of the rest only what a refit needs is sent."""
+MOST_OUTLIERS = 150
+"""Of those dots, the ones that lie furthest from the law: no thinning may hide them."""
 
 
 def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
@@ -37,11 +39,14 @@ def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
 
 def _view(evidence: Evidence, view: View | None, *, is_own: bool) -> dict[str, Any]:
     key = view.key if view else "flops_per_token"
+    convention = view.convention if view else CONVENTIONS["flops_per_token"]
     size = dict(zip(view.points.label, view.points.size, strict=True)) if view else {}
     promoted = evidence.promoted
     return {
         "key": key,
-        "name": SIZE_WORDS.get(key, key),
+        "name": convention.name,
+        "counted": convention.counted,
+        "attention": convention.attention,
         "law": _law(evidence, view.surface) if view else None,
         "fit": _fit(view.surface) if view else None,
         "lines": _lines(evidence, view.surface, size) if view else [],
@@ -50,17 +55,30 @@ def _view(evidence: Evidence, view: View | None, *, is_own: bool) -> dict[str, A
 
 
 def _thinned(evidence: Evidence) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Runs to draw, and the others: evenly along compute, those that were held out always drawn."""
+    """Runs to draw, and the others: evenly along compute, and those furthest from the law."""
     done = evidence.done
     if len(done) <= MOST_MARKS:
         return list(done), []
-    even = set(np.linspace(0, len(done) - 1, MOST_MARKS).astype(int).tolist())
-    marked: list[RunRecord] = []
-    rest: list[RunRecord] = []
-    for index, record in enumerate(done):
-        chosen = index in even or record.run_id in evidence.held_out
-        (marked if chosen else rest).append(record)
+    outliers = _furthest(evidence)
+    even = np.linspace(0, len(done) - 1, MOST_MARKS - len(outliers)).astype(int)
+    chosen = {*even.tolist(), *outliers}
+    marked = [record for index, record in enumerate(done) if index in chosen]
+    rest = [record for index, record in enumerate(done) if index not in chosen]
     return marked, rest
+
+
+def _furthest(evidence: Evidence) -> list[int]:
+    """Of ``evidence.done``, those whose loss the law misses most."""
+    study = evidence.study
+    if study is None:
+        return []
+    points, law = study.points, _surface(study.surface)
+    residual = np.log(points.array("loss")) - np.log(
+        law(points.array("size"), points.array("tokens"))
+    )
+    furthest = np.argsort(-np.abs(residual))[:MOST_OUTLIERS]
+    labels = {points.label[row] for row in furthest}
+    return [index for index, record in enumerate(evidence.done) if record.run_id in labels]
 
 
 def _rest(

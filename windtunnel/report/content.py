@@ -261,6 +261,7 @@ def promoted_of(answer: Answer | None) -> Promoted | None:
         return None
     promotion = answer.promotion
     counts = count_params(promotion.spec.model)
+    attention = promotion.flops_per_token / 6 - counts.active_non_embedding
     return Promoted(
         label=promotion.id,
         flops=promotion.train_flops,
@@ -268,7 +269,9 @@ def promoted_of(answer: Answer | None) -> Promoted | None:
             "flops_per_token": promotion.flops_per_token,
             "active_params": float(counts.active),
             "active_non_embedding_params": float(counts.active_non_embedding),
+            "active_params_with_attention": counts.active + attention,
             "total_params": float(counts.total),
+            "total_params_with_attention": counts.total + attention,
         },
         tokens=float(promotion.spec.train.tokens),
         forecast=promotion.forecast,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple
 
 from analysis.fitting import fit_surface, frontier_fit
 from analysis.plots_evidence import Evidence
@@ -11,11 +11,25 @@ from analysis.points import Points, SizeVariable, points_from_records
 from analysis.records import RecordSet
 from analysis.results import Fit, FitError
 
-SIZE_WORDS = {
-    "flops_per_token": "FLOPs per token",
-    "active_params": "active parameters",
-    "active_non_embedding_params": "active, without embedding",
-    "total_params": "total parameters",
+
+class Convention(NamedTuple):
+    """What counts as size: some of the parameters, with attention added to them or not."""
+
+    name: str
+    counted: str
+    """Which parameters."""
+    attention: bool
+
+
+CONVENTIONS: dict[SizeVariable, Convention] = {
+    "flops_per_token": Convention("FLOPs per token", "active, no embedding", True),
+    "active_non_embedding_params": Convention(
+        "active parameters, no embedding", "active, no embedding", False
+    ),
+    "active_params_with_attention": Convention("active parameters + attention", "active", True),
+    "active_params": Convention("active parameters", "active", False),
+    "total_params_with_attention": Convention("total parameters + attention", "total", True),
+    "total_params": Convention("total parameters", "total", False),
 }
 
 
@@ -24,33 +38,40 @@ class View:
     """A law in one way to count size; ``windtunnel fit size=KEY`` gives the same numbers."""
 
     key: str
-    name: str
+    convention: Convention
     points: Points
     surface: Fit
     compute_law: Fit
 
 
-def views_of(evidence: Evidence) -> tuple[View, ...]:
-    """The study's own view first, then the others that can be fitted; none without a study."""
+def own_view(evidence: Evidence) -> View | None:
+    """The study as it was fitted; None without one."""
     study = evidence.study
     if study is None:
+        return None
+    key = study.points.size_variable
+    known = {str(name): convention for name, convention in CONVENTIONS.items()}
+    return View(
+        key=key,
+        convention=known.get(key, Convention(key, key, False)),
+        points=study.points,
+        surface=study.surface,
+        compute_law=study.compute_law,
+    )
+
+
+def views_of(evidence: Evidence) -> tuple[View, ...]:
+    """The study's own view first, then the others that can be fitted; none without a study."""
+    study, own = evidence.study, own_view(evidence)
+    if study is None or own is None:
         return ()
-    own = study.points.size_variable
-    views = [
-        View(
-            key=own,
-            name=SIZE_WORDS.get(own, own),
-            points=study.points,
-            surface=study.surface,
-            compute_law=study.compute_law,
-        )
-    ]
+    views = [own]
     by_id = {record.run_id: record for record in evidence.records}
     used = tuple(by_id[label] for label in study.points.label if label in by_id)
     if len(used) < len(study.points):
         return tuple(views)  # fitted runs are gone from disk: only the kept fit can be shown
-    for key in get_args(SizeVariable):
-        if key == own:
+    for key, convention in CONVENTIONS.items():
+        if key == own.key:
             continue
         points, _ = points_from_records(RecordSet(records=used, excluded=()), key)
         try:
@@ -60,7 +81,7 @@ def views_of(evidence: Evidence) -> tuple[View, ...]:
         views.append(
             View(
                 key=key,
-                name=SIZE_WORDS[key],
+                convention=convention,
                 points=points,
                 surface=surface,
                 compute_law=frontier_fit(surface, study.settings.level),

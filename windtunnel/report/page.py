@@ -26,6 +26,19 @@ LARGEST_CSV_BYTES = 400_000
 MOST_UNWELL = 12
 """Failed, diverged and excluded runs listed above the table; the table has them all."""
 
+CHART_SCRIPTS = (
+    "numbers",
+    "scales",
+    "frames",
+    "law",
+    "moved",
+    "marks",
+    "controls",
+    "pointer",
+    "chart",
+)
+"""In the order in which they build on each other."""
+
 SECTIONS = (
     ("asked", "What was asked"),
     ("answer", "The answer"),
@@ -116,7 +129,7 @@ def values(
 def look(*scripts: str) -> dict[str, Any]:
     """Style, both themes, and the scripts a page needs: the chart's between those named."""
     first, *last = scripts
-    names = (first, "law", "chart", *last)
+    names = (first, *CHART_SCRIPTS, *last)
     return {
         "light": Markup(theme.variables(dark=False)),
         "dark": Markup(theme.variables(dark=True)),

@@ -10,7 +10,7 @@ from analysis.results import FitWarning
 from windtunnel.console import duration
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.report.content import Answer, Content, RunRow
-from windtunnel.report.conventions import SIZE_WORDS
+from windtunnel.report.conventions import own_view
 from windtunnel.report.numbers import flops, loss, percent, si
 
 Fact = tuple[str, str, str]
@@ -214,9 +214,10 @@ def fit_sentence(content: Content) -> str:
     objective = fit.objective
     delta = "" if objective.delta is None else f" with delta {objective.delta:.3g}"
     optima = _counted(objective.basins, "optimum", "optima")
-    size = study.points.size_variable
+    own = own_view(content.evidence)
+    assert own is not None
     return (
-        f"N is {SIZE_WORDS.get(size, size)}, D training tokens, C their training FLOPs; losses in "
+        f"N is {own.convention.name}, D training tokens, C their training FLOPs; losses in "
         f"nats per token. {fit.num_points} points, {objective.loss} loss on log-loss{delta} "
         f"({objective.delta_rule}), {objective.starts} starts ending in {optima}, "
         f"condition number {fit.condition_number:.3g}. Intervals: {fit.bootstrap}, "

@@ -23,12 +23,12 @@ from analysis.study import Study
 from sweeps.plan import Plan, skim_plan
 from windtunnel.commands.status import known_plan
 from windtunnel.report.chart import chart_data
-from windtunnel.report.content import Content, RunRow, gather
-from windtunnel.report.conventions import View, views_of
+from windtunnel.report.content import Content, gather
+from windtunnel.report.conventions import View, own_view, views_of
 from windtunnel.report.page import environment, values
 from windtunnel.report.sources import Sources, stamp_of
 from windtunnel.view.now import curve_data, now_of
-from windtunnel.view.table import page_of_rows
+from windtunnel.view.table import Question, RunTable
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Live:
         known_plan(self._sources.store, sweep, read=skim_plan)  # refuses an unknown sweep at once
         self._parts: dict[str, Part] = {}
         self._versions: dict[str, str] = {}
-        self._rows: tuple[RunRow, ...] = ()
+        self._table = RunTable(())
         self._now: dict[str, Any] = {}
         self._state = b"{}"
         self._seen: object = None
@@ -89,13 +89,13 @@ class Live:
         part = self._parts.get(name)
         return part.body if part else None
 
-    def rows(self, **query: Any) -> bytes:
-        """A page of the table of runs, as JSON."""
-        return _json(page_of_rows(self._rows, **query))
+    def rows(self, question: Question, *, first: int, count: int) -> bytes:
+        """A window of the table of runs, as JSON."""
+        return _json(self._table.window(question, first=first, count=count))
 
     def curve(self, run_id: str) -> bytes | None:
         """The training curve of a run of this sweep, as JSON; None for an unknown run."""
-        if not any(row.run_id == run_id for row in self._rows):
+        if not self._table.holds(run_id):
             return None
         return _json(curve_data(self._sources.curve(run_id)))
 
@@ -130,7 +130,7 @@ class Live:
         )
         promotion = content.answer.promotion if content.answer else None
         self._launched = promotion.run_id if promotion else None
-        self._rows = content.runs
+        self._table = RunTable(content.runs)
         self._typeset(content)
         self._draw(content)
         self._seen = seen
@@ -150,7 +150,13 @@ class Live:
         )
 
     def _typeset(self, content: Content) -> None:
-        views = self._views_of(content)
+        """The sweep's own fit at once; the other conventions, each a fit of all runs, after it."""
+        own = own_view(content.evidence)
+        if own is not None and self._views[0] is not content.study:
+            self._typeset_in(content, (own,))
+        self._typeset_in(content, self._views_of(content))
+
+    def _typeset_in(self, content: Content, views: tuple[View, ...]) -> None:
         shared = values(content, (), views, live=True)
         for name in SECTIONS:
             template = environment().get_template(f"parts/{name}.html")
@@ -178,7 +184,9 @@ class Live:
         self._versions[name] = part.version
 
     def _publish(self) -> None:
-        self._state = _json({"versions": self._versions, "runs": len(self._rows), "now": self._now})
+        self._state = _json(
+            {"versions": self._versions, "runs": len(self._table.rows), "now": self._now}
+        )
 
 
 def _figure(content: Content, drawing: Drawing) -> str:

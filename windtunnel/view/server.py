@@ -3,7 +3,7 @@
 /            the page, with every part that is ready
 /state       versions of the parts, and what happens now
 /part/NAME   one section or figure
-/runs        a page of the table: sort, falling, words, first, count
+/runs        a window of the table: sort, falling, words, first, count
 /curve       the training curve of one run: id
 """
 
@@ -24,7 +24,10 @@ from markupsafe import Markup
 from windtunnel.report.page import SECTIONS, asset, environment, look
 from windtunnel.view.guard import SECURITY_HEADERS, Guard, content_security_policy
 from windtunnel.view.live import FIGURE_NAMES, Live
+from windtunnel.view.table import Question
 
+VIEW_SCRIPTS = ("curve", "runs", "view")
+"""In the order in which they build on each other, after the chart's."""
 HTML, JSON, TEXT = "text/html", "application/json", "text/plain"
 SMALL = 1500
 """Bytes; compressing less than a packet gains nothing."""
@@ -90,10 +93,13 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/state":
             body = live.state()
         elif path == "/runs":
-            body = live.rows(
+            question = Question(
                 sort=query.get("sort", ""),
                 falling=query.get("falling") == "1",
                 words=query.get("words", "")[:200],
+            )
+            body = live.rows(
+                question,
                 first=_number(query.get("first"), 0),
                 count=_number(query.get("count"), 50),
             )
@@ -134,7 +140,7 @@ def page(live: Live, nonce: str) -> str:
         .render(
             **look("theme"),
             view_style=_asset("view.css"),
-            view_script=_asset("view.js"),
+            view_scripts=[_asset(f"{name}.js") for name in VIEW_SCRIPTS],
             nonce=nonce,
             sweep=live.sweep,
             sections=SECTIONS,

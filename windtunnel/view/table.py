@@ -1,13 +1,16 @@
-"""The table of runs, a page at a time: sorted and filtered here, so that 10,000 runs stay quick."""
+"""The table of runs, a window at a time: sorted and filtered here, so 10,000 runs stay quick."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from windtunnel.report.content import RunRow
 
 Value = str | float | None
+Line = list[Value]
 
 COLUMNS: Mapping[str, Callable[[RunRow], Value]] = {
     "run": lambda row: row.run_id,
@@ -28,46 +31,81 @@ COLUMNS: Mapping[str, Callable[[RunRow], Value]] = {
     "fit": lambda row: f"{row.use}. {row.reason}" if row.reason else row.use,
 }
 MOST_ROWS = 200
+SORTS_KEPT = 16
+"""Readers scroll through one order at a time, and there are few readers."""
 
 
-def page_of_rows(
-    rows: Sequence[RunRow],
-    *,
-    sort: str = "",
-    falling: bool = False,
-    words: str = "",
-    first: int = 0,
-    count: int = 50,
-) -> dict[str, Any]:
-    """Rows ``first`` and on that hold all ``words``; without ``sort`` in the ladder's order.
+@dataclass(frozen=True)
+class Question:
+    """An order and a filter; without ``sort`` the ladder's order."""
 
-    What is absent comes last in either direction, as in the report's table.
-    """
-    wanted = words.lower().split()
-    found = [row for row in rows if _holds(row, wanted)] if wanted else list(rows)
-    value = COLUMNS.get(sort)
-    if value is not None:
-        absent = [row for row in found if value(row) is None]
-        found = [row for row in found if value(row) is not None]
-        found.sort(key=lambda row: value(row), reverse=falling)  # type: ignore[arg-type,return-value]
-        found += absent
-    first = max(0, first)
-    shown = found[first : first + min(max(1, count), MOST_ROWS)]
-    columns = {
-        name: value
-        for name, value in COLUMNS.items()
-        if name != "variant" or any(row.variant for row in rows)
-    }
-    return {
-        "columns": list(columns),
-        "total": len(rows),
-        "found": len(found),
-        "first": first,
-        "rows": [[value(row) for value in columns.values()] for row in shown],
-    }
+    sort: str = ""
+    falling: bool = False
+    words: str = ""
 
 
-def _holds(row: RunRow, words: Sequence[str]) -> bool:
-    text = f"{row.run_id} {row.rung} {row.role} {row.variant} {row.status} {row.use} {row.reason}"
-    text = text.lower()
-    return all(word in text for word in words)
+class RunTable:
+    """All rows of a sweep; a reader who scrolls asks for window after window of one order."""
+
+    def __init__(self, rows: Sequence[RunRow]) -> None:
+        self.rows = tuple(rows)
+        has_variants = any(row.variant for row in rows)
+        self.columns = [name for name in COLUMNS if name != "variant" or has_variants]
+        self._orders: dict[Question, list[int]] = {}
+
+    def window(self, question: Question, *, first: int = 0, count: int = 50) -> dict[str, Any]:
+        """Rows ``first`` and on that hold all words asked for, as plain values."""
+        order = self._order(question)
+        first = max(0, first)
+        shown = order[first : first + min(max(1, count), MOST_ROWS)]
+        return {
+            "columns": self.columns,
+            "total": len(self.rows),
+            "found": len(order),
+            "first": first,
+            "rows": [self._lines[index] for index in shown],
+        }
+
+    def holds(self, run_id: str) -> bool:
+        """Whether it is a run of this sweep."""
+        return run_id in self._ids
+
+    @cached_property
+    def _lines(self) -> list[Line]:
+        return [[COLUMNS[name](row) for name in self.columns] for row in self.rows]
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [
+            f"{r.run_id} {r.rung} {r.role} {r.variant} {r.status} {r.use} {r.reason}".lower()
+            for r in self.rows
+        ]
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        return frozenset(row.run_id for row in self.rows)
+
+    def _order(self, question: Question) -> list[int]:
+        found = self._orders.get(question)
+        if found is None:
+            found = self._sorted(question)
+            if len(self._orders) >= SORTS_KEPT:
+                self._orders.clear()
+            self._orders[question] = found
+        return found
+
+    def _sorted(self, question: Question) -> list[int]:
+        """Row numbers; what is absent comes last in either direction, as in the report's table."""
+        words = question.words.lower().split()
+        found = [
+            index
+            for index in range(len(self.rows))
+            if not words or all(word in self._texts[index] for word in words)
+        ]
+        if question.sort not in self.columns:
+            return found
+        column = self.columns.index(question.sort)
+        absent = [index for index in found if self._lines[index][column] is None]
+        present = [index for index in found if self._lines[index][column] is not None]
+        present.sort(key=lambda i: self._lines[i][column], reverse=question.falling)  # type: ignore[arg-type,return-value]
+        return present + absent
