@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from textwrap import wrap
 
+import numpy as np
+
 from analysis.allocation import exponents, optimum
 from analysis.laws import LossSurface
+from analysis.points import Points
 from analysis.results import Fit
 from analysis.sensitivity import Sensitivity
+from analysis.sparkline import sparkline
 from analysis.study import Study
 from analysis.summary_lines import (
     INDENT,
@@ -31,6 +35,14 @@ AHEAD = 10.0
 """Without a compute of the caller's, the optimum is shown at this many times the largest run's."""
 
 
+MOST_CURVES = 8
+WIDEST_CURVE = 24
+SHORTEST_CURVE = 3
+"""Fewer token counts draw no curve."""
+SHORT_NAMES = {"normalized_entropy": "entropy"}
+"""Of measures too long for the screen's first column."""
+
+
 def summarise(study: Study, flops: float | None) -> str:
     """The text of ``windtunnel fit``, at most 100 columns wide."""
     return "\n".join(line.rstrip() for line in _lines(study, flops)) + "\n"
@@ -44,6 +56,7 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
     yield f"  L(N, D) = E + A/N^alpha + B/D^beta, N = {size}, D = tokens, L in nats per token"
     yield from coefficient_lines(study.surface, study.settings.level)
     yield ""
+    yield from _curves(study.points)
     yield from _frontier(study)
     yield from _optimum(study, flops)
     yield from _utilisation(study, flops)
@@ -62,6 +75,31 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
     if study.sensitivity is not None:
         yield ""
         yield from _sensitivity(study, study.sensitivity)
+
+
+def _curves(points: Points) -> Iterator[str]:
+    """What more tokens bought each size, on one scale; of many sizes some."""
+    by_size: dict[float, dict[float, list[float]]] = {}
+    for size, tokens, loss in zip(points.size, points.tokens, points.loss, strict=True):
+        by_size.setdefault(size, {}).setdefault(tokens, []).append(loss)
+    curves = {
+        size: [sum(runs) / len(runs) for _, runs in sorted(found.items())]
+        for size, found in sorted(by_size.items())
+        if len(found) >= SHORTEST_CURVE
+    }
+    sizes = list(curves)
+    if len(sizes) > MOST_CURVES:
+        sizes = [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, MOST_CURVES)]
+    low, high = np.log([min(points.loss), max(points.loss)]).tolist()
+    for size in sizes:
+        losses = curves[size]
+        width = min(len(losses), WIDEST_CURVE)
+        drawn = sparkline(np.log(losses).tolist(), width, low=low, high=high)
+        said = f"{losses[0]:.4g} to {losses[-1]:.4g} over {len(losses)} token counts"
+        yield f"  {f'N {size:.3g}':<{INDENT - 2}}{drawn}  {said}"
+    if sizes:
+        few = f", {len(sizes)} of {len(curves)} sizes" if len(sizes) < len(curves) else ""
+        yield from labelled("", f"loss from few tokens to many, on one logarithmic scale{few}")
 
 
 def _frontier(study: Study) -> Iterator[str]:
@@ -103,10 +141,10 @@ def _utilisation(study: Study, flops: float | None) -> Iterator[str]:
     for law in study.utilisation:
         forecast = law.forecast(at, study.settings.level)
         if forecast is None:
-            yield from labelled(law.name[: INDENT - 3], law.note)
+            yield from labelled(SHORT_NAMES.get(law.name, law.name)[: INDENT - 3], law.note)
         else:
             yield from labelled(
-                law.name[: INDENT - 3],
+                SHORT_NAMES.get(law.name, law.name)[: INDENT - 3],
                 f"{law.formula}; at C = {at:.2g} {forecast.value:.3g} ({between(forecast)})",
             )
 

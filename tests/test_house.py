@@ -17,6 +17,7 @@ DOORS = {
     "hydra": "windtunnel/",
     "omegaconf": "windtunnel/",
     "wandb": "model/training/wandb_mirror.py",
+    "tensorboard": "model/training/tensorboard_mirror.py",
     "matplotlib": "analysis/plots",
     "rich": "windtunnel/",
     "jinja2": "windtunnel/report/",

@@ -103,8 +103,9 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
         print(verb_help(verb, _docstring(verb), dirs))
         return 0
     from windtunnel import composition
-    from windtunnel.console import make_console
+    from windtunnel.console import make_console, speak_plainly
 
+    speak_plainly()
     if arguments.show_config:
         print(composition.composed_yaml(verb, arguments.overrides, dirs), end="")
         return 0

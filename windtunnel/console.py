@@ -5,8 +5,11 @@ On a terminal a progress bar moves; piped output is plain lines, one every few s
 
 from __future__ import annotations
 
+import codecs
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import wrap
 from types import TracebackType
 from typing import IO, Self
 
@@ -18,9 +21,27 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100
+PLAIN = dict(zip("▁▂▃▄▅▆▇·\u00d7≤≥…─", ".,-~=+*.x<>.-", strict=True))
+"""For a screen or a pipe that takes ASCII alone; anything else becomes a question mark."""
 PLAIN_LINE_EVERY_S = 10.0
 # An expected duration counts as much as having seen this share of the work.
 EXPECTATION_WEIGHT = 0.1
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    unknown = error.object[error.start : error.end]
+    return "".join(PLAIN.get(char, "?") for char in unknown), error.end
+
+
+codecs.register_error("plainly", _plainly)
+
+
+def speak_plainly() -> None:
+    """Let standard output and error take every text, in whatever encoding they were opened."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plainly")
 
 
 def make_console(file: IO[str] | None = None) -> Console:
@@ -34,6 +55,12 @@ def make_console(file: IO[str] | None = None) -> Console:
 def say(console: Console, text: str) -> None:
     """A line of prose; left whole, so that paths in it can be copied and searched."""
     console.print(Text(text), soft_wrap=True)
+
+
+def prose(console: Console, text: str) -> None:
+    """Sentences without paths, in lines of 100 columns."""
+    for line in wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
+        say(console, line)
 
 
 def table(
@@ -87,15 +114,6 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // step} {lower}"
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
-
-
-def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """A curve in ``width`` characters, its lowest value an underscore; empty for none."""
-    if not values:
-        return ""
-    picked = [values[i * (len(values) - 1) // max(1, width - 1)] for i in range(width)]
-    low, span = min(picked), max(picked) - min(picked)
-    return "".join("_▁▂▃▄▅▆▇"[round(7 * (value - low) / span) if span else 0] for value in picked)
 
 
 def brief(text: str, most: int = 240) -> str:

@@ -396,13 +396,24 @@ class WandbTracker:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TensorboardTracker:
+    """Mirror the JSONL to TensorBoard's event files. Not scientific, and never stops a run."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    group: str | None = None
+    """None: the name of the sweep."""
+    dir: Path | None = None
+    """Folder below which ``tensorboard/`` lies; None: the root."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JsonlTracker:
     """Only ``metrics.jsonl``, which every run writes anyway."""
 
     kind: Literal["jsonl"] = "jsonl"
 
 
-TrackerConfig = JsonlTracker | WandbTracker
+TrackerConfig = JsonlTracker | WandbTracker | TensorboardTracker
 
 
 @dataclass(frozen=True, kw_only=True)

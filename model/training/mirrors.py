@@ -1,9 +1,13 @@
-"""Who else is told what the metrics file was told: the protocol, and nobody."""
+"""Who else is told what the metrics file was told: the protocol, nobody, and one that may break."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
 
 
 class Mirror(Protocol):
@@ -35,6 +39,52 @@ class NoMirror:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+class FragileMirror(ABC):
+    """A mirror that may be down: its first failure is said once and ends it, never the run."""
+
+    who: str
+    """Its name in the warning."""
+
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+        self._listens = True
+        self._try("did not start", self._begin)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One line of the metrics file."""
+        self._try("does not take a line", lambda: self._log(line))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's results."""
+        self._try("does not take the summary", lambda: self._summary(values))
+
+    def close(self) -> None:
+        """The run is over, for now or for good."""
+        self._try("does not finish", self._close)
+
+    def _try(self, what: str, act: Callable[[], None]) -> None:
+        if not self._listens:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._listens = False
+            told = "%s %s (%s); the run goes on, metrics.jsonl has everything"
+            logger.warning(told, self.who, what, error)
+
+    @abstractmethod
+    def _begin(self) -> None: ...
+
+    @abstractmethod
+    def _log(self, line: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def _summary(self, values: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: ``metrics.jsonl``, which is the truth, and W&B, which is a mirror.
+"""Where a run's numbers go: ``metrics.jsonl``, which is the truth, and a mirror where one is named.
 
 Lines of ``metrics.jsonl`` are JSON objects of these kinds:
 
@@ -34,8 +34,15 @@ from typing import Any, Protocol
 
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
-from model.training.config import JsonlTracker, TrackerConfig, TrainConfig, WandbTracker
+from model.training.config import (
+    JsonlTracker,
+    TensorboardTracker,
+    TrackerConfig,
+    TrainConfig,
+    WandbTracker,
+)
 from model.training.mirrors import Mirror, NoMirror
+from model.training.tensorboard_mirror import TensorboardMirror
 from model.training.wandb_mirror import WandbMirror
 from model.typed import to_plain
 
@@ -113,6 +120,8 @@ def open_mirror(
             return NoMirror()
         case WandbTracker():
             return WandbMirror(config, run_dir, run_id or uuid.uuid4().hex[:16], settings, name)
+        case TensorboardTracker():
+            return TensorboardMirror(config, run_dir, run_id, settings, name)
 
 
 def run_settings(model_config: ModelConfig, config: TrainConfig) -> dict[str, Any]:

@@ -6,20 +6,19 @@ and one command, ``wandb sync ROOT/wandb``, uploads it. W&B's first failure ends
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.training.config import WandbTracker
-from model.training.mirrors import flat
-
-logger = logging.getLogger(__name__)
+from model.training.mirrors import FragileMirror, flat
 
 
-class WandbMirror:
+class WandbMirror(FragileMirror):
     """One run. An attempt that goes on from a checkpoint goes on in the same W&B run."""
+
+    who = "W&B"
 
     def __init__(
         self,
@@ -33,26 +32,21 @@ class WandbMirror:
 
         ``settings["size"]["flops_per_token"]``, where given, makes compute an axis beside tokens.
         """
-        self.id = run_id
+        self._config, self._settings = config, settings
+        self._folder, self._name = config.dir or run_dir, name or run_dir.name
         self._flops_per_token = settings.get("size", {}).get("flops_per_token")
         self._run: Any = None
-        try:
-            self._run = _begin(
-                config, config.dir or run_dir, run_id, name or run_dir.name, settings
-            )
-            # Losses of unlike batches meet at equal tokens, not at equal steps.
-            self._run.define_metric("tokens")
-            self._run.define_metric("*", step_metric="tokens")
-        except Exception as error:
-            self._give_up("did not start", error)
+        super().__init__(run_id)
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """One line of the metrics file, its lists spread out by layer, named by its kind."""
-        if self._run is not None:
-            try:
-                self._run.log(self._values(line), step=int(line["step"]))
-            except Exception as error:
-                self._give_up("does not take a line", error)
+    def _begin(self) -> None:
+        self._run = _begin(self._config, self._folder, self.id, self._name, self._settings)
+        # Losses of unlike batches meet at equal tokens, not at equal steps.
+        self._run.define_metric("tokens")
+        self._run.define_metric("*", step_metric="tokens")
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        """Its lists spread out by layer, named by its kind."""
+        self._run.log(self._values(line), step=int(line["step"]))
 
     def _values(self, line: Mapping[str, Any]) -> dict[str, Any]:
         values = flat(line)
@@ -65,25 +59,12 @@ class WandbMirror:
                 shown["train_flops"] = tokens * self._flops_per_token
         return shown
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """The run's results."""
-        if self._run is not None:
-            try:
-                self._run.summary.update(flat(values))
-            except Exception as error:
-                self._give_up("does not take the summary", error)
+    def _summary(self, values: Mapping[str, Any]) -> None:
+        self._run.summary.update(flat(values))
 
-    def close(self) -> None:
-        """Finish; what was logged offline lies on disk."""
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:
-                self._give_up("does not finish", error)
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        logger.warning("W&B %s (%s); the run goes on, metrics.jsonl has everything", what, error)
-        self._run = None
+    def _close(self) -> None:
+        """What was logged offline lies on disk then."""
+        self._run.finish()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,9 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
     assert "12 pairs" in text
     assert "it hurts at these sizes" in text
     assert "if the trend went on" in text, "a laptop says nothing of 1T"
+    printed, _, written = text.partition("Written: ")
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "trial.json" in written.splitlines()[0], "a path is never broken"
     folder = root / "sweeps/quickstart/trials/qk_norm-False"
     assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".png", ".svg", ".pdf"}
     trial = build(Trial, json.loads((folder / "trial.json").read_text()))

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from windtunnel.console import Progress, brief, duration, make_console, sci, si, sparkline, table
+from windtunnel.console import Progress, brief, duration, make_console, sci, si, table
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,12 @@ def test_on_a_terminal_a_bar_is_drawn_and_lines_stay_above_it() -> None:
     assert "done  r0" in drawn
 
 
-def test_a_sparkline_spans_its_range_in_its_width() -> None:
-    assert sparkline([float(n) for n in range(800)], 8) == "_▁▂▃▄▅▆▇"
-    assert sparkline([3.0, 2.0, 1.0], 3) == "▇▄_"
-    assert sparkline([1.0], 4) == "____"
-    assert sparkline([]) == ""
+def test_a_pipe_that_takes_ascii_alone_gets_every_line() -> None:
+    raw = io.BytesIO()
+    pipe = io.TextIOWrapper(raw, encoding="ascii", errors="plainly")
+    make_console(pipe).print(table(["law", "curve"], [["15.7·C^0.45", "▇▅▃▁_"], ["é", "≤"]]))
+    pipe.flush()
+    text = raw.getvalue().decode("ascii")
+    assert "15.7.C^0.45" in text
+    assert "*=-._" in text
+    assert "?" in text

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -307,6 +308,26 @@ def test_status_shows_counts_running_failures_and_cost(
     assert "1 failed" in text
     assert f"{second}: it broke" in text
     assert "| the last line of the log" in text
+
+
+def test_a_piped_status_has_a_curve_for_each_size_that_is_done(
+    finished: Any, capsys: Capture
+) -> None:
+    """No control characters, no colour, whole lines, at most 100 columns."""
+    assert status(Store(finished.root), "sweep=quickstart") == 0
+    text = capsys.readouterr().out
+    assert not any(ord(char) < 32 for char in text.replace("\n", ""))
+    assert max(map(len, text.splitlines())) <= 100
+    longest = {record.rung: record for record in finished.records}
+    for record in finished.records:
+        if record.tokens > longest[record.rung].tokens:
+            longest[record.rung] = record
+    for record in longest.values():
+        (line,) = (line for line in text.splitlines() if record.run_id in line)
+        assert f"{record.loss_nats:.4f}" in line
+        assert "▇" in line
+        assert "_" in line.partition(f"{record.loss_nats:.4f}")[2]
+    assert sum("▇" in line for line in text.splitlines()) == len(longest)
 
 
 def test_status_exit_code_says_whether_all_is_done(

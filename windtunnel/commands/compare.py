@@ -28,7 +28,7 @@ from model.typed import to_plain
 from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
-from windtunnel.console import say, sci, table
+from windtunnel.console import prose, say, sci, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +140,12 @@ def _key(run: PlannedRun, side: Mapping[str, Any]) -> str:
 def _print(trial: Trial, console: Console) -> None:
     said = ", ".join(f"{path} = {value}" for path, value in trial.variant.items())
     against = ", ".join(f"{path} = {value}" for path, value in trial.baseline.items())
-    say(console, f"Trial of {said} against {against}")
-    say(console, f"Sweep {trial.sweep}, {len(trial.pairs)} pairs of runs: {trial.verdict}")
+    prose(console, f"Trial of {said} against {against}")
+    prose(console, f"Sweep {trial.sweep}, {len(trial.pairs)} pairs of runs: {trial.verdict}")
     say(console, "Gap: log of the loss over the baseline's, below zero is better.")
     interval = f"{trial.mean.level:.0%} interval"
     console.print(table(["rung", "FLOPs/token", "pairs", "gap", interval], _rungs(trial)))
-    say(
+    prose(
         console,
         f"A tenfold compute adds {percent(trial.trend.value)} ({_span(trial.trend)}); one pair "
         f"lies within {percent(trial.noise_sd).lstrip('+')} of the trend (standard deviation); "
@@ -154,7 +154,7 @@ def _print(trial: Trial, console: Console) -> None:
     columns = ["target", "", "FLOPs", "gap", "interval", "compute x", "interval", "helps"]
     console.print(table(columns, map(_ahead, trial.targets), left=2))
     for warning in trial.warnings:
-        say(console, f"{warning.status}: {warning.sentence}")
+        prose(console, f"{warning.status}: {warning.sentence}")
 
 
 def _rungs(trial: Trial) -> Iterator[list[str]]:

@@ -50,7 +50,7 @@ from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
-from windtunnel.tracking import located, tell_upload
+from windtunnel.tracking import located, tell_mirror
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def run(config: Config, console: Console) -> int:
             keep_weights=config.keep_weights,
             on_event=band.show,
         )
-    tell_upload(console, runtime.tracker)
+    tell_mirror(console, runtime.tracker)
     return _conclude(launched, promotion, console)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from model.training.config import TrackerConfig, WandbTracker
+from model.training.config import TensorboardTracker, TrackerConfig, WandbTracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def run(config: Config, console: Console) -> int:
     from windtunnel.report.content import gather
     from windtunnel.report.page import render
     from windtunnel.report.write import write_report
-    from windtunnel.tracking import located, tell_upload
+    from windtunnel.tracking import located, tell_mirror
 
     content = gather(
         config.sweep,
@@ -68,5 +68,7 @@ def run(config: Config, console: Console) -> int:
         if trouble:
             say(console, trouble)
         else:
-            tell_upload(console, tracker)
+            tell_mirror(console, tracker)
+    elif isinstance(tracker, TensorboardTracker):
+        say(console, "TensorBoard holds runs; a report goes to W&B alone (tracker=wandb).")
     return 0

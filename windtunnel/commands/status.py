@@ -25,7 +25,7 @@ from model.errors import ConfigError
 from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, say, sci, sparkline, table
+from windtunnel.console import brief, duration, say, sci, si, table
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 
@@ -91,6 +91,11 @@ def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterat
         columns = ["running", "phase", "step", "loss", "curve", "tokens/s", "left"]
         yield table(columns, [_running_row(store, report) for report in running[:rows]], left=2)
         yield from _rest("running", len(running), rows)
+    finished = longest_of_each_size(status)
+    if finished:
+        columns = ["done, the longest of each size", "tokens", "loss", "training loss", "took"]
+        yield table(columns, [_done_row(store, report) for report in finished[-rows:]])
+        yield from _rest("sizes", len(finished), rows)
     for kind in ("failed", "diverged", "interrupted"):
         reports = status.with_status(kind)
         for report in reports[:rows]:
@@ -117,17 +122,39 @@ def _running_row(store: Store, report: RunReport) -> list[str]:
     if progress is not None:
         loss = "" if progress.loss is None else f"{progress.loss:.3f}"
         step = f"{progress.step}/{progress.num_steps}"
-        curve = _falling(store, report.state.run_id)
+        *_, newest = store.attempts(report.state.run_id)
+        curve = _falling(newest / "metrics.jsonl")
         numbers = [step, loss, curve, f"{progress.tokens_per_s:,.0f}"]
     return [run_label(report.run), phase, *numbers, duration(report.left_s)]
 
 
-def _falling(store: Store, run_id: str) -> str:
-    """The training loss so far, in a dozen characters."""
-    from analysis.curves import read_curve  # here: a status of nothing that runs stays quick
+def longest_of_each_size(status: SweepStatus) -> list[RunReport]:
+    """One finished run a size, small to large."""
+    longest: dict[float, RunReport] = {}
+    for report in status.with_status("done"):
+        cost = report.run.cost
+        kept = longest.get(cost.flops_per_token)
+        if kept is None or cost.train_flops > kept.run.cost.train_flops:
+            longest[cost.flops_per_token] = report
+    return [longest[size] for size in sorted(longest)]
 
-    *_, newest = store.attempts(run_id)
-    curve = read_curve(newest / "metrics.jsonl")
+
+def _done_row(store: Store, report: RunReport) -> list[str]:
+    run, record = report.run, store.record(report.run.run_id)
+    tokens = si(run.spec.train.tokens)
+    if record is None:
+        return [run_label(run), tokens, "", "", ""]
+    loss = f"{record.heldout_nats:.4f}"
+    curve = _falling(store.run_dir(run.run_id) / "metrics.jsonl")
+    return [run_label(run), tokens, loss, curve, duration(record.wall_s)]
+
+
+def _falling(metrics: Path) -> str:
+    """The training loss so far, in a dozen characters."""
+    from analysis.curves import read_curve  # here: a status of nothing that ran stays quick
+    from analysis.sparkline import sparkline
+
+    curve = read_curve(metrics)
     return sparkline(curve.loss.tolist()) if curve else ""
 
 

@@ -54,7 +54,7 @@ from windtunnel.next_step import after_training
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
-from windtunnel.tracking import located, tell_upload
+from windtunnel.tracking import located, tell_mirror
 
 Retry = Literal["none", "failed", "diverged", "all"]
 RETRIED: dict[Retry, tuple[Literal["failed", "diverged"], ...]] = {
@@ -142,7 +142,7 @@ def run(config: Config, console: Console) -> int:
             budget=config.budget,
             packing=packing_for(config.executor, sweep.runtime),
         )
-    tell_upload(console, sweep.runtime.tracker)
+    tell_mirror(console, sweep.runtime.tracker)
     return _conclude(plan, result, store, console, time.monotonic() - began)
 
 

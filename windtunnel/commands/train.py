@@ -48,7 +48,7 @@ from windtunnel.corpora import prepared
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
-from windtunnel.tracking import located, tell_upload
+from windtunnel.tracking import located, tell_mirror
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def run(config: Config, console: Console) -> int:
     say(console, f"Loss {record.heldout_nats:.4f} nats per token: {by_domain}")
     pace = f"{record.tokens_per_s:,.0f} tokens/s"
     say(console, f"{record.tokens:,} tokens in {duration(record.wall_s)}, {pace}")
-    tell_upload(console, runtime.tracker)
+    tell_mirror(console, runtime.tracker)
     say(console, f"Everything about it: {store.run_dir(name)}")
     return 0
 

@@ -72,7 +72,9 @@ const chartControls = (data, state, view, act) => {
       group("and attention", attention, (v) => v.attention, (x) => to("attention", x, "counted")),
     ];
     groups.forEach((show) => show());
-    return rows;
+    const both = node("div", "switches");
+    both.append(...rows);
+    return [both];
   }
 
   const nodes = [legend(), ...conventions()];

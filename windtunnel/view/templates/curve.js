@@ -10,8 +10,8 @@ const trainingCurve = (() => {
   };
   const { si } = numbers;
 
-  function draw({ tokens, loss }, height = 96) {
-    const width = 320, left = 34, bottom = height - 18;
+  function draw({ tokens, loss }, width = 320, height = 96) {
+    const left = 34, bottom = height - 18;
     const svg = make("svg", {
       viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Training loss against tokens",
     });

@@ -4,8 +4,8 @@ const runsTable = (get) => {
   "use strict";
   const ROW = 34, BEYOND = 12; // pixels of a row, as view.css has it; rows held ready on either side
   const COLUMNS = {
-    run: ["Run", 15, "name"], size: ["Size", 6.5, "name short"], role: ["Role", 5],
-    variant: ["Variant", 11, "name"], status: ["Status", 6], loss: ["Loss, nats", 6.5],
+    run: ["Run", 17, "name"], size: ["Size", 6.5, "name word"], role: ["Role", 5.5, "word"],
+    variant: ["Variant", 11, "name word"], status: ["Status", 6.5, "word"], loss: ["Loss, nats", 6.5],
     bits_per_byte: ["Bits per byte", 7.5], flops_per_token: ["FLOPs per token", 8.5],
     tokens: ["Tokens", 5.5], flops: ["Compute, FLOPs", 8.5], peak_lr: ["Peak LR", 6],
     batch: ["Batch, tokens", 7.5], seed: ["Seed", 4.5], max_vio: ["MaxVio", 5.5],
@@ -96,7 +96,7 @@ const runsTable = (get) => {
   }
   function heading(column) {
     const [text, , className] = COLUMNS[column] ?? [column];
-    const cell = node("th", className === "words" ? "words" : ""), button = node("button", "", text);
+    const cell = node("th", className?.includes("word") ? className.split(" ").at(-1) : ""), button = node("button", "", text);
     cell.scope = "col";
     cell.dataset.column = column;
     button.type = "button";
@@ -119,7 +119,7 @@ const runsTable = (get) => {
       if (column === "status")
         cell.append(node("span", `tag ${/^[a-z]+$/.test(value) ? value : ""}`, value));
       else cell.textContent = value === null ? "" : (WRITTEN[column]?.(value) ?? value);
-      if (className && value !== null) cell.title = value;
+      if (className && className !== "word" && value !== null) cell.title = value;
       if (!i) cell.scope = "row";
       made.append(cell);
     });
@@ -137,9 +137,9 @@ const runsTable = (get) => {
     place.hidden = false;
     place.replaceChildren(node("h3", "", id));
     const fit = row[held.columns.indexOf("fit")];
-    if (fit) place.append(node("p", "note", `${fit}.`.replace(/\.\.$/, ".")));
+    if (fit) place.append(node("p", "note fitted", fit));
     if (found)
-      place.append(trainingCurve.draw(found, 170),
+      place.append(trainingCurve.draw(found, 540, 230),
         node("p", "note", `Training loss, ${trainingCurve.logged(found)}.`));
     else place.append(node("p", "missing", "This run has logged no training loss yet."));
     place.scrollIntoView({ block: "nearest", behavior: "smooth" });
