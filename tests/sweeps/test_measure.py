@@ -119,7 +119,7 @@ def without_memory_for(monkeypatch, most_sequences):
 def test_out_of_memory_halves_the_parts_of_the_same_batch(
     undisturbed, real_plan, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.01,) * 4)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.01,) * 4)
     run = real_plan.runs[0]
     sequences = run.spec.train.batch_tokens // run.spec.train.sequence_length
     assert sequences == 2
@@ -136,7 +136,7 @@ def test_out_of_memory_halves_the_parts_of_the_same_batch(
 
 
 def test_a_sequence_that_does_not_fit_by_itself_fails(real_plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.01,) * 9)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.01,) * 9)
     without_memory_for(monkeypatch, 0)
     run = real_plan.runs[0]
     store = Store(tmp_path)

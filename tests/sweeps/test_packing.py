@@ -9,12 +9,13 @@ import toy_plans
 
 from model.training.config import RuntimeConfig
 from sweeps.attempt import attempt_dir, read_claim, read_outcome
+from sweeps.budget import Budget
 from sweeps.executors import InlineConfig, LocalConfig, RayConfig, SlurmConfig, packing_for
 from sweeps.executors.inline import InlineExecutor
 from sweeps.grid import replaced
 from sweeps.packing import ALONE, Packing, measured_to_pay, read_company, write_company
 from sweeps.plan import make_plan
-from sweeps.run import Budget, run_sweep
+from sweeps.run import run_sweep
 from sweeps.store import Store
 
 PACKED_TOLERANCE_NATS = 1e-4
@@ -126,7 +127,7 @@ def test_one_that_diverges_leaves_the_others_alone(corpus_dir, corpus, tmp_path)
 
 
 def test_a_killed_pack_goes_on_one_by_one(wide_plan, toy, monkeypatch):
-    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.05,) * 9)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.05,) * 9)
     toy.set(steps=20, step_s=0.01)
     killed = []
 
@@ -204,7 +205,7 @@ def test_a_damaged_list_is_no_company(tmp_path):
 
 def test_an_error_in_a_pack_blames_nobody(seeds_and_rates, toy, monkeypatch):
     """The one whose fault it is fails when it is tried alone; the others finish."""
-    monkeypatch.setattr("sweeps.run.BACKOFF_S", (0.05,) * 3)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.05,) * 3)
     toy.set(steps=4, fail=[1])
     result = run_sweep(seeds_and_rates, toy.store, toy.executor(slots=1), packing=Packing(most=4))
     bad = {run.run_id for run in seeds_and_rates.runs if run.spec.train.seed == 1}

@@ -12,9 +12,11 @@ import pytest
 
 from sweeps import run as run_module
 from sweeps.attempt import attempt_dir, read_claim, read_outcome
+from sweeps.budget import Budget
 from sweeps.executors import RayConfig
 from sweeps.executors.ray import RayExecutor
 from sweeps.liveness import known_dead
+from sweeps.packing import ALONE
 from sweeps.run import run_sweep
 
 pytestmark = [
@@ -28,7 +30,7 @@ COMMAND = (sys.executable, str(Path(__file__).parent / "toy_worker.py"))
 
 def test_a_killed_worker_a_stopped_one_and_the_rest(plan, toy, monkeypatch):
     """One cluster for all of it: starting one takes seconds."""
-    monkeypatch.setattr(run_module, "BACKOFF_S", (0.1,) * 4)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.1,) * 4)
     monkeypatch.setattr(run_module, "PROGRESS_S", 0.1)
     toy.set(steps=30, step_s=0.1)
     executor = RayExecutor(RayConfig(max_parallel=2), command=COMMAND)
@@ -64,8 +66,8 @@ def test_a_killed_worker_a_stopped_one_and_the_rest(plan, toy, monkeypatch):
         executor,
         lambda event: driver.stop.set() if event.kind == "progress" else None,
         (),
-        run_module.Budget(),
-        run_module.ALONE,
+        Budget(),
+        ALONE,
         20.0,
     )
     assert driver.drive().stopped == "asked to stop"

@@ -10,11 +10,12 @@ import pytest
 from model.errors import RunFailed
 from sweeps import run as run_module
 from sweeps.attempt import attempt_dir, read_claim
+from sweeps.budget import Budget
 from sweeps.events import Event
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.local import LocalExecutor, Spawner
 from sweeps.plan import Plan, make_plan
-from sweeps.run import Budget, DiskFull, run_sweep
+from sweeps.run import DiskFull, run_sweep
 
 
 def collect(plan, toy, **arguments):
@@ -103,7 +104,7 @@ def test_a_diverged_run_has_a_record_and_starts_anew_only_when_told(plan, toy):
 
 
 def test_a_killed_worker_is_tried_again_a_few_times(plan, toy, monkeypatch):
-    monkeypatch.setattr(run_module, "BACKOFF_S", (0.0, 0.0))
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.0, 0.0))
     toy.set(die=[1])
     result, events = collect(plan, toy)
     bad = seed_of(plan, 1)
@@ -150,7 +151,7 @@ def test_a_budget_of_time_starts_nothing_that_would_not_end_in_it(plan, toy):
 
 
 def test_a_run_that_gets_on_between_kills_is_never_given_up(plan, toy, monkeypatch):
-    monkeypatch.setattr(run_module, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.0,))
     monkeypatch.setattr(run_module, "PROGRESS_S", 0.05)
     toy.set(steps=40, step_s=0.05)
     one = replace(plan, runs=plan.runs[:1])

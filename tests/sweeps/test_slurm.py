@@ -12,8 +12,10 @@ import toy_slurm
 from model.errors import ConfigError
 from sweeps import run as run_module
 from sweeps.attempt import read_outcome
+from sweeps.budget import Budget
 from sweeps.executors import SlurmConfig
 from sweeps.executors.slurm import SlurmExecutor
+from sweeps.packing import ALONE
 from sweeps.run import run_sweep
 
 pytestmark = [
@@ -45,7 +47,7 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture
 def executor(slurm, toy, monkeypatch):
-    monkeypatch.setattr(run_module, "BACKOFF_S", (0.1,) * 4)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.1,) * 4)
     monkeypatch.setattr(run_module, "PROGRESS_S", 0.1)
 
     def make(**settings):
@@ -144,8 +146,8 @@ def test_a_stopped_driver_takes_its_jobs_out_of_the_queue(plan, toy, executor):
         executor(),
         lambda event: None,
         (),
-        run_module.Budget(),
-        run_module.ALONE,
+        Budget(),
+        ALONE,
         20.0,
     )
     stopped = once_under_way(toy, plan.runs[0], driver.stop.set)

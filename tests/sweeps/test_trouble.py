@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import run as run_module
 from sweeps.run import DiskFull, run_sweep
 from sweeps.store import Store
 from sweeps.trouble import EXIT_DISK_FULL, EXIT_STORE, patiently, store_trouble
@@ -70,7 +69,7 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_loses_nothing(on_small_disk,
 def test_a_store_that_is_read_only_for_a_while_is_sat_out(
     on_small_disk, small_disk, plan, monkeypatch
 ):
-    monkeypatch.setattr(run_module, "BACKOFF_S", (0.2,) * 100)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.2,) * 100)
     toy = on_small_disk
     was_read_only = threading.Event()
     threads = []

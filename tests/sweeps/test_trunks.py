@@ -14,14 +14,14 @@ import toy_plans
 from model.errors import ConfigError
 from model.training.config import ScheduleConfig
 from model.training.trainer import train
-from sweeps import run as run_module
 from sweeps.attempt import Attempt, attempt_dir, read_claim
+from sweeps.budget import Budget
 from sweeps.events import Event
 from sweeps.executors.local import LocalExecutor
 from sweeps.grid import replaced
 from sweeps.measure import check_record, measure_run
 from sweeps.plan import make_plan, read_plan, write_plan
-from sweeps.run import Budget, run_sweep
+from sweeps.run import run_sweep
 from sweeps.spec import run_id
 from sweeps.store import Store
 from sweeps.trunks import has_snapshots, needed_steps, with_trunks
@@ -130,7 +130,7 @@ def test_killed_at_random_every_readout_is_what_it_is_by_itself(
     trunk_plan, corpus, tmp_path, monkeypatch
 ):
     """Real workers, SIGKILL; against each spec trained alone, without a store or a trunk."""
-    monkeypatch.setattr(run_module, "BACKOFF_S", (0.05,) * 100)
+    monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.05,) * 100)
     plan, store, rng = small_part(trunk_plan), Store(tmp_path), random.Random(0)
     plan = replace(plan, runs=plan.runs[:5])
     kills = []

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from sweeps import run
+from sweeps import retries, run
 from sweeps.executors.local import LocalExecutor
 from sweeps.packing import Packing
 from sweeps.plan import read_plan
 from sweeps.store import Store
 
-run.BACKOFF_S = (0.05,) * 1000
+retries.BACKOFF_S = (0.05,) * 1000
 run.PROGRESS_S = 0.1
 
 root, sweep, slots, pack = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

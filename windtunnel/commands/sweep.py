@@ -37,6 +37,7 @@ from model.training.config import (
     TrackerConfig,
 )
 from model.training.data import PreparedCorpus
+from sweeps.budget import Budget
 from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
 from sweeps.events import SweepResult
 from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
@@ -44,7 +45,7 @@ from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, skim_plan, write_plan
 from sweeps.recipe import Recipe
-from sweeps.run import Budget, run_sweep
+from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci
