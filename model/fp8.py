@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import fp8 as on_cpu
 from model.kernels import on_gpu
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,13 @@ class Quantized(NamedTuple):
 
     def dequantized(self) -> Tensor:
         """The numbers they stand for, float32."""
+        if on_cpu.widens(*self):
+            down = 1 if len(self.scale) == len(self.values) else TILE
+            return on_cpu.widened(*self, down, TILE)
+        return self.dequantized_plainly()
+
+    def dequantized_plainly(self) -> Tensor:
+        """:meth:`dequantized` on any device."""
         rows, columns = self.values.shape
         scale = self.scale
         if scale.shape[0] != rows:
@@ -56,6 +64,8 @@ def quantize_tiles(x_TK: Tensor) -> Quantized:
     """In tiles of 1x128 along the last dimension."""
     if kernel := on_gpu.module_for("fp8", x_TK):
         return Quantized(*kernel.tiles(x_TK, TILE))
+    if on_cpu.serves(x_TK):
+        return Quantized(*on_cpu.rounded(x_TK, 1, TILE, SMALLEST_AMAX))
     return quantize_tiles_plainly(x_TK)
 
 
@@ -73,6 +83,8 @@ def quantize_blocks(w_NK: Tensor) -> Quantized:
     """In blocks of 128x128."""
     if kernel := on_gpu.module_for("fp8", w_NK):
         return Quantized(*kernel.blocks(w_NK, TILE))
+    if on_cpu.serves(w_NK):
+        return Quantized(*on_cpu.rounded(w_NK, TILE, TILE, SMALLEST_AMAX))
     return quantize_blocks_plainly(w_NK)
 
 
@@ -96,7 +108,10 @@ def product(a_TK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> Tensor:
 
 def emulated(a_TK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> Tensor:
     """:func:`product` anywhere: the numbers that the bytes stand for, multiplied in float32."""
-    return (a_TK.dequantized() @ b_NK.dequantized().T).to(dtype)
+    a, b = a_TK.dequantized(), b_NK.dequantized()
+    y_TN = a.new_empty(len(a), len(b))
+    # Into a tensor that is there: autocast would take the sums in bfloat16.
+    return torch.mm(a, b.T, out=y_TN).to(dtype)
 
 
 @cache
@@ -158,13 +173,12 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x_TK: Tensor, w_NK: Tensor, watched: Distortion | None) -> Tensor:
         ctx.save_for_backward(x_TK, w_NK)
         ctx.watched = watched
-        # Within autocast, which would take the sums in bfloat16.
-        with torch.autocast(x_TK.device.type, enabled=False):
-            x, w = quantize_tiles(x_TK), quantize_blocks(w_NK)
-            y_TN = product(x, w, torch.bfloat16)
-            if watched is not None:
-                watched.see(x_TK, x)
-                watched.see(w_NK, w)
+        x, w = quantize_tiles(x_TK), quantize_blocks(w_NK)
+        y_TN = product(x, w, torch.bfloat16)
+        if watched is not None:
+            watched.see(x_TK, x)
+            watched.see(w_NK, w)
+            with torch.autocast(x_TK.device.type, enabled=False):
                 watched.see_product(y_TN, x_TK.float() @ w_NK.float().T)
         return y_TN
 

@@ -122,13 +122,17 @@ class _ExpertsInFp8:
             weights = (w_gate_up, w_down)
             return fp8_experts(x_TD, routing.expert_TK, routing.gate_TK, *weights).to(x_TD.dtype)
         y_TD = torch.zeros_like(x_TD, dtype=torch.float32)
-        for expert in range(len(w_down)):
-            token, slot = (routing.expert_TK == expert).nonzero(as_tuple=True)
+        num_choices = routing.expert_TK.shape[1]
+        expert_N = routing.expert_TK.flatten()
+        place_N = expert_N.argsort(stable=True)  # choices by expert, each expert's by token
+        counts = expert_N.bincount(minlength=len(w_down)).tolist()
+        gates = routing.gate_TK.flatten().index_select(0, place_N).split(counts)
+        tokens = (place_N // num_choices).split(counts)
+        of_experts = zip(tokens, gates, w_gate_up.unbind(), w_down.unbind(), strict=True)
+        for token, gate, gate_up_ND, down_ND in of_experts:
             if len(token) == 0:
                 continue
-            gate_up = self._layers.linear(parts[0], x_TD[token], w_gate_up[expert])
-            inner = swiglu(gate_up)
-            answer = self._layers.linear(parts[1], inner, w_down[expert].T)
-            weighed = answer.float() * routing.gate_TK[token, slot, None]
-            y_TD = y_TD.index_add(0, token, weighed)
+            gate_up = self._layers.linear(parts[0], x_TD.index_select(0, token), gate_up_ND)
+            answer = self._layers.linear(parts[1], swiglu(gate_up), down_ND.T)
+            y_TD.index_add_(0, token, answer.float() * gate[:, None])
         return y_TD.to(x_TD.dtype)

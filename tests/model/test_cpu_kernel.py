@@ -231,6 +231,7 @@ def test_refusals() -> None:
         ("step_kernel_driver.cpp", 16),
         ("block_kernel_driver.cpp", 16),
         ("loss_kernel_driver.cpp", 10),
+        ("fp8_kernel_driver.cpp", 18),
     ],
 )
 def test_no_read_or_write_out_of_bounds(driver: str, cases: int, tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ from model.fp8 import (
     fp8_linear,
     on_units,
     quantize_blocks,
+    quantize_blocks_plainly,
     quantize_tiles,
+    quantize_tiles_plainly,
     why_emulated,
 )
+from model.kernels import fp8 as compiled
 from model.training import fp8 as rules
 from model.training import progress
 from model.training.config import (
@@ -87,6 +90,42 @@ def test_blocks_are_rounded_as_the_definition_says():
     assert found.scale.shape == (2, 2)
     close = torch.isclose(found.dequantized().double(), rounded(w, 128, 128), rtol=1e-5, atol=0)
     assert close.float().mean() > 0.995
+
+
+def same_bytes(found, expected):
+    values = (q.values.view(torch.uint8) for q in (found, expected))
+    scales = (q.scale.nan_to_num(-1.0) for q in (found, expected))
+    return torch.equal(*values) and torch.equal(*scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 300), (130, 7), (200, 128)])
+@pytest.mark.parametrize("content", ["spread", "zeros", "no numbers"])
+def test_compiled_rounding_has_the_bits_of_the_plain_one(shape, dtype, content):
+    x = spread(*shape)
+    if content == "zeros":
+        x[torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.7] = 0
+    if content == "no numbers":
+        x[0, 0], x[-1, -1] = float("nan"), -float("inf")
+    for matrix in (x.to(dtype), x.to(dtype).T):
+        assert compiled.serves(matrix)
+        for rounding, plain in (
+            (quantize_tiles, quantize_tiles_plainly),
+            (quantize_blocks, quantize_blocks_plainly),
+        ):
+            found, expected = rounding(matrix), plain(matrix)
+            assert same_bytes(found, expected)
+            back = found.dequantized(), expected.dequantized_plainly()
+            torch.testing.assert_close(*back, rtol=0, atol=0, equal_nan=True)
+
+
+def test_compiled_rounding_of_every_exponent_has_the_bits_of_the_plain_one():
+    bits = torch.arange(-(2**31), 2**31, 9973, dtype=torch.int64).to(torch.int32)
+    numbers = bits.view(torch.float32)
+    numbers = numbers[numbers.abs() <= 448]
+    # 448 beside each keeps the scale at 1, so that ties stay ties.
+    beside = torch.stack([torch.full_like(numbers, 448.0), numbers], 1)
+    assert same_bytes(quantize_tiles(beside), quantize_tiles_plainly(beside))
 
 
 def test_zeros_and_the_largest_number_survive():
