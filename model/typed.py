@@ -182,5 +182,5 @@ def _show(value: Any) -> str:
 def _unknown_message(where: str, key: str, allowed: list[str]) -> str:
     path = f"{where}.{key}" if where else key
     close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close[0]}?" if close else "."
     return f"{path}: unknown field{hint} Allowed: {', '.join(allowed)}"

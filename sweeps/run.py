@@ -187,6 +187,9 @@ class _Driver:
             folders = [self._store.create(member.spec) for member, _ in pack]
             others = [(member.run_id, found.attempt) for member, found in pack[1:]]
             write_company(folders[0], others)
+            # Before it is handed in: an executor may do the work there and then.
+            for member, found in pack:
+                self._tell(Event(kind="started", run=member, attempt=found.attempt + 1))
             handle = SharedHandle(self._executor.submit(folders[0], state.attempt))
         except OSError as error:
             trouble = store_trouble(self._store.root, error)
@@ -200,7 +203,6 @@ class _Driver:
             attempt = found.attempt + 1
             active = _Active(run=member, handle=handle, attempt=attempt, is_packed=len(pack) > 1)
             self._active.append(active)
-            self._tell(Event(kind="started", run=member, attempt=attempt))
 
     def _company(self, run: PlannedRun) -> list[tuple[PlannedRun, RunState]]:
         """The due runs that are trained together with ``run``, taken out of the queue.

@@ -53,13 +53,16 @@ class Health:
         self.state = HealthState(smoothed_nats=uniform, best_nats=uniform)
         self._experts_per_token = config.moe.experts_per_token if config.moe else 0
         self._collapse_steps = max(COLLAPSE_STEPS, COLLAPSE_FRAC * num_steps)
+        self._advice = "lower the learning rate"
+        if limits.on_spike == "end":
+            self._advice += ", or leave such text out with health=rewind"
 
     def check_finite(self, step: int, loss_nats: float, grad_norm: float) -> str:
         """Before the update, so that the weights stay as they were before the bad step."""
         if not math.isfinite(loss_nats):
-            return f"loss is {loss_nats} at step {step}"
+            return f"loss is {loss_nats} at step {step}; {self._advice}"
         if not math.isfinite(grad_norm):
-            return f"gradient norm is {grad_norm} at step {step}"
+            return f"gradient norm is {grad_norm} at step {step}; {self._advice}"
         return ""
 
     def check_loss(self, step: int, loss_nats: float) -> str:
@@ -73,7 +76,7 @@ class Health:
         return (
             f"loss spike: the smoothed loss is {state.smoothed_nats:.3f} nats, "
             f"its best was {state.best_nats:.3f}, and it did not come back in {SPIKE_STEPS} steps, "
-            f"at step {step}"
+            f"at step {step}: the learning rate may be beyond the stable edge; {self._advice}"
         )
 
     @property
@@ -102,5 +105,6 @@ class Health:
         return (
             f"router collapse: mixture layer {worst} (from 0) uses {in_effect_L[worst]:.1f} of "
             f"{num_experts} experts in effect, {metrics.dead_frac[worst]:.0%} of them are dead, "
-            f"at step {step}"
+            f"at step {step}; balance=ling with a larger balance.update_rate, or a lower learning "
+            "rate, keeps experts in use"
         )

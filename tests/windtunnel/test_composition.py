@@ -95,7 +95,7 @@ def test_a_plain_value_named_like_a_group_is_set(dirs: tuple[Path, ...]) -> None
         (["plan=wide", "ladder=3"], "ladder=3: no such option. Options: large, small"),
         (["plan=wide", "lader/x=3"], "has no group lader/x; did you mean ladder? Groups: ladder"),
         (["plan=wide", "+ladder=large"], "ladder appears more than once"),
-        (["plan=wide", "ladder={deep:3}"], "ladder.deep: unknown field Allowed: ratio, sizes"),
+        (["plan=wide", "ladder={deep:3}"], "ladder.deep: unknown field. Allowed: ratio, sizes"),
         ([], "paths: missing; give it a value: paths=..."),
         (["foo"], "foo: not an override"),
         (["=3"], "=3: not an override"),

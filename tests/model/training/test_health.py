@@ -59,14 +59,17 @@ def test_a_loss_that_rises_and_stays_has_diverged(loss_of_step):
 
     assert reason.startswith("loss spike: the smoothed loss is")
     assert "at step" in reason
+    assert "the learning rate may be beyond the stable edge; lower" in reason
 
 
 def test_numbers_that_are_none_end_the_run_at_their_step():
     health = Health(MODEL, 10)
 
     assert health.check_finite(3, 5.0, 1.0) == ""
-    assert health.check_finite(4, math.nan, 1.0) == "loss is nan at step 4"
-    assert health.check_finite(5, 5.0, math.inf) == "gradient norm is inf at step 5"
+    found = health.check_finite(4, math.nan, 1.0), health.check_finite(5, 5.0, math.inf)
+    what_to_do = "lower the learning rate, or leave such text out with health=rewind"
+    assert found[0] == f"loss is nan at step 4; {what_to_do}"
+    assert found[1] == f"gradient norm is inf at step 5; {what_to_do}"
 
 
 EVEN = torch.full((2, 32), 1000)
@@ -89,6 +92,7 @@ def test_a_router_that_stays_collapsed_is_given_up():
 
     assert lines == 5 + rules.COLLAPSE_STEPS / 10
     assert "router collapse: mixture layer 1 (from 0) uses 4.0 of 32 experts" in reason
+    assert reason.endswith("a lower learning rate, keeps experts in use")
 
 
 def test_dead_experts_count_even_where_the_rest_is_even():

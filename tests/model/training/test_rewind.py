@@ -103,7 +103,8 @@ def test_a_spike_is_left_behind_with_its_text(whole):
     noticed = rewind["from_step"]
     assert BAD.start + 32 < noticed < BAD.stop
     assert rewind["step"] == 64
-    assert rewind["reason"].endswith(f"at step {noticed}")
+    assert f"at step {noticed}: the learning rate" in rewind["reason"]
+    assert rewind["reason"].endswith("; lower the learning rate"), "it goes back already"
     # Nothing is read twice; the few steps of noise after it was noticed are read, and heal.
     assert list(read) == list(range(noticed + 200 - 64))
     found = lines(run_dir)
@@ -162,9 +163,8 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
     result = train(MODEL, short, prepared, RuntimeConfig(), tmp_path / "run")
 
     assert result.status == "done"
-    assert result.rewinds == (
-        {"step": 64, "from_step": 129, "reason": "gradient norm is nan at step 129"},
-    )
+    said = "gradient norm is nan at step 129; lower the learning rate"
+    assert result.rewinds == ({"step": 64, "from_step": 129, "reason": said},)
     assert read[:130] == list(range(130)), "the text of step 129 (number 128) is not read again"
 
 
