@@ -30,7 +30,7 @@ from model.files import step_folder, sync_folder, write_file
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-SHARDED_FORMAT = "dcp-1"
+SHARDED_FORMAT = "dcp-2"
 """Written by many processes (model.training.distributed.checkpoint); read here as one's own."""
 UNFINISHED = ".tmp-"
 
@@ -149,11 +149,14 @@ def newest_usable(
             problem = str(error)
         if not problem:
             return found
-        logger.warning(
-            "checkpoint %s is unusable (%s); going back to the one before", path, problem
-        )
-        shutil.rmtree(path)
+        remove_broken(path, problem)
     return None
+
+
+def remove_broken(path: Path, problem: str) -> None:
+    """Delete a checkpoint that can't be gone on from, and say why."""
+    logger.warning("checkpoint %s is unusable (%s); going back to the one before", path, problem)
+    shutil.rmtree(path)
 
 
 def relabel(path: Path, identity: str) -> None:

@@ -2,7 +2,7 @@
 
     checkpoints/step-00000120/__0_0.distcp ...   pieces of weights and moments, one file a process
     checkpoints/step-00000120/.metadata          where each piece belongs (DCP's own, a pickle)
-    checkpoints/step-00000120/state.json         the rest, the files' sizes, and hashes
+    checkpoints/step-00000120/state.json         the rest, and the files' sizes and hashes
 
 Tensors and state have the names and values of a single process's checkpoint, so each kind of run
 goes on from the other's. Written under another name and renamed by rank 0 when all are done. The
@@ -16,7 +16,8 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from model.training.checkpoint import (
     newest_usable,
     read_body,
     read_checkpoint,
+    remove_broken,
     write_body,
 )
 
@@ -56,12 +58,13 @@ def save(folder: Path, contents: Checkpoint, *, keep: int | None) -> None:
         unfinished.mkdir(parents=True)
     dist.barrier()
     dcp.save(dict(contents.tensors), checkpoint_id=unfinished)
+    hashes = _hashes(unfinished, sorted(path.name for path in unfinished.iterdir()))
     if is_first:
         body = {
             "format": SHARDED_FORMAT,
             "step": step,
-            "files": {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())},
-            "metadata_sha256": _hash((unfinished / ".metadata").read_bytes()),
+            "files": {name: (unfinished / name).stat().st_size for name in hashes},
+            "sha256_of": hashes,
             "state": contents.state,
         }
         write_body(unfinished, body)
@@ -86,22 +89,30 @@ def load_newest(
         folder: where the checkpoints are.
         is_usable: says why a whole checkpoint can't be gone on from; empty if it can.
     """
-    told: list[Any] = [None]
-    if dist.get_rank() == 0:
-        told = [newest_usable(folder, _look_at, lambda found: is_usable(found[1]))]
-    dist.broadcast_object_list(told, src=0)
-    if told[0] is None:
-        return None
-    path, found, is_sharded = told[0]
-    if not is_sharded:
-        return read_checkpoint(Path(path))
+    while True:
+        told: list[Any] = [None]
+        if dist.get_rank() == 0:
+            told = [newest_usable(folder, _look_at, lambda found: is_usable(found.checkpoint))]
+        dist.broadcast_object_list(told, src=0)
+        seen: _Seen | None = told[0]
+        if seen is None:
+            return None
+        if not seen.sha256_of:
+            return read_checkpoint(seen.path)
+        found = _hashes(seen.path, list(seen.sha256_of))
+        changed = [name for name, hashed in seen.sha256_of.items() if found[name] != hashed]
+        if not changed:
+            break
+        if dist.get_rank() == 0:
+            remove_broken(seen.path, f"{changed[0]} does not match its hash")
+        dist.barrier()
     tensors = {
-        name: _piece_like(name, stored, pieces) for name, stored in _held(Path(path)).items()
+        name: _piece_like(name, stored, pieces) for name, stored in _held(seen.path).items()
     }
     # Of another rank's pipeline stage.
     mine = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    dcp.load(mine, checkpoint_id=path)
-    return Checkpoint(found.step, mine, found.state)
+    dcp.load(mine, checkpoint_id=seen.path)
+    return replace(seen.checkpoint, tensors=mine)
 
 
 def read_whole(path: Path, body: Mapping[str, Any]) -> Checkpoint:
@@ -110,7 +121,10 @@ def read_whole(path: Path, body: Mapping[str, Any]) -> Checkpoint:
     Raises:
         BrokenCheckpoint: when a file is missing, cut short or changed.
     """
-    _check_files(path, body)
+    _check_sizes(path, body)
+    for name, hashed in body["sha256_of"].items():
+        if _hash(path / name) != hashed:
+            raise BrokenCheckpoint(f"{name} does not match its hash")
     tensors = {name: _empty(stored) for name, stored in _held(path).items()}
     with warnings.catch_warnings():
         # It says, once more, that one process loads.
@@ -153,8 +167,19 @@ def _put(unfinished: Path, target: Path, *, replaces: bool) -> None:
         shutil.rmtree(unfinished)
 
 
-def _look_at(path: Path) -> tuple[str, Checkpoint, bool]:
-    """The checkpoint's place, its state without tensors, and whether it is sharded.
+@dataclass(frozen=True)
+class _Seen:
+    """A checkpoint of the right sizes, as rank 0 saw it."""
+
+    path: Path
+    checkpoint: Checkpoint
+    """Without tensors."""
+    sha256_of: Mapping[str, str]
+    """By file, to be held against them; none of a single process's checkpoint, read already."""
+
+
+def _look_at(path: Path) -> _Seen:
+    """What can be told of it without reading its pieces.
 
     Raises:
         BrokenCheckpoint: when a file is missing, cut short or changed.
@@ -163,22 +188,29 @@ def _look_at(path: Path) -> tuple[str, Checkpoint, bool]:
         body = read_body(path)
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{error.filename} is missing") from None
-    is_sharded = body["format"] == SHARDED_FORMAT
-    if is_sharded:
-        _check_files(path, body)
+    if body["format"] == SHARDED_FORMAT:
+        _check_sizes(path, body)
     else:
         read_checkpoint(path)
-    return str(path), Checkpoint(body["step"], {}, body["state"]), is_sharded
+    return _Seen(path, Checkpoint(body["step"], {}, body["state"]), body.get("sha256_of", {}))
 
 
-def _check_files(path: Path, body: Mapping[str, Any]) -> None:
+def _check_sizes(path: Path, body: Mapping[str, Any]) -> None:
     for name, size in body["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise BrokenCheckpoint(f"{name} is missing or cut short")
-    if _hash((path / ".metadata").read_bytes()) != body["metadata_sha256"]:
-        raise BrokenCheckpoint(".metadata does not match its hash")
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The hash of each file, on every rank; each rank reads its share of them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = {name: _hash(folder / name) for name in names[rank::world]}
+    shares: list[dict[str, str]] = [{} for _ in range(world)]
+    dist.all_gather_object(shares, mine)
+    return {name: shares[place % world][name] for place, name in enumerate(names)}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

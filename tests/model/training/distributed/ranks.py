@@ -5,6 +5,7 @@ One process imports torch once; its forks meet through a file. JSON on the last 
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -115,6 +116,14 @@ if __name__ == "__main__":
     found = {name: run(plan, where, range(STEPS)) for name, plan in PLANS.items()}
     saved = where / "checkpoints"
     found["writer"] = run(WRITER, where, range(HALF), saved)
+    newer = saved / f"step-{STEPS:08d}"
     for name, plan in READERS.items():
+        shutil.copytree(saved / f"step-{HALF:08d}", newer)
+        with (newer / "__1_0.distcp").open("r+b") as piece:
+            place = piece.seek(-1000, os.SEEK_END)
+            (byte,) = piece.read(1)
+            piece.seek(place)
+            piece.write(bytes([byte ^ 1]))
         found[f"reads-{name}"] = run(plan, where, range(HALF, STEPS), saved)
+        assert not newer.exists(), "a changed byte was not seen"
     print(json.dumps(found))

@@ -1,0 +1,112 @@
+"""Runs that go wrong over two forked ranks: gone_wrong.py FOLDER; JSON on the last line of stdout.
+
+Each of RUNS is trained whole, by the loop that trains a run in one process.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_run import MODEL, TRAIN, corpus_in
+
+from model.training import health, reader
+from model.training.config import BalanceConfig, HealthConfig, JsonlTracker, OptimizerConfig
+from model.training.data import PreparedCorpus
+from model.training.distributed.config import ParallelConfig
+from model.training.distributed.share import ShareOfModel
+from model.training.run import initial_state, open_run
+from model.training.trainer import train_run
+
+SHORT = replace(TRAIN, tokens=512 * 40)
+RUNS = {
+    "rate": replace(SHORT, optimizer=OptimizerConfig(peak_lr=100.0, clip_norm=1e9)),
+    "gradient": SHORT,
+    "collapse": replace(SHORT, balance=BalanceConfig(rule="none")),
+    "rewind": replace(
+        SHORT, tokens=512 * 200, health=HealthConfig(on_spike="rewind", spike_nats=0.3)
+    ),
+}
+PLANS = {"rewind": ParallelConfig(shard=2, expert=2, micro_batch=8)}
+PLAN = ParallelConfig(pipeline=2, micro_batch=8)
+"""Of the others: the loss is known to the last rank alone, until it tells."""
+NOISE = range(130, 175)
+"""Steps whose text is noise, in the run that goes back."""
+COLLAPSE_STEPS = 10
+
+
+def noisy(clean):
+    def batch(self, spans, step, num_steps=1):
+        found = clean(self, spans, step)
+        rng = np.random.default_rng(step)
+        return rng.integers(0, 257, found.shape) if step in NOISE else found
+
+    return batch
+
+
+def upset(learner, name, rank):
+    """Do to the learner what the run is named after."""
+    if name == "collapse":
+        for stage in learner.engine.stages.values():
+            for router in stage.routers():
+                router.selection_bias[:2] = 10.0
+    if name == "gradient":
+        clean, steps = learner.forward_backward, []
+
+        def poisoned(windows):
+            found = clean(windows)
+            steps.append(windows)
+            if len(steps) == 5 and rank == 1:  # on one of the two
+                next(learner.engine.module.parameters()).grad *= float("nan")
+            return found
+
+        learner.forward_backward = poisoned
+
+
+def rank_main(rank, meeting, folder, out):
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+        torch.set_num_threads(1)
+        health.COLLAPSE_STEPS = COLLAPSE_STEPS
+        reader.TOKENS_AHEAD = 1
+        corpus, clean = corpus_in(folder), PreparedCorpus.batch
+        found = {}
+        for name, config in RUNS.items():
+            PreparedCorpus.batch = noisy(clean) if name == "rewind" else clean
+            state = initial_state(MODEL, config, torch.device("cpu"))
+            plan = PLANS.get(name, PLAN)
+            learner = ShareOfModel(MODEL, config, plan, state, torch.device("cpu"))
+            upset(learner, name, rank)
+            run = open_run(learner, config, corpus, JsonlTracker(), folder / name)
+            result = train_run(run, None, lambda: False)
+            found[name] = {
+                "status": result.status,
+                "reason": result.reason,
+                "steps": result.steps,
+                "loss_nats": result.loss_nats,
+                "rewinds": result.rewinds,
+            }
+        Path(f"{out}.{rank}").write_text(json.dumps(found))
+        dist.barrier()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where = Path(sys.argv[1])
+    corpus_in(where)
+    with tempfile.TemporaryDirectory() as meeting:
+        arguments = (f"{meeting}/meet", where, f"{meeting}/out")
+        mp.start_processes(rank_main, arguments, nprocs=2, start_method="fork")
+        print(json.dumps([json.loads(Path(f"{meeting}/out.{n}").read_text()) for n in range(2)]))
