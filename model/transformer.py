@@ -57,7 +57,9 @@ class Transformer(nn.Module):
         self.config = config
         self.recompute = recompute
         self.rotary = Rotary(config.attention)
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Not drawn here: on the device "meta" that would import the framework's compiler, a second.
+        size_VD = config.vocab_size, config.hidden_size
+        self.embedding = nn.Embedding(*size_VD, _weight=torch.empty(size_VD))
         self.blocks = nn.ModuleList(Block(config, i, kernel) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -180,7 +180,7 @@ def main(
 
 def _import_trainer() -> None:
     """What the forked workers are spared; importing computes nothing and starts no thread."""
-    import torch._dynamo  # noqa: F401  (an optimizer's first step imports it, which takes seconds)
+    import torch._dynamo  # noqa: F401  (where AdamW is the framework's own it imports this, a second)
 
     import model.training.packed
     import model.training.trainer  # noqa: F401

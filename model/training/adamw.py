@@ -16,6 +16,11 @@ class AdamW(torch.optim.AdamW):
     The state is the framework's own, so a checkpoint does not tell which of the two made it.
     """
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Without the framework's wrapper, which imports its compiler: a second of every start."""
+        plain = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+        plain(self, param_group)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Without the framework's bookkeeping, a twentieth of a small model's step."""
         if not set_to_none:

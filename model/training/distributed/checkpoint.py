@@ -106,9 +106,7 @@ def load_newest(
         if dist.get_rank() == 0:
             remove_broken(seen.path, f"{changed[0]} does not match its hash")
         dist.barrier()
-    tensors = {
-        name: _piece_like(name, stored, pieces) for name, stored in _held(seen.path).items()
-    }
+    tensors = {name: _piece_like(name, stored, pieces) for name, stored in _held(seen.path).items()}
     # Of another rank's pipeline stage.
     mine = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     dcp.load(mine, checkpoint_id=seen.path)
