@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from model.balance import load_metrics
 from model.config import ModelConfig
 from model.training.config import STANDARD_HEALTH, HealthConfig
+from model.training.routing_use import evenness
 
 # The thresholds are far outside what a healthy run shows. Small models without a settled bias send
 # most tokens to few experts for their first tens of steps and recover (LOG.md, 2026-11-23), so a
@@ -86,25 +85,26 @@ class Health:
 
     def check_load(self, line_step: int, step: int, load_LE: Tensor) -> str:
         """Loads of all mixture layers [L, E], summed over the steps since ``line_step``."""
-        if load_LE.numel() == 0 or load_LE.double().mean() < MIN_CHOICES_PER_EXPERT:
-            return ""
-        metrics = load_metrics(load_LE)
+        loads: list[list[int]] = load_LE.tolist()
         num_experts = load_LE.shape[-1]
-        in_effect_L = metrics.normalized_entropy * num_experts
+        if not loads or sum(map(sum, loads)) < MIN_CHOICES_PER_EXPERT * load_LE.numel():
+            return ""
+        layers = [evenness(load_E) for load_E in loads]
+        in_effect = [found.normalized_entropy * num_experts for found in layers]
         max_dead_frac = self._limits.max_dead_frac
         # Capped, so that the rule says nothing where a token visits most experts anyway.
         floor = min(COLLAPSE_RATIO * self._experts_per_token, MAX_COLLAPSE_FRAC * num_experts)
-        if not ((metrics.dead_frac > max_dead_frac) | (in_effect_L < floor)).any():
+        if min(in_effect) >= floor and max(f.dead_frac for f in layers) <= max_dead_frac:
             self.state.collapsed_since = None
             return ""
         if self.state.collapsed_since is None:
             self.state.collapsed_since = line_step
         if step - self.state.collapsed_since < self._collapse_steps:
             return ""
-        worst = int(torch.argmin(in_effect_L))
+        worst = in_effect.index(min(in_effect))
         return (
-            f"router collapse: mixture layer {worst} (from 0) uses {in_effect_L[worst]:.1f} of "
-            f"{num_experts} experts in effect, {metrics.dead_frac[worst]:.0%} of them are dead, "
+            f"router collapse: mixture layer {worst} (from 0) uses {in_effect[worst]:.1f} of "
+            f"{num_experts} experts in effect, {layers[worst].dead_frac:.0%} of them are dead, "
             f"at step {step}; balance=ling with a larger balance.update_rate, or a lower learning "
             "rate, keeps experts in use"
         )

@@ -55,7 +55,7 @@ def train_line(
         "grad_norm": state.line_grad_norm,
     }
     if layers:
-        line |= {"layers": layers, **state.use.metrics(num_steps)}
+        line |= {"layers": layers, **state.use.metrics()}
     return line | {
         "tokens_per_s": tokens_per_s(state, config),
         "wall_s": sum(state.seconds.values()),

@@ -23,7 +23,7 @@ def counted(loads):
 
 def test_violations_are_of_single_batches_and_the_rest_of_all_together():
     loads = steps(7)
-    measured = counted(loads).metrics(7)
+    measured = counted(loads).metrics()
     by_batch = load_metrics(torch.stack([torch.stack(step) for step in loads]).double())
     assert measured["max_vio"] == pytest.approx(by_batch.max_vio.mean(0).tolist())
     assert measured["min_vio"] == pytest.approx(by_batch.min_vio.mean(0).tolist())
@@ -38,7 +38,7 @@ def test_a_line_begins_from_nothing():
     use.begin_line()
     for step in steps(4, seed=1):
         use.count(step)
-    assert use.metrics(4) == counted(steps(4, seed=1)).metrics(4)
+    assert use.metrics() == counted(steps(4, seed=1)).metrics()
 
 
 def test_a_checkpoint_brings_it_back():
@@ -47,7 +47,7 @@ def test_a_checkpoint_brings_it_back():
     back = RoutingUse(2, 5, torch.device("cpu"))
     back.restore({name: tensor.clone() for name, tensor in use.to_tensors().items()})
     use.begin_line()  # must not reach what was restored
-    assert back.metrics(3) == counted(steps(3)).metrics(3)
+    assert back.metrics() == counted(steps(3)).metrics()
     assert torch.equal(back.choices_LTK, use.choices_LTK)
     back.restore(counted(steps(1)).to_tensors())
     assert back.choices_LTK is None
