@@ -66,21 +66,25 @@ void round_band(const Number* x, int64_t stride, int64_t from, int64_t to, int64
 
 template <class Number>
 void round_all(int64_t rows, int64_t columns, int64_t stride, const Number* x, int64_t down, int64_t across,
-               float smallest, bool transposed, uint8_t* values, float* scales) {
+               float smallest, bool transposed, uint8_t* values, float* scales, int threads) {
     const int64_t bands = (rows + down - 1) / down, groups = (columns + across - 1) / across;
-    std::vector<uint32_t> largest(columns);
-    std::vector<float> scale(columns);
-    std::vector<uint8_t> codes(columns);
-    for (int64_t band = 0; band < bands; band++) {
-        const int64_t from = band * down, to = std::min(rows, from + down);
-        round_band(x, stride, from, to, columns, across, smallest, largest.data(), scale.data());
-        for (int64_t group = 0; group < groups; group++)
-            scales[transposed ? group * bands + band : band * groups + group] = scale[group * across];
-        for (int64_t row = from; row < to; row++) {
-            uint8_t* line = transposed ? codes.data() : values + row * columns;
-            for (int64_t i = 0; i < columns; i++) line[i] = to_e4m3(wide(x[row * stride + i]) / scale[i]);
-            if (transposed)
-                for (int64_t i = 0; i < columns; i++) values[i * rows + row] = line[i];
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<uint32_t> largest(columns);
+        std::vector<float> scale(columns);
+        std::vector<uint8_t> codes(columns);
+#pragma omp for
+        for (int64_t band = 0; band < bands; band++) {
+            const int64_t from = band * down, to = std::min(rows, from + down);
+            round_band(x, stride, from, to, columns, across, smallest, largest.data(), scale.data());
+            for (int64_t group = 0; group < groups; group++)
+                scales[transposed ? group * bands + band : band * groups + group] = scale[group * across];
+            for (int64_t row = from; row < to; row++) {
+                uint8_t* line = transposed ? codes.data() : values + row * columns;
+                for (int64_t i = 0; i < columns; i++) line[i] = to_e4m3(wide(x[row * stride + i]) / scale[i]);
+                if (transposed)
+                    for (int64_t i = 0; i < columns; i++) values[i * rows + row] = line[i];
+            }
         }
     }
 }
@@ -92,19 +96,20 @@ extern "C" {
 // x [rows, columns] as it lies in memory, a row every `stride` numbers, with a scale for `down` rows of
 // `across` columns each. Values and scales are written row by row of x, or of its transpose.
 void wt_to_e4m3(int64_t rows, int64_t columns, int64_t stride, const void* x, int32_t is_bfloat16, int64_t down,
-                int64_t across, float smallest, int32_t transposed, uint8_t* values, float* scales) {
+                int64_t across, float smallest, int32_t transposed, uint8_t* values, float* scales, int32_t threads) {
     if (is_bfloat16)
         round_all(rows, columns, stride, static_cast<const uint16_t*>(x), down, across, smallest, transposed,
-                  values, scales);
+                  values, scales, threads);
     else
         round_all(rows, columns, stride, static_cast<const float*>(x), down, across, smallest, transposed, values,
-                  scales);
+                  scales, threads);
 }
 
 // y [rows, columns] = values times the scale of their `down` rows and `across` columns.
 void wt_from_e4m3(int64_t rows, int64_t columns, const uint8_t* values, const float* scales, int64_t down,
-                  int64_t across, float* y) {
+                  int64_t across, float* y, int32_t threads) {
     const int64_t groups = (columns + across - 1) / across;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t group = 0; group < groups; group++) {
             const float scale = scales[row / down * groups + group];

@@ -6,18 +6,19 @@ last bit. Where a model's experts see a few tokens each, the operations are what
 
 from __future__ import annotations
 
-import ctypes
-import logging
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from model.kernels.compiled import NoCompiledKernel, load_library
+from model.kernels.compiled import FLAG, NUMBER, POINTER, SIZE, Operations
 
-logger = logging.getLogger(__name__)
+operations = Operations(
+    "fp8.cpp",
+    "roundings to FP8",
+    {
+        "wt_to_e4m3": [SIZE, SIZE, SIZE, POINTER, FLAG, SIZE, SIZE, NUMBER, FLAG, POINTER, POINTER],
+        "wt_from_e4m3": [SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, POINTER],
+    },
+)
 
 E4M3 = torch.float8_e4m3fn
 
@@ -30,7 +31,7 @@ def serves(x: Tensor) -> bool:
         and type(x) in (Tensor, torch.nn.Parameter)
         and 1 in x.stride()
         and x.numel() > 0
-        and _library() is not None
+        and operations.library is not None
     )
 
 
@@ -54,21 +55,15 @@ def rounded(x: Tensor, down: int, across: int, smallest: float) -> tuple[Tensor,
         rows, columns, down, across = columns, rows, across, down
     stride = x.stride(1) if transposed else x.stride(0)
     kind = int(x.dtype == torch.bfloat16)
-    library = _library()
-    assert library is not None
-    source, bytes_, scales = x.data_ptr(), values.data_ptr(), scale.data_ptr()
     tile = down, across, smallest, int(transposed)
-    library.wt_to_e4m3(rows, columns, stride, source, kind, *tile, bytes_, scales)
+    operations("wt_to_e4m3", rows, columns, stride, x, kind, *tile, values, scale)
     return values, scale
 
 
 def widened(values: Tensor, scale: Tensor, down: int, across: int) -> Tensor:
     """What :func:`rounded` found, as the float32 numbers [rows, columns] that it stands for."""
     y = torch.empty(values.shape)
-    library = _library()
-    assert library is not None
-    pointers = values.data_ptr(), scale.data_ptr()
-    library.wt_from_e4m3(*values.shape, *pointers, down, across, y.data_ptr())
+    operations("wt_from_e4m3", *values.shape, values, scale, down, across, y)
     return y
 
 
@@ -79,20 +74,5 @@ def widens(values: Tensor, scale: Tensor) -> bool:
         and values.is_contiguous()
         and scale.is_contiguous()
         and values.numel() > 0
-        and _library() is not None
+        and operations.library is not None
     )
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_library(Path(__file__).with_name("fp8.cpp"))
-    except NoCompiledKernel as error:
-        logger.warning("rounding to FP8 is left to the framework: %s", error)
-        return None
-    size, flag, number, pointer = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-    tile: list[Any] = [size, size, number, flag]
-    library.wt_to_e4m3.argtypes = [size, size, size, pointer, flag, *tile, pointer, pointer]
-    library.wt_from_e4m3.argtypes = [size, size, pointer, pointer, size, size, pointer]
-    library.wt_to_e4m3.restype = library.wt_from_e4m3.restype = None
-    return library

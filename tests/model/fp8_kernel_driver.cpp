@@ -5,15 +5,16 @@
 
 template <class Number>
 static void round_trip(int64_t rows, int64_t columns, Number one, int transposed, int64_t down, int64_t across) {
+    const int32_t threads = transposed ? 3 : 1;
     std::vector<Number> x(rows * columns, one);
     std::vector<uint8_t> values(rows * columns);
     const int64_t bands = (rows + down - 1) / down, groups = (columns + across - 1) / across;
     std::vector<float> scales(bands * groups), y(rows * columns);
     const int32_t is_bfloat16 = sizeof(Number) == 2;
     wt_to_e4m3(rows, columns, columns, x.data(), is_bfloat16, down, across, 1e-30f, transposed, values.data(),
-               scales.data());
+               scales.data(), threads);
     if (transposed) std::swap(rows, columns), std::swap(down, across);
-    wt_from_e4m3(rows, columns, values.data(), scales.data(), down, across, y.data());
+    wt_from_e4m3(rows, columns, values.data(), scales.data(), down, across, y.data(), threads);
 }
 
 int main() {
