@@ -17,6 +17,9 @@ from model.layers import RMSNorm, Rotary, rms_norm, rotate
 class Attention(nn.Module):
     """Causal attention; one matrix makes all queries, then all keys, then all values."""
 
+    is_whole = True
+    """Whether its input holds every position that it attends to."""
+
     def __init__(self, config: AttentionConfig, width: int, norm_eps: float) -> None:
         super().__init__()
         self.config = config
@@ -28,13 +31,16 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         """Mix positions: each attends to itself and those before it."""
-        c = self.config
-        q, k, v = self._prologue(self.qkv(x_BTD), rotary)
-        mixed_BNTH = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
-        )
+        mixed_BNTH = self._mix(*self._prologue(self.qkv(x_BTD), rotary))
         out: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(2))
         return out
+
+    def _mix(self, q_BNTH: Tensor, k_BNTH: Tensor, v_BNTH: Tensor) -> Tensor:
+        """Values by how their keys answer the queries."""
+        c = self.config
+        return F.scaled_dot_product_attention(
+            q_BNTH, k_BNTH, v_BNTH, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
+        )
 
     def _prologue(self, qkv_BTF: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """From the joint projection to normalised and rotated heads, the heads outermost."""

@@ -94,15 +94,17 @@ class Rotary:
         """
         key = (device, dtype)
         if key not in self._longest or len(self._longest[key][0]) < length:
-            self._longest[key] = self._make(length, device, dtype)
+            self._longest[key] = self._make(torch.arange(length), device, dtype)
         cos, sin = self._longest[key]
         return cos[:length], sin[:length]
 
-    def _make(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        c = self.config
+    def _make(
+        self, position_T: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        c, length = self.config, len(position_T)
         working = torch.promote_types(dtype, torch.float32)
         frequency, factor = rotary_frequencies(c, working)
-        angle = torch.outer(torch.arange(length, dtype=working), frequency)
+        angle = torch.outer(position_T.to(working), frequency)
         cos, sin = angle.cos() * factor, angle.sin() * factor
         passed = torch.ones(length, c.head_dim - c.rotary_dim, dtype=working)
         cos_TH = torch.cat([cos, cos, passed], dim=-1).to(device, dtype)

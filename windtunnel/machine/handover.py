@@ -84,10 +84,12 @@ def megatron_options(model: ModelConfig, train: TrainConfig, parallel: ParallelC
         "--clip-grad": f"{optimizer.clip_norm:g}",
         "--seed": f"{train.seed}",
         "--tensor-model-parallel-size": "1",
-        "--context-parallel-size": "1",
+        "--context-parallel-size": f"{parallel.context}",
         "--pipeline-model-parallel-size": f"{parallel.pipeline}",
         "--use-distributed-optimizer": "",
     }
+    if parallel.context > 1:
+        options["--cp-comm-type"] = "all_gather"
     if attention.qk_norm:
         options["--qk-layernorm"] = ""
     if train.precision == "bf16":
@@ -173,7 +175,8 @@ def torchtitan_options(train: TrainConfig, parallel: ParallelConfig) -> Options:
     """``--section.option`` flags: training and parallelism; its models are Python functions."""
     windows = train.batch_tokens // train.sequence_length
     optimizer, schedule = train.optimizer, train.schedule
-    return {
+    # Its sharded ranks are those that read different text; sequences are spread beside them.
+    options = {
         "--training.max_context_length": f"{train.sequence_length}",
         "--training.num_tokens_per_microbatch_per_dp_rank": (
             f"{parallel.micro_batch * train.sequence_length}"
@@ -189,14 +192,17 @@ def torchtitan_options(train: TrainConfig, parallel: ParallelConfig) -> Options:
         "--lr_scheduler.decay_type": TORCHTITAN_DECAYS[schedule.decay_shape],
         "--lr_scheduler.min_lr_factor": f"{schedule.final_frac:g}",
         "--parallelism.data_parallel_replicate_degree": f"{parallel.replicate}",
-        "--parallelism.data_parallel_shard_degree": f"{parallel.shard}",
+        "--parallelism.data_parallel_shard_degree": f"{parallel.shard // parallel.context}",
         "--parallelism.expert_parallel_degree": f"{parallel.expert}",
         "--parallelism.tensor_parallel_degree": "1",
-        "--parallelism.context_parallel_degree": "1",
+        "--parallelism.context_parallel_degree": f"{parallel.context}",
         "--parallelism.pipeline_parallel_degree": f"{parallel.pipeline}",
         "--parallelism.pipeline_parallel_schedule": _torchtitan_schedule(parallel),
         "--parallelism.num_pp_microbatches": f"{parallel.micro_batches(train)}",
     }
+    if parallel.context > 1:
+        options["--parallelism.context_parallel_load_balancer"] = "headtail"
+    return options
 
 
 def _torchtitan_schedule(parallel: ParallelConfig) -> str:

@@ -129,12 +129,15 @@ def rank_memory(
     mine = _share_of_experts(model, parallel, routed) + -(-params.others // parallel.shard)
     precision = BF16 if is_bf16 else FP32
     casts = (params.others - params.lookups) * (precision.product_bytes if is_bf16 else 0)
+    positions = sequence_length // parallel.context
+    tokens = parallel.micro_batch * positions
     kept = activation_memory(
-        model, precision, sequence_length=sequence_length, sequences=parallel.micro_batch
+        model, precision, sequence_length=positions, sequences=parallel.micro_batch
     )
-    stream = parallel.micro_batch * sequence_length * model.hidden_size * precision.stream_bytes
-    visits = parallel.micro_batch * sequence_length * _exchanged_bytes(model, parallel, precision)
-    exchanged = (0, visits)  # of a dense layer, of one with experts
+    stream = tokens * model.hidden_size * precision.stream_bytes
+    shared = tokens * _gathered_bytes(model, parallel, precision)
+    visits = tokens * _exchanged_bytes(model, parallel, precision)
+    exchanged = (shared, shared + visits)  # of a dense layer, of one with experts
     activations, largest, ends = 0, 0, 0
     for chunk, stage in enumerate(range(rank, parallel.num_stages, parallel.pipeline)):
         first = sum(counts[:stage])
@@ -179,6 +182,19 @@ def _exchanged_bytes(model: ModelConfig, parallel: ParallelConfig, precision: Pr
         return 0
     rows = 2 * model.hidden_size * precision.product_bytes
     return model.moe.experts_per_token * (rows + 3 * 8 + 2 * 4)
+
+
+def _gathered_bytes(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionPlan) -> int:
+    """Bytes that a token keeps of a sequence's other ranks, where it is spread over several.
+
+    Keys and values of all its ranks' tokens, and the attention's output once more: both pieces'
+    outputs are joined before the next product reads them.
+    """
+    if parallel.context == 1:
+        return 0
+    attention = model.attention
+    heads = parallel.context * 2 * attention.num_kv_heads + attention.num_heads
+    return heads * attention.head_dim * precision.product_bytes
 
 
 def _share_of_experts(model: ModelConfig, parallel: ParallelConfig, routed: int) -> int:

@@ -1,15 +1,17 @@
 """Layers over pipeline stages: even in time instead of in number, and what that gains.
 
-Interleaved 1F1B (arXiv:2104.04473): rank r holds stages r, r + P, r + 2P, ... Its order of forward
-and backward passes is fixed; when each can begin follows from the others, so the time of a step,
+Rank r holds stages r, r + P, r + 2P, ... Its order of forward and backward passes is fixed, by
+interleaved 1F1B (arXiv:2104.04473) or with the weights' gradients put off to where it would wait
+(zero-bubble, arXiv:2401.10241); when each can begin follows from the others, so the time of a step,
 the bubble and the activations held are had by playing it through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,11 @@ LONGEST = 12
 """Rounds of the pipeline that are played through; each further one takes as long as the last."""
 LOOKED_AT = 32
 """Moves of a block that are looked at in full, of those with the best score."""
+
+Kind = Literal["forward", "backward", "inputs", "weights"]
+"""Of a pass: a zero-bubble pipeline's backward passes are two, for a stage's inputs and weights."""
+Pass = tuple[Kind, int, int]
+"""Kind, stage, micro-batch."""
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -36,8 +43,8 @@ class Flow:
     imbalance: float
     """Work of the busiest rank over the mean, minus 1: what no schedule can hide."""
     held: tuple[tuple[int, ...], ...]
-    """By rank and its stages in order, the most micro-batches whose activations wait for their
-    backward pass, when the rank's total is largest."""
+    """By rank and its stages in order, the micro-batches whose activations wait for their (last)
+    backward pass when the rank has most of them."""
 
 
 def stage_seconds(costs: BlockCosts, counts: Sequence[int]) -> tuple[float, ...]:
@@ -132,7 +139,7 @@ def play(
     parallel: ParallelConfig,
     num_micro: int,
     backward_ratio: float,
-    weight: Callable[[int], float] = lambda stage: 1.0,
+    split: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Flow:
     """Play a step through.
 
@@ -141,7 +148,8 @@ def play(
         parallel: the pipeline's sizes.
         num_micro: micro-batches of a step.
         backward_ratio: seconds of a backward pass over those of the forward pass.
-        weight: of a stage's activations, for what a rank holds at most.
+        split: of zero-bubble's two backward passes, each stage's seconds for its inputs' and for
+            its weights' gradients; None: half a backward pass each.
     """
     ranks, stages = parallel.pipeline, parallel.num_stages
     if ranks == 1:
@@ -150,93 +158,99 @@ def play(
             seconds=seconds,
             bubble=0.0,
             imbalance=0.0,
-            held=most_held(parallel, num_micro, weight),
+            held=most_held(parallel, num_micro),
         )
     if num_micro > LONGEST * ranks:
         short, longer = (
-            play(forward, parallel, rounds * ranks, backward_ratio, weight)
+            play(forward, parallel, rounds * ranks, backward_ratio, split)
             for rounds in (LONGEST // 2, LONGEST)
         )
         each = (longer.seconds - short.seconds) / (LONGEST // 2 * ranks)
         seconds = longer.seconds + (num_micro - LONGEST * ranks) * each
-        busy = sum(forward) * (1 + backward_ratio) * num_micro
-        return replace(longer, seconds=seconds, bubble=1 - busy / (ranks * seconds))
+        busy = (1 - longer.bubble) * longer.seconds * num_micro / (LONGEST * ranks)
+        return replace(longer, seconds=seconds, bubble=1 - busy / seconds)
     orders = [_order(rank, parallel, num_micro) for rank in range(ranks)]
-    done: dict[tuple[bool, int, int], float] = {}
+    backward = [backward_ratio * stage for stage in forward]
+    half = [stage / 2 for stage in backward]
+    lengths: dict[Kind, Sequence[float]] = {"forward": forward, "backward": backward}
+    lengths["inputs"], lengths["weights"] = split or (half, half)
+    back: Kind = "inputs" if parallel.schedule == "zero_bubble" else "backward"
+    done: dict[Pass, float] = {}
     clock, place = [0.0] * ranks, [0] * ranks
     waiting = True
     while waiting:
         waiting = False
         for rank, order in enumerate(orders):
             while place[rank] < len(order):
-                is_backward, stage, micro = order[place[rank]]
-                if is_backward:
-                    needs = (
-                        (True, stage + 1, micro) if stage + 1 < stages else (False, stage, micro)
-                    )
-                else:
-                    needs = (False, stage - 1, micro)
-                if stage or is_backward:
+                kind, stage, micro = order[place[rank]]
+                needs: Pass | None = None
+                if kind == "forward":
+                    needs = ("forward", stage - 1, micro) if stage else None
+                elif kind == back:
+                    is_last = stage + 1 == stages
+                    needs = ("forward", stage, micro) if is_last else (back, stage + 1, micro)
+                if needs is not None:
                     if needs not in done:
                         break
                     clock[rank] = max(clock[rank], done[needs])
-                clock[rank] += forward[stage] * (backward_ratio if is_backward else 1)
-                done[is_backward, stage, micro] = clock[rank]
+                clock[rank] += lengths[kind][stage]
+                done[kind, stage, micro] = clock[rank]
                 place[rank] += 1
                 waiting = True
     assert all(at == len(order) for at, order in zip(place, orders, strict=True)), "a deadlock"
-    work = [sum(forward[rank::ranks]) * (1 + backward_ratio) * num_micro for rank in range(ranks)]
+    work = [sum(lengths[kind][stage] for kind, stage, _ in order) for order in orders]
     seconds = max(clock)
     return Flow(
         seconds=seconds,
         bubble=1 - sum(work) / (ranks * seconds),
         imbalance=max(work) * ranks / sum(work) - 1,
-        held=most_held(parallel, num_micro, weight),
+        held=most_held(parallel, num_micro),
     )
 
 
-def most_held(
-    parallel: ParallelConfig, num_micro: int, weight: Callable[[int], float] = lambda stage: 1.0
-) -> tuple[tuple[int, ...], ...]:
+def most_held(parallel: ParallelConfig, num_micro: int) -> tuple[tuple[int, ...], ...]:
     """`Flow.held`: the order of the passes decides it, so nothing has to be played."""
     ranks = parallel.pipeline
     if ranks == 1:
         return ((1,),)
     orders = (_order(rank, parallel, min(num_micro, LONGEST * ranks)) for rank in range(ranks))
-    return tuple(_most_held(order, rank, parallel, weight) for rank, order in enumerate(orders))
+    return tuple(_most_held(order, rank, parallel) for rank, order in enumerate(orders))
 
 
-def _order(rank: int, parallel: ParallelConfig, num_micro: int) -> list[tuple[bool, int, int]]:
-    """(is backward, stage, micro-batch) of one rank, in order."""
+def _order(rank: int, parallel: ParallelConfig, num_micro: int) -> list[Pass]:
+    """The passes of one rank, in order, as PyTorch's schedules have them."""
     ranks, virtual = parallel.pipeline, parallel.virtual
     in_round = num_micro // max(1, num_micro // ranks)
     total = num_micro * virtual
+    is_split = parallel.schedule == "zero_bubble"
 
-    def at(index: int, is_backward: bool) -> tuple[bool, int, int]:
+    def at(index: int, kind: Kind) -> Pass:
         chunk = index // in_round % virtual
-        chunk = virtual - 1 - chunk if is_backward else chunk
+        chunk = chunk if kind == "forward" else virtual - 1 - chunk
         micro = index // (in_round * virtual) * in_round + index % in_round
-        return is_backward, chunk * ranks + rank, micro
+        return kind, chunk * ranks + rank, micro
 
-    warm_up = (virtual - 1) * in_round + (2 if virtual > 1 else 1) * (ranks - 1 - rank)
+    ahead = ranks - 1 - rank
+    warm_up = (virtual - 1) * in_round + (1 if virtual == 1 or is_split else 2) * ahead
     warm_up = min(warm_up, total)
-    order = [at(index, False) for index in range(warm_up)]
-    for index in range(total - warm_up):
-        order += [at(warm_up + index, False), at(index, True)]
-    return order + [at(index, True) for index in range(total - warm_up, total)]
+    order = [at(index, "forward") for index in range(warm_up)]
+    for index in range(total):
+        if warm_up + index < total:
+            order.append(at(warm_up + index, "forward"))
+        order.append(at(index, "inputs" if is_split else "backward"))
+        if is_split and index >= rank:
+            order.append(at(index - rank, "weights"))
+    if is_split:
+        order += [at(index, "weights") for index in range(max(0, total - rank), total)]
+    return order
 
 
-def _most_held(
-    order: Sequence[tuple[bool, int, int]],
-    rank: int,
-    parallel: ParallelConfig,
-    weight: Callable[[int], float],
-) -> tuple[int, ...]:
+def _most_held(order: Sequence[Pass], rank: int, parallel: ParallelConfig) -> tuple[int, ...]:
     held = dict.fromkeys(range(rank, parallel.num_stages, parallel.pipeline), 0)
-    most, found = -1.0, tuple(held.values())
-    for is_backward, stage, _ in order:
-        held[stage] += -1 if is_backward else 1
-        total = sum(count * weight(stage) for stage, count in held.items())
-        if total > most:
-            most, found = total, tuple(held.values())
+    most, found = 0, tuple(held.values())
+    change = {"forward": 1, "backward": -1, "inputs": 0, "weights": -1}
+    for kind, stage, _ in order:
+        held[stage] += change[kind]
+        if sum(held.values()) > most:
+            most, found = sum(held.values()), tuple(held.values())
     return found

@@ -11,20 +11,30 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 
 from model.accounting import flops_per_token
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.training.config import TrainConfig
-from model.training.distributed.config import ParallelConfig
-from windtunnel.machine.costs import BACKWARD, PRODUCT_BYTES, block_costs
+from model.training.distributed.config import ParallelConfig, Schedule
+from windtunnel.machine.costs import (
+    BACKWARD,
+    PRODUCT_BYTES,
+    attention_core_s,
+    block_costs,
+    gather_s,
+    ring_s,
+    split_costs,
+)
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.memory_plan import RankMemory, mean_weights, rank_memory, rank_params
-from windtunnel.machine.pipeline import balanced, most_held, play, stage_seconds, uniform
+from windtunnel.machine.pipeline import Flow, balanced, most_held, play, stage_seconds, uniform
 
 ASSUMPTIONS = (
     "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency",
-    "all-to-alls are not hidden; activations between stages are",
+    "all-to-alls, and the gathering of keys and values, are not hidden; activations between stages "
+    "are",
     "weights are gathered and gradients reduced once a step, half hidden behind computation",
     "experts are even in load; no failures, no evaluation, no checkpoints",
 )
@@ -32,8 +42,9 @@ HIDDEN = 0.5
 """Share of the gathering of weights and the reduction of gradients behind computation."""
 MICRO_BATCHES = (1, 2, 4, 8)
 VIRTUAL = (1, 2, 4)
-CONTEXTS = 1
-"""Ranks that share one sequence: the engine has no context parallelism, 4K sequences need none."""
+LEAST_SHARE = 4096
+"""Positions of a sequence that a rank is left with at least: below that there is too little
+attention to gather keys for, and no memory to be saved that a smaller micro-batch would not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +59,47 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a step takes with the pipeline's passes in another order."""
+
+    schedule: str
+    step_s: float
+    bubble: float
+    memory_bytes: int
+    """Of the fullest rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSequence:
+    """What a layer spends on keys and values that lie on several ranks, forward, a micro-batch."""
+
+    gather_s: float
+    """All of them gathered before attention, as launched runs do."""
+    ring_s: float
+    """What a ring, which sends while it attends, would wait."""
+    attention_s: float
+    """Scores and weighted values themselves."""
+    bytes: int
+    """Kept on a rank for the backward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachinePlan:
     """One run on one machine."""
 
     hardware: Hardware
     gpus: int
     parallel: ParallelConfig
-    context: int
-    """Ranks that share a sequence."""
     micro_batches: int
     """Of each rank in one optimizer step."""
     split: Split
     uniform: Split
     """The same with equal numbers of blocks, for comparison."""
+    other_order: Order | None
+    """The other schedule at these sizes and this split; None without a pipeline, or where blocks
+    are computed again, which zero-bubble would have to do for every gradient."""
+    shared: SharedSequence | None
+    """None where each rank reads whole sequences."""
     memory: tuple[RankMemory, ...]
     """By place in the pipeline."""
     step_s: float
@@ -88,7 +127,7 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
     room = hardware.memory_bytes * hardware.usable_memory_frac
     least_bytes: float = math.inf
     fitting: MachinePlan | None = None
-    splits: dict[tuple[int, int, int], tuple[int, ...]] = {}
+    splits: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
     candidates = [
         (_least_s(model, train, hardware, parallel), parallel)
         for parallel in _candidates(model, train, hardware, gpus)
@@ -99,7 +138,7 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
         needed = mean_weights(model, parallel)
         if needed <= room:
             # Micro-batch and recomputation make every block's time longer by one factor.
-            alike = (parallel.pipeline, parallel.virtual, parallel.expert)
+            alike = (parallel.pipeline, parallel.virtual, parallel.expert, parallel.context)
             if alike not in splits:
                 costs = block_costs(model, hardware, parallel, train.sequence_length)
                 splits[alike] = balanced(costs, parallel)
@@ -135,13 +174,12 @@ def plan_for(
     """What these sizes take; without ``parallel.layers`` the balanced split is chosen."""
     costs = block_costs(model, hardware, parallel, train.sequence_length)
     num_micro = parallel.micro_batches(train)
-    backward = BACKWARD + (1.0 if parallel.recompute else 0.0)
     counts = parallel.layers or balanced(costs, parallel)
     even = uniform(model.num_layers, parallel.num_stages)
     beside_s = _beside_s(model, hardware, parallel, counts)
 
     def split(layers: tuple[int, ...]) -> Split:
-        flow = play(stage_seconds(costs, layers), parallel, num_micro, backward)
+        flow = _flow(model, train, hardware, replace(parallel, layers=layers))
         return Split(
             layers=layers,
             step_s=flow.seconds + beside_s,
@@ -160,10 +198,11 @@ def plan_for(
         hardware=hardware,
         gpus=gpus,
         parallel=replace(parallel, layers=counts),
-        context=CONTEXTS,
         micro_batches=num_micro,
         split=chosen,
         uniform=chosen if counts == even else split(even),
+        other_order=_other_order(model, train, hardware, replace(parallel, layers=counts)),
+        shared=_shared_sequence(model, train, hardware, parallel),
         memory=_memory(model, train, parallel, counts),
         step_s=step_s,
         days=total_s / 86_400,
@@ -176,6 +215,54 @@ def plan_for(
             "prediction block": costs.mtp / mixture,
             "output layer": costs.output / mixture,
         },
+    )
+
+
+def _flow(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
+) -> Flow:
+    """A step through a pipeline whose split is known."""
+    assert parallel.layers is not None, "with a split"
+    layers, length = parallel.layers, train.sequence_length
+    forward = stage_seconds(block_costs(model, hardware, parallel, length), layers)
+    halves: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    if parallel.schedule == "zero_bubble":
+        inputs, weights = split_costs(model, hardware, parallel, length)
+        halves = stage_seconds(inputs, layers), stage_seconds(weights, layers)
+    backward = BACKWARD + (1.0 if parallel.recompute else 0.0)
+    return play(forward, parallel, parallel.micro_batches(train), backward, halves)
+
+
+def _other_order(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
+) -> Order | None:
+    if parallel.pipeline == 1 or parallel.recompute:
+        return None
+    assert parallel.layers is not None, "with a split"
+    is_split = parallel.schedule == "zero_bubble"
+    other = replace(parallel, schedule="1f1b" if is_split else "zero_bubble")
+    flow = _flow(model, train, hardware, other)
+    return Order(
+        schedule=other.schedule,
+        step_s=flow.seconds + _beside_s(model, hardware, other, parallel.layers),
+        bubble=flow.bubble,
+        memory_bytes=max(rank.total for rank in _memory(model, train, other, parallel.layers)),
+    )
+
+
+def _shared_sequence(
+    model: ModelConfig, train: TrainConfig, hardware: Hardware, parallel: ParallelConfig
+) -> SharedSequence | None:
+    if parallel.context == 1:
+        return None
+    length = train.sequence_length
+    tokens = parallel.micro_batch * length / parallel.context
+    heads = 2 * model.attention.num_kv_heads * model.attention.head_dim
+    return SharedSequence(
+        gather_s=tokens * gather_s(model, hardware, parallel),
+        ring_s=tokens * ring_s(model, hardware, parallel, length),
+        attention_s=tokens * attention_core_s(model, hardware, length),
+        bytes=parallel.micro_batch * length * heads * PRODUCT_BYTES,
     )
 
 
@@ -222,8 +309,10 @@ def _first_to_last_s(
     ranks = range(parallel.pipeline)
     work = (sum(seconds[rank :: parallel.pipeline]) * count for rank in ranks)
     beside_s = _beside_s(model, hardware, parallel, parallel.layers)
-    return beside_s + passes * max(
-        mine + sum(seconds[:rank]) for rank, mine in zip(ranks, work, strict=True)
+    # Of zero-bubble's last gradient no more than the first stages' forward pass is sure to wait.
+    around = 1 if parallel.schedule == "zero_bubble" else passes
+    return beside_s + max(
+        passes * mine + around * sum(seconds[:rank]) for rank, mine in zip(ranks, work, strict=True)
     )
 
 
@@ -251,9 +340,9 @@ def _candidates(
 ) -> Iterator[ParallelConfig]:
     windows = train.batch_tokens // train.sequence_length
     num_experts = model.moe.num_experts if model.moe else 1
-    for pipeline in _divisors(gpus):
+    for pipeline, context in product(_divisors(gpus), _contexts(train.sequence_length)):
         shard = gpus // pipeline
-        if pipeline > model.num_layers + 1 or windows % shard:
+        if pipeline > model.num_layers + 1 or shard % context or windows % (shard // context):
             continue
         # Within a node: the all-to-all of a mixture layer is what a network bears least.
         experts = [
@@ -261,26 +350,38 @@ def _candidates(
             for e in _divisors(min(hardware.gpus_per_node, num_experts))
             if shard % e == 0 and num_experts % e == 0
         ]
-        for virtual in VIRTUAL if pipeline > 1 else (1,):
-            if pipeline * virtual > model.num_layers + 2:
+        for virtual, micro_batch in product(VIRTUAL if pipeline > 1 else (1,), MICRO_BATCHES):
+            count, rest = divmod(windows, shard // context * micro_batch)
+            if pipeline * virtual > model.num_layers + 2 or rest:
                 continue
-            for micro_batch in MICRO_BATCHES:
-                count, rest = divmod(windows, shard * micro_batch)
-                if rest or count % max(1, count // pipeline) or count < pipeline:
-                    continue
-                for expert in experts[-2:]:
-                    for recompute in (False, True):
-                        sizes = ParallelConfig(
-                            shard=shard,
-                            expert=expert,
-                            pipeline=pipeline,
-                            virtual=virtual,
-                            micro_batch=micro_batch,
-                            recompute=recompute,
-                        )
-                        with suppress(ConfigError):  # a size that does not divide
-                            sizes.check(model, train)
-                            yield sizes
+            if count % max(1, count // pipeline) or count < pipeline:
+                continue
+            for expert, (schedule, recompute) in product(experts[-2:], _orders(pipeline)):
+                sizes = ParallelConfig(
+                    shard=shard,
+                    expert=expert,
+                    context=context,
+                    pipeline=pipeline,
+                    virtual=virtual,
+                    micro_batch=micro_batch,
+                    schedule=schedule,
+                    recompute=recompute,
+                )
+                with suppress(ConfigError):  # a size that does not divide
+                    sizes.check(model, train)
+                    yield sizes
+
+
+def _contexts(sequence_length: int) -> list[int]:
+    """Powers of two that leave each rank enough of a sequence."""
+    most = max(1, sequence_length // LEAST_SHARE)
+    return [1 << power for power in range(most.bit_length())]
+
+
+def _orders(pipeline: int) -> tuple[tuple[Schedule, bool], ...]:
+    """Schedule, and whether blocks are computed again."""
+    kept: tuple[tuple[Schedule, bool], ...] = (("1f1b", False), ("1f1b", True))
+    return kept if pipeline == 1 else (*kept, ("zero_bubble", False))
 
 
 def _divisors(number: int) -> list[int]:

@@ -10,28 +10,33 @@ from model.config import ModelConfig, MoEConfig, require, require_positive
 from model.own.parts import refuse_own
 from model.training.config import TrainConfig
 
+Schedule = Literal["1f1b", "zero_bubble"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """Sizes of the parallel dimensions; their product (without ``expert``) is the process count.
 
-    Experts live on the ranks among which everything else is sharded: of ``shard`` ranks every
-    ``expert`` neighbours hold one copy of all experts between them.
+    Experts and sequences live on the ranks among which everything else is sharded: of ``shard``
+    ranks every ``expert`` neighbours hold one copy of all experts between them, and every
+    ``context`` neighbours read one sequence.
     """
 
     replicate: int = 1
     """Copies of the sharded model, each on its own data (HSDP's outer size)."""
     shard: int = 1
-    """Ranks that share one copy of the weights, each on its own data (FSDP2)."""
+    """Ranks that share one copy of the weights (FSDP2)."""
     expert: int = 1
     """Ranks over which the routed experts are spread; divides ``shard``."""
+    context: int = 1
+    """Ranks over which each sequence is spread; divides ``shard``."""
     pipeline: int = 1
     """Ranks over which the layers are spread."""
     virtual: int = 1
     """Pipeline stages on one rank (interleaved 1F1B)."""
     micro_batch: int = 1
     """Sequences in one forward pass of one rank."""
-    schedule: Literal["1f1b", "zero_bubble"] = "1f1b"
+    schedule: Schedule = "1f1b"
     """Order of a pipeline's passes: interleaved 1F1B (arXiv:2104.04473), or with the weights'
     gradients put off to where a rank would wait (arXiv:2401.10241)."""
     recompute: bool = False
@@ -45,13 +50,17 @@ class ParallelConfig:
             replicate=self.replicate,
             shard=self.shard,
             expert=self.expert,
+            context=self.context,
             pipeline=self.pipeline,
             virtual=self.virtual,
             micro_batch=self.micro_batch,
         )
+        for name, size in (("expert", self.expert), ("context", self.context)):
+            require(self.shard % size == 0, f"{name} ({size}) must divide shard ({self.shard})")
         require(
-            self.shard % self.expert == 0,
-            f"expert ({self.expert}) must divide shard ({self.shard})",
+            self.schedule == "1f1b" or not self.recompute,
+            "schedule zero_bubble goes back through a block for each of its gradients, and would "
+            "compute it again each time; use recompute=false or schedule=1f1b",
         )
         require(
             self.pipeline > 1 or self.virtual == 1,
@@ -64,13 +73,18 @@ class ParallelConfig:
 
     @property
     def data(self) -> int:
-        """Ranks that read different text."""
+        """Ranks, or groups of ``context`` ranks, that read different text."""
+        return self.stage_ranks // self.context
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks that compute one pipeline stage."""
         return self.replicate * self.shard
 
     @property
     def world_size(self) -> int:
         """Processes."""
-        return self.pipeline * self.data
+        return self.pipeline * self.stage_ranks
 
     @property
     def num_stages(self) -> int:
@@ -108,6 +122,19 @@ class ParallelConfig:
         )
         return windows // at_once
 
+    def require_pieces(self, sequence_length: int) -> None:
+        """Refuse sequences that do not divide among the ranks that share one.
+
+        Raises:
+            ConfigError: with both numbers.
+        """
+        pieces = 2 * self.context if self.context > 1 else 1
+        require(
+            sequence_length % pieces == 0,
+            f"sequences of {sequence_length} tokens do not divide into the {pieces} pieces of "
+            f"context ({self.context})",
+        )
+
     def whole_rounds(self, passes: int) -> int:
         """At least so many forward passes, and a number the pipeline's schedule can deal out."""
         return next(n for n in itertools.count(passes) if n % max(1, n // self.pipeline) == 0)
@@ -120,6 +147,7 @@ class ParallelConfig:
         """
         refuse_own(model.own, "training over several processes")
         self.stage_layers(model.num_layers)
+        self.require_pieces(train.sequence_length)
         require(
             train.optimizer.kind == "adamw",
             f"optimizer.kind {train.optimizer.kind} is for one process: blocks of its moments "

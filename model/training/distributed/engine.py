@@ -25,13 +25,14 @@ from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from model.balance import RoutingRequest, update_biases
+from model.block import Block
 from model.config import AttentionConfig, ModelConfig
 from model.experts import RoutedExperts
 from model.init import initial_value
-from model.layers import Rotary
 from model.moe import MoE
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.distributed.config import ParallelConfig
+from model.training.distributed.context import ContextAttention
 from model.training.distributed.experts import ParallelExperts
 from model.training.distributed.mesh import Meshes, make_meshes
 from model.training.distributed.stage import NEXT_EMBEDDING, RoutingWeights, Stage, StagePlan
@@ -84,13 +85,13 @@ class Engine:
     def set_rotary(self, attention: AttentionConfig) -> None:
         """Use this rotary embedding from the next forward pass on."""
         for stage in self.stages.values():
-            stage.rotary = Rotary(attention)
+            stage.rotary = stage.pieces.rotary(attention)
 
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of the global batch ``windows`` [W, T + 1] on the parameters."""
         num_micro = self.parallel.micro_batches_of(len(windows))
         for stage in self.stages.values():
-            stage.passes = self.parallel.data * num_micro
+            stage.passes = self.parallel.stage_ranks * num_micro
         nats_BTH = self._run(self._mine(windows), self.parallel.micro_batch)
         self._share_embedding_gradient()
         sums = self._summed(nats_BTH)
@@ -137,7 +138,7 @@ class Engine:
         nats_WT = torch.zeros(len(windows), windows.shape[1] - 1, device=self.device)
         if nats_BTH is not None:
             mine_WT = nats_WT[rank::data]
-            mine_WT.copy_(nats_BTH[: len(mine_WT), :, 0])
+            mine_WT[:, self._positions(windows)] = nats_BTH[: len(mine_WT), :, 0]
         dist.all_reduce(nats_WT)
         return nats_WT.cpu(), self._counts(windows, range(len(windows))[looked_at])
 
@@ -150,16 +151,22 @@ class Engine:
     def _mine(self, windows: Tensor) -> Tensor:
         return windows.chunk(self.parallel.data)[self.meshes.data_rank].to(self.device)
 
+    def _positions(self, windows: Tensor) -> Tensor:
+        """Those of ``windows`` [W, T + 1] that this rank has."""
+        return self.meshes.pieces.positions(windows.shape[1] - 1).to(self.device)
+
     def _run(self, windows: Tensor, micro_batch: int) -> Tensor | None:
         """Forward (and, with gradients on, backward); the nats where the last stage is."""
         for stage in self.stages.values():
             stage.loads.clear()
             stage.counts.clear()
-        schedule = self._schedule(len(windows) // micro_batch, micro_batch, windows.shape[1] - 1)
-        targets = windows[:, 1:].contiguous()
-        inputs = (windows[:, :-1].contiguous(),) if 0 in self.stages else ()
+        position_T = self._positions(windows)
+        schedule = self._schedule(len(windows) // micro_batch, micro_batch, len(position_T))
+        targets = windows[:, position_T + 1]
+        after = windows[:, position_T[position_T < windows.shape[1] - 2] + 2]
+        inputs = (windows[:, position_T],) if 0 in self.stages else ()
         call = schedule.step if torch.is_grad_enabled() else schedule.eval
-        nats: Tensor | None = call(*inputs, target=targets, targets_BT=targets)
+        nats: Tensor | None = call(*inputs, target=targets, targets_BT=targets, after_BA=after)
         return None if nats is None else nats.detach()
 
     def _schedule(self, num_micro: int, micro_batch: int, length: int) -> Schedule:
@@ -199,7 +206,7 @@ class Engine:
 
     def _loss(self, nats_BTH: Tensor, targets_BT: Tensor) -> Tensor:
         """One micro-batch's part of the global batch's training loss."""
-        length = targets_BT.shape[1]
+        length = targets_BT.shape[1] * self.parallel.context
         windows = self.train.batch_tokens // length
         loss = nats_BTH[..., 0].sum() / (windows * length)
         if self.model.mtp_depth:
@@ -256,7 +263,7 @@ class Engine:
     def _counts(self, windows: Tensor, looked_at: Sequence[int]) -> list[LayerCounts]:
         """Use of each mixture layer in the last run, by all ranks, the padding left out.
 
-        No two ranks have a window and a layer in common: what they saw is put together by sums.
+        No two ranks have a position and a layer in common: what they saw is put together by sums.
         """
         moe, load_LE = self.model.moe, self._no_load()
         if moe is None:
@@ -266,6 +273,7 @@ class Engine:
         choices_LWTK = torch.zeros(shape, dtype=torch.int32, device=self.device)
         sums_2L = torch.zeros(2, num_layers, dtype=torch.float64, device=self.device)
         place = {window: index for index, window in enumerate(looked_at)}
+        position_T = self._positions(windows)
         rows = iter(self._rows())
         for stage in self.stages.values():
             for of_passes in zip(*stage.counts, strict=True):
@@ -274,7 +282,8 @@ class Engine:
                 for window, counts in zip(mine, of_passes, strict=False):
                     load_LE[row] += counts.load_E.to(self.device)
                     if window in place:
-                        choices_LWTK[row, place[window]] = counts.expert_TK.to(torch.int32)
+                        choices_TK = counts.expert_TK.to(torch.int32)
+                        choices_LWTK[row, place[window], position_T] = choices_TK
                         sums_2L[0, row] += counts.gate_entropy
                         sums_2L[1, row] += counts.top_k_mass
         for found in (load_LE, choices_LWTK, sums_2L):
@@ -294,8 +303,8 @@ def embedding_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
     Every process has to make every group, so all call this.
     """
     mine = None
-    to_last = (parallel.pipeline - 1) * parallel.data
-    for first in range(parallel.data if to_last else 0):
+    to_last = (parallel.pipeline - 1) * parallel.stage_ranks
+    for first in range(parallel.stage_ranks if to_last else 0):
         ends = [first, first + to_last]
         group = dist.new_group(ends)
         if dist.get_rank() in ends:
@@ -316,7 +325,7 @@ def build_stages(
     routing = RoutingWeights(
         request=RoutingRequest(
             losses=balance.aux_loss_weight > 0 or balance.z_loss_weight > 0,
-            group=meshes.data_group,
+            group=meshes.stage_group,
         ),
         aux=balance.aux_loss_weight,
         z=balance.z_loss_weight,
@@ -333,13 +342,14 @@ def build_stages(
                 precision=train.precision,
                 recompute=parallel.recompute,
                 routing=routing,
+                pieces=meshes.pieces,
             )
         stages[index] = shard(stage, parallel, meshes, is_bf16=train.precision != "fp32")
     return stages
 
 
 def shard(stage: Stage, parallel: ParallelConfig, meshes: Meshes, *, is_bf16: bool) -> Stage:
-    """Spread a stage's experts and shard every parameter, block by block (FSDP2).
+    """Spread a stage's experts and sequences, and shard every parameter, block by block (FSDP2).
 
     Experts, nearly all of a large model, are gathered in the type they are multiplied in; the rest
     in float32, since routers, norms and the residual stream need it, and autocast casts the others.
@@ -365,7 +375,9 @@ def shard(stage: Stage, parallel: ParallelConfig, meshes: Meshes, *, is_bf16: bo
     if hasattr(stage, "mtp"):
         blocks.append(stage.mtp)
     for block in blocks:
-        for module in block.modules():
+        for module in [*block.modules()]:
+            if isinstance(module, Block) and meshes.context_group is not None:
+                module.attention = ContextAttention(module.attention, meshes.pieces)
             if isinstance(module, MoE):
                 built_in = cast(RoutedExperts, module.experts)  # others were refused before
                 module.experts = ParallelExperts(built_in, meshes.experts["expert"])

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from model.errors import ConfigError
 from model.training.distributed.config import ParallelConfig
+from model.training.distributed.context import Pieces
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,10 @@ class Meshes:
     """Dimensions pipeline, replicate, shard."""
     experts: DeviceMesh
     """Dimensions pipeline, replicate, expert_shard, expert."""
-    data_group: dist.ProcessGroup
+    stage_group: dist.ProcessGroup
     """The ranks of one pipeline stage: replicate times shard."""
+    context_group: dist.ProcessGroup | None
+    """The ranks that share a sequence; None where each reads whole ones."""
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
@@ -33,9 +36,14 @@ class Meshes:
         return self.dense["pipeline"].get_local_rank()
 
     @property
+    def pieces(self) -> Pieces:
+        """The part of a sequence that this rank reads."""
+        return Pieces(self.context_group)
+
+    @property
     def data_rank(self) -> int:
-        """Place among the ranks that read different text."""
-        return dist.get_rank(self.data_group)
+        """Place among the ranks, or groups of them, that read different text."""
+        return dist.get_rank(self.stage_group) // self.pieces.ranks
 
 
 def make_meshes(parallel: ParallelConfig, device_type: str) -> Meshes:
@@ -59,5 +67,11 @@ def make_meshes(parallel: ParallelConfig, device_type: str) -> Meshes:
         (p, r, s // e, e),
         mesh_dim_names=("pipeline", "replicate", "expert_shard", "expert"),
     )
-    stage = init_device_mesh(device_type, (p, r * s), mesh_dim_names=("pipeline", "data"))
-    return Meshes(dense, experts, stage["data"].get_group())
+    stage = init_device_mesh(device_type, (p, r * s), mesh_dim_names=("pipeline", "stage"))
+    context_group = None
+    if parallel.context > 1:
+        sequences = (p, parallel.data, parallel.context)
+        names = ("pipeline", "data", "context")
+        shared = init_device_mesh(device_type, sequences, mesh_dim_names=names)
+        context_group = shared["context"].get_group()
+    return Meshes(dense, experts, stage["stage"].get_group(), context_group)

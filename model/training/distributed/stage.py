@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from model.balance import RoutingRequest, RoutingStats
 from model.block import Block, run_block
 from model.config import ModelConfig
-from model.layers import RMSNorm, Rotary
+from model.layers import RMSNorm
 from model.loss import token_nats
 from model.mtp import MultiTokenPrediction
 from model.router import Router
 from model.training.config import Precision
+from model.training.distributed.context import Pieces
 from model.training.precision import computing_in
 from model.utilisation import LayerCounts, layer_counts
 
-# Shapes: B sequences, T positions, D model width, V vocabulary, H prediction heads (1 or 2).
+# Shapes: B sequences, T positions of this rank, A of them that have a token after the next, D model
+# width, V vocabulary, H prediction heads (1 or 2).
 
 NEXT_EMBEDDING = "next_embedding"
 """The last stage's copy of the embedding, for the prediction block."""
@@ -72,12 +74,13 @@ class Stage(nn.Module):
         precision: Precision,
         recompute: bool,
         routing: RoutingWeights,
+        pieces: Pieces,
     ) -> None:
         super().__init__()
-        self.config, self.plan = config, plan
+        self.config, self.plan, self.pieces = config, plan, pieces
         self.precision: Precision = precision
         self.recompute, self.routing = recompute, routing
-        self.rotary = Rotary(config.attention)
+        self.rotary = pieces.rotary(config.attention)
         width = config.hidden_size
         if plan.is_first:
             self.embedding = nn.Embedding(config.vocab_size, width)
@@ -96,11 +99,14 @@ class Stage(nn.Module):
         self.counts: list[list[LayerCounts]] = []
         """The same in detail, of evaluations only."""
 
-    def forward(self, x: Tensor, targets_BT: Tensor) -> Tensor:
+    def forward(self, x: Tensor, targets_BT: Tensor, after_BA: Tensor) -> Tensor:
         """``x``: tokens [B, T] on the first stage, else hidden states [B, T, D].
 
+        ``targets_BT`` are the next tokens; ``after_BA`` those after them, of all positions but the
+        last of the sequence, which is the last of the rank that has it.
+
         Returns [B, T, D], or on the last stage nats [B, T, H]: of the next token, and of the one
-        after it (0 at the last position, which has none).
+        after it (0 where there is none).
         """
         stats: list[RoutingStats] = []
         is_training = torch.is_grad_enabled()
@@ -110,7 +116,7 @@ class Stage(nn.Module):
             for block in self.blocks.values():
                 x = self._run(block, stats, x)
             if self.plan.is_last:
-                x = self._nats(x, targets_BT, stats)
+                x = self._nats(x, targets_BT, after_BA, stats)
         for found in stats:
             if self.routing.request.losses and is_training:
                 assert found.aux_loss is not None, "asked for"
@@ -134,13 +140,16 @@ class Stage(nn.Module):
             stats.append(found)
         return x
 
-    def _nats(self, x_BTD: Tensor, targets_BT: Tensor, stats: list[RoutingStats]) -> Tensor:
+    def _nats(
+        self, x_BTD: Tensor, targets_BT: Tensor, after_BA: Tensor, stats: list[RoutingStats]
+    ) -> Tensor:
         hidden_BTD = self.norm(x_BTD)
         nats = [self._token_nats(hidden_BTD, targets_BT)]
         if self.config.mtp_depth:
             embedding = self.embedding if self.plan.is_first else self.next_embedding
             mtp_BTD = self._run(self.mtp, stats, hidden_BTD, embedding(targets_BT))
-            nats.append(F.pad(self._token_nats(mtp_BTD[:, :-1], targets_BT[:, 1:]), (0, 1)))
+            of_after_BA = self._token_nats(mtp_BTD[:, : after_BA.shape[1]], after_BA)
+            nats.append(F.pad(of_after_BA, (0, targets_BT.shape[1] - after_BA.shape[1])))
         return torch.stack(nats, dim=-1)
 
     def _token_nats(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ PLANS = {
     "expert2-pipeline2-zero-bubble": ParallelConfig(
         shard=2, expert=2, pipeline=2, schedule="zero_bubble", micro_batch=2
     ),
+    "context2": ParallelConfig(shard=2, context=2, recompute=True, micro_batch=4),
+    "context2-expert2-pipeline2": ParallelConfig(
+        shard=2, context=2, expert=2, pipeline=2, micro_batch=4
+    ),
+    "shard2-context2-expert4": ParallelConfig(shard=4, context=2, expert=4, micro_batch=8),
 }
 """Each is run from the first step to the last."""
 WRITER = ParallelConfig(shard=2, expert=2, micro_batch=8)

@@ -87,6 +87,9 @@ PLANS = (
     "shard2-pipeline2-virtual2",
     "replicate2-pipeline2-uneven",
     "expert2-pipeline2-zero-bubble",
+    "context2",
+    "context2-expert2-pipeline2",
+    "shard2-context2-expert4",
 )
 LOOKED_AT = slice(1, None, 3)
 """Windows whose tokens' routing is looked at, in `ranks.py` too."""
