@@ -15,7 +15,15 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.files import read_json, whole_folder, write_json
-from model.tensor_files import OnBytes, TensorHeader, TensorOnDisk, open_tensors, write_tensors
+from model.tensor_files import (
+    OnBytes,
+    Readable,
+    TensorHeader,
+    TensorOnDisk,
+    open_tensors,
+    write_tensors,
+)
+from model.training.checkpoint import SHARDED_FORMAT, BrokenCheckpoint, read_body
 from model.typed import build, to_plain
 
 CONFIG_NAME = "model.json"
@@ -43,17 +51,27 @@ def open_weights(folder: Path) -> tuple[ModelConfig, dict[str, TensorOnDisk]]:
     return config, open_tensors(folder / WEIGHTS_NAME)
 
 
-def open_checkpoint_weights(checkpoint: Path) -> dict[str, TensorOnDisk]:
+def open_checkpoint_weights(checkpoint: Path) -> Mapping[str, Readable]:
     """The weights inside a run's checkpoint (:mod:`model.training.checkpoint`), none read yet.
 
-    The file is held against its hash first, in pieces: unlike a resuming run this needs none of
+    Files are held against their hashes first, in pieces: unlike a resuming run this keeps none of
     the optimizer's tensors, which are twice as large.
+
+    Raises:
+        ConfigError: it is damaged.
     """
+    try:
+        body = read_body(checkpoint)
+        if body["format"] == SHARDED_FORMAT:
+            from model.training.distributed.stored import open_stored  # here: it takes a second
+
+            return open_stored(checkpoint, body, prefix="model.")
+    except (BrokenCheckpoint, FileNotFoundError) as error:
+        raise ConfigError(f"{checkpoint}: {error}; choose another checkpoint") from None
     path = checkpoint / "tensors.safetensors"
-    expected = read_json(checkpoint / "state.json").get("tensors_sha256")
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if found != body["tensors_sha256"]:
         raise ConfigError(
             f"{path}: does not match its hash in state.json; choose another checkpoint"
         )

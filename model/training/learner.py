@@ -80,6 +80,13 @@ class Learner(Protocol):
     def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
         """The newest whole checkpoint that ``is_usable`` has nothing to say against."""
 
+    def read(self, path: Path) -> Checkpoint:
+        """One checkpoint, of its tensors as much as this process has of the model.
+
+        Raises:
+            BrokenCheckpoint: when a file is missing, cut short or changed.
+        """
+
     def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int | None) -> None:
         """Write a checkpoint and remove all but the newest ``keep``; None: keep all, for good."""
 

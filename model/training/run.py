@@ -144,6 +144,7 @@ def open_run(
         snapshots_dir or run_dir / "snapshots",
         trunk_identity(model_config, config, corpus.fingerprint),
         trunk_dir,
+        learner.read,
     )
     found = find_checkpoint(learner, checkpoints, identity, metrics_path)
     is_merged = _begin(learner, config, found, points, snapshots)

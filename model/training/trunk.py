@@ -12,6 +12,7 @@ costs time, never a number; the run then trains those steps itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class Snapshots:
     identity: str
     """Of the trunk; a snapshot of another one is refused."""
     shared: Path | None = None
+    read_from: Callable[[Path], Checkpoint] = read_checkpoint
+    """How a process reads a checkpoint: the whole of it, or its share."""
 
     def has(self, step: int) -> bool:
         """Whether there is one of that step."""
@@ -57,7 +60,7 @@ class Snapshots:
         if path is None:
             raise ConfigError(f"{self.own}: no snapshot of step {step}; measure the run anew")
         try:
-            found = read_checkpoint(path)
+            found = self.read_from(path)
         except BrokenCheckpoint as error:
             raise ConfigError(f"{path}: {error}; remove the folder and run again") from None
         if found.state["identity"] != self.identity:

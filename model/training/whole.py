@@ -14,7 +14,13 @@ from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig, require
 from model.layers import Rotary
 from model.own.parts import refuse_own
-from model.training.checkpoint import Checkpoint, keep_checkpoint, load_newest, save_checkpoint
+from model.training.checkpoint import (
+    Checkpoint,
+    keep_checkpoint,
+    load_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.evaluate import Forward, plain_forward
 from model.training.fp8 import Fp8Layers
@@ -127,6 +133,10 @@ class WholeModel:
     def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
         """The newest whole checkpoint that ``is_usable`` has nothing to say against."""
         return load_newest(folder, is_usable)
+
+    def read(self, path: Path) -> Checkpoint:
+        """One checkpoint."""
+        return read_checkpoint(path)
 
     def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int | None) -> None:
         """Write a checkpoint and remove all but the newest ``keep``; None: keep all, for good."""

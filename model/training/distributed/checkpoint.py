@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,58 @@ def load_newest(
         seen: _Seen | None = told[0]
         if seen is None:
             return None
-        if not seen.sha256_of:
-            return read_checkpoint(seen.path)
-        found = _hashes(seen.path, list(seen.sha256_of))
-        changed = [name for name, hashed in seen.sha256_of.items() if found[name] != hashed]
-        if not changed:
-            break
+        problem = _changed(seen)
+        if not problem:
+            return _load(seen, pieces)
         if dist.get_rank() == 0:
-            remove_broken(seen.path, f"{changed[0]} does not match its hash")
+            remove_broken(seen.path, problem)
         dist.barrier()
+
+
+def read_pieces(pieces: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    """One checkpoint, for whatever parallel sizes these are; every rank calls this.
+
+    Args:
+        pieces: this rank's, under the whole model's names; what is loaded is like them.
+        path: of the checkpoint.
+
+    Raises:
+        BrokenCheckpoint: a file is missing, cut short or changed.
+    """
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [_look_at(path)]
+        except BrokenCheckpoint as error:
+            told = [str(error)]
+    dist.broadcast_object_list(told, src=0)
+    seen: _Seen | str = told[0]
+    problem = seen if isinstance(seen, str) else _changed(seen)
+    if isinstance(seen, str) or problem:
+        raise BrokenCheckpoint(problem)
+    return _load(seen, _Alike(pieces))
+
+
+class _Alike(Mapping[str, Tensor]):
+    """New tensors like these, each made when it is asked for."""
+
+    def __init__(self, pieces: Mapping[str, Tensor]) -> None:
+        self._pieces = pieces
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.empty_like(self._pieces[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+def _load(seen: _Seen, pieces: Mapping[str, Tensor]) -> Checkpoint:
+    """A single process's checkpoint whole, of another the pieces that this rank has."""
+    if not seen.sha256_of:
+        return read_checkpoint(seen.path)
     tensors = {name: _piece_like(name, stored, pieces) for name, stored in _held(seen.path).items()}
     # Of another rank's pipeline stage.
     mine = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -119,16 +162,25 @@ def read_whole(path: Path, body: Mapping[str, Any]) -> Checkpoint:
     Raises:
         BrokenCheckpoint: when a file is missing, cut short or changed.
     """
-    _check_sizes(path, body)
-    for name, hashed in body["sha256_of"].items():
-        if _hash(path / name) != hashed:
-            raise BrokenCheckpoint(f"{name} does not match its hash")
+    check_files(path, body)
     tensors = {name: _empty(stored) for name, stored in _held(path).items()}
     with warnings.catch_warnings():
         # It says, once more, that one process loads.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(tensors, checkpoint_id=path, no_dist=True)
     return Checkpoint(body["step"], tensors, body["state"])
+
+
+def check_files(path: Path, body: Mapping[str, Any]) -> None:
+    """Hold every file against its size and its hash.
+
+    Raises:
+        BrokenCheckpoint: when one is missing, cut short or changed.
+    """
+    _check_sizes(path, body)
+    for name, hashed in body["sha256_of"].items():
+        if _hash(path / name) != hashed:
+            raise BrokenCheckpoint(f"{name} does not match its hash")
 
 
 def _held(path: Path) -> dict[str, TensorStorageMetadata]:
@@ -198,6 +250,13 @@ def _check_sizes(path: Path, body: Mapping[str, Any]) -> None:
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise BrokenCheckpoint(f"{name} is missing or cut short")
+
+
+def _changed(seen: _Seen) -> str:
+    """Which file is not what was written, in words, on every rank; empty if all are."""
+    found = _hashes(seen.path, list(seen.sha256_of))
+    changed = [name for name, hashed in seen.sha256_of.items() if found[name] != hashed]
+    return f"{changed[0]} does not match its hash" if changed else ""
 
 
 def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:

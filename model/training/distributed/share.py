@@ -114,6 +114,10 @@ class ShareOfModel:
         """The newest whole checkpoint, as rank 0 finds it, its pieces already in place."""
         return checkpoint.load_newest(self.tensors(), folder, is_usable)
 
+    def read(self, path: Path) -> Checkpoint:
+        """One checkpoint, this rank's pieces of it; those in training stay as they are."""
+        return checkpoint.read_pieces(self.tensors(), path)
+
     def write(self, folder: Path, contents: Checkpoint, *, keep: int | None) -> None:
         """Write a checkpoint and remove all but the newest ``keep``; None: keep all, for good."""
         checkpoint.save(folder, contents, keep=keep)

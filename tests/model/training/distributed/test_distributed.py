@@ -249,7 +249,7 @@ def test_stages_and_an_average_at_the_end_are_those_of_one_process(tmp_path):
         train=train,
         corpus_fingerprint=corpus.fingerprint,
         runtime=runtime,
-        parallel=ParallelConfig(pipeline=2, virtual=2, micro_batch=4),
+        parallel=ParallelConfig(shard=2, expert=2, context=2, micro_batch=4),
         snapshots_dir=tmp_path / "run" / "snapshots",
     )
     ended = run_job(job, tmp_path / "run", lambda step, num_steps, tokens_per_s: None)
