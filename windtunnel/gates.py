@@ -187,12 +187,12 @@ def machine_gate(plan: MachinePlan | None, why_not: str) -> GateResult:
     """The run must fit the machine it is promoted for; ``why_not`` says where there is no plan."""
     if plan is None:
         return GateResult(name="machine", passed=False, sentence=why_not)
-    room = plan.hardware.memory_bytes * plan.hardware.usable_memory_frac
     return GateResult(
         name="machine",
-        passed=plan.memory_bytes <= room,
+        passed=plan.fits,
         sentence=f"{plan.memory_bytes / 1e9:.3g} GB on the fullest of {plan.gpus} "
-        f"{plan.hardware.name}, {room / 1e9:.3g} are usable; {plan.gpu_hours:.3g} GPU-hours",
+        f"{plan.hardware.name}, {plan.hardware.usable_bytes / 1e9:.3g} are usable; "
+        f"{plan.gpu_hours:.3g} GPU-hours",
     )
 
 

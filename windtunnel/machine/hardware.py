@@ -44,6 +44,11 @@ class Hardware:
             network_bytes_per_s=self.network_bytes_per_s,
         )
 
+    @property
+    def usable_bytes(self) -> float:
+        """Of one GPU's memory."""
+        return self.memory_bytes * self.usable_memory_frac
+
     def link_bytes_per_s(self, ranks: int) -> float:
         """What a collective among ``ranks`` neighbours reaches."""
         within = ranks <= self.gpus_per_node

@@ -13,6 +13,12 @@ FLOAT32 = 4
 MASTER_AND_MOMENTS = 12
 """Float32 weight and both AdamW moments of a parameter."""
 
+LOSS_BLOCK_SCORES = 2**28
+"""Of a GPU, ``model.loss.BLOCK_SCORES_GPU``: more positions' scores are computed in blocks, and
+none kept."""
+LOSS_BYTES_A_SCORE = 10
+"""Of a block: scores in bfloat16 and float32, and their exponentials."""
+
 BF16 = PrecisionPlan(
     weight_bytes=4,
     gradient_bytes=4,
@@ -138,7 +144,8 @@ def rank_memory(
     shared = tokens * _gathered_bytes(model, parallel, precision)
     visits = tokens * _exchanged_bytes(model, parallel, precision)
     exchanged = (shared, shared + visits)  # of a dense layer, of one with experts
-    activations, largest, ends = 0, 0, 0
+    activations, largest = 0, 0
+    output: OutputMemory | None = None
     for chunk, stage in enumerate(range(rank, parallel.num_stages, parallel.pipeline)):
         first = sum(counts[:stage])
         layers = list(range(first, first + counts[stage]))
@@ -150,26 +157,64 @@ def rank_memory(
         activations += held[chunk] * max(one, stream)
         largest = max(largest, *full, 0)
         if is_last:
-            ends = kept.ends
+            output = output_memory(model, precision, tokens, kept.ends)
     return RankMemory(
         pipeline_rank=rank,
         params=mine,
         states=mine * (MASTER_AND_MOMENTS + FLOAT32),
         gathered=routed * precision.product_bytes + params.others * FLOAT32 + casts,
         gradients=(routed + params.others) * FLOAT32,
-        activations=activations + _at_once(model, parallel, largest, ends),
+        activations=activations + _at_once(model, parallel, largest, output),
     )
 
 
-def _at_once(model: ModelConfig, parallel: ParallelConfig, largest: int, ends: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class OutputMemory:
+    """Of the output layer and its loss, both heads of prediction."""
+
+    kept: int
+    """From its forward to its backward pass; the scores only where they are not in blocks."""
+    working: int
+    """While its backward pass runs."""
+
+
+def output_memory(
+    model: ModelConfig, precision: PrecisionPlan, tokens: int, ends: int
+) -> OutputMemory:
+    """How :mod:`model.loss` does it on a GPU.
+
+    Args:
+        model: the whole model.
+        precision: bytes of a number.
+        tokens: of one forward pass.
+        ends: what is kept with all scores, :attr:`ActivationMemory.ends`.
+    """
+    scores = tokens * model.vocab_size
+    if scores <= LOSS_BLOCK_SCORES:
+        return OutputMemory(kept=ends, working=0)
+    # The weights' gradient is summed in float32, and a product is added to it.
+    table = model.vocab_size * model.hidden_size
+    return OutputMemory(
+        kept=ends - (1 + model.mtp_depth) * scores * FLOAT32,
+        working=LOSS_BLOCK_SCORES * LOSS_BYTES_A_SCORE
+        + table * (FLOAT32 + precision.product_bytes),
+    )
+
+
+def _at_once(
+    model: ModelConfig, parallel: ParallelConfig, largest: int, output: OutputMemory | None
+) -> int:
     """The output layer's part of what is kept, and the block that is computed again.
 
     Backward the output layer comes first and is over when a block is computed again, but for the
     half of it that is the next token's while the prediction block is.
     """
+    if output is None:
+        return largest if parallel.recompute else 0
+    ends = output.kept + output.working
     if not parallel.recompute:
         return ends
-    return max(ends, largest + (ends // 2 if model.mtp_depth else 0))
+    return max(ends, largest + (output.kept // 2 if model.mtp_depth else 0))
 
 
 def _exchanged_bytes(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionPlan) -> int:

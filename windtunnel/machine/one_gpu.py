@@ -15,6 +15,7 @@ from model.memory import PrecisionPlan, activation_memory
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.costs import BACKWARD, block_costs
 from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.memory_plan import FLOAT32, LOSS_BLOCK_SCORES, LOSS_BYTES_A_SCORE
 
 BF16_WEIGHTS = PrecisionPlan(
     weight_bytes=2,
@@ -28,8 +29,6 @@ SCALE_BYTES = 8 / 256
 """Of both moments' float32 scales, a parameter."""
 UPDATE_BYTES = 10
 """Read and written by the optimizer, a parameter: weight and both moments twice, gradient twice."""
-LOSS_BLOCK_BYTES = 10 * 2**28
-"""The scores of a block of positions: bfloat16, float32, and their exponentials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +114,12 @@ def _fullest(
         model, BF16_WEIGHTS, sequence_length=sequence_length, sequences=sequences, fused=True
     )
     table = model.vocab_size * model.hidden_size
-    scores = 4 * tokens * model.vocab_size * (1 + model.mtp_depth)
-    ends = kept.ends - scores
+    scores = tokens * model.vocab_size
+    ends = kept.ends - FLOAT32 * scores * (1 + model.mtp_depth)
     stream = tokens * model.hidden_size * BF16_WEIGHTS.stream_bytes
     inputs = [stream if recompute else block for block in kept.layers]
     # The output layer's gradient is summed in float32, and a product is added to it.
-    loss = min(scores * 10 // 4, LOSS_BLOCK_BYTES) + table * (4 + 2)
+    loss = min(scores, LOSS_BLOCK_SCORES) * LOSS_BYTES_A_SCORE + table * (FLOAT32 + 2)
     moments = [(0, sum(inputs) + ends + kept.weight_copies, loss)]
     gradients = table * BF16_WEIGHTS.gradient_bytes
     held = sum(inputs) + kept.weight_copies

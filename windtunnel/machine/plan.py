@@ -62,7 +62,7 @@ class Split:
 class Order:
     """What a step takes with the pipeline's passes in another order."""
 
-    schedule: str
+    schedule: Schedule
     step_s: float
     bubble: float
     memory_bytes: int
@@ -117,6 +117,11 @@ class MachinePlan:
         """Of the fullest rank."""
         return max(rank.total for rank in self.memory)
 
+    @property
+    def fits(self) -> bool:
+        """Whether that is no more than the usable memory."""
+        return self.memory_bytes <= self.hardware.usable_bytes
+
 
 def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: int) -> MachinePlan:
     """The fastest plan that fits the memory.
@@ -124,7 +129,7 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
     Raises:
         ConfigError: none fits; it says how much the smallest needs.
     """
-    room = hardware.memory_bytes * hardware.usable_memory_frac
+    room = hardware.usable_bytes
     least_bytes: float = math.inf
     fitting: MachinePlan | None = None
     splits: dict[tuple[int, int, int, int], tuple[int, ...]] = {}

@@ -35,7 +35,8 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
         ),
         (
             "memory",
-            f"{gigabytes:.2f} GB on the fullest GPU of {hardware.memory_bytes / 1e9:.0f} GB",
+            f"{gigabytes:.2f} GB on the fullest GPU of {hardware.memory_bytes / 1e9:.0f} GB, "
+            f"{'fits' if plan.fits else 'more than'} the usable {hardware.usable_memory_frac:.0%}",
         ),
         ("step", f"{plan.step_s:.3g} s, {plan.tokens_per_s:,.0f} tokens/s"),
         ("utilisation", f"{plan.utilisation:.1%} of {hardware.peak_flops_per_s:.3g} FLOP/s"),
@@ -96,8 +97,7 @@ def _schedule(schedule: Schedule, parallel: ParallelConfig) -> str:
 
 def describe_one_gpu(plan: OneGpuPlan, hardware: Hardware) -> RenderableType:
     """Memory at the fullest moment by what it is for, and the time of a step."""
-    room = hardware.memory_bytes * hardware.usable_memory_frac
-    fits = "fits" if plan.memory_bytes <= room else "does not fit"
+    fits = "fits" if plan.memory_bytes <= hardware.usable_bytes else "does not fit"
     parts = ("weights", "moments", "gradients", "activations", "temporaries")
     rows = [
         ("tokens a step", f"{plan.tokens:,}"),

@@ -37,6 +37,28 @@ class _Exchange(torch.autograd.Function):
         return out, None, None, None
 
 
+class _WeightedSum(torch.autograd.Function):
+    """Each token's sum of its visits' answers, each times its gate, in the gates' type.
+
+    The framework's own backward of ``index_add`` keeps all weighted answers, for their shape.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y_SD: Tensor, gate_S: Tensor, token_S: Tensor, num_tokens: int
+    ) -> Tensor:
+        ctx.save_for_backward(y_SD, gate_S, token_S)
+        out_TD = y_SD.new_zeros(num_tokens, y_SD.shape[1], dtype=gate_S.dtype)
+        return out_TD.index_add_(0, token_S, y_SD * gate_S[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_SD, gate_S, token_S = ctx.saved_tensors
+        grad_SD = grads[0].index_select(0, token_S)
+        d_y = (grad_SD * gate_S[:, None]).to(y_SD.dtype)
+        return d_y, (grad_SD * y_SD).sum(-1), None, None
+
+
 class ParallelExperts(RoutedExperts):
     """In place of :class:`~model.experts.RoutedExperts`: each rank of ``mesh`` holds E/R of them.
 
@@ -80,9 +102,10 @@ class ParallelExperts(RoutedExperts):
             x_VD, expert_V[:, None], gate_V1, w_gate_up, w_down, kernel=self.kernel
         )
         y_SD = _Exchange.apply(y_VD, received, sent, self.group)
-        gate_S = routing.gate_TK.flatten()[order_S]
-        y_TD = torch.zeros_like(x_TD, dtype=gate_S.dtype)
-        return y_TD.index_add(0, token_S, y_SD * gate_S[:, None]).to(x_TD.dtype)
+        y_TD: Tensor = _WeightedSum.apply(
+            y_SD, routing.gate_TK.flatten()[order_S], token_S, len(x_TD)
+        )
+        return y_TD.to(x_TD.dtype)
 
     def _plan(self, expert_S: Tensor, held: int) -> tuple[list[int], list[int], Tensor]:
         """Rows sent to and received from each rank, and the local expert of each received row."""
