@@ -28,7 +28,7 @@ from windtunnel.machine.plan import MachinePlan
 from windtunnel.published import FieldComparison
 from windtunnel.targets import Target
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 HEADER = (
     "# A promotion: what will be trained, its forecast and its evidence. Frozen: a launch checks\n"

@@ -32,11 +32,10 @@ from model.training.config import (
 from model.training.distributed.config import ParallelConfig
 from model.training.distributed.engine import Engine
 from windtunnel.machine.memory_plan import FLOAT32, rank_memory, rank_params
-from windtunnel.machine.pipeline import play
+from windtunnel.machine.pipeline import most_held
 
 SIZES = {
-    "one": (128, 128, "fp32", 2, ParallelConfig(micro_batch=2)),
-    "one, wider": (192, 256, "fp32", 4, ParallelConfig(micro_batch=4)),
+    "one": (192, 256, "fp32", 4, ParallelConfig(micro_batch=4)),
     "one, bf16": (256, 256, "bf16", 4, ParallelConfig(micro_batch=4)),
     "one, recomputed": (192, 256, "fp32", 4, ParallelConfig(micro_batch=4, recompute=True)),
     "shard 2": (192, 256, "fp32", 4, ParallelConfig(shard=2, micro_batch=2)),
@@ -48,6 +47,21 @@ SIZES = {
         "fp32",
         4,
         ParallelConfig(pipeline=2, virtual=2, micro_batch=1, recompute=True),
+    ),
+    "shard 2, expert 2, pipeline 2": (
+        192,
+        256,
+        "bf16",
+        4,
+        ParallelConfig(shard=2, expert=2, pipeline=2, micro_batch=1),
+    ),
+    "context 2": (192, 256, "bf16", 4, ParallelConfig(shard=2, context=2, micro_batch=2)),
+    "pipeline 2, zero-bubble": (
+        192,
+        256,
+        "fp32",
+        4,
+        ParallelConfig(pipeline=2, schedule="zero_bubble", micro_batch=1),
     ),
 }
 """Width, sequence length, precision, sequences in a step, parallel sizes."""
@@ -68,7 +82,8 @@ class Held:
     """A tensor kept for a backward pass."""
 
     def __init__(self, alive, tensor, key):
-        self.alive, self.tensor, self.key = alive, tensor, key
+        # Without its history: an output that is saved would keep itself alive.
+        self.alive, self.tensor, self.key = alive, tensor.detach(), key
         alive.holders[key] += 1
         if alive.holders[key] == 1:
             alive.now += key[1]
@@ -151,13 +166,13 @@ def measure(width, length, precision, sequences, parallel):
         engine.forward_backward(windows)
     place = engine.meshes.pipeline_rank
     counts = tuple(map(len, parallel.stage_layers(model.num_layers)))
-    flow = play([1.0] * parallel.num_stages, parallel, parallel.micro_batches(train), 2.0)
+    held = most_held(parallel, parallel.micro_batches(train))
     planned = rank_memory(
         model,
         parallel,
         counts,
         place,
-        flow.held[place],
+        held[place],
         sequence_length=length,
         is_bf16=precision == "bf16",
     )

@@ -544,10 +544,10 @@ def test_a_promotion_altered_by_hand_is_refused(kept: Path, change: Any) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("schema_version: 99\n", "not a promotion of schema version 3"),
+        ("schema_version: 99\n", "not a promotion of schema version 4"),
         ("- a\n- list\n", "not a promotion"),
         ("a: [unclosed\n", "not readable as YAML"),
-        ("schema_version: 3\nid: x\n", "missing"),
+        ("schema_version: 4\nid: x\n", "missing"),
         ("!!python/object/apply:os.system ['true']\n", "not readable as YAML"),
     ],
 )

@@ -88,6 +88,7 @@ def run(config: Config, console: Console) -> int:
             sizes.world_size == config.gpus,
             f"parallel.sizes multiply to {sizes.world_size}, gpus is {config.gpus}",
         )
+        sizes.check(model, train)
         plan = plan_for(model, train, config.hardware, sizes)
     else:
         plan = best_plan(model, train, config.hardware, config.gpus)

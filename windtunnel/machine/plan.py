@@ -233,7 +233,11 @@ def _flow(
     halves: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     if parallel.schedule == "zero_bubble":
         inputs, weights = split_costs(model, hardware, parallel, length)
-        halves = stage_seconds(inputs, layers), stage_seconds(weights, layers)
+        # PyTorch gives the first stage, whose inputs need no gradients, one backward pass of all.
+        halves = (
+            (0.0, *stage_seconds(inputs, layers)[1:]),
+            (BACKWARD * forward[0], *stage_seconds(weights, layers)[1:]),
+        )
     backward = BACKWARD + (1.0 if parallel.recompute else 0.0)
     return play(forward, parallel, parallel.micro_batches(train), backward, halves)
 

@@ -44,9 +44,7 @@ class _WeightedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, y_SD: Tensor, gate_S: Tensor, token_S: Tensor, num_tokens: int
-    ) -> Tensor:
+    def forward(ctx: Any, y_SD: Tensor, gate_S: Tensor, token_S: Tensor, num_tokens: int) -> Tensor:
         ctx.save_for_backward(y_SD, gate_S, token_S)
         out_TD = y_SD.new_zeros(num_tokens, y_SD.shape[1], dtype=gate_S.dtype)
         return out_TD.index_add_(0, token_S, y_SD * gate_S[:, None])
