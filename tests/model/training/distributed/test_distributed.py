@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from small_run import CORPUS, MODEL, TRAIN, corpus_in
 from model.accounting import count_params
 from model.balance import RoutingRequest, update_biases
 from model.errors import ConfigError, RunFailed
+from model.hf import ExportOptions, export_checkpoint, open_checkpoint
+from model.training.checkpoint import read_checkpoint
 from model.training.config import HealthConfig, RuntimeConfig, ScheduleConfig, StageConfig
 from model.training.data import prepare_corpus
 from model.training.distributed.config import ParallelConfig
@@ -25,6 +28,7 @@ from model.training.schedules import learning_rate
 from model.training.sources import DataStage
 from model.training.trainer import train as run_training
 from model.transformer import build_model
+from model.weights import open_checkpoint_weights
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[3]
@@ -206,6 +210,29 @@ def test_a_run_killed_stopped_and_moved_is_the_run_of_one_process(tmp_path):
 
 def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_checkpoint_of_many_is_exported_a_part_at_a_time(seen, folder, tmp_path):
+    (path,) = (folder / "checkpoints").iterdir()
+    whole = {
+        name: t for name, t in read_checkpoint(path).tensors.items() if name.startswith("model.")
+    }
+    weights = open_checkpoint_weights(path)
+    assert weights.keys() == {name.removeprefix("model.") for name in whole}
+    options = ExportOptions(dtype=torch.float32, max_positions=32, eos_token_id=256)
+    export_checkpoint(MODEL, weights, tmp_path / "published", options)
+    back = open_checkpoint(tmp_path / "published").load().state_dict()
+    for name, tensor in whole.items():
+        assert back[name.removeprefix("model.")].equal(tensor), name
+
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    piece = copy / "__1_0.distcp"
+    piece.write_bytes(piece.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"__1_0\.distcp is missing or cut short; choose another"):
+        open_checkpoint_weights(copy)
 
 
 @pytest.mark.slow
