@@ -17,9 +17,6 @@ from model.layers import RMSNorm, Rotary, rms_norm, rotate
 class Attention(nn.Module):
     """Causal attention; one matrix makes all queries, then all keys, then all values."""
 
-    is_whole = True
-    """Whether its input holds every position that it attends to."""
-
     def __init__(self, config: AttentionConfig, width: int, norm_eps: float) -> None:
         super().__init__()
         self.config = config

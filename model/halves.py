@@ -33,7 +33,7 @@ def attend(x_BTD: Tensor, norm: nn.Module, attention: nn.Module, rotary: Rotary)
         None if k_norm is None else k_norm.weight,
         attention.out.weight,
     )
-    if not (attention.is_whole and block.serves(x_BTD, *weights)):
+    if not block.serves(x_BTD, *weights):
         return x_BTD + attention(norm(x_BTD), rotary)
     heads = block.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)
     tables = rotary.tables(x_BTD.shape[1], x_BTD.device, x_BTD.dtype)

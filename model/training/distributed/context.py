@@ -85,9 +85,10 @@ class _Gather(torch.autograd.Function):
 
 
 class ContextAttention(Attention):
-    """In place of an :class:`~model.attention.Attention`, whose weights it takes over."""
+    """In place of an :class:`~model.attention.Attention`, whose weights it takes over.
 
-    is_whole = False
+    ``model.halves`` leaves any but that very class to its own forward pass.
+    """
 
     def __init__(self, attention: Attention, pieces: Pieces) -> None:
         nn.Module.__init__(self)  # its weights are those of `attention`

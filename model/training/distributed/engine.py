@@ -24,6 +24,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti
 from torch.distributed.pipelining.stage import _PipelineStageBase
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from model.attention import Attention
 from model.balance import RoutingRequest, update_biases
 from model.block import Block
 from model.config import AttentionConfig, ModelConfig
@@ -377,9 +378,10 @@ def shard(stage: Stage, parallel: ParallelConfig, meshes: Meshes, *, is_bf16: bo
     for block in blocks:
         for module in [*block.modules()]:
             if isinstance(module, Block) and meshes.context_group is not None:
-                module.attention = ContextAttention(module.attention, meshes.pieces)
+                whole = cast(Attention, module.attention)  # others were refused before
+                module.attention = ContextAttention(whole, meshes.pieces)
             if isinstance(module, MoE):
-                built_in = cast(RoutedExperts, module.experts)  # others were refused before
+                built_in = cast(RoutedExperts, module.experts)
                 module.experts = ParallelExperts(built_in, meshes.experts["expert"])
                 expert(module.experts)
         dense(block)

@@ -100,9 +100,7 @@ class ParallelExperts(RoutedExperts):
             x_VD, expert_V[:, None], gate_V1, w_gate_up, w_down, kernel=self.kernel
         )
         y_SD = _Exchange.apply(y_VD, received, sent, self.group)
-        y_TD: Tensor = _WeightedSum.apply(
-            y_SD, routing.gate_TK.flatten()[order_S], token_S, len(x_TD)
-        )
+        y_TD = _WeightedSum.apply(y_SD, routing.gate_TK.flatten()[order_S], token_S, len(x_TD))
         return y_TD.to(x_TD.dtype)
 
     def _plan(self, expert_S: Tensor, held: int) -> tuple[list[int], list[int], Tensor]:
