@@ -75,6 +75,9 @@ extern "C" {
 // The address of the framework's sgemm_; without a call the products are our own.
 void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
 
+// For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
+int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
+
 // log_sums [B, Q, T]; head_norms: the queries' H weights, then the keys', or null.
 void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
                           int64_t table_row, float eps, const float* x,

@@ -1,9 +1,12 @@
 // The three products of a linear layer y[M, N] = x[M, K] . w[N, K]^T, all row by row in memory.
 //
-// Computed by the BLAS routine that the framework brings along, where one was handed over: without the
-// framework's dispatch around it. Otherwise by our own tiles (products.h).
+// Computed on the tile unit where there is one and the sizes make it the fastest (linear_tiles.h); else by the
+// BLAS routine that the framework brings along, where one was handed over, without the framework's dispatch
+// around it; else by our own tiles of vectors (products.h). Which of them is decided by sizes and machine alone,
+// so that a run's bits do not depend on how busy the machine was.
 #pragma once
 
+#include "linear_tiles.h"
 #include "products.h"
 #include "rows.h"
 
@@ -24,6 +27,30 @@ inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int
           &m);
 }
 
+enum TileUse : int32_t { NEVER, WHERE_FASTER, ALWAYS };
+#if defined(__AVX512BF16__)
+TileUse tile_use = tiles_allowed() ? WHERE_FASTER : NEVER;
+inline bool set_tile_use(int32_t use) {
+#if defined(WT_TILE_UNIT)
+    if (!tiles_allowed()) return false;
+#endif
+    tile_use = static_cast<TileUse>(use);
+    return tiles_allowed();
+}
+#else
+constexpr TileUse tile_use = NEVER;
+inline bool set_tile_use(int32_t) { return false; }
+#endif
+
+// Whether the tile unit is ahead for M rows, measured beside MKL and our own tiles (LOG.md, 2026-11-26): packing
+// has to pay.
+inline bool tiles_multiply(int64_t M, int64_t columns, int64_t summed) {
+    return tile_use == ALWAYS || (tile_use == WHERE_FASTER && M >= 256 && columns >= 64 && summed >= 32);
+}
+inline bool tiles_make_gradient(int64_t M, int64_t N, int64_t K) {
+    return tile_use == ALWAYS || (tile_use == WHERE_FASTER && M >= 256 && std::min(N, K) >= 96 && N * K >= 128 * 128);
+}
+
 // The columns of w[N, K] as rows, in panels of PANEL rows of w each: packed[n/PANEL][k][n%PANEL].
 constexpr int64_t PANEL = 4 * LANES;
 inline void pack_transposed(const float* w, int64_t N, int64_t K, float* packed) {
@@ -42,6 +69,9 @@ inline void pack_transposed(const float* w, int64_t N, int64_t K, float* packed)
 // y[M, N] = (y +) x[M, K] . w[N, K]^T
 inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float* w, float* y, bool add,
                    int threads) {
+#if defined(__AVX512BF16__)
+    if (tiles_multiply(M, N, K)) return multiply_weights(M, x, PackedWeights(w, N, K, false), y, add, threads);
+#endif
     if (sgemm) return blas(false, true, M, N, K, x, w, y, add);
     Buffer packed(round_up(N, PANEL) * K);
     pack_transposed(w, N, K, packed.data);
@@ -55,6 +85,9 @@ inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float*
 // dx[M, K] = (dx +) dy[M, N] . w[N, K]
 inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const float* w, float* dx,
                         bool add, int threads) {
+#if defined(__AVX512BF16__)
+    if (tiles_multiply(M, K, N)) return multiply_weights(M, dy, PackedWeights(w, N, K, true), dx, add, threads);
+#endif
     if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add);
     share_rows(M, threads, [&](int64_t from, int64_t to) {
         multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N,
@@ -65,6 +98,9 @@ inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const 
 // dw[N, K] = (dw +) dy[M, N]^T . x[M, K]
 inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw,
                           bool add, int threads) {
+#if defined(__AVX512BF16__)
+    if (tiles_make_gradient(M, N, K)) return weight_gradient(M, N, K, dy, x, dw, add, threads);
+#endif
     if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add);
     constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the nearest cache
     share_rows(N, threads, [&](int64_t from, int64_t to) {

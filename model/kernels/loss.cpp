@@ -4,6 +4,8 @@
 // multiplied again at once: the scores are computed once, and never are more of them held than a block's.
 // The gradients are those of the plain sum of all nats; a mean, or any even weight, is a factor on them.
 
+#include <optional>
+
 #include "linear.h"
 #include "rows.h"
 
@@ -11,6 +13,7 @@ namespace {
 
 // Held at once, two megabytes: of 2^18, 2^19 and 2^20 the best for vocabularies of 4,096 and 16,384.
 constexpr int64_t BLOCK_SCORES = 1 << 19, LEAST_POSITIONS = 16;
+constexpr int64_t MOST_PACKED = 1 << 24;  // of the output layer's weights: their parts, both ways, are three times as large
 
 // Scores become probabilities; returns the logarithm of the sum of their exponentials.
 inline float to_probabilities(float* row, int64_t V) {
@@ -40,16 +43,59 @@ inline float to_probabilities(float* row, int64_t V) {
     return highest + std::log(all);
 }
 
+// The output layer's products of a block of positions.
+struct OutputLayer {
+    int64_t D, V;
+    const float* weights;
+    float* d_weights;  // or null
+    int threads;
+
+    void scores(int64_t count, const float* hidden, float* scores) const {
+        linear(count, V, D, hidden, weights, scores, false, threads);
+    }
+    void gradients(int64_t count, const float* d_scores, const float* hidden, float* d_hidden, bool first) const {
+        linear_back(count, V, D, d_scores, weights, d_hidden, false, threads);
+        linear_weight(count, V, D, d_scores, hidden, d_weights, !first, threads);
+    }
+    void finish() const {}
+};
+
+#if defined(__AVX512BF16__)
+// The same on the tile unit, with the weights packed once for all blocks and their gradient turned once.
+struct OutputLayerOnTiles {
+    OutputLayerOnTiles(const OutputLayer& layer)
+        : layer(layer), forward(layer.weights, layer.V, layer.D, false) {
+        if (!layer.d_weights) return;
+        back.emplace(layer.weights, layer.V, layer.D, true);
+        turned.emplace(layer.D * layer.V);
+    }
+    void scores(int64_t count, const float* hidden, float* scores) const {
+        multiply_weights(count, hidden, forward, scores, false, layer.threads);
+    }
+    void gradients(int64_t count, const float* d_scores, const float* hidden, float* d_hidden, bool first) const {
+        multiply_weights(count, d_scores, *back, d_hidden, false, layer.threads);
+        multiply_transposed(count, layer.D, layer.V, hidden, d_scores, turned->data, !first, layer.threads);
+    }
+    void finish() const {
+        if (turned) transpose_rows(layer.V, layer.D, turned->data, layer.d_weights, false);
+    }
+    const OutputLayer& layer;
+    PackedWeights forward;
+    std::optional<PackedWeights> back;
+    std::optional<Buffer> turned;
+};
+#endif
+
 // Nats of each position (or null), and (or null) the gradients of sum_n weight_n * nats_n, weight 1 if null.
-void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
-                        const int64_t* target, const float* weights, float* nats, float* d_hidden,
-                        float* d_output, int threads) {
+template <class Layer>
+void nats_and_gradients(const Layer& layer, int64_t N, int64_t D, int64_t V, const float* hidden,
+                        const int64_t* target, const float* weights, float* nats, float* d_hidden, int threads) {
     const int64_t at_once = std::max(LEAST_POSITIONS, BLOCK_SCORES / V);
     Buffer scores(std::min(N, at_once) * V);
     for (int64_t first = 0; first < N; first += at_once) {
         const int64_t count = std::min(at_once, N - first);
         const float* rows = hidden + first * D;
-        linear(count, V, D, rows, output, scores.data, false, threads);
+        layer.scores(count, rows, scores.data);
         share_rows(count, threads, [&](int64_t from, int64_t to) {
             for (int64_t r = from; r < to; r++) {
                 float* row = scores.data + r * V;
@@ -62,10 +108,20 @@ void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, co
                     for (int64_t i = 0; i < V; i++) row[i] *= weights[first + r];
             }
         });
-        if (!d_hidden) continue;
-        linear_back(count, V, D, scores.data, output, d_hidden + first * D, false, threads);
-        linear_weight(count, V, D, scores.data, rows, d_output, first > 0, threads);
+        if (d_hidden) layer.gradients(count, scores.data, rows, d_hidden + first * D, first == 0);
     }
+    layer.finish();
+}
+
+void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
+                        const int64_t* target, const float* weights, float* nats, float* d_hidden,
+                        float* d_output, int threads) {
+    const OutputLayer layer{D, V, output, d_output, threads};
+#if defined(__AVX512BF16__)
+    if (tiles_multiply(N, V, D) && V * D <= MOST_PACKED)
+        return nats_and_gradients(OutputLayerOnTiles(layer), N, D, V, hidden, target, weights, nats, d_hidden, threads);
+#endif
+    nats_and_gradients(layer, N, D, V, hidden, target, weights, nats, d_hidden, threads);
 }
 
 void scaled(const float* from, float factor, int64_t count, float* to, int threads) {
@@ -80,6 +136,9 @@ extern "C" {
 
 // The address of the framework's sgemm_; without a call the products are our own.
 void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
+
+// For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
+int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
 
 // Returns 0, or 1 where a target is no token and nothing was computed. Without d_hidden no gradients.
 int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,

@@ -41,7 +41,9 @@ static void scores(int64_t N, int64_t D, int64_t E, int threads) {
 
 int main() {
     int cases = 0;
-    for (int threads = 1; threads <= 3; threads += 2) {
+    for (int run = 0; run < 4; run++) {
+        const int threads = run % 2 ? 3 : 1;
+        wt_use_tiles(run / 2 ? ALWAYS : NEVER);
         attentions(1, 1, 1, 1, 2, true, threads);
         attentions(2, 37, 4, 2, 6, true, threads);
         attentions(1, 16, 3, 1, 16, false, threads);

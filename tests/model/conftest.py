@@ -37,6 +37,39 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread and several: a compiled operation shares its rows out."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["framework", "own", "tiles"])
+def products(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Matrix products by the framework's routine where that is used, by our own tiles of vectors,
+    and of any size on the tile unit.
+    """
+    from model.kernels import block, loss
+    from model.kernels.blas import sgemm_address
+
+    never, where_faster, always = range(3)
+    libraries = [block.operations.library, loss.operations.library]
+    has_unit = [library.wt_use_tiles(never) for library in libraries]
+    if request.param == "tiles" and not all(has_unit):
+        pytest.skip("no tile unit here")
+    for library in libraries:
+        library.wt_use_tiles(always if request.param == "tiles" else never)
+        library.wt_use_sgemm(None if request.param == "own" else sgemm_address())
+    yield
+    for library in libraries:
+        library.wt_use_tiles(where_faster)
+        library.wt_use_sgemm(sgemm_address())
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., ModelConfig]:
     """A Ling model small enough for the oracle; ``tiny(moe={...}, mtp_depth=1)`` varies it."""

@@ -38,7 +38,9 @@ static void optimizers(int64_t first, int64_t second, int threads) {
 
 int main() {
     int cases = 0;
-    for (int threads = 1; threads <= 3; threads += 2) {
+    for (int run = 0; run < 4; run++) {
+        const int threads = run % 2 ? 3 : 1;
+        wt_use_tiles(run / 2 ? ALWAYS : NEVER);
         losses(1, 1, 1, threads);
         losses(5, 3, 33, threads);
         losses(40, 4, 40000, threads);

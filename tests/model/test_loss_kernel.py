@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.kernels import loss
-from model.kernels.blas import sgemm_address
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -19,23 +18,8 @@ SHAPES = {
     "one block": (90, 16, 257),
     "some blocks and a rest": (150, 8, 8192),  # 64 positions a block
     "one word": (5, 8, 1),
+    "large enough for tiles": (300, 70, 130),
 }
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["framework", "own"])
-def products(request):
-    if request.param == "own":
-        loss.operations.library.wt_use_sgemm(None)
-    yield
-    loss.operations.library.wt_use_sgemm(sgemm_address())
 
 
 def inputs(shape) -> tuple[Tensor, Tensor, Tensor]:

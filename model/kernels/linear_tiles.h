@@ -1,0 +1,189 @@
+// The products of a linear layer on the tile unit: fp32 factors in three bfloat16 parts (tiles.h), sums in
+// fp32. As exact as fp32 multiply-adds, and faster than any of them can be.
+//
+// Rows are taken a block at a time, whose packed parts stay in the second-level cache. Squares of sums go
+// straight to rows of memory; those that reach over an edge go through a buffer.
+#pragma once
+
+#include "rows.h"
+#include "tiles.h"
+
+#if defined(__AVX512BF16__)
+
+namespace {
+
+constexpr int PARTS_OF_FP32 = 3;
+constexpr int64_t DEPTH_AT_ONCE = 4;  // tiles summed over: a block's two factors fill the first-level cache
+constexpr int64_t SUMMED_AT_ONCE = DEPTH_AT_ONCE * DEPTH;
+constexpr int64_t ROWS_AT_ONCE = 256, COLUMNS_AT_ONCE = 512;  // of a packed factor: it stays in the second-level cache
+
+#if defined(WT_TILE_UNIT)
+template <int R>
+inline void tile_load_rows(const float* p, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride * 4), "i"(R) : "memory");
+}
+template <int R>
+inline void tile_store_rows(float* p, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride * 4), "i"(R) : "memory");
+}
+#else
+template <int R>
+inline void tile_load_rows(const float* p, int64_t stride) {
+    for (int64_t i = 0; i < SIDE; i++) store(tile_register[R] + i * SIDE, load(p + i * stride));
+}
+template <int R>
+inline void tile_store_rows(float* p, int64_t stride) {
+    for (int64_t i = 0; i < SIDE; i++) store(p + i * stride, load(tile_register[R] + i * SIDE));
+}
+#endif
+
+// Rows of floats in memory.
+struct Rows {
+    float* data;
+    int64_t stride;
+};
+
+// MR x NR whole squares of C.
+template <int MR, int NR>
+void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool add) {
+    constexpr auto all = std::make_index_sequence<MR * NR>{};
+    const int64_t next = depth * PARTS_OF_FP32 * SQUARE;
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            if (add)
+                tile_load_rows<decltype(r)::value>(c.data + i * SIDE * c.stride + j * SIDE, c.stride);
+            else
+                tile_zero<decltype(r)::value>();
+        },
+        all);
+    for (int64_t k = 0; k < depth; k++, a += PARTS_OF_FP32 * SQUARE, b += PARTS_OF_FP32 * SQUARE) {
+        step<3, MR, NR, 0, 2, true, true>(a, b, next);
+        step<3, MR, NR, 0, 1, false, true>(a, b, next);
+        step<3, MR, NR, 1, 1, true, false>(a, b, next);
+        step<3, MR, NR, 1, 0, false, true>(a, b, next);
+        step<3, MR, NR, 2, 0, true, false>(a, b, next);
+        step<3, MR, NR, 0, 0, true, false>(a, b, next);
+    }
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            tile_store_rows<decltype(r)::value>(c.data + i * SIDE * c.stride + j * SIDE, c.stride);
+        },
+        all);
+}
+
+// The same of `rows` x `columns` sums, at most MR x NR squares.
+template <int MR, int NR>
+void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, int64_t columns, Rows c, bool add) {
+    if (rows == MR * SIDE && columns == NR * SIDE) return squares_to_rows<MR, NR>(a, b, depth, c, add);
+    alignas(64) float edge[MR * NR * SQUARE];
+    squares_to_rows<MR, NR>(a, b, depth, {edge, NR * SIDE}, false);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j += SIDE) {
+            const int lanes = static_cast<int>(std::min(SIDE, columns - j));
+            float* at = c.data + i * c.stride + j;
+            const vec sum = load(edge + i * NR * SIDE + j);
+            store_first(at, add ? sum + load_first(at, lanes) : sum, lanes);
+        }
+}
+
+// C[M, N] = or += A . B of packed factors with `depth` tiles along the dimension summed over.
+inline void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64_t depth, Rows c, bool add) {
+    constexpr int64_t PAIR = 2 * SIDE;
+    for (int64_t j = 0; j < N; j += PAIR)
+        for (int64_t i = 0; i < M; i += PAIR) {
+            const int64_t rows = std::min(PAIR, M - i), columns = std::min(PAIR, N - j);
+            const bool tall = rows > SIDE, wide = columns > SIDE;
+            const auto sums = tall ? (wide ? sums_to_rows<2, 2> : sums_to_rows<2, 1>)
+                                   : (wide ? sums_to_rows<1, 2> : sums_to_rows<1, 1>);
+            sums(tile_at<PARTS_OF_FP32>(a, i / SIDE, 0, depth), tile_at<PARTS_OF_FP32>(b, j / SIDE, 0, depth), depth,
+                 rows, columns, {c.data + i * c.stride + j, c.stride}, add);
+        }
+}
+
+inline int64_t packed_floats(int64_t rows, int64_t summed) {
+    return squares_of(rows) * depths_of(summed) * PARTS_OF_FP32 * SQUARE;
+}
+
+// The right factor that has the rows of w[N, K] for columns, or (`across`) its columns: packed once, for any
+// number of left factors, in panels of SUMMED_AT_ONCE.
+struct PackedWeights {
+    PackedWeights(const float* w, int64_t N, int64_t K, bool across)
+        : columns(across ? K : N), summed(across ? N : K), packed(packed_floats(columns, summed)) {
+        for (int64_t s = 0; s < summed; s += SUMMED_AT_ONCE) {
+            const int64_t count = std::min(SUMMED_AT_ONCE, summed - s);
+            if (across)
+                pack_across<PARTS_OF_FP32>([&](int64_t i) { return w + (s + i) * K; }, count, K, panel(s));
+            else
+                pack_along<PARTS_OF_FP32, true>([&](int64_t i) { return w + i * K + s; }, N, count, panel(s));
+        }
+    }
+    float* panel(int64_t s) const { return packed.data + packed_floats(columns, s); }
+    int64_t columns, summed;
+    Buffer packed;
+};
+
+// y[M, columns] = (y +) x[M, summed] . weights
+inline void multiply_weights(int64_t M, const float* x, const PackedWeights& w, float* y, bool add, int threads) {
+    share_rows(M, threads, [&](int64_t from, int64_t to) {
+        const TileRegisters registers;
+        Buffer left(packed_floats(std::min(ROWS_AT_ONCE, to - from), std::min(SUMMED_AT_ONCE, w.summed)));
+        for (int64_t m = from; m < to; m += ROWS_AT_ONCE)
+            for (int64_t s = 0; s < w.summed; s += SUMMED_AT_ONCE) {
+                const int64_t rows = std::min(ROWS_AT_ONCE, to - m), summed = std::min(SUMMED_AT_ONCE, w.summed - s);
+                const auto row = [&](int64_t i) { return x + (m + i) * w.summed + s; };
+                pack_along<PARTS_OF_FP32, false>(row, rows, summed, left.data);
+                multiply_packed(left.data, rows, w.panel(s), w.columns, depths_of(summed),
+                                {y + m * w.columns, w.columns}, add || s > 0);
+            }
+    });
+}
+
+// C[N, K] = (C +) a[M, N]^T . b[M, K]; threads share the rows of C.
+inline void multiply_transposed(int64_t M, int64_t N, int64_t K, const float* a, const float* b, float* c, bool add,
+                                int threads) {
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        const TileRegisters registers;
+        const int64_t own = to - from, most = std::min(SUMMED_AT_ONCE, M);
+        Buffer left(packed_floats(own, most)), right(packed_floats(std::min(COLUMNS_AT_ONCE, K), most));
+        for (int64_t m = 0; m < M; m += SUMMED_AT_ONCE) {
+            const int64_t rows = std::min(SUMMED_AT_ONCE, M - m), depth = depths_of(rows);
+            pack_across<PARTS_OF_FP32>([&](int64_t i) { return a + (m + i) * N + from; }, rows, own, left.data);
+            for (int64_t tile = 0; tile < squares_of(own) * depth; tile++)
+                transpose_tiles<PARTS_OF_FP32>(left.data + tile * PARTS_OF_FP32 * SQUARE);
+            for (int64_t k = 0; k < K; k += COLUMNS_AT_ONCE) {
+                const int64_t columns = std::min(COLUMNS_AT_ONCE, K - k);
+                pack_across<PARTS_OF_FP32>([&](int64_t i) { return b + (m + i) * K + k; }, rows, columns, right.data);
+                multiply_packed(left.data, own, right.data, columns, depth, {c + from * K + k, K}, add || m > 0);
+            }
+        }
+    });
+}
+
+// to[N, K] = (to +) from[K, N]^T
+inline void transpose_rows(int64_t N, int64_t K, const float* from, float* to, bool add) {
+    for (int64_t n = 0; n < N; n += LANES)
+        for (int64_t k = 0; k < K; k += LANES) {
+            const int rows = static_cast<int>(std::min<int64_t>(LANES, N - n)),
+                      columns = static_cast<int>(std::min<int64_t>(LANES, K - k));
+            vec r[LANES];
+            for (int i = 0; i < LANES; i++) r[i] = i < columns ? load_first(from + (k + i) * N + n, rows) : vec{};
+            transpose(r);
+            for (int i = 0; i < rows; i++) {
+                float* at = to + (n + i) * K + k;
+                store_first(at, add ? r[i] + load_first(at, columns) : r[i], columns);
+            }
+        }
+}
+
+// dw[N, K] = (dw +) dy[M, N]^T . x[M, K]. The narrower factor is the one whose parts have to be transposed.
+inline void weight_gradient(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw, bool add,
+                            int threads) {
+    if (N <= K) return multiply_transposed(M, N, K, dy, x, dw, add, threads);
+    Buffer turned(K * N);
+    multiply_transposed(M, K, N, x, dy, turned.data, false, threads);
+    transpose_rows(N, K, turned.data, dw, add);
+}
+
+}  // namespace
+
+#endif
