@@ -210,7 +210,7 @@ def measure(
             passed = clock.now()
             norm = None  # of a gradient that never exists as a whole
             if not case.in_backward:
-                norm = clip_gradients(model, train.optimizer.clip_norm)
+                norm = clip_gradients(model.parameters(), train.optimizer.clip_norm)
                 optimizer.step()
             updated = clock.now()
             update_biases(model, gave.loads, train.balance)

@@ -107,6 +107,7 @@ def trained(
     if by_framework:
         optimizer = torch.optim.AdamW(optimizer.param_groups, fused=True)
     draw = torch.Generator().manual_seed(0)
+    parameters = list(model.parameters())
 
     def step() -> float:
         windows = torch.randint(rung.vocabulary, (rung.sequences, rung.length + 1), generator=draw)
@@ -114,9 +115,9 @@ def trained(
         nats = loss(windows[:, :-1], windows[:, 1:])
         nats.backward()
         if by_framework:
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
         else:
-            clip_gradients(model, 1.0)
+            clip_gradients(parameters, 1.0)
         optimizer.step()
         return nats.item()
 

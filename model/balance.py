@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.config import MoEConfig
 from model.router import Router, Routing
 from model.training.config import BalanceConfig
 
@@ -53,9 +52,13 @@ class LoadMetrics(NamedTuple):
     """Share of experts that no token chose."""
 
 
-def routing_stats(routing: Routing, config: MoEConfig, request: RoutingRequest) -> RoutingStats:
-    """Count the choices, and whatever else was asked for."""
-    load_E = torch.bincount(routing.expert_TK.flatten(), minlength=config.num_experts)
+def routing_stats(
+    routing: Routing, request: RoutingRequest, load_E: Tensor | None = None
+) -> RoutingStats:
+    """The load, counted where it is not given, and whatever else was asked for."""
+    if load_E is None:
+        num_experts = routing.scores_TE.shape[1]
+        load_E = torch.bincount(routing.expert_TK.flatten(), minlength=num_experts)
     return RoutingStats(
         load_E=load_E,
         aux_loss=aux_loss(routing, load_E, request.group) if request.losses else None,

@@ -66,6 +66,12 @@ class RoutedExperts(nn.Module):
         self.w_down = nn.Parameter(torch.empty(e, w, width))
         self.kernel = kernel
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled kernel serves float32 tokens on a CPU."""
+        _, expert_width, width = self.w_down.shape
+        return select(torch.float32, width, expert_width, kernel=self.kernel).name == "cpu"
+
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """The routed experts' answer [T, D], computed in autocast's type where that is on."""
         device = x_TD.device.type

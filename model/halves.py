@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.balance import RoutingRequest, RoutingStats, routing_stats
+from model.experts import RoutedExperts
 from model.kernels import block
+from model.kernels.mixture import MixtureWeights, mixture
 from model.layers import RMSNorm, Rotary, SwiGLU
 from model.moe import MoE
-from model.router import Router
+from model.router import Router, Routing
 
 # Shapes: B sequences, T positions (or tokens), D model width.
 
@@ -54,21 +56,27 @@ def mix(
     x_BTD: Tensor, norm: nn.Module, moe: MoE, request: RoutingRequest
 ) -> tuple[Tensor, RoutingStats]:
     """x + mixture(norm(x)), and what the router did."""
-    router = moe.router
-    if not (
-        type(norm) is RMSNorm
-        and type(router) is Router
-        and block.serves(x_BTD, norm.weight, router.weight)
-    ):
+    weights, rule = None, moe.router.rule if type(moe.router) is Router else None
+    if type(norm) is RMSNorm and rule is not None:
+        weights = _mixture_weights(norm, moe)
+    if weights is None or not block.serves(x_BTD, *weights):
         y_BTD, stats = moe(norm(x_BTD), request)
         return x_BTD + y_BTD, stats
-    x_TD = x_BTD.flatten(0, 1)
-    normed_TD, logits_TE = block.scores(x_TD, norm.weight, router.weight, norm.eps)
-    routing = router.decide(logits_TE)
-    y_TD = moe.experts(normed_TD, routing)
-    if moe.shared is None:
-        y_TD = x_TD + y_TD
-    else:
-        weights = (moe.shared.gate_up.weight, moe.shared.down.weight)
-        y_TD = block.shared(x_TD, y_TD, normed_TD, *weights)
-    return y_TD.view_as(x_BTD), routing_stats(routing, moe.config, request)
+    bias_E = moe.router.selection_bias
+    y_TD, *routing, load_E = mixture(x_BTD.flatten(0, 1), weights, bias_E, rule, norm.eps)
+    return y_TD.view_as(x_BTD), routing_stats(Routing(*routing), request, load_E)
+
+
+def _mixture_weights(norm: RMSNorm, moe: MoE) -> MixtureWeights | None:
+    """Those of a mixture whose experts the compiled kernel computes in float32."""
+    experts, shared = moe.experts, moe.shared
+    if type(experts) is not RoutedExperts or not experts.is_compiled:
+        return None
+    return MixtureWeights(
+        norm.weight,
+        moe.router.weight,
+        experts.w_gate_up,
+        experts.w_down,
+        None if shared is None else shared.gate_up.weight,
+        None if shared is None else shared.down.weight,
+    )

@@ -39,4 +39,4 @@ class MoE(nn.Module):
         y_TD = self.experts(x_TD, routing)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
-        return y_TD.view_as(x_BTD), routing_stats(routing, self.config, request)
+        return y_TD.view_as(x_BTD), routing_stats(routing, request)

@@ -37,6 +37,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, width))
+        self.rule = compiled_rule(config)
         bias = torch.zeros(config.num_experts) if config.selection_bias else None
         self.register_buffer("selection_bias", bias)
 
@@ -49,12 +50,8 @@ class Router(nn.Module):
     def decide(self, logits_TE: Tensor) -> Routing:
         """Choose and weigh by the logits of all experts."""
         c = self.config
-        if c.score == "sigmoid" and step.serves(logits_TE):
-            normalize = c.normalize_gates and c.experts_per_token > 1
-            rule = step.Rule(
-                c.experts_per_token, c.num_groups, c.groups_per_token, normalize, c.routed_scale
-            )
-            expert_TK, gate_TK, scores_TE = step.route(logits_TE, self.selection_bias, rule)
+        if self.rule is not None and step.serves(logits_TE):
+            expert_TK, gate_TK, scores_TE = step.route(logits_TE, self.selection_bias, self.rule)
             return Routing(expert_TK, gate_TK, logits_TE, scores_TE)
         if c.score == "sigmoid":
             scores_TE = logits_TE.sigmoid()
@@ -75,6 +72,19 @@ class Router(nn.Module):
             moved = self.selection_bias
             self.selection_bias = moved.float() if bias.is_meta else bias.to(moved.device)
         return self
+
+
+def compiled_rule(config: MoEConfig) -> step.Rule | None:
+    """How the compiled operations are told to choose; None where they can't."""
+    if config.score != "sigmoid":
+        return None
+    return step.Rule(
+        config.experts_per_token,
+        config.num_groups,
+        config.groups_per_token,
+        config.normalize_gates and config.experts_per_token > 1,
+        config.routed_scale,
+    )
 
 
 def logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ctypes import c_double
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,49 +33,47 @@ class Adam(NamedTuple):
     eps: float
 
 
-class Slot(NamedTuple):
-    """A parameter with its gradient and its state: all float32, contiguous, of one shape."""
+class Slots(NamedTuple):
+    """Parameters, their gradients and their state, in one order: all contiguous float32."""
 
-    weight: Tensor
-    grad: Tensor
-    mean: Tensor
-    square: Tensor
-    step: Tensor
-    """Updates so far, a single number."""
+    weights: list[Tensor]
+    grads: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    """Updates so far, single numbers."""
 
 
 def serves(tensors: Sequence[Tensor]) -> bool:
     """Whether the compiled operations can take all of these."""
-    return (
-        step.serves(*tensors)
-        and all(t.is_contiguous() for t in tensors)
-        and operations.library is not None
-    )
+    for t in tensors:
+        if not t.is_contiguous():
+            return False
+    return step.serves(*tensors) and operations.library is not None
 
 
 def global_norm(tensors: Sequence[Tensor]) -> float:
     """Norm of all values together."""
-    squared: float = operations(
-        "wt_squared_norm", len(tensors), _sizes(tensors), _addresses(tensors)
-    )
+    squared: float = _call("wt_squared_norm", tensors, [tensors])
     return squared**0.5
 
 
 def scale(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply all values, in place."""
-    operations("wt_scale", len(tensors), _sizes(tensors), _addresses(tensors), factor)
+    _call("wt_scale", tensors, [tensors], factor)
 
 
-def update(slots: Sequence[Slot], decays: Sequence[float], adam: Adam) -> None:
+def update(slots: Slots, decays: Sequence[float], adam: Adam) -> None:
     """One step of AdamW (arXiv:1711.05101), in place; ``decays``: each parameter's weight decay."""
-    columns = [_addresses(column) for column in zip(*slots, strict=True)]
-    sizes = _sizes([slot.weight for slot in slots])
-    operations("wt_adamw", len(slots), sizes, *columns, array("f", decays), *adam)
+    decay = array("f", decays)
+    _call("wt_adamw", slots.weights, slots, decay.buffer_info()[0], *adam)
 
 
-def _sizes(tensors: Sequence[Tensor]) -> array[int]:
-    return array("q", [t.numel() for t in tensors])
-
-
-def _addresses(tensors: Sequence[Tensor]) -> array[int]:
-    return array("Q", [t.data_ptr() for t in tensors])
+def _call(
+    name: str, sized: Sequence[Tensor], columns: Iterable[Sequence[Tensor]], *others: float
+) -> Any:
+    """With the sizes of ``sized`` and the addresses of each column as arrays."""
+    sizes = array("q", [t.numel() for t in sized])
+    arrays = [array("Q", [t.data_ptr() for t in column]) for column in columns]
+    addresses = [each.buffer_info()[0] for each in (sizes, *arrays)]
+    return operations(name, len(sizes), *addresses, *others)

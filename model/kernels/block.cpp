@@ -2,13 +2,14 @@
 //
 //   attention      y = x + out(attend(qkv(norm(x))))
 //   feed-forward   y = x + down(silu(gate) * up),  gate and up of gate_up(norm(x))
-//   mixture        normed = norm(x) and the router's scores of it; later y = x + experts + shared(normed)
+//   mixture        normed = norm(x) and the router's choice by it; later y = experts + x + shared(normed)
 //
 // Kept from forward to backward: the inputs, the joint projections and attention's output. Norms,
 // activations and the scores of attention are computed again: each is one pass over what is in the cache.
 // Rows are tokens, N = B*T of them. Every gradient is written, none is added to.
 
 #include "attention.h"
+#include "choice.h"
 #include "linear.h"
 #include "rows.h"
 
@@ -53,8 +54,9 @@ struct FeedForward {
         linear(N, D, W, inner.data, down_weight, y, true, threads);
     }
 
-    void backward(const float* dy, const float* x, const float* gate_up, float* dx, float* d_gate_up_weight,
-                  float* d_down_weight, int threads) const {
+    // dx = (dx +) ...
+    void backward(const float* dy, const float* x, const float* gate_up, float* dx, bool add,
+                  float* d_gate_up_weight, float* d_down_weight, int threads) const {
         Buffer inner(N * W), d_inner(N * W), d_gate_up(N * 2 * W);
         swiglu_rows(N, W, gate_up, inner.data, threads);
         linear_weight(N, D, W, dy, inner.data, d_down_weight, false, threads);
@@ -64,7 +66,7 @@ struct FeedForward {
                 swiglu_backward(d_inner.data + r * W, gate_up + r * 2 * W, W, d_gate_up.data + r * 2 * W);
         });
         linear_weight(N, 2 * W, D, d_gate_up.data, x, d_gate_up_weight, false, threads);
-        linear_back(N, 2 * W, D, d_gate_up.data, gate_up_weight, dx, false, threads);
+        linear_back(N, 2 * W, D, d_gate_up.data, gate_up_weight, dx, add, threads);
     }
 };
 
@@ -147,44 +149,58 @@ void wt_feed_forward_backward(int64_t N, int64_t D, int64_t W, float eps, const 
     Buffer normed(N * D), d_normed(N * D);
     norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
     FeedForward{N, D, W, gate_up_weight, down_weight}.backward(
-        dy, normed.data, gate_up, d_normed.data, d_gate_up_weight, d_down_weight, threads);
+        dy, normed.data, gate_up, d_normed.data, false, d_gate_up_weight, d_down_weight, threads);
     norm_rows_back(N, D, d_normed.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
-// normed[N, D] and logits[N, E] of a router.
-void wt_score_forward(int64_t N, int64_t D, int64_t E, float eps, const float* x, const float* norm_weight,
-                      const float* router_weight, float* normed, float* logits, int32_t threads) {
+// A router: normed[N, D], logits and scores [N, E], choices and gates [N, K], load[E] of the choices.
+void wt_router_forward(int64_t N, int64_t D, int64_t E, int64_t K, int64_t groups, int64_t kept, int32_t normalize,
+                       float scale, float eps, const float* x, const float* norm_weight,
+                       const float* router_weight, const float* bias, float* normed, float* logits, float* scores,
+                       int64_t* expert, float* gate, int64_t* load, int32_t threads) {
     norm_rows(N, D, x, norm_weight, eps, normed, threads);
     linear(N, E, D, normed, router_weight, logits, false, threads);
+    const Choice choice{E, K, groups, kept, normalize != 0, scale, bias};
+    share_rows(N, threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
+    std::fill_n(load, E, 0);
+    for (int64_t i = 0; i < N * K; i++) load[expert[i]]++;
 }
 
-// d_normed [N, D]: what reaches normed from elsewhere.
-void wt_score_backward(int64_t N, int64_t D, int64_t E, float eps, const float* x, const float* norm_weight,
-                       const float* router_weight, const float* normed, const float* d_logits,
-                       const float* d_normed, float* dx, float* d_norm_weight, float* d_router_weight,
-                       int32_t threads) {
-    linear_weight(N, E, D, d_logits, normed, d_router_weight, false, threads);
-    Buffer both(N * D);
-    std::memcpy(both.data, d_normed, N * D * sizeof(float));
-    linear_back(N, E, D, d_logits, router_weight, both.data, true, threads);
-    norm_rows_back(N, D, both.data, x, norm_weight, eps, nullptr, dx, d_norm_weight, threads);
-}
-
-// y = x + more + down(swiglu(gate_up(normed)))
-void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const float* more,
-                       const float* normed, const float* gate_up_weight, const float* down_weight,
-                       float* gate_up, float* y, int32_t threads) {
+// What reaches the gates, the scores and the logits (or null), and what reaches normed from its other readers, to
+// which the router's own share is added. dx = dy + that of the whole.
+void wt_router_backward(int64_t N, int64_t D, int64_t E, int64_t K, int32_t normalize, float scale, float eps,
+                        const float* x, const float* norm_weight, const float* router_weight, const float* normed,
+                        const float* scores, const int64_t* expert, const float* dy, const float* d_gate,
+                        const float* d_scores, const float* d_logits, float* d_normed, float* dx,
+                        float* d_norm_weight, float* d_router_weight, int32_t threads) {
+    const Choice choice{E, K, 1, 1, normalize != 0, scale, nullptr};
+    Buffer grad(N * E);
     share_rows(N, threads, [&](int64_t from, int64_t to) {
-        for (int64_t i = from * D; i < to * D; i++) y[i] = x[i] + more[i];
+        choose_backward(choice, from, to, scores, expert, d_gate, d_scores, grad.data);
+        if (d_logits)
+            for (int64_t i = from * E; i < to * E; i++) grad.data[i] += d_logits[i];
     });
-    FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, threads);
+    linear_weight(N, E, D, grad.data, normed, d_router_weight, false, threads);
+    linear_back(N, E, D, grad.data, router_weight, d_normed, true, threads);
+    norm_rows_back(N, D, d_normed, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
+// y += x, and, of a shared expert of width W (or none, 0), down(swiglu(gate_up(normed))).
+void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const float* normed,
+                       const float* gate_up_weight, const float* down_weight, float* gate_up, float* y,
+                       int32_t threads) {
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        for (int64_t i = from * D; i < to * D; i++) y[i] += x[i];
+    });
+    if (W) FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, threads);
+}
+
+// d_normed += the shared expert's.
 void wt_shared_backward(int64_t N, int64_t D, int64_t W, const float* normed, const float* gate_up_weight,
                         const float* down_weight, const float* gate_up, const float* dy, float* d_normed,
                         float* d_gate_up_weight, float* d_down_weight, int32_t threads) {
-    FeedForward{N, D, W, gate_up_weight, down_weight}.backward(dy, normed, gate_up, d_normed,
-                                                               d_gate_up_weight, d_down_weight, threads);
+    FeedForward{N, D, W, gate_up_weight, down_weight}.backward(dy, normed, gate_up, d_normed, true, d_gate_up_weight,
+                                                               d_down_weight, threads);
 }
 
 }  // extern "C"

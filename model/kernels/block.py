@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.kernels import step
 from model.kernels.blas import hand_over_sgemm
-from model.kernels.compiled import NUMBER, POINTER, SIZE, Operations
+from model.kernels.compiled import FLAG, NUMBER, POINTER, SIZE, Operations
 
 _HEADS, _SIZES = [*[SIZE] * 8, NUMBER], [SIZE] * 3
 operations = Operations(
@@ -27,9 +27,9 @@ operations = Operations(
         "wt_attention_backward": [*_HEADS, *[POINTER] * 16],
         "wt_feed_forward_forward": [*_SIZES, NUMBER, *[POINTER] * 6],
         "wt_feed_forward_backward": [*_SIZES, NUMBER, *[POINTER] * 10],
-        "wt_score_forward": [*_SIZES, NUMBER, *[POINTER] * 5],
-        "wt_score_backward": [*_SIZES, NUMBER, *[POINTER] * 9],
-        "wt_shared_forward": [*_SIZES, *[POINTER] * 7],
+        "wt_router_forward": [*[SIZE] * 6, FLAG, NUMBER, NUMBER, *[POINTER] * 10],
+        "wt_router_backward": [*[SIZE] * 4, FLAG, NUMBER, NUMBER, *[POINTER] * 14],
+        "wt_shared_forward": [*_SIZES, *[POINTER] * 6],
         "wt_shared_backward": [*_SIZES, *[POINTER] * 8],
     },
     prepare=hand_over_sgemm,
@@ -38,13 +38,13 @@ operations = Operations(
 
 def serves(*tensors: Tensor | None) -> bool:
     """Whether the compiled halves take these: plain float32 on a CPU, no other type asked for."""
+    if operations.library is None or torch.is_autocast_enabled("cpu"):
+        return False
     given = [t for t in tensors if t is not None]
-    return (
-        step.serves(*given)
-        and not torch.is_autocast_enabled("cpu")
-        and all(t.is_contiguous() for t in given)
-        and operations.library is not None
-    )
+    for t in given:  # asked at every half of every step, so without a generator
+        if not t.is_contiguous():
+            return False
+    return step.serves(*given)
 
 
 class Heads(NamedTuple):
@@ -157,65 +157,3 @@ class _FeedForward(torch.autograd.Function):
         grads = [torch.empty_like(t) for t in saved[:4]]
         operations("wt_feed_forward_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
         return (*grads, None)
-
-
-def scores(x_TD: Tensor, norm_D: Tensor, router_ED: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The normalised x [T, D], and the router's logits of it [T, E]."""
-    normed_TD, logits_TE = _Scores.apply(x_TD, norm_D, router_ED, eps)
-    return normed_TD, logits_TE
-
-
-class _Scores(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, norm_weight: Tensor, router_weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        x = x.contiguous()
-        num_experts, width = router_weight.shape
-        shape = (len(x), width, num_experts, eps)
-        normed, logits = torch.empty_like(x), x.new_empty(len(x), num_experts)
-        operations("wt_score_forward", *shape, x, norm_weight, router_weight, normed, logits)
-        ctx.save_for_backward(x, norm_weight, router_weight, normed)
-        ctx.shape = shape
-        return normed, logits
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_normed: Tensor, d_logits: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        grads = [torch.empty_like(t) for t in saved[:3]]
-        incoming = (d_logits.contiguous(), d_normed.contiguous())
-        operations("wt_score_backward", *ctx.shape, *saved, *incoming, *grads)
-        return (*grads, None)
-
-
-def shared(
-    x_TD: Tensor, answers_TD: Tensor, normed_TD: Tensor, gate_up_2WD: Tensor, down_DW: Tensor
-) -> Tensor:
-    """x + the routed experts' answers + the shared expert's of the normalised x."""
-    y_TD: Tensor = _Shared.apply(x_TD, answers_TD, normed_TD, gate_up_2WD, down_DW)
-    return y_TD
-
-
-class _Shared(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, answers: Tensor, normed: Tensor, gate_up_weight: Tensor, down: Tensor
-    ) -> Tensor:
-        x, answers, normed = x.contiguous(), answers.contiguous(), normed.contiguous()
-        width, inner = down.shape
-        shape = (len(x), width, inner)
-        gate_up, y = x.new_empty(len(x), 2 * inner), torch.empty_like(x)
-        weights = (normed, gate_up_weight, down)
-        operations("wt_shared_forward", *shape, x, answers, *weights, gate_up, y)
-        ctx.save_for_backward(*weights, gate_up)
-        ctx.shape = shape
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        saved, dy = ctx.saved_tensors, dy.contiguous()
-        grads = [torch.empty_like(t) for t in saved[:3]]
-        operations("wt_shared_backward", *ctx.shape, *saved, dy, *grads)
-        return (dy, dy, *grads)

@@ -15,7 +15,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -94,17 +93,12 @@ class Operations:
         return library
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """Tensors and arrays become their addresses, None a null pointer.
+        """Tensors become their addresses, None a null pointer.
 
         Whoever calls keeps them alive, and has made sure that there is a library.
         """
-        return getattr(self.library, name)(*map(_plain, arguments), torch.get_num_threads())
-
-
-def _plain(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    return argument.buffer_info()[0] if isinstance(argument, array) else argument
+        plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        return getattr(self.library, name)(*plain, torch.get_num_threads())
 
 
 @cache

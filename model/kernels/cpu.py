@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,10 +54,9 @@ def routed_experts(
     Raises:
         NoCompiledKernel: this machine cannot build the kernel.
     """
-    unit = unit or unit_for(dtype, w_down_EHD.shape[1]) or "vectors"
-    settings = (dtype == torch.bfloat16, recompute, unit == "tiles")
+    products = products_for(dtype, w_down_EHD.shape[1], unit)
     y_TD: Tensor = _RoutedExperts.apply(
-        x_TD, expert_TK, gate_TK, w_gate_up_E2HD, w_down_EHD, settings
+        x_TD, expert_TK, gate_TK, w_gate_up_E2HD, w_down_EHD, products, recompute
     )
     return y_TD
 
@@ -87,6 +86,58 @@ def has_tiles() -> bool:
     return bool(_kernel().wt_has_tiles())
 
 
+class Products(NamedTuple):
+    """How the products of a layer are computed."""
+
+    bf16: bool
+    tiles: bool
+
+
+def products_for(dtype: torch.dtype, expert_width: int, unit: Unit | None = None) -> Products:
+    """Those of ``dtype``, on ``unit`` or else the faster one."""
+    unit = unit or unit_for(dtype, expert_width) or "vectors"
+    return Products(dtype == torch.bfloat16, unit == "tiles")
+
+
+def forward(
+    inputs: Sequence[Tensor], products: Products, *, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The answer to (x_TD, expert_TK, gate_TK, w_gate_up, w_down), contiguous; and, with ``keep``,
+    what :func:`backward` need not compute again. No gradient is recorded.
+    """
+    shape = _checked_shape(*inputs)
+    expert_width = shape[3]
+    bf16, tiles = products
+    if tiles and not has_tiles():
+        raise ValueError("unit='tiles' needs a CPU with AMX-BF16")
+    if bf16 and not tiles and (expert_width % 2 or not has_bfloat16()):
+        raise ValueError(
+            "bfloat16 needs a CPU with AMX-BF16, or with AVX512-BF16 and an even expert width"
+        )
+    x_TD, expert_TK, *_ = inputs
+    kernel, saved = _kernel(), None
+    if keep:
+        pairs, num_experts = expert_TK.numel(), shape[2]
+        size = kernel.wt_saved_floats(pairs, num_experts, expert_width, bf16, tiles)
+        saved = x_TD.new_empty(size)
+    y_TD = torch.empty_like(x_TD)
+    _call(kernel.wt_experts_forward, shape, (*inputs, y_TD, saved), products)
+    return y_TD, saved
+
+
+def backward(
+    inputs: Sequence[Tensor], saved: Tensor | None, dy_TD: Tensor, products: Products
+) -> list[Tensor]:
+    """Gradients of x_TD, gate_TK, w_gate_up and w_down."""
+    x_TD, _, gate_TK, w_in, w_out = inputs
+    grads = [torch.empty_like(t) for t in (x_TD, gate_TK, w_in, w_out)]
+    tensors = (*inputs, saved, dy_TD.contiguous(), *grads)
+    num_tokens, width = x_TD.shape
+    shape = (num_tokens, width, *w_out.shape[:2], gate_TK.shape[1])  # checked on the way forward
+    _call(_kernel().wt_experts_backward, shape, tensors, products)
+    return grads
+
+
 class _RoutedExperts(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -96,44 +147,22 @@ class _RoutedExperts(torch.autograd.Function):
         gate_TK: Tensor,
         w_in: Tensor,
         w_out: Tensor,
-        settings: tuple[bool, bool, bool],
+        products: Products,
+        recompute: bool,
     ) -> Tensor:
-        x_TD, expert_TK, gate_TK, w_in, w_out = (
-            t.contiguous() for t in (x_TD, expert_TK, gate_TK, w_in, w_out)
-        )
-        shape = _checked_shape(x_TD, expert_TK, gate_TK, w_in, w_out)
-        num_experts, expert_width = w_out.shape[:2]
-        bf16, recompute, tiles = settings
-        if tiles and not has_tiles():
-            raise ValueError("unit='tiles' needs a CPU with AMX-BF16")
-        if bf16 and not tiles and (expert_width % 2 or not has_bfloat16()):
-            raise ValueError(
-                "bfloat16 needs a CPU with AMX-BF16, or with AVX512-BF16 and an even expert width"
-            )
-        kernel = _kernel()
-        saved = None
-        if any(ctx.needs_input_grad) and not recompute:
-            pairs = expert_TK.numel()
-            size = kernel.wt_saved_floats(pairs, num_experts, expert_width, bf16, tiles)
-            saved = x_TD.new_empty(size)
-        y_TD = torch.empty_like(x_TD)
-        inputs = (x_TD, expert_TK, gate_TK, w_in, w_out)
-        _call(kernel.wt_experts_forward, shape, (*inputs, y_TD, saved), (bf16, tiles))
+        inputs = [t.contiguous() for t in (x_TD, expert_TK, gate_TK, w_in, w_out)]
+        keep = any(ctx.needs_input_grad) and not recompute
+        y_TD, saved = forward(inputs, products, keep=keep)
         ctx.save_for_backward(*inputs, saved)
-        ctx.products = (bf16, tiles)
+        ctx.products = products
         return y_TD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, saved = ctx.saved_tensors
-        x_TD, _, gate_TK, w_in, w_out = inputs
-        shape = _checked_shape(*inputs)
-        grads = [torch.empty_like(t) for t in (x_TD, gate_TK, w_in, w_out)]
-        tensors = (*inputs, saved, dy_TD.contiguous(), *grads)
-        _call(_kernel().wt_experts_backward, shape, tensors, ctx.products)
-        dx_TD, dgate_TK, dw_in, dw_out = grads
-        return dx_TD, None, dgate_TK, dw_in, dw_out, None
+        dx_TD, dgate_TK, dw_in, dw_out = backward(inputs, saved, dy_TD, ctx.products)
+        return dx_TD, None, dgate_TK, dw_in, dw_out, None, None
 
 
 def _checked_shape(
@@ -163,7 +192,7 @@ def _call(
     function: Callable[..., int],
     shape: tuple[int, ...],
     tensors: Sequence[Tensor | None],
-    products: tuple[bool, bool],
+    products: Products,
 ) -> None:
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     if function(*shape, *pointers, *products, torch.get_num_threads()) != 0:

@@ -30,13 +30,12 @@ operations = Operations(
 )
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_CPU = torch.device("cpu")
 
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the compiled operations can take these: plain float32 tensors in a CPU's memory."""
     for t in tensors:  # asked a hundred times a step, so without a generator
-        if t.dtype is not torch.float32 or type(t) not in _PLAIN or t.device != _CPU:
+        if t.dtype is not torch.float32 or type(t) not in _PLAIN or not t.is_cpu:
             return False
     return operations.library is not None
 

@@ -24,7 +24,7 @@ from model.kernels import block, loss, step
 from model.layers import at_least_float32, rms_norm, rotate, swiglu
 from model.loss import BLOCK_SCORES, token_nats
 from model.packed.stack import Stack
-from model.router import choose
+from model.router import choose, compiled_rule
 from model.transformer import Transformer
 
 # Shapes: M models, B sequences, T positions, N = B·T, D model width, E experts, K experts a token,
@@ -202,14 +202,8 @@ class PackedTransformer:
     ) -> tuple[Tensor, Tensor]:
         """Chosen experts, each model's from 0, and their gates [M·N, K]."""
         normalize = moe.normalize_gates and moe.experts_per_token > 1
-        if moe.score == "sigmoid" and step.serves(logits_MNE):
-            rule = step.Rule(
-                moe.experts_per_token,
-                moe.num_groups,
-                moe.groups_per_token,
-                normalize,
-                moe.routed_scale,
-            )
+        rule = compiled_rule(moe)
+        if rule is not None and step.serves(logits_MNE):
             biases = [None] * len(logits_MNE) if bias_ME is None else bias_ME.unbind()
             rows = zip(logits_MNE.unbind(), biases, strict=True)
             parts = [step.route(logits_NE, bias_E, rule)[:2] for logits_NE, bias_E in rows]

@@ -35,25 +35,29 @@ class AdamW(torch.optim.AdamW):
         first = self.param_groups[0]
         slots, decays = self._slots()
         alike = all(g["lr"] == first["lr"] for g in self.param_groups)
-        if closure or not alike or not adamw.serves([t for slot in slots for t in slot]):
+        if closure or not alike or not adamw.serves([t for column in slots for t in column]):
             return super().step(closure)
         beta1, beta2 = first["betas"]
         adamw.update(slots, decays, adamw.Adam(first["lr"], beta1, beta2, first["eps"]))
         return None
 
-    def _slots(self) -> tuple[list[adamw.Slot], list[float]]:
-        slots, decays = [], []
+    def _slots(self) -> tuple[adamw.Slots, list[float]]:
+        slots, decays = adamw.Slots([], [], [], [], []), []
         for group in self.param_groups:
+            decay = group["weight_decay"]
             for p in group["params"]:
-                if p.grad is None:
+                grad = p.grad
+                if grad is None:
                     continue
                 state = self.state[p]
                 if not state:
                     state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                     state["exp_avg"] = torch.zeros_like(p)
                     state["exp_avg_sq"] = torch.zeros_like(p)
-                slots.append(
-                    adamw.Slot(p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"])
-                )
-                decays.append(group["weight_decay"])
+                slots.weights.append(p)
+                slots.grads.append(grad)
+                slots.means.append(state["exp_avg"])
+                slots.squares.append(state["exp_avg_sq"])
+                slots.steps.append(state["step"])
+                decays.append(decay)
         return slots, decays

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -35,12 +37,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(model: nn.Module, clip_norm: float) -> float:
+def clip_gradients(parameters: Iterable[Tensor], clip_norm: float) -> float:
     """Scale all gradients so that their joint norm is at most ``clip_norm``; the norm before.
 
     What ``torch.nn.utils.clip_grad_norm_`` does, at 0.6 of its cost for small models (2026-11-23).
     """
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None]
     if adamw.serves(grads):
         norm = adamw.global_norm(grads)
         if norm > clip_norm:

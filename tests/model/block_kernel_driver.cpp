@@ -25,18 +25,23 @@ static void feed_forwards(int64_t N, int64_t D, int64_t W, int threads) {
                             threads);
     wt_feed_forward_backward(N, D, W, 1e-6f, x.data(), norm.data(), in.data(), out.data(), gate_up.data(), y.data(),
                              dx.data(), d_norm.data(), d_in.data(), d_out.data(), threads);
-    wt_shared_forward(N, D, W, x.data(), y.data(), x.data(), in.data(), out.data(), gate_up.data(), dx.data(),
-                      threads);
+    wt_shared_forward(N, D, W, x.data(), x.data(), in.data(), out.data(), gate_up.data(), y.data(), threads);
+    wt_shared_forward(N, D, 0, x.data(), x.data(), nullptr, nullptr, nullptr, y.data(), threads);
     wt_shared_backward(N, D, W, x.data(), in.data(), out.data(), gate_up.data(), y.data(), dx.data(), d_in.data(),
                        d_out.data(), threads);
 }
 
-static void scores(int64_t N, int64_t D, int64_t E, int threads) {
-    Floats x(N * D, 0.5f), norm(D, 1.0f), router(E * D, 0.1f), normed(N * D), logits(N * E), dx(N * D), d_norm(D),
-        d_router(E * D);
-    wt_score_forward(N, D, E, 1e-6f, x.data(), norm.data(), router.data(), normed.data(), logits.data(), threads);
-    wt_score_backward(N, D, E, 1e-6f, x.data(), norm.data(), router.data(), normed.data(), logits.data(), x.data(),
-                      dx.data(), d_norm.data(), d_router.data(), threads);
+static void routers(int64_t N, int64_t D, int64_t E, int threads) {
+    const int64_t K = 2;
+    Floats x(N * D, 0.5f), norm(D, 1.0f), router(E * D, 0.1f), bias(E, 0.1f), normed(N * D), logits(N * E),
+        scores(N * E), gate(N * K), dx(N * D), d_norm(D), d_router(E * D);
+    std::vector<int64_t> expert(N * K), load(E);
+    wt_router_forward(N, D, E, K, 3, 2, 1, 2.5f, 1e-6f, x.data(), norm.data(), router.data(), bias.data(),
+                      normed.data(), logits.data(), scores.data(), expert.data(), gate.data(), load.data(), threads);
+    for (const float* more : {static_cast<const float*>(nullptr), static_cast<const float*>(logits.data())})
+        wt_router_backward(N, D, E, K, 1, 2.5f, 1e-6f, x.data(), norm.data(), router.data(), normed.data(),
+                           scores.data(), expert.data(), x.data(), gate.data(), more, more, normed.data(), dx.data(),
+                           d_norm.data(), d_router.data(), threads);
 }
 
 int main() {
@@ -50,7 +55,7 @@ int main() {
         attentions(1, 33, 1, 1, 50, true, threads);
         for (int64_t n : {1, 7, 33, 130}) {
             feed_forwards(n, 5, 3, threads);
-            scores(n, 20, 9, threads);
+            routers(n, 20, 9, threads);
             cases++;
         }
         cases += 4;

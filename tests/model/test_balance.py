@@ -105,7 +105,7 @@ def test_updates_even_out_a_skewed_router():
     def step(rate):
         # A common direction in the tokens makes some experts everybody's choice.
         x = torch.randn(512, 8, generator=draw) + 1.0
-        load_E = routing_stats(router(x), config, RoutingRequest()).load_E
+        load_E = routing_stats(router(x), RoutingRequest()).load_E
         update_biases(OneRouter(), [load_E], BalanceConfig(update_rate=rate))
         return load_E
 
@@ -126,11 +126,11 @@ def test_auxiliary_loss_is_one_when_even_and_pushes_the_overloaded_down():
     request = RoutingRequest(losses=True)
     # Each token scores two experts high, and every expert is chosen equally often.
     even = torch.tensor([[2.0, 2, -2, -2], [-2, -2, 2, 2], [2, -2, 2, -2], [-2, 2, -2, 2]])
-    stats = routing_stats(router(even), CONFIG, request)
+    stats = routing_stats(router(even), request)
     assert stats.load_E.tolist() == [2, 2, 2, 2]
     assert stats.aux_loss.item() == pytest.approx(1, rel=1e-6)
     skewed = torch.tensor([[2.0, 2, -2, -2]]).repeat(6, 1)
-    stats = routing_stats(router(skewed), CONFIG, request)
+    stats = routing_stats(router(skewed), request)
     # Loads 6 6 0 0: f = 2 2 0 0; each token's share on the first two is σ(2)/(2σ(2) + 2σ(-2)).
     high, low = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))
     assert stats.aux_loss.item() == pytest.approx(2 * high / (high + low), rel=1e-6)
@@ -145,7 +145,7 @@ def test_z_loss_by_hand():
     with torch.no_grad():
         router.weight.copy_(torch.eye(4))
     tokens = torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1]])
-    stats = routing_stats(router(tokens), CONFIG, RoutingRequest(losses=True))
+    stats = routing_stats(router(tokens), RoutingRequest(losses=True))
     expected = (math.log(4) ** 2 + (1 + math.log(4)) ** 2) / 2
     assert stats.z_loss.item() == pytest.approx(expected, rel=1e-6)
 
@@ -154,7 +154,7 @@ def test_losses_and_detail_come_only_when_asked_for():
     router = Router(CONFIG, 4)
     with torch.no_grad():
         router.weight.copy_(torch.eye(4))
-    plain = routing_stats(router(torch.ones(3, 4)), CONFIG, RoutingRequest())
+    plain = routing_stats(router(torch.ones(3, 4)), RoutingRequest())
     assert (plain.aux_loss, plain.z_loss, plain.detail) == (None, None, None)
 
 

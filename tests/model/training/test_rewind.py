@@ -154,9 +154,9 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
     clean = training_whole.clip_gradients
     calls = []
 
-    def poisoned(model, clip_norm):
+    def poisoned(parameters, clip_norm):
         calls.append(clip_norm)
-        return float("nan") if len(calls) == 129 else clean(model, clip_norm)
+        return float("nan") if len(calls) == 129 else clean(parameters, clip_norm)
 
     monkeypatch.setattr(training_whole, "clip_gradients", poisoned)
     short = replace(TRAIN, tokens=64 * 132)

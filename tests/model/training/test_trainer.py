@@ -348,9 +348,9 @@ def test_a_gradient_that_is_none_never_reaches_the_weights(corpus, tmp_path, mon
     clean = clip_gradients
     calls = []
 
-    def poisoned(model, clip_norm):
+    def poisoned(parameters, clip_norm):
         calls.append(clip_norm)
-        return math.nan if len(calls) == 5 else clean(model, clip_norm)
+        return math.nan if len(calls) == 5 else clean(parameters, clip_norm)
 
     monkeypatch.setattr(training_whole, "clip_gradients", poisoned)
     result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)

@@ -72,7 +72,7 @@ def single(folder):
         for stats in result.routing:
             total = total + TRAIN.balance.z_loss_weight * stats.z_loss
         total.backward()
-        norm = clip_gradients(model, TRAIN.optimizer.clip_norm)
+        norm = clip_gradients(model.parameters(), TRAIN.optimizer.clip_norm)
         set_learning_rate(optimizer, learning_rate(TRAIN, step))
         optimizer.step()
         update_biases(model, [stats.load_E for stats in result.routing], TRAIN.balance)
