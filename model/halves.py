@@ -56,15 +56,15 @@ def mix(
     x_BTD: Tensor, norm: nn.Module, moe: MoE, request: RoutingRequest
 ) -> tuple[Tensor, RoutingStats]:
     """x + mixture(norm(x)), and what the router did."""
-    weights, rule = None, moe.router.rule if type(moe.router) is Router else None
+    router, rule = moe.router, moe.router.rule if type(moe.router) is Router else None
     if type(norm) is RMSNorm and rule is not None:
         weights = _mixture_weights(norm, moe)
-    if weights is None or not block.serves(x_BTD, *weights):
-        y_BTD, stats = moe(norm(x_BTD), request)
-        return x_BTD + y_BTD, stats
-    bias_E = moe.router.selection_bias
-    y_TD, *routing, load_E = mixture(x_BTD.flatten(0, 1), weights, bias_E, rule, norm.eps)
-    return y_TD.view_as(x_BTD), routing_stats(Routing(*routing), request, load_E)
+        if weights is not None and block.serves(x_BTD, *weights):
+            x_TD = x_BTD.flatten(0, 1)
+            y_TD, *routing, load_E = mixture(x_TD, weights, router.selection_bias, rule, norm.eps)
+            return y_TD.view_as(x_BTD), routing_stats(Routing(*routing), request, load_E)
+    y_BTD, stats = moe(norm(x_BTD), request)
+    return x_BTD + y_BTD, stats
 
 
 def _mixture_weights(norm: RMSNorm, moe: MoE) -> MixtureWeights | None:

@@ -17,7 +17,7 @@ from sweeps.files import canonical_text, read_json, text_hash
 SPEC_VERSION = 4
 """Version of the fields below; adding, removing or renaming one raises it (a test pins them)."""
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Raised when a change of the model or the trainer changes the bits of a run of the same spec."""
 
 

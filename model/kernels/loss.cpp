@@ -13,7 +13,7 @@ namespace {
 
 // Held at once, two megabytes: of 2^18, 2^19 and 2^20 the best for vocabularies of 4,096 and 16,384.
 constexpr int64_t BLOCK_SCORES = 1 << 19, LEAST_POSITIONS = 16;
-constexpr int64_t MOST_PACKED = 1 << 24;  // of the output layer's weights: their parts, both ways, are three times as large
+constexpr int64_t MOST_PACKED = 1 << 24;  // weights of the layer: their parts, both ways, take three times the room
 
 // Scores become probabilities; returns the logarithm of the sum of their exponentials.
 inline float to_probabilities(float* row, int64_t V) {
