@@ -3,14 +3,15 @@
     python benchmarks/step.py [rungs=small|ladder|all] [rounds=5] [threads=1] [profile=no]
                               [json=FILE]
 
-`ours` is what a run does, without multi-token prediction, which the published loop lacks;
-`grouped` the same with `grouped_mm` for the experts; `bf16` the same under bfloat16 autocast;
-`published` the published modelling code's way of computing (benchmarks/published.py) with the
-same weights, in eager mode, clipped and stepped by the framework (fused AdamW), its loss checked
-against ours; `dense` our own model without experts whose feed-forward is as wide as makes its
-FLOPs per token equal: the price of sparsity is its tokens per second over ours. All take turns in
-one run, in the environment of a training process. rungs=ladder are the laptop's ladder's, and one
-wider still. profile=yes lists the operations of a step of ours that take more than 2 % of it.
+`ours` is what a run does, without multi-token prediction, which the published loop lacks; `by
+autograd` the same without playing back captured passes; `grouped` with `grouped_mm` for the
+experts; `bf16` under bfloat16 autocast; `published` the published modelling code's way of computing
+(benchmarks/published.py) with the same weights, in eager mode, clipped and stepped by the framework
+(fused AdamW), its loss checked against ours; `dense` our own model without experts whose
+feed-forward is as wide as makes its FLOPs per token equal: the price of sparsity is its tokens per
+second over ours. All take turns in one run, in the environment of a training process. rungs=ladder
+are the laptop's ladder's, and one wider still. profile=yes lists the operations of a step of ours
+that take more than 2 % of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from model.accounting import flops_per_token
 from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.training.captured import Captured
 from model.training.config import OptimizerConfig
 from model.training.optim import build_optimizer, clip_gradients
 from model.transformer import Transformer, build_model
@@ -101,6 +103,7 @@ def trained(
     rung: Rung,
     *,
     by_framework: bool = False,
+    captured: Captured | None = None,
 ) -> Callable:
     """One step of training as a function; returns the loss."""
     optimizer: torch.optim.Optimizer = build_optimizer(model, OptimizerConfig(peak_lr=1e-3))
@@ -109,17 +112,24 @@ def trained(
     draw = torch.Generator().manual_seed(0)
     parameters = list(model.parameters())
 
+    def forward_backward(windows: Tensor) -> float:
+        found = None if captured is None else captured.forward_backward(windows)
+        if found is not None:
+            return found.loss_nats
+        nats = loss(windows[:, :-1], windows[:, 1:])
+        nats.backward()
+        return nats.item()
+
     def step() -> float:
         windows = torch.randint(rung.vocabulary, (rung.sequences, rung.length + 1), generator=draw)
         optimizer.zero_grad(set_to_none=True)
-        nats = loss(windows[:, :-1], windows[:, 1:])
-        nats.backward()
+        nats = forward_backward(windows)
         if by_framework:
             nn.utils.clip_grad_norm_(parameters, 1.0)
         else:
             clip_gradients(parameters, 1.0)
         optimizer.step()
-        return nats.item()
+        return nats
 
     return step
 
@@ -128,15 +138,17 @@ def ways(rung: Rung) -> dict[str, Callable]:
     config = model_config(rung)
     found = {}
 
-    def add(name: str, model: Transformer, *, bf16: bool = False) -> None:
+    def add(name: str, model: Transformer, *, bf16: bool = False, capture: bool = True) -> None:
         def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 return model(tokens_BT, targets_BT).loss_nats
 
-        found[name] = trained(model, loss, rung)
+        captured = Captured(model) if capture and not bf16 else None
+        found[name] = trained(model, loss, rung, captured=captured)
 
     published = PublishedModel(build_model(config, seed=0))
     add("ours", build_model(config, seed=0))
+    add("by autograd", build_model(config, seed=0), capture=False)
     add("bf16", build_model(config, seed=0), bf16=True)
     add("grouped", build_model(config, seed=0, kernel="grouped"))
     found["published"] = trained(published, published, rung, by_framework=True)
@@ -190,7 +202,7 @@ def main() -> None:
             }
             rows.append(row)
             print(
-                f"  {name:<10}{row['tokens_per_s']:>9.0f} tokens/s "
+                f"  {name:<12}{row['tokens_per_s']:>9.0f} tokens/s "
                 f"({row['tokens_per_s_low']:.0f} to {row['tokens_per_s_high']:.0f})"
                 f"{row['vs_published']:>7.2f}x published"
                 f"{row['time_of_dense']:>7.2f} of dense's time",

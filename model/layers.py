@@ -77,6 +77,16 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class Embedding(nn.Embedding):
+    """The framework's, as one compiled operation where that serves."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Rows [..., width] of the table."""
+        if tokens.is_cpu and type(tokens) is Tensor and step.serves(self.weight):
+            return step.embed(tokens, self.weight)
+        return super().forward(tokens)
+
+
 class Rotary:
     """Cosines and sines of the rotary embedding, computed once and kept."""
 

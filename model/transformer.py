@@ -13,7 +13,7 @@ from model.balance import RoutingRequest, RoutingStats
 from model.block import Block, run_block
 from model.config import ModelConfig
 from model.init import initialize
-from model.layers import RMSNorm, Rotary, at_least_float32
+from model.layers import Embedding, RMSNorm, Rotary, at_least_float32
 from model.loss import token_nats
 from model.moe import MoE
 from model.mtp import MultiTokenPrediction
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         self.rotary = Rotary(config.attention)
         # Not drawn here: on the device "meta" that would import the framework's compiler, a second.
         size_VD = config.vocab_size, config.hidden_size
-        self.embedding = nn.Embedding(*size_VD, _weight=torch.empty(size_VD))
+        self.embedding = Embedding(*size_VD, _weight=torch.empty(size_VD))
         self.blocks = nn.ModuleList(Block(config, i, kernel) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -70,7 +70,8 @@ void small_product(int64_t M, const float* a, int64_t a_row, int64_t a_k, const 
 
 struct Attention {
     int64_t T, Q, G, H, R, table_row;
-    const float *norms, *cos, *sin;  // norms: the queries' H weights, then the keys', or null
+    const float *q_norm, *k_norm;  // H weights each, or both null
+    const float *cos, *sin;
     float eps;
 
     int64_t row() const { return (Q + 2 * G) * H; }
@@ -141,11 +142,11 @@ inline vec rms_inverse(const Attention& a, const float* columns) {
 // A block of queries or keys from position t as they come: normalised, rotated, times `scale`.
 inline void enter(const Attention& a, const AttentionRoom& room, const float* raw, int64_t t, bool key,
                   float scale, float* y) {
-    const float* weight = a.norms ? a.norms + (key ? a.H : 0) : nullptr;
+    const float* weight = key ? a.k_norm : a.q_norm;
     const float *cos = room.cos.data + t * a.R, *sin = room.sin.data + t * a.R;
     const int64_t half = a.R / 2;
     for (int j = 0; j < WIDE; j++, raw += LANES, y += LANES, cos += LANES, sin += LANES) {
-        const vec factor = a.norms ? rms_inverse(a, raw) * scale : splat(scale);
+        const vec factor = weight ? rms_inverse(a, raw) * scale : splat(scale);
         for (int64_t h = 0; h < a.H; h++) {
             const vec v = load(raw + h * BLOCK) * factor;
             store(y + h * BLOCK, weight ? v * weight[h] : v);
@@ -163,7 +164,7 @@ inline void enter(const Attention& a, const AttentionRoom& room, const float* ra
 inline void enter_back(const Attention& a, AttentionRoom& room, const float* raw, int64_t t, bool key,
                        float* d) {
     const float *cos = room.cos.data + t * a.R, *sin = room.sin.data + t * a.R;
-    const float* weight = a.norms ? a.norms + (key ? a.H : 0) : nullptr;
+    const float* weight = key ? a.k_norm : a.q_norm;
     float* d_weight = room.d_norms.data + (key ? a.H * BLOCK : 0);
     const int64_t half = a.R / 2;
     for (int j = 0; j < WIDE; j++, raw += LANES, d += LANES, cos += LANES, sin += LANES, d_weight += LANES) {
@@ -173,7 +174,7 @@ inline void enter_back(const Attention& a, AttentionRoom& room, const float* raw
             store(d + one, first * load(cos + one) + second * load(sin + two));
             store(d + two, second * load(cos + two) + first * load(sin + one));
         }
-        if (!a.norms) continue;
+        if (!weight) continue;
         // With m = x/rms and v = grad*weight: dx = (v - m*mean(v*m)) / rms; d_weight += grad*m.
         const vec inverse = rms_inverse(a, raw);
         vec along{};

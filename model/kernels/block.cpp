@@ -80,13 +80,13 @@ void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
 // For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
 int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
 
-// log_sums [B, Q, T]; head_norms: the queries' H weights, then the keys', or null.
+// log_sums [B, Q, T]; q_norm, k_norm: H weights each, or both null; d_head_norms: the queries', then the keys'.
 void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
                           int64_t table_row, float eps, const float* x,
-                          const float* norm_weight, const float* qkv_weight, const float* head_norms,
+                          const float* norm_weight, const float* qkv_weight, const float* q_norm, const float* k_norm,
                           const float* out_weight, const float* cos, const float* sin, float* qkv,
                           float* mixed, float* log_sums, float* y, int32_t threads) {
-    const Attention a{T, Q, G, H, R, table_row, head_norms, cos, sin, eps};
+    const Attention a{T, Q, G, H, R, table_row, q_norm, k_norm, cos, sin, eps};
     const int64_t N = B * T;
     {
         Buffer normed(N * D);
@@ -106,23 +106,23 @@ void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G,
 
 void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
                            int64_t table_row, float eps, const float* x,
-                           const float* norm_weight, const float* qkv_weight, const float* head_norms,
+                           const float* norm_weight, const float* qkv_weight, const float* q_norm, const float* k_norm,
                            const float* out_weight, const float* cos, const float* sin, const float* qkv,
                            const float* mixed, const float* log_sums, const float* dy, float* dx,
                            float* d_norm_weight, float* d_qkv_weight, float* d_head_norms,
                            float* d_out_weight, int32_t threads) {
-    const Attention a{T, Q, G, H, R, table_row, head_norms, cos, sin, eps};
+    const Attention a{T, Q, G, H, R, table_row, q_norm, k_norm, cos, sin, eps};
     const int64_t N = B * T;
     linear_weight(N, D, Q * H, dy, mixed, d_out_weight, false, threads);
     Buffer d_qkv(N * a.row()), between(N * std::max(D, Q * H));
     linear_back(N, D, Q * H, dy, out_weight, between.data, false, threads);
-    by_rows(B * G, head_norms ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
+    by_rows(B * G, q_norm ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
         AttentionRoom room(a, true);
         for (int64_t i = from; i < to; i++) {
             const int64_t b = i / G, at = b * T * a.row(), out = b * T * Q * H;
             attend_back(a, qkv + at, i % G, log_sums + b * Q * T, between.data + out, d_qkv.data + at, room);
         }
-        if (head_norms)
+        if (q_norm)
             for (int64_t i = 0; i < 2 * H * BLOCK; i += LANES)
                 sums[i / BLOCK] += sum_lanes(load(room.d_norms.data + i));
     });

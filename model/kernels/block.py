@@ -23,8 +23,8 @@ operations = Operations(
     "block.cpp",
     "the halves of a block",
     {
-        "wt_attention_forward": [*_HEADS, *[POINTER] * 11],
-        "wt_attention_backward": [*_HEADS, *[POINTER] * 16],
+        "wt_attention_forward": [*_HEADS, *[POINTER] * 12],
+        "wt_attention_backward": [*_HEADS, *[POINTER] * 17],
         "wt_feed_forward_forward": [*_SIZES, NUMBER, *[POINTER] * 6],
         "wt_feed_forward_backward": [*_SIZES, NUMBER, *[POINTER] * 10],
         "wt_router_forward": [*[SIZE] * 6, FLAG, NUMBER, NUMBER, *[POINTER] * 10],
@@ -82,11 +82,7 @@ def attention(
         tables: cosines and sines from ``model.layers.Rotary.tables``.
         heads: how the joint projection is laid out.
     """
-    norm_D, qkv_FD, q_norm_H, k_norm_H, out_DF = weights
-    head_norms = None
-    if q_norm_H is not None and k_norm_H is not None:
-        head_norms = torch.cat([q_norm_H, k_norm_H])
-    y_BTD: Tensor = _Attention.apply(x_BTD, norm_D, qkv_FD, head_norms, out_DF, eps, tables, heads)
+    y_BTD: Tensor = _Attention.apply(x_BTD, *weights, eps, tables, heads)
     return y_BTD
 
 
@@ -97,7 +93,8 @@ class _Attention(torch.autograd.Function):
         x: Tensor,
         norm_weight: Tensor,
         qkv_weight: Tensor,
-        head_norms: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
         out_weight: Tensor,
         eps: float,
         tables: tuple[Tensor, Tensor],
@@ -111,7 +108,7 @@ class _Attention(torch.autograd.Function):
         mixed = x.new_empty(batch, length, out_weight.shape[1])
         log_sums = x.new_empty(batch, heads.num_heads, length)
         y = torch.empty_like(x)
-        inputs = (x, norm_weight, qkv_weight, head_norms, out_weight, cos, sin)
+        inputs = (x, norm_weight, qkv_weight, q_norm, k_norm, out_weight, cos, sin)
         operations("wt_attention_forward", *shape, *inputs, qkv, mixed, log_sums, y)
         ctx.save_for_backward(*inputs, qkv, mixed, log_sums)
         ctx.shape = shape
@@ -121,9 +118,15 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        grads = [None if t is None else torch.empty_like(t) for t in saved[:5]]
+        x, norm, qkv, q_norm, _, out = saved[:6]
+        dx, d_norm, d_qkv, d_out = (torch.empty_like(t) for t in (x, norm, qkv, out))
+        d_heads, both = None, (None, None)
+        if q_norm is not None:
+            d_heads = q_norm.new_empty(2 * len(q_norm))
+            both = (d_heads[: len(q_norm)], d_heads[len(q_norm) :])
+        grads = (dx, d_norm, d_qkv, d_heads, d_out)
         operations("wt_attention_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
-        return (*grads, None, None, None)
+        return dx, d_norm, d_qkv, *both, d_out, None, None, None
 
 
 def feed_forward(

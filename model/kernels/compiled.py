@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.kernels.recording import call
+
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -98,7 +100,8 @@ class Operations:
         Whoever calls keeps them alive, and has made sure that there is a library.
         """
         plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        return getattr(self.library, name)(*plain, torch.get_num_threads())
+        plain.append(torch.get_num_threads())
+        return call(getattr(self.library, name), plain, arguments)
 
 
 @cache

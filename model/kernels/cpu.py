@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.kernels.compiled import load_library
+from model.kernels.recording import call
 
 Unit = Literal["vectors", "tiles"]
 """What multiplies: the vector registers, or the tile unit (AMX)."""
@@ -194,8 +195,9 @@ def _call(
     tensors: Sequence[Tensor | None],
     products: Products,
 ) -> None:
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    if function(*shape, *pointers, *products, torch.get_num_threads()) != 0:
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    plain = [*shape, *pointers, *products, torch.get_num_threads()]
+    if call(function, plain, tuple(tensors)) != 0:
         raise IndexError(f"expert_TK holds an index outside 0 to {shape[2] - 1}")
 
 

@@ -55,4 +55,28 @@ void wt_route_backward(int64_t T, int64_t E, int64_t K, int32_t normalize, float
     });
 }
 
+// Rows of table[V, D]. Returns 0, or 1 where a token is none and nothing was read.
+int32_t wt_embed(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const float* table, float* y,
+                 int32_t threads) {
+    for (int64_t n = 0; n < N; n++)
+        if (tokens[n] < 0 || tokens[n] >= V) return 1;
+    share_rows(N, threads, [&](int64_t from, int64_t to) {
+        for (int64_t n = from; n < to; n++) std::memcpy(y + n * D, table + tokens[n] * D, D * sizeof(float));
+    });
+    return 0;
+}
+
+// d_table[v] = the sum of the gradients of its tokens, in their order: threads share the columns.
+void wt_embed_backward(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const float* dy, float* d_table,
+                       int32_t threads) {
+    share_rows(D, threads, [&](int64_t from, int64_t to) {
+        for (int64_t v = 0; v < V; v++) std::memset(d_table + v * D + from, 0, (to - from) * sizeof(float));
+        for (int64_t n = 0; n < N; n++) {
+            const float* grad = dy + n * D;
+            float* sum = d_table + tokens[n] * D;
+            for (int64_t i = from; i < to; i++) sum[i] += grad[i];
+        }
+    });
+}
+
 }  // extern "C"

@@ -26,7 +26,10 @@ operations = Operations(
         "wt_swiglu_backward": [SIZE, SIZE, *[POINTER] * 3],
         "wt_route": [*[SIZE] * 5, FLAG, NUMBER, *[POINTER] * 5],
         "wt_route_backward": [*[SIZE] * 3, FLAG, NUMBER, *[POINTER] * 5],
+        "wt_embed": [SIZE, SIZE, SIZE, *[POINTER] * 3],
+        "wt_embed_backward": [SIZE, SIZE, SIZE, *[POINTER] * 3],
     },
+    results={"wt_embed": FLAG},
 )
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -149,3 +152,35 @@ class _Route(torch.autograd.Function):
         tensors = (scores_TE, expert_TK, d_gate, d_scores, d_logits)
         operations("wt_route_backward", *ctx.sizes, *tensors)
         return d_logits, None, None
+
+
+def embed(tokens: Tensor, table_VD: Tensor) -> Tensor:
+    """``F.embedding``: rows of the table, [..., D].
+
+    Raises:
+        IndexError: a token outside the vocabulary.
+    """
+    y: Tensor = _Embed.apply(tokens, table_VD)
+    return y
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, table: Tensor) -> Tensor:
+        tokens, table = tokens.contiguous(), table.contiguous()
+        vocabulary, width = table.shape
+        y = table.new_empty(*tokens.shape, width)
+        if operations("wt_embed", tokens.numel(), width, vocabulary, tokens, table, y):
+            raise IndexError(f"a token lies outside the vocabulary of {vocabulary}")
+        ctx.save_for_backward(tokens, table)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        tokens, table = ctx.saved_tensors
+        grad, d_table = grad.contiguous(), torch.empty_like(table)
+        vocabulary, width = table.shape
+        sizes = (tokens.numel(), width, vocabulary)
+        operations("wt_embed_backward", *sizes, tokens, grad, d_table)
+        return None, d_table

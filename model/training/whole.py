@@ -14,6 +14,7 @@ from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig, require
 from model.layers import Rotary
 from model.own.parts import refuse_own
+from model.training.captured import Captured
 from model.training.checkpoint import (
     Checkpoint,
     keep_checkpoint,
@@ -67,6 +68,10 @@ class WholeModel:
         dtype = weights_dtype(train.precision)
         self.model = build_model(config, seed=train.seed, device=device, dtype=dtype)
         self.optimizer = build_optimizer(self.model, train.optimizer)
+        self._captured = None
+        is_plain = train.precision == "fp32" and not weighs_routing(train.balance)
+        if is_plain and micro_batches == 1 and device.type == "cpu":
+            self._captured = Captured(self.model)
         self._parameters = list(
             self.model.parameters()
         )  # to look for them takes longer than to clip
@@ -80,6 +85,10 @@ class WholeModel:
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of a batch [windows, T + 1] on the weights."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self._captured is not None:
+            found = self._captured.forward_backward(windows)
+            if found is not None:
+                return found
         loss_nats = mtp_nats = 0.0
         loads: list[Tensor] = []
         for part in windows.to(self._device).tensor_split(self._micro_batches):
@@ -161,6 +170,11 @@ class WholeModel:
         return numerics
 
 
+def weighs_routing(balance: BalanceConfig) -> bool:
+    """Whether the loss has terms of the routers."""
+    return balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
+
+
 def forward_backward(
     model: Transformer, windows: Tensor, train: TrainConfig, share: float = 1.0
 ) -> Gradients:
@@ -169,7 +183,7 @@ def forward_backward(
     ``share``: of the whole batch that these windows are; the gradients count for so much.
     """
     balance = train.balance
-    weigh_routing = balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
+    weigh_routing = weighs_routing(balance)
     request = RoutingRequest(losses=weigh_routing)
     with computing_in(train.precision, windows.device):
         result = model(windows[:, :-1], windows[:, 1:], request=request)

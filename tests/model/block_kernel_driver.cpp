@@ -10,10 +10,10 @@ static void attentions(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, bo
     Floats x(N * D, 0.5f), norm_w(D, 1.0f), qkv_w(F * D, 0.1f), heads(2 * H, 1.0f), out_w(D * Q * H, 0.1f);
     Floats cos(T * H, 0.6f), sin(T * H, 0.8f), qkv(N * F), mixed(N * Q * H), log_sums(B * Q * T), y(N * D);
     Floats dx(N * D), d_norm(D), d_qkv(F * D), d_heads(2 * H), d_out(D * Q * H);
-    const float* w = norm ? heads.data() : nullptr;
-    wt_attention_forward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), w, out_w.data(),
+    const float *q = norm ? heads.data() : nullptr, *k = norm ? heads.data() + H : nullptr;
+    wt_attention_forward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k, out_w.data(),
                          cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), threads);
-    wt_attention_backward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), w, out_w.data(),
+    wt_attention_backward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k, out_w.data(),
                           cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), dx.data(),
                           d_norm.data(), d_qkv.data(), norm ? d_heads.data() : nullptr, d_out.data(), threads);
 }

@@ -26,12 +26,20 @@ static void routes(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept
                       bias ? scores.data() : nullptr, d_logits.data(), threads);
 }
 
+static void embeddings(int64_t N, int64_t D, int64_t V, int threads) {
+    Floats table(V * D, 0.5f), y(N * D), d_table(V * D);
+    std::vector<int64_t> tokens(N, V - 1);
+    wt_embed(N, D, V, tokens.data(), table.data(), y.data(), threads);
+    wt_embed_backward(N, D, V, tokens.data(), y.data(), d_table.data(), threads);
+}
+
 int main() {
     int cases = 0;
     for (int threads = 1; threads <= 3; threads += 2)
         for (int64_t width : {1, 7, 16, 33, 100}) {
             norms(2, width, threads);
             swiglus(3, width, threads);
+            embeddings(4, width, 3, threads);
             cases++;
         }
     for (int bias = 0; bias < 2; bias++) {
