@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import tokenizers
 
 from windtunnel import cli
 
@@ -67,10 +73,46 @@ def write_files(page: Path, folder: Path) -> None:
     (folder / "notes").mkdir()
     notes = [f"Note {n}, with words of its own: {n * n}, {n**3}.\n" for n in range(600)]
     (folder / "notes" / "all.md").write_text("\n".join(notes))
+    if page.name == "own_data.md":
+        write_sources(folder)
     for _, name, text in blocks(page):
         if name:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
+
+
+def write_sources(folder: Path) -> None:
+    """JSON lines, a table, a folder that `datasets` reads, Megatron's files with a tokenizer."""
+    texts = [
+        f"Text {n} of {n * n + 7}: " + " ".join(str(n * k) for k in range(90)) for n in range(900)
+    ]
+    for name, some in (("web/a.jsonl", texts[:400]), ("sets/data.jsonl", texts[400:600])):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+    (folder / "tables").mkdir()
+    table = pyarrow.table({"content": texts[600:800]})
+    pyarrow.parquet.write_table(table, folder / "tables" / "t.parquet")
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(texts[:100], trainer)
+    model.save(str(folder / "tokenizer.json"))
+    documents = [np.array([*model.encode(text).ids, 0], "<u2") for text in texts[:400]]
+    lengths = np.array([len(tokens) for tokens in documents], "<i4")
+    starts = 2 * (np.cumsum(lengths) - lengths).astype("<i8")
+    (folder / "tokens").mkdir()
+    (folder / "tokens" / "some.bin").write_bytes(b"".join(tokens.tobytes() for tokens in documents))
+    (folder / "tokens" / "some.idx").write_bytes(
+        b"MMIDIDX\0\0"
+        + struct.pack("<QBQQ", 1, 8, len(documents), len(documents) + 1)
+        + lengths.tobytes()
+        + starts.tobytes()
+        + np.arange(len(documents) + 1, dtype="<i8").tobytes()
+    )
 
 
 @pytest.mark.slow
@@ -95,12 +137,13 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it(
     assert list((tmp_path / "tunnel/wandb").glob("offline-run-*"))
 
 
-@pytest.mark.parametrize("name", ["own_data", "own_variant", "own_law", "cluster"])
+@pytest.mark.parametrize("name", ["own_data", "training", "own_variant", "own_law", "cluster"])
 def test_the_commands_of_a_how_to_page(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = DOCS / "howto" / f"{name}.md"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     write_files(page, tmp_path)
     ran = [run(words, (0,)) for words in commands(page)]
     assert ran
