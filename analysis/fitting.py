@@ -21,10 +21,11 @@ from analysis.descent import TOLERANCE
 from analysis.downstream import DownstreamLaw
 from analysis.downstream_fit import fit_downstream
 from analysis.laws import Array, LossSurface, PowerLaw, SaturatingPowerLaw
+from analysis.mixed import parted_residuals
 from analysis.noise import noise_floor, unnamed_settings
 from analysis.points import Points, celled_by
 from analysis.profile import profile_intervals
-from analysis.results import Fit, FitError, Interval, Objective
+from analysis.results import Fit, FitError, FitWarning, Interval, Objective
 from analysis.robust import new_run_spread
 from analysis.routed import RoutedLaw
 from analysis.routed_fit import fit_routed
@@ -89,10 +90,16 @@ def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None =
 
 
 def _with_repeats(fit: Fit, points: Points) -> Fit:
-    """What repeated seeds say of the fit, and whether they are that."""
+    """What repeated seeds say of the fit, and whether they, and all runs, are of one kind."""
     noise = health.noise_warnings(fit, noise_floor(points))
     mixed = health.repeat_warnings(unnamed_settings(points))
-    return replace(fit, warnings=(*fit.warnings, *noise, *mixed))
+    groups: tuple[FitWarning, ...] = ()
+    if points.words:
+        law = fit.law
+        expected_N = law(*(points.column(name, fit.name) for name in law.VARIABLES))
+        residual_N = np.log(points.array("loss")) - np.log(expected_N)
+        groups = health.group_warnings(parted_residuals(points, residual_N))
+    return replace(fit, warnings=(*fit.warnings, *noise, *mixed, *groups))
 
 
 def fit_compute_law(points: Points, settings: FitSettings | None = None) -> Fit:

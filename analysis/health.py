@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,18 @@ def repeat_warnings(settings: Sequence[str]) -> tuple[FitWarning, ...]:
         "(variables.NAME=COLUMN)"
     )
     return (FitWarning(status=FitStatus.MIXED_REPEATS.name, sentence=sentence),)
+
+
+def group_warnings(parted: Iterable[str]) -> tuple[FitWarning, ...]:
+    """Columns of words that part the residuals, as :func:`analysis.mixed.parted_residuals` says."""
+    return tuple(
+        FitWarning(
+            status=FitStatus.MIXED_GROUPS.name,
+            sentence=f"mean residuals by {column}: runs that measure different things? Keep one "
+            "(filter.COLUMN=VALUE)",
+        )
+        for column in parted
+    )
 
 
 def few_points(num_points: int, num_parameters: int) -> tuple[FitWarning, ...]:

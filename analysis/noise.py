@@ -49,8 +49,8 @@ def unnamed_settings(points: Points) -> tuple[str, ...]:
     _, cell_N, count_C = np.unique(np.asarray(points.cell), return_inverse=True, return_counts=True)
     repeated_N = count_C[cell_N] > 1
     found = []
-    for name, column in points.extra.items():
-        values_N = np.asarray(column)
+    for name, column in (points.extra | points.words).items():
+        _, values_N = np.unique(np.asarray(column), return_inverse=True)
         few = len(np.unique(values_N[repeated_N])) <= repeated_N.sum() / 2
         pairs = len(np.unique(np.stack([cell_N, values_N]), axis=1).T)
         if few and pairs > len(count_C) and "seed" not in name.lower():

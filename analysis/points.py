@@ -73,6 +73,8 @@ class Points:
     """Rank of the run's compute budget, 0 for the smallest; see :mod:`analysis.budgets`."""
     extra: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Further numeric columns, e.g. num_experts, granularity."""
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further columns of a few words, e.g. the dataset."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -104,6 +106,7 @@ def make_points(
     loss: Array,
     flops: Array | None = None,
     extra: dict[str, tuple[float, ...]] | None = None,
+    words: dict[str, tuple[str, ...]] | None = None,
     setting: Sequence[Array] = (),
 ) -> Points:
     """Points from checked columns.
@@ -127,6 +130,7 @@ def make_points(
         cell=tuple("x".join(f"{x:.10g}" for x in row) for row in zip(*cell_columns, strict=True)),
         budget=budget_ranks(along),
         extra=extra or {},
+        words=words or {},
     )
 
 
@@ -147,11 +151,12 @@ def take(points: Points, rows: Sequence[int]) -> Points:
     columns = {
         field.name: tuple(column[row] for row in rows if column)
         for field in fields(points)
-        if field.name not in ("size_variable", "extra")
+        if field.name not in ("size_variable", "extra", "words")
         for column in (getattr(points, field.name),)
     }
     extra = {name: tuple(column[row] for row in rows) for name, column in points.extra.items()}
-    return Points(size_variable=points.size_variable, extra=extra, **columns)
+    words = {name: tuple(column[row] for row in rows) for name, column in points.words.items()}
+    return Points(size_variable=points.size_variable, extra=extra, words=words, **columns)
 
 
 def mean_of_cells(points: Points) -> tuple[Points, tuple[Exclusion, ...]]:

@@ -40,6 +40,7 @@ class FitStatus(Enum):
     MISFIT = "the law misses the points by more than repeated seeds differ"
     HOLDOUT_MISSED = "the held-out points lie outside their forecast"
     MIXED_REPEATS = "runs taken for repeated seeds differ in a setting"
+    MIXED_GROUPS = "the law misses runs by a column of words that parts them"
     UNMEASURED_NOISE = "no repeated seeds: the noise floor is the fit's own residual"
 
 

@@ -34,9 +34,9 @@ def read_table(path: Path) -> pd.DataFrame:
     name = path.name.lower().removesuffix(".gz")
     try:
         if name.endswith((".jsonl", ".ndjson")):
-            frame = _numbered(pd.DataFrame(_json_lines(path)))
+            frame = _numbered(_flattened(_json_lines(path)))
         elif name.endswith(".json"):
-            frame = _numbered(pd.DataFrame(_json_list(path)))
+            frame = _numbered(_flattened(_json_list(path)))
         elif name.endswith(".parquet"):
             frame = pd.read_parquet(path)
             # What was made an index before it was saved is a column of the table all the same.
@@ -62,6 +62,11 @@ def read_table(path: Path) -> pd.DataFrame:
         raise ConfigError(f"{path}: a table without rows")
     frame.columns = [str(column).strip() for column in frame.columns]
     return frame
+
+
+def _flattened(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """What lies within a row by the way to it: ``{"config": {"lr": 1}}`` has a ``config.lr``."""
+    return pd.json_normalize(rows) if rows else pd.DataFrame()
 
 
 def _numbered(frame: pd.DataFrame) -> pd.DataFrame:

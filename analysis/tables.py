@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.laws import Array
+from analysis.mixed import MOST_WORDS, check_repeats
 from analysis.points import FLOPS_PER_PARAM_TOKEN, OWN_COLUMNS, Points, make_points, mean_of_cells
 from analysis.results import Exclusion
 from analysis.table_cells import Decimal, Thousands, as_numbers, as_written, is_empty
@@ -169,6 +170,7 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
             label=[labels[i] for i in at],
             loss=loss[at],
             extra=table.extra(at) | {name: _tuple(v[at]) for name, v in variables.items()},
+            words=table.words(at, columns),
             setting=[v[at] for v in variables.values()],
             **given,
         )
@@ -179,7 +181,15 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
     points = made(kept)
     merged: tuple[Exclusion, ...] = ()
     if rules.check_units:
-        check_units(points, table.rows[kept], str(path), params_are=columns.params_are, pair=pair)
+        check_units(
+            points,
+            table.rows[kept],
+            str(path),
+            params_are=columns.params_are,
+            pair=pair,
+            derived=_derived(columns),
+        )
+        check_repeats(points, str(path))
     if rules.mean_over_seeds:
         points, merged = mean_of_cells(points)
     excluded = tuple(
@@ -207,6 +217,12 @@ def _measures(table: _Table, columns: Columns) -> tuple[dict[str, Array], float]
         else:
             found["size"] = found["flops"] / (pair * found["tokens"])
     return found, pair
+
+
+def _derived(columns: Columns) -> str | None:
+    """Which of size, tokens and FLOPs follows from the two that are given."""
+    absent = [name for name in ("params", "tokens", "flops") if getattr(columns, name) is None]
+    return absent[0] if len(absent) == 1 else None
 
 
 class _Table:
@@ -304,6 +320,19 @@ class _Table:
             values = as_numbers(column, self.rules.decimal, self.rules.thousands)[at]
             if np.isfinite(values).all():
                 found[str(name)] = _tuple(values)
+        return found
+
+    def words(self, at: NDArray[np.intp], columns: Columns) -> dict[str, tuple[str, ...]]:
+        """Every further column of a few words, each in several rows: kinds of run."""
+        named = {columns.label, columns.seed, *columns.variables.values(), self.rules.last_of}
+        found = {}
+        for index, name in enumerate(self.frame.columns):
+            column = self.frame.iloc[:, index].iloc[at]
+            if name in named or not np.isnan(as_numbers(column, ".", "")).all():
+                continue
+            text = column.astype(str).str.strip()
+            if 1 < text.nunique() <= min(MOST_WORDS, len(text) // 2):
+                found[str(name)] = tuple(text)
         return found
 
     def refuse_or_drop(self, what: str, bad: Rows, cells: list[str] | None = None) -> None:

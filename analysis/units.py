@@ -31,7 +31,13 @@ RISES = 0.7
 
 
 def check_units(
-    points: Points, rows: NDArray[np.intp], where: str, *, params_are: str, pair: float = 6.0
+    points: Points,
+    rows: NDArray[np.intp],
+    where: str,
+    *,
+    params_are: str,
+    pair: float = 6.0,
+    derived: str | None = None,
 ) -> None:
     """Refuse columns that hold two units, or hold millions for ones.
 
@@ -41,11 +47,14 @@ def check_units(
         where: the table.
         params_are: what the sizes count.
         pair: C over N·D where nothing else is known.
+        derived: the one of params, tokens and flops that follows from the two others.
 
     Raises:
         ConfigError: naming the column, the rows and their number.
     """
     size, tokens, loss = (points.array(name) for name in ("size", "tokens", "loss"))
+    if derived is not None:
+        _check_derived(points.array("size" if derived == "params" else derived), derived, where)
     columns = [("params", "params", size), ("tokens", "tokens", tokens)]
     if not (len(size) and len(tokens)):  # otherwise held against the two others below
         columns.append(("flops", "flops", points.array("flops")))
@@ -92,6 +101,22 @@ def check_falls(points: Points, where: str) -> None:
             f"{len(loss)} rows). A score or an accuracy must be turned into an error first; if it "
             "is right say table.check_units=false"
         )
+
+
+def _check_derived(column: Array, derived: str, where: str) -> None:
+    """What follows from two columns tells of either's unit."""
+    low, high = PLAUSIBLE[derived]
+    median = float(np.median(column))
+    if low <= median <= high:
+        return
+    one, other = (name for name in ("params", "tokens", "flops") if name != derived)
+    units = {"params": "1e6", "tokens": "1e9", "flops": "1e9 for gigaFLOPs, 1e12 for teraFLOPs"}
+    raise ConfigError(
+        f"{where}: from {one} and {other} follow {derived} of {median:.3g} in the median, where "
+        f"{low:.0e} to {high:.0e} is usual: one of the two columns has another unit. Say "
+        f"table.{one}_unit ({units[one]}) or table.{other}_unit ({units[other]}), or if they are "
+        "right table.check_units=false"
+    )
 
 
 def _as_logarithms(column: Array) -> str:

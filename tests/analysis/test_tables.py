@@ -230,11 +230,7 @@ def test_units_and_flops_per_token(tmp_path: Path) -> None:
         ("L", "inf", r"is infinite in 2 of 20 rows: row 5 \('inf'\)"),
         ("D", "0", r"'D' \(columns.tokens\) is not positive in 2 of 20 rows"),
         ("N", "70x", r"'N' \(columns.params\) is not a number in 2 of 20 rows: row 5 \('70x'\)"),
-        (
-            "N",
-            "70M",
-            r"not a number \(written with a suffix: use 1e6 for M, 1e9 for B\) in 2 of 20",
-        ),
+        ("N", "70MB", r"'N' \(columns.params\) is not a number in 2 of 20 rows"),
         ("L", "3%", r"not a number \(written in percent: use shares\) in 2 of 20 rows: row 5"),
     ],
 )
@@ -251,6 +247,43 @@ def test_rows_that_are_no_measurement(
     assert len(points) == 18
     assert [e.label for e in excluded] == ["row 5", "row 9"]
     assert all(f"'{column}'" in e.reason for e in excluded)
+
+
+def test_counts_with_a_suffix(tmp_path: Path) -> None:
+    table = rows()
+    table[2]["N"], table[3]["N"], table[4]["D"] = "70M", "0.3 B", "2.5b"
+    points, _ = points_from_table(write(tmp_path / "a.csv", table), COLUMNS)
+    assert (points.size[2], points.size[3], points.tokens[4]) == (7e7, 3e8, 2.5e9)
+    text = (tmp_path / "a.csv").read_text().replace(",", ";").replace(".", ",")
+    (tmp_path / "b.csv").write_text(text)
+    found, _ = points_from_table(tmp_path / "b.csv", COLUMNS, TableRules(decimal=","))
+    assert (found.size, found.tokens) == (points.size, points.tokens)
+
+
+def test_nested_json_is_named_by_the_way_to_it(tmp_path: Path) -> None:
+    nested = [
+        {"run": {"config": {"N": row["N"]}, "D": row["D"]}, "summary": {"loss": row["L"]}}
+        for row in rows()
+    ]
+    columns = Columns(params="run.config.N", tokens="run.D", loss="summary.loss")
+    plain, _ = points_from_table(write(tmp_path / "plain.csv", rows()), COLUMNS)
+    for name, text in (
+        ("a.jsonl", "\n".join(map(json.dumps, nested))),
+        ("a.json", json.dumps(nested)),
+    ):
+        (tmp_path / name).write_text(text)
+        points, _ = points_from_table(tmp_path / name, columns)
+        assert (points.size, points.tokens, points.loss) == (plain.size, plain.tokens, plain.loss)
+
+
+def test_what_follows_from_two_columns_tells_of_their_units(tmp_path: Path) -> None:
+    table = [row | {"C": 6e-9 * float(str(row["N"])) * float(str(row["D"]))} for row in rows()]
+    path, columns = write(tmp_path / "a.csv", table), Columns(params="N", flops="C", loss="L")
+    said = refused(path, columns)
+    assert "from params and flops follow tokens of" in said
+    assert "table.flops_unit (1e9 for gigaFLOPs" in said
+    points, _ = points_from_table(path, columns, TableRules(flops_unit=1e9))
+    assert points.tokens == pytest.approx([row["D"] for row in table])
 
 
 def test_runs_given_twice(tmp_path: Path) -> None:
