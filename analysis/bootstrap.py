@@ -7,6 +7,8 @@ covers the truth where three alternatives fall short; the figures stand in the t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,12 +48,9 @@ def replicate(
     num_points = len(log_loss_N)
     num_units = num_points if unit_N is None else int(unit_N.max()) + 1
     rng = np.random.default_rng(seed)
-    # Whole blocks of the descent, as many as are held at once, so that no digit hangs on the parts.
-    block = max(1, BLOCK_ELEMENTS // num_points)
-    most = block * max(1, HELD_ELEMENTS // (block * num_points))
     parts = []
-    for first in range(0, replicates, most):
-        counts_RN = _drawn(rng, num_units, min(most, replicates - first))
+    for size in _held(replicates, num_points):
+        counts_RN = _drawn(rng, num_units, size)
         if unit_N is not None:
             counts_RN = counts_RN[:, unit_N]
         start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
@@ -70,10 +69,24 @@ def replicate_seeds(solved: Solved, noise_sd: float, replicates: int, seed: int)
     """
     rng = np.random.default_rng(seed)
     log_N = solved.form.logsum.log_values(solved.theta_P[None])[0]
-    log_RN = log_N + noise_sd * rng.standard_normal((replicates, len(log_N)))
-    start_RP = np.repeat(solved.theta_P[None], replicates, axis=0)
-    found = minimise(solved.form.logsum, start_RP, log_RN, solved.weight_N, solved.loss)
-    return solved.form.decode(found.theta_BP)
+    parts = []
+    for size in _held(replicates, len(log_N)):
+        log_RN = log_N + noise_sd * rng.standard_normal((size, len(log_N)))
+        start_RP = np.repeat(solved.theta_P[None], size, axis=0)
+        found = minimise(solved.form.logsum, start_RP, log_RN, solved.weight_N, solved.loss)
+        parts.append(found.theta_BP)
+    return solved.form.decode(np.concatenate(parts))
+
+
+def _held(replicates: int, num_points: int) -> Iterator[int]:
+    """How many draws are held at once, part by part.
+
+    Whole blocks of the descent, so that no digit hangs on the parts.
+    """
+    block = max(1, BLOCK_ELEMENTS // num_points)
+    most = block * max(1, HELD_ELEMENTS // (block * num_points))
+    for first in range(0, replicates, most):
+        yield min(most, replicates - first)
 
 
 def intervals(

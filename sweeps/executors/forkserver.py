@@ -31,6 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sweeps.liveness import PARENT_VARIABLE
+from sweeps.trouble import store_trouble
 
 KILL_S = 5.0
 """Seconds the server has to report that a killed child is gone."""
@@ -202,10 +203,12 @@ def serve(work: Callable[[Path, int], int]) -> int:
 def _private_pipes() -> tuple[int, int]:
     """Our input and output under other numbers, so that nothing a child prints gets between."""
     requests, answers = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    # The log of the first run, too: what comes before this is in it, and a file that stays open for
+    # writing would keep the store's file system from being remounted read-only, or unmounted.
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
     os.close(null)
-    os.dup2(2, 1)
     return requests, answers
 
 
@@ -228,7 +231,13 @@ def _be_worker(message: Mapping[str, object], work: Callable[[Path, int], int]) 
         os.environ.update(environment)
         os.environ[PARENT_VARIABLE] = str(os.getppid())
         run_dir = Path(str(message["run_dir"]))
-        log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            trouble = store_trouble(run_dir, error)
+            if trouble is None:
+                raise
+            sys.exit(trouble.exit_code)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

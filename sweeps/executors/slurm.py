@@ -31,13 +31,16 @@ from model.training.environment import worker_environment
 from sweeps.executors.local import PACKAGES, WORKER_COMMAND, SpawnedWorker, Spawner
 from sweeps.files import write_atomic
 from sweeps.spread import NODE_COMMAND_VARIABLE, Spread
-from sweeps.trouble import EXIT_OVER
+from sweeps.trouble import EXIT_OVER, EXIT_STOPPED
 
 if TYPE_CHECKING:
     from sweeps.executors.config import SlurmConfig
 
 LOOK_S = 0.2
 """Seconds between a job's looks at its worker."""
+WARNED_S = 5.0
+"""A warning goes to every process of a job, one after the other: within these seconds it reaches
+the job's own too, after the worker it was quicker with."""
 GONE_S = 30.0
 """Seconds within which a cancelled job must have left the queue."""
 MOST_REQUEUES = 10_000
@@ -63,6 +66,7 @@ class WorkerJob:
         self.command = tuple(command)
         self.node_command = tuple(node_command)
         self._worker: SpawnedWorker | None = None
+        self._is_cancelled = False
 
     def __call__(self) -> None:
         """Run the worker and write down its exit code."""
@@ -78,10 +82,25 @@ class WorkerJob:
         environment = {**os.environ, **worker_environment(self.threads)}
         environment[NODE_COMMAND_VARIABLE] = json.dumps(self.node_command)
         spawner = Spawner(self.command, environment)
+        signal.signal(signal.SIGTERM, self._be_cancelled)
         self._worker = spawner.start(self.run_dir, after, {})
         while (code := self._worker.poll()) is None:
             time.sleep(LOOK_S)
+        if code == EXIT_STOPPED:
+            self._await_the_warning()
         return self._end(code)
+
+    def _await_the_warning(self) -> None:
+        """Where the worker stopped on Slurm's warning, ours comes within this and requeues the job:
+        :meth:`checkpoint` is called, and nothing comes after it.
+        """
+        end = time.monotonic() + WARNED_S
+        while not self._is_cancelled and time.monotonic() < end:
+            time.sleep(LOOK_S)
+
+    def _be_cancelled(self, *_: object) -> None:
+        """On SIGTERM, which the worker gets as well."""
+        self._is_cancelled = True
 
     def checkpoint(self) -> Any:
         """Called by submitit on SIGUSR2: the worker saves and stops, the job is requeued."""

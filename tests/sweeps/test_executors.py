@@ -192,3 +192,17 @@ def test_usable_cores_is_at_most_what_the_kernel_gives():
         ["taskset", "-c", "0", *only], capture_output=True, text=True, check=True, cwd=root
     )
     assert bound.stdout.strip() == "1"
+
+
+@pytest.mark.slow
+def test_a_job_whose_worker_was_warned_before_it_is_requeued(toy, plan, tmp_path):
+    """Slurm signals the processes of a job one after the other, and may be slow between two."""
+    pytest.importorskip("submitit")
+    toy.set(steps=4000, step_s=0.05)
+    run_dir, exit_path = toy.store.create(plan.runs[0].spec), tmp_path / "exit"
+    command = [sys.executable, str(HERE / "warned_job.py"), str(run_dir), str(exit_path)]
+    job = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert job.stdout.splitlines()[-1] == "requeued", job.stdout
+    assert not exit_path.exists(), "the driver would take it for ended"
+    (first,) = toy.store.attempts(plan.runs[0].run_id)
+    assert json.loads((first / "outcome.json").read_text())["reason"] == "stopped on request"

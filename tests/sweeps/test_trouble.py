@@ -71,26 +71,43 @@ def test_a_store_that_is_read_only_for_a_while_is_sat_out(
 ):
     monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.2,) * 100)
     toy = on_small_disk
-    was_read_only = threading.Event()
-    threads = []
+    events, threads, done_before = [], [], []
 
     def away():
-        # Busy while a file is being written: try again until it takes.
+        # Busy while a file is open for writing: it takes between two runs of the only slot.
         while not mount("-o", "remount,ro", str(small_disk)):
             time.sleep(0.002)
-        was_read_only.set()
+        done_before.append(sum(event.kind == "finished" for event in events))
         time.sleep(2.0)
         assert mount("-o", "remount,rw", str(small_disk))
 
     def on_event(event):
+        events.append(event)
         if event.kind == "finished" and not threads:
             threads.append(threading.Thread(target=away))
             threads[0].start()
 
-    result = run_sweep(plan, toy.store, toy.executor(), on_event)
+    result = run_sweep(plan, toy.store, toy.executor(slots=1), on_event)
     threads[0].join()
-    assert was_read_only.is_set()
+    assert done_before[0] < len(plan.runs), "it was over before the store was away"
+    reasons = {event.reason for event in events if event.kind == "interrupted"}
+    assert reasons == {f"{small_disk} can't be written (Read-only file system)"}
     assert result.is_complete, result
+
+
+def test_a_worker_that_cannot_open_its_log_is_the_stores_trouble(on_small_disk, small_disk, plan):
+    """Its run was planned before: the driver writes nothing, and the worker is the first to try."""
+    run = plan.runs[0]
+    run_dir = on_small_disk.store.create(run.spec)
+    executor = on_small_disk.executor()
+    executor.submit(on_small_disk.store.create(plan.runs[1].spec), 0).kill()
+    assert mount("-o", "remount,ro", str(small_disk))
+    handle = executor.submit(run_dir, 0)
+    end = time.monotonic() + 60
+    while (code := handle.poll()) is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert code == EXIT_STORE
+    executor.close()
 
 
 def test_trouble_with_the_store_is_told_from_a_runs_own(tmp_path):
