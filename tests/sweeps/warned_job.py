@@ -1,4 +1,4 @@
-"""A Slurm job whose worker is warned a second before itself: ``warned_job.py RUN_DIR EXIT_PATH``."""
+"""A Slurm job whose worker is warned a second before it: ``warned_job.py RUN_DIR EXIT_PATH``."""
 
 import os
 import signal
