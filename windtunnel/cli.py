@@ -174,7 +174,12 @@ def _silence_stdout() -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"windtunnel: {' '.join(message.split())}", file=sys.stderr)
+    """One line, and one more for each point of a list that follows it (``\\n- ``)."""
+    said, *points = message.split("\n- ")
+    print(f"windtunnel: {' '.join(said.split())}", file=sys.stderr)
+    for point in points:
+        indented = wrap(point, 100, initial_indent="  ", subsequent_indent="    ")
+        print("\n".join(indented), file=sys.stderr)
 
 
 def _help() -> str:

@@ -18,7 +18,7 @@ from windtunnel.machine.plan import MachinePlan
 
 
 class LaunchRefused(RuntimeError):
-    """A launch crossed a gate. Names each; the command line exits with 4."""
+    """A launch crossed a gate. Names each, a line of its own; the command line exits with 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +218,11 @@ def check_gates(
     failed = [result for result in results if not result.passed]
     refused = [result for result in failed if result.name not in overrides]
     if refused:
-        listed = "; ".join(f"{result.name} ({result.sentence})" for result in refused)
-        raise LaunchRefused(
-            f"{where}: refused by {len(refused)} of {len(results)} gates: {listed}. Improve the "
-            f"evidence, or override by name: override.{refused[0].name}='why this may pass'"
-        )
+        lines = [
+            f"{where}: refused by {len(refused)} of {len(results)} gates",
+            *(f"{result.name}: {result.sentence}" for result in refused),
+            f"improve the evidence, or override by name: override.{refused[0].name}='why this may "
+            "pass'",
+        ]
+        raise LaunchRefused("\n- ".join(lines))
     return {result.name: overrides[result.name].strip() for result in failed}

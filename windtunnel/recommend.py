@@ -51,6 +51,8 @@ from windtunnel.targets import (
 
 FIRST_UTILISATION = 0.3
 SETTLING_ROUNDS = 4
+MOST_FLOPS_PER_TOKEN = 1e18
+"""Three million times Ling-1T's; a law that asks for more was asked where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,7 @@ def recommend(sweep: FinishedSweep, target: FirstStage, settings: Settings) -> P
     study = sweep.study
     largest_flops = max(study.points.flops)
     target = _settled(sweep, target, settings)
-    aim = _aim(target, sweep, largest_flops)
-    allocated = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
+    allocated = _allocated(sweep, _aim(target, sweep, largest_flops), settings)
     require_beyond(allocated.train_flops, largest_flops)
     config = _config_at_target(sweep.config, target)
     spec = _on_whole_ranks(_spec(sweep, config, allocated), settings.gpus)
@@ -157,6 +158,19 @@ def promotion_of(
         content_hash="",
     )
     return sealed(promotion, f"{sweep.plan.name}-{promotion.target_name}")
+
+
+def _allocated(sweep: FinishedSweep, aim: Aim, settings: Settings) -> Allocated:
+    """The surface's choice, refused where it is no model that anybody could train."""
+    study = sweep.study
+    found = allocate(study.surface, study.points, aim, settings.size_range, settings.level)
+    size = found.flops_per_token
+    require(
+        size <= MOST_FLOPS_PER_TOKEN,
+        f"target: the law asks for {size:.3g} FLOPs a token, {size / max(study.points.size):.2g} "
+        "times the sweep's largest; choose a smaller target",
+    )
+    return found
 
 
 def _second_opinion(study: Study, train_flops: float, level: float) -> Prediction | None:
@@ -239,16 +253,16 @@ def _settled(sweep: FinishedSweep, target: FirstStage, settings: Settings) -> Fi
     used = FIRST_UTILISATION
     for _ in range(SETTLING_ROUNDS):
         target = replace(target, peak_flops_per_s=peak, utilisation=used)
-        study = sweep.study
-        allocated = allocate(
-            study.surface,
-            study.points,
-            Aim(train_flops=target.train_flops),
-            settings.size_range,
-            settings.level,
-        )
+        allocated = _allocated(sweep, Aim(train_flops=target.train_flops), settings)
         spec = _on_whole_ranks(_spec(sweep, sweep.config, allocated), settings.gpus)
-        plan = best_plan(spec.model, spec.train, settings.hardware, settings.gpus)
+        plan, why_not = _machine_plan(spec, settings)
+        if plan is None:
+            params = count_params(spec.model).total
+            raise ConfigError(
+                f"target.gpu_hours: they pay for {params:.3g} parameters, without a plan\n- "
+                f"{why_not}\n- or say how much of the peak is used: target.utilisation="
+                f"{FIRST_UTILISATION}"
+            )
         flops = flops_per_token(spec.model, spec.train.sequence_length).house * spec.train.tokens
         used = min(1.0, flops / (plan.gpu_hours * 3600 * peak))
     return target

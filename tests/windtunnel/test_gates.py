@@ -97,14 +97,15 @@ def test_a_refusal_names_every_failed_gate_and_no_other() -> None:
     with pytest.raises(LaunchRefused) as refused:
         check_gates(RESULTS, {}, where="quickstart-x")
     text = str(refused.value)
-    assert "extrapolation (30 times" in text
-    assert "noise_floor (no second seed)" in text
+    first, *points = text.split("\n- ")
+    assert first == "quickstart-x: refused by 2 of 3 gates"
+    assert points[:2] == ["extrapolation: 30 times; at most 10", "noise_floor: no second seed"]
+    assert "override.extrapolation='why this may pass'" in points[2]
     assert "holdout_error" not in text
-    assert "refused by 2 of 3" in text
 
 
 def test_overriding_one_of_two_still_refuses_the_other() -> None:
-    with pytest.raises(LaunchRefused, match="refused by 1 of 3 gates: noise_floor"):
+    with pytest.raises(LaunchRefused, match="refused by 1 of 3 gates\n- noise_floor"):
         check_gates(RESULTS, {"extrapolation": "trying it"}, where="x")
 
 

@@ -97,7 +97,7 @@ def test_ling_1t_fits_its_published_machine(plan):
     assert sum(plan.split.layers) == 80
     # Report, 5.1: a dense layer costs half a mixture layer; the block about 1.7 of one.
     assert plan.layer_costs["dense"] == pytest.approx(0.5, abs=0.05)
-    assert 1.5 < plan.layer_costs["prediction block"] < 2.2
+    assert plan.layer_costs["prediction block"] == pytest.approx(1.7, abs=0.05)
     # Report, 5.1: the uneven split gained 40% end to end; Megatron's own reached 16.9 to 23.8%.
     assert 1.3 < plan.uniform.step_s / plan.split.step_s < 1.55
     assert plan.split.imbalance < 0.1 < plan.uniform.imbalance
@@ -216,9 +216,9 @@ def test_no_move_of_a_block_makes_the_split_more_even(pipeline, virtual):
 
 def test_too_small_a_machine_is_refused_with_what_it_lacks():
     tiny = replace(hardware(), memory_bytes=1_000_000)
-    with pytest.raises(ConfigError, match=r"2 h100 are too few: the smallest plan needs at least"):
+    with pytest.raises(ConfigError, match=r"2 h100 are too few: .* GB a GPU at least"):
         best_plan(SMALL, TRAIN, tiny, 2)
-    with pytest.raises(ConfigError, match="no parallel sizes multiply to 67"):
+    with pytest.raises(ConfigError, match="no parallel sizes of 67"):
         best_plan(SMALL, TRAIN, hardware(), 67)
 
 

@@ -25,6 +25,7 @@ H200 = Hardware(
     network_bytes_per_s=50e9,
     matmul_efficiency=0.55,
     grouped_efficiency=0.3,
+    output_efficiency=0.55,
     link_efficiency=0.8,
     usable_memory_frac=0.92,
 )

@@ -257,7 +257,8 @@ def test_beside_a_ling_target_stands_the_published_model(
     made = recommend(sweep, target, settings)
     assert made.train_flops == pytest.approx(1.35e23, rel=0.01)
     rows = {row.field: row for row in made.published}
-    assert rows["total_params"].published == "16.3G"
+    assert rows["total_params"].published == "17.1G"
+    assert rows["mtp_depth"].published == "1"
     assert rows["experts"].published == "256 top-8 + 1"
     assert rows["peak_lr"].published == "0.000336"
     assert rows["expert_width"].published == "512 (G = 8)"

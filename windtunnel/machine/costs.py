@@ -132,7 +132,8 @@ def token_parts(
                 joined=routed / grouped_rate,
             )
         )
-    output = Part(joined=2 * model.vocab_size * width / dense_rate)
+    output_rate = hardware.peak_flops_per_s * hardware.output_efficiency
+    output = Part(joined=2 * model.vocab_size * width / output_rate)
     mtp = Part()
     if model.mtp_depth:
         projection = Part(products=2 * 2 * width * width / dense_rate)

@@ -26,13 +26,15 @@ class Hardware:
     """Share of the peak that dense products reach."""
     grouped_efficiency: float
     """Share of the peak that the routed experts reach, sorting of tokens included."""
+    output_efficiency: float
+    """Share of the peak that the output layer reaches, its loss included."""
     link_efficiency: float
     usable_memory_frac: float
     """What the allocator's losses and the communication's buffers leave of the memory."""
 
     def __post_init__(self) -> None:
-        shares = ("matmul_efficiency", "grouped_efficiency", "link_efficiency")
-        for name in (*shares, "usable_memory_frac"):
+        products = ("matmul_efficiency", "grouped_efficiency", "output_efficiency")
+        for name in (*products, "link_efficiency", "usable_memory_frac"):
             value = getattr(self, name)
             require(0 < value <= 1, f"{name} must be above 0 and at most 1, got {value}")
         require_positive(

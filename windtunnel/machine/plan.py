@@ -32,7 +32,8 @@ from windtunnel.machine.memory_plan import RankMemory, mean_weights, rank_memory
 from windtunnel.machine.pipeline import Flow, balanced, most_held, play, stage_seconds, uniform
 
 ASSUMPTIONS = (
-    "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency",
+    "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency, the "
+    "output layer output_efficiency",
     "all-to-alls, and the gathering of keys and values, are not hidden; activations between stages "
     "are",
     "weights are gathered and gradients reduced once a step, half hidden behind computation",
@@ -161,14 +162,13 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
     if not candidates:
         windows = train.batch_tokens // train.sequence_length
         raise ConfigError(
-            f"gpus: no parallel sizes multiply to {gpus} and divide a batch of {windows} "
-            "sequences; choose another number of GPUs or another batch"
+            f"gpus: no parallel sizes of {gpus} divide a batch of {windows} sequences; choose "
+            "other gpus"
         )
     if fitting is None:
         raise ConfigError(
-            f"{gpus} {hardware.name} are too few: the smallest plan needs at least "
-            f"{least_bytes / 1e9:,.1f} GB a GPU of {hardware.memory_bytes / 1e9:.0f}, of "
-            f"which {hardware.usable_memory_frac:.0%} are usable"
+            f"{gpus} {hardware.name} are too few: {least_bytes / 1e9:,.1f} GB a GPU at least, "
+            f"{hardware.usable_bytes / 1e9:.3g} are usable; choose more gpus"
         )
     return fitting
 

@@ -30,7 +30,7 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
         ),
         (
             "micro-batch",
-            f"{parallel.micro_batch} sequences, {plan.micro_batches} a step and rank, blocks "
+            f"{_sequences(parallel.micro_batch)}, {plan.micro_batches} a step and rank, blocks "
             f"{'computed again' if parallel.recompute else 'kept'} for the backward pass",
         ),
         (
@@ -111,6 +111,10 @@ def describe_one_gpu(plan: OneGpuPlan, hardware: Hardware) -> RenderableType:
         ("utilisation", f"{plan.utilisation:.1%} of {hardware.peak_flops_per_s:.3g} FLOP/s"),
     ]
     return table([f"one {hardware.name}", ""], rows, left=2)
+
+
+def _sequences(count: int) -> str:
+    return "1 sequence" if count == 1 else f"{count} sequences"
 
 
 def _gigabytes(count: int) -> str:
