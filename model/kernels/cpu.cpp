@@ -7,7 +7,8 @@
 //
 // All tensors are fp32. With bf16 the factors of every product are rounded to bfloat16; sums are fp32.
 
-#include "experts_tiles.h"
+#include "experts_tiles_backward.h"
+#include "experts_tiles_forward.h"
 #include "experts_vectors.h"
 
 extern "C" {

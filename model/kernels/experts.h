@@ -58,12 +58,13 @@ struct WeightGradients {
             }
     }
     float* gate_up(int thread, int64_t e) const {
-        return e == shared[thread] ? share[thread]->data : out.dw_gate_up + e * 2 * layer.H * layer.D;
+        return is_share(thread, e) ? share[thread]->data : out.dw_gate_up + e * 2 * layer.H * layer.D;
     }
     float* down(int thread, int64_t e) const {
         const int64_t HD = layer.H * layer.D;
-        return e == shared[thread] ? share[thread]->data + 2 * HD : out.dw_down + e * HD;
+        return is_share(thread, e) ? share[thread]->data + 2 * HD : out.dw_down + e * HD;
     }
+    bool is_share(int thread, int64_t e) const { return e == shared[thread]; }
     void clear_unvisited(int thread) const {
         const int64_t E = layer.E, HD = layer.H * layer.D;
         for (int64_t e = E * thread / layer.threads; e < E * (thread + 1) / layer.threads; e++)

@@ -1,4 +1,4 @@
-// The experts, forward and backward, on a CPU's tile unit (tiles.h); `experts.h` has the formula.
+// The experts on a CPU's tile unit (tiles.h): what forward and backward share; `experts.h` has the formula.
 //
 // Tokens stand in the rows of every product, so x and dy are packed as they lie. With n <= BLOCK tokens
 // of one expert, all factors in PARTS parts:
@@ -10,13 +10,17 @@
 //             dW_down     += (gate A)^T [H, n] . dY [n, D]
 //             dW_gate_up  += dH^T [2H, n] . X [n, D]
 //
-// The weights are packed once per expert and pass. The gate's gradient is <A, dA> per token. What is kept
-// for the backward pass is H, a row of 2H values for every pair of token and expert in the order of the
-// experts: as floats, or with PARTS = 1 as bfloat16.
+// Whatever is not a product stands beside one (beside.h): a block's products go by groups of rows, and while
+// one group is multiplied, the one before goes through SwiGLU or is added to its tokens' rows. Meanwhile the
+// next block's tokens and, once per expert and pass, its weights are packed into a second set of buffers, where
+// the second-level cache has room for two.
+//
+// The gate's gradient is <A, dA> per token. What is kept for the backward pass is H, a row of 2H values for
+// every pair of token and expert in the order of the experts: as floats, or with PARTS = 1 as bfloat16.
 #pragma once
 
 #include "experts.h"
-#include "tiles.h"
+#include "tile_products.h"
 
 #if defined(__AVX512BF16__)
 
@@ -25,223 +29,174 @@ namespace {
 // Of 32, 64, 128 and 256, 128 was best or within the noise of the best for widths 64 to 512.
 constexpr int64_t BLOCK = 128;
 constexpr int64_t PACKING_COST = 32;  // of an expert's weights, in tokens
+constexpr int64_t SECOND_CACHE_BYTES = 2 << 20;
 
 inline float sum_of(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 
 // Squares and tiles of a layer's widths. The rows of W_gate_up are padded to whole squares in each half.
+template <int PARTS>
 struct Squares {
     explicit Squares(const Layer& l)
-        : D(squares_of(l.D)), H(squares_of(l.H)), D_depth(depths_of(l.D)), H_depth(depths_of(l.H)) {}
+        : D(squares_of(l.D)), H(squares_of(l.H)), D_depth(depths_of(l.D)), H_depth(depths_of(l.H)) {
+        const int64_t words = (3 * H * SIDE + 3 * BLOCK) * D * SIDE / 2;  // weights, and x and dy as factors
+        ahead = 2 * 4 * PARTS * words <= SECOND_CACHE_BYTES;
+        sets = ahead ? 2 : 1;
+        group = ahead ? 2 : 4;
+    }
     int64_t D, H, D_depth, H_depth;
+    bool ahead;     // whether the next block is packed beside this one
+    int64_t sets;   // of buffers for that
+    int64_t group;  // squares of rows multiplied at a time
     static constexpr int64_t n = BLOCK / SIDE, n_depth = BLOCK / DEPTH;
 };
 
 // Row i of a padded W_gate_up of one expert; null for padding.
-inline const float* gate_up_row(const float* w, int64_t i, const Layer& l, const Squares& s) {
-    const int64_t half = i / (s.H * SIDE), j = i % (s.H * SIDE);
-    return j < l.H ? w + (half * l.H + j) * l.D : nullptr;
+inline const float* gate_up_row(const float* w, int64_t i, int64_t H, int64_t D) {
+    const int64_t padded = squares_of(H) * SIDE;
+    if (i >= padded) i -= padded, w += H * D;
+    return i < H ? w + i * D : nullptr;
 }
 
-// The pre-activations kept for token i of those that begin at `first`: 16 of the gate's (half 0) or up's.
+// Where row i of a left factor begins.
+template <int PARTS, class Pointer>
+inline Pointer row_at(Pointer left, int64_t i, int64_t depth) {
+    return tile_at<PARTS>(left, i / SIDE, 0, depth) + i % SIDE * SIDE;
+}
+
+// The two rows summed over that stand in the words of a pair.
+template <int PARTS>
+inline std::pair<int64_t, int64_t> rows_of_pair(int64_t pair) {
+    const int64_t k = pair / SIDE * DEPTH, w = pair % SIDE;
+    return {k + first_of_word<PARTS>(w), k + second_of_word<PARTS>(w)};
+}
+
+// The pre-activations kept for token i of those that begin at `kept`: 16 of the gate's (half 0) or up's.
 template <int PARTS>
 inline vec read_kept(const float* kept, int64_t i, int64_t half, int64_t j, int64_t H) {
     const int64_t at = (2 * i + half) * H + j * SIDE;
     const int count = static_cast<int>(std::min(SIDE, H - j * SIDE));
     if constexpr (PARTS == 1) return load_first_bf16(reinterpret_cast<const uint16_t*>(kept) + at, count);
-    return load_first(kept + at, count);
+    return count == SIDE ? load(kept + at) : load_first(kept + at, count);
 }
 template <int PARTS>
 inline void keep(float* kept, int64_t i, int64_t half, int64_t j, int64_t H, vec v) {
     const int64_t at = (2 * i + half) * H + j * SIDE;
     const int count = static_cast<int>(std::min(SIDE, H - j * SIDE));
     if constexpr (PARTS == 1) return store_first_bf16(reinterpret_cast<uint16_t*>(kept) + at, v, count);
-    store_first(kept + at, v, count);
+    count == SIDE ? store(kept + at, v) : store_first(kept + at, v, count);
 }
 
-// rows[token] += scale * (A . B), A [n tokens] of `depth` tiles, B of D columns; `squares` is room for n x 2.
+// target[D] += scale * row i of squares.
+inline void add_squares_row(const float* squares, int64_t i, float scale, int64_t D, float* target) {
+    const float* sums = squares + i / SIDE * squares_of(D) * SQUARE + i % SIDE * SIDE;
+    const vec by = splat(scale);
+    for (; D >= SIDE; D -= SIDE, target += SIDE, sums += SQUARE) store(target, load(target) + by * load(sums));
+    const int left = static_cast<int>(D);
+    if (left) store_first(target, load_first(target, left) + by * load(sums), left);
+}
+
+// A thread's part of one pass over the experts.
 template <int PARTS>
-void add_product_to_rows(const float* a, const float* b, int64_t depth, const int64_t* token, int64_t n,
-                         const float* scale, float* rows, int64_t D, float* squares) {
-    const int64_t columns = squares_of(D);
-    for (int64_t j = 0; j < columns; j += 2) {
-        const int64_t wide = std::min<int64_t>(2, columns - j);
-        multiply_tiles<PARTS>(a, squares_of(n), tile_at<PARTS>(b, j, 0, depth), wide, depth, squares, 2, false);
-        for (int64_t i = 0; i < n; i++) {
-            const float* sums = squares + i / SIDE * 2 * SQUARE + i % SIDE * SIDE;
-            const vec by = splat(scale ? scale[i] : 1.0f);
-            for (int64_t c = 0; c < wide; c++) {
-                const int64_t at = (j + c) * SIDE;
-                const int count = static_cast<int>(std::min(SIDE, D - at));
-                float* target = rows + token[i] * D + at;
-                store_first(target, load_first(target, count) + by * load(sums + c * SQUARE), count);
-            }
+struct TilesPass {
+    static constexpr int64_t TILE = PARTS * SQUARE;
+    const Layer& l;
+    const Routing& r;
+    const Squares<PARTS> s{l};
+    Asides asides{};
+
+    int64_t tokens(int64_t t) const { return r.tiles[t].n; }
+    const int64_t* token(int64_t t) const { return &r.token[r.tiles[t].first]; }
+    int64_t slot(int64_t t, int64_t i) const { return r.slot[r.tiles[t].first + i]; }
+    float gate(int64_t t, int64_t i) const { return l.gate[slot(t, i)]; }
+    bool new_expert(int64_t t) const { return r.tiles[t].expert != r.tiles[t - 1].expert; }
+    const float* w_gate_up(int64_t t) const { return l.w_gate_up + r.tiles[t].expert * 2 * l.H * l.D; }
+    const float* w_down(int64_t t) const { return l.w_down + r.tiles[t].expert * l.H * l.D; }
+    // Block t's share of what is kept between the passes.
+    template <class Pointer>
+    Pointer kept(Pointer saved, int64_t t) const {
+        return saved ? saved + r.tiles[t].first * 2 * l.H / (PARTS == 1 ? 2 : 1) : nullptr;
+    }
+
+    // Queued: the rows of `source` that belong to block t's tokens come nearer.
+    void fetch_rows(Beside& beside, const float* source, int64_t t) {
+        const int64_t D = l.D, *of = token(t);
+        beside.add(tokens(t), [=](int64_t i) {
+            const float* row = source + of[i] * D;
+            for (int64_t c = 0; c < D; c += SIDE) __builtin_prefetch(row + c, 0, 2);
+        });
+    }
+    // Queued: these rows become a left factor, or a right one in which they are summed over.
+    void pack_left(Beside& beside, const float* source, int64_t t, float* out) {
+        const int64_t D = l.D, n = tokens(t), *of = token(t), depth = s.D_depth;
+        beside.add(squares_of(n) * SIDE, [=](int64_t i) {
+            float* at = row_at<PARTS>(out, i, depth);
+            if (i < n)
+                pack_row<PARTS>(source + of[i] * D, D, at);
+            else
+                pack_zeros<PARTS>(D, at);
+        });
+    }
+    void pack_right(Beside& beside, const float* source, int64_t t, float* out) {
+        const int64_t D = l.D, n = tokens(t), *of = token(t), depth = depths_of(n);
+        beside.add(depth * SIDE, [=](int64_t pair) {
+            const auto [i, j] = rows_of_pair<PARTS>(pair);
+            pack_pair<PARTS>(i < n ? source + of[i] * D : nullptr, j < n ? source + of[j] * D : nullptr, D, depth,
+                             pair_at<PARTS>(out, pair));
+        });
+    }
+    // Queued: H rows of weights, padded to whole squares, become columns of a right factor.
+    void pack_as_columns(Beside& beside, const float* w, float* out) {
+        const int64_t D = l.D, H = l.H, depth = s.D_depth;
+        for (int64_t r = 0; r < s.H; r++)
+            beside.add(depth * COLUMN_PIECES<PARTS>, [=](int64_t piece) {
+                const int64_t k = piece / COLUMN_PIECES<PARTS>;
+                pack_columns<PARTS>(w + r * SIDE * D, H - r * SIDE, D, k, piece % COLUMN_PIECES<PARTS>,
+                                    tile_at<PARTS>(out, r, k, depth));
+            });
+    }
+    // Queued: a right factor in which the rows of weights row(i) are summed over.
+    template <class Row>
+    void pack_as_rows(Beside& beside, Row row, int64_t depth, float* out) {
+        const int64_t D = l.D;
+        beside.add(depth * SIDE, [=](int64_t pair) {
+            const auto [i, j] = rows_of_pair<PARTS>(pair);
+            pack_pair<PARTS>(row(i), row(j), D, depth, pair_at<PARTS>(out, pair));
+        });
+    }
+
+    // Steps of a product by groups of its m squares of rows.
+    int64_t group_steps(int64_t m, int64_t n, int64_t depth) const {
+        int64_t steps = 0;
+        for (int64_t i = 0; i < m; i += s.group) steps += steps_of<PARTS>(std::min(s.group, m - i), n, depth);
+        return steps;
+    }
+    // C [m, n squares] = A . B by groups. before(i, rows) queues what must stand beside the group that begins at
+    // square i; out(i) is where its squares go.
+    template <class Out, class Before>
+    void by_groups(int64_t m, const float* a, const float* b, int64_t n, int64_t depth, Out out, Before before) {
+        for (int64_t i = 0; i < m; i += s.group) {
+            const int64_t rows = std::min(s.group, m - i);
+            before(i, rows);
+            asides.now.share(steps_of<PARTS>(rows, n, depth));
+            multiply_tiles<PARTS>(tile_at<PARTS>(a, i, 0, depth), rows, b, n, depth, out(i), n, false, asides);
+            asides.now.finish();
         }
     }
-}
+    int64_t last_group(int64_t m) const { return (m - 1) / s.group * s.group; }
 
-// Squares [rows, D] of a weight's gradient, out to where it belongs.
-inline void unpack_squares(const float* squares, int64_t rows, int64_t D, float* out) {
-    const int64_t columns = squares_of(D);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) {
-            const int count = static_cast<int>(std::min(SIDE, D - j * SIDE));
-            const vec v = load(squares + (i / SIDE * columns + j) * SQUARE + i % SIDE * SIDE);
-            store_first(out + i * D + j * SIDE, v, count);
-        }
-}
+    // Room for the squares [., D] of two groups: one is added to rows while the next is multiplied.
+    Buffer squares{2 * s.group * s.D * SQUARE};
+    float* group_squares(int64_t i) { return squares.data + i / s.group % 2 * s.group * s.D * SQUARE; }
 
-// H [n, 2H] of the tokens' rows, as squares.
-template <int PARTS>
-void project_up(const Layer& l, const Squares& s, const int64_t* token, int64_t n, const float* w_in,
-                float* x_tiles, float* h) {
-    pack_along<PARTS, false>([&](int64_t i) { return l.x + token[i] * l.D; }, n, l.D, x_tiles);
-    multiply_tiles<PARTS>(x_tiles, squares_of(n), w_in, 2 * s.H, s.D_depth, h, 2 * s.H, false);
-}
-
-template <int PARTS>
-int32_t tiles_forward(const Layer& l, float* y, float* saved) {
-    const Squares s(l);
-    const int64_t D = l.D, H = l.H, tile = PARTS * SQUARE;
-    const Routing r = route(l.expert, l.T * l.K, l.K, l.E, l.threads, BLOCK, PACKING_COST);
-    if (!r.valid) return 1;
-    RowSums sums(y, l.T, D, l.threads);
-#pragma omp parallel num_threads(l.threads)
-    {
-        const TileRegisters registers;
-        const int me = omp_get_thread_num();
-        float* my_y = sums.of(me);
-        Buffer x_tiles(s.n * s.D_depth * tile), h(s.n * 2 * s.H * SQUARE), a_tiles(s.n * s.H_depth * tile);
-        Buffer w_in(2 * s.H * s.D_depth * tile), w_out(s.D * s.H_depth * tile), squares(s.n * 2 * SQUARE);
-        float scale[BLOCK];
-        int64_t current = -1;
-        for (int64_t t = r.range[me]; t < r.range[me + 1]; t++) {
-            const int64_t n = r.tiles[t].n, first = r.tiles[t].first, e = r.tiles[t].expert;
-            const int64_t* token = &r.token[first];
-            if (e != current) {
-                const float *in = l.w_gate_up + e * 2 * H * D, *out = l.w_down + e * H * D;
-                pack_along<PARTS, true>([&](int64_t i) { return gate_up_row(in, i, l, s); }, 2 * s.H * SIDE, D,
-                                        w_in.data);
-                pack_across<PARTS>([&](int64_t i) { return out + i * D; }, H, D, w_out.data);
-                current = e;
-            }
-            float* kept = saved ? saved + first * 2 * H / (PARTS == 1 ? 2 : 1) : nullptr;
-            project_up<PARTS>(l, s, token, n, w_in.data, x_tiles.data, h.data);
-            prefetch_rows(l.x, r, t, r.range[me + 1], D);
-            for (int64_t i = 0; i < squares_of(n) * SIDE; i++) {
-                float* row = h.data + i / SIDE * 2 * s.H * SQUARE + i % SIDE * SIDE;
-                for (int64_t j = 0; j < s.H; j++) {
-                    const vec g = load(row + j * SQUARE), u = load(row + (s.H + j) * SQUARE);
-                    if (kept && i < n) {
-                        keep<PARTS>(kept, i, 0, j, H, g);
-                        keep<PARTS>(kept, i, 1, j, H, u);
-                    }
-                    store(row + j * SQUARE, g * sigmoid(g) * u);
-                }
-                pack_row_along<PARTS>(row, s.H, i, a_tiles.data);
-                if (i < n) scale[i] = l.gate[r.slot[first + i]];
-            }
-            add_product_to_rows<PARTS>(a_tiles.data, w_out.data, s.H_depth, token, n, scale, my_y, D, squares.data);
-        }
-#pragma omp barrier
-        sums.reduce(me);
+    // Queued: the rows of the group that begins at square i, times `scale`, are added to their tokens'.
+    void add_rows(int64_t t, int64_t i, int64_t m, const float* scale, float* rows) {
+        const int64_t D = l.D, *of = token(t) + i * SIDE, n = std::min(m * SIDE, tokens(t) - i * SIDE);
+        const float *sums = group_squares(i), *by = scale ? scale + i * SIDE : nullptr;
+        asides.now.add(n, [=](int64_t row) {
+            add_squares_row(sums, row, by ? by[row] : 1.0f, D, rows + of[row] * D);
+        });
     }
-    return 0;
-}
-
-template <int PARTS>
-int32_t tiles_backward(const Layer& l, const float* saved, const Gradients& out) {
-    const Squares s(l);
-    const int64_t D = l.D, H = l.H, tile = PARTS * SQUARE;
-    const Routing r = route(l.expert, l.T * l.K, l.K, l.E, l.threads, BLOCK, PACKING_COST);
-    if (!r.valid) return 1;
-    RowSums sums(out.dx, l.T, D, l.threads);
-    const WeightGradients weights(l, r, out);
-#pragma omp parallel num_threads(l.threads)
-    {
-        const TileRegisters registers;
-        const int me = omp_get_thread_num();
-        float* my_dx = sums.of(me);
-        weights.clear_unvisited(me);
-        Buffer dy_left(s.n * s.D_depth * tile), dy_right(s.D * s.n_depth * tile), x_right(s.D * s.n_depth * tile);
-        Buffer da(s.n * s.H * SQUARE), inner(s.n * 3 * s.H * SQUARE), squares(s.n * 2 * SQUARE);
-        Buffer dh_left(s.n * s.H * tile), inner_left(3 * s.H * s.n_depth * tile);
-        Buffer w_in_columns(s.D * s.H * tile), w_out(s.H * s.D_depth * tile);
-        Buffer w_in(saved ? 0 : 2 * s.H * s.D_depth * tile), x_left(saved ? 0 : s.n * s.D_depth * tile);
-        Buffer h(saved ? 0 : s.n * 2 * s.H * SQUARE);
-        Buffer dw(3 * s.H * s.D * SQUARE);
-        int64_t current = -1;
-        for (int64_t t = r.range[me]; t < r.range[me + 1]; t++) {
-            const int64_t n = r.tiles[t].n, first = r.tiles[t].first, e = r.tiles[t].expert;
-            const int64_t m = squares_of(n), n_depth = depths_of(n);
-            const int64_t* token = &r.token[first];
-            const bool add = e == current;  // to the weights' gradients
-            if (e != current) {
-                const float *in = l.w_gate_up + e * 2 * H * D, *down = l.w_down + e * H * D;
-                const auto in_row = [&](int64_t i) { return gate_up_row(in, i, l, s); };
-                if (!saved) pack_along<PARTS, true>(in_row, 2 * s.H * SIDE, D, w_in.data);
-                pack_across<PARTS>(in_row, 2 * s.H * SIDE, D, w_in_columns.data);
-                pack_along<PARTS, true>([&](int64_t i) { return down + i * D; }, H, D, w_out.data);
-                current = e;
-            }
-            const bool last_of_expert = t + 1 == r.range[me + 1] || r.tiles[t + 1].expert != e;
-            const auto dy_row = [&](int64_t i) { return out.dy + token[i] * D; };
-            pack_along<PARTS, false>(dy_row, n, D, dy_left.data);
-            pack_across<PARTS>(dy_row, n, D, dy_right.data);
-            prefetch_rows(out.dy, r, t, r.range[me + 1], D);
-            if (!saved) project_up<PARTS>(l, s, token, n, w_in.data, x_left.data, h.data);
-            pack_across<PARTS>([&](int64_t i) { return l.x + token[i] * D; }, n, D, x_right.data);
-            prefetch_rows(l.x, r, t, r.range[me + 1], D);
-            multiply_tiles<PARTS>(dy_left.data, m, w_out.data, s.H, s.D_depth, da.data, s.H, false);
-
-            const float* kept = saved ? saved + first * 2 * H / (PARTS == 1 ? 2 : 1) : nullptr;
-            for (int64_t i = 0; i < m * SIDE; i++) {
-                // In squares [n, 3H]: d_gate, d_up, gate * a. Rows past the last token are zeros.
-                float* row = inner.data + i / SIDE * 3 * s.H * SQUARE + i % SIDE * SIDE;
-                const float* da_row = da.data + i / SIDE * s.H * SQUARE + i % SIDE * SIDE;
-                const float* h_row = h.data + i / SIDE * 2 * s.H * SQUARE + i % SIDE * SIDE;
-                const bool token_row = i < n;
-                const vec w = splat(token_row ? l.gate[r.slot[first + i]] : 0.0f);
-                vec dgate_sum{};
-                for (int64_t j = 0; j < s.H; j++) {
-                    vec g{}, u{};
-                    if (!saved) {
-                        g = load(h_row + j * SQUARE);
-                        u = load(h_row + (s.H + j) * SQUARE);
-                    } else if (token_row) {
-                        g = read_kept<PARTS>(kept, i, 0, j, H);
-                        u = read_kept<PARTS>(kept, i, 1, j, H);
-                    }
-                    const vec sig = sigmoid(g), silu = g * sig, a = silu * u;
-                    const vec da_part = load(da_row + j * SQUARE), dwa = w * da_part;
-                    dgate_sum += a * da_part;
-                    store(row + j * SQUARE, dwa * u * (sig + silu * (1.0f - sig)));
-                    store(row + (s.H + j) * SQUARE, dwa * silu);
-                    store(row + (2 * s.H + j) * SQUARE, w * a);
-                }
-                pack_row_along<PARTS>(row, 2 * s.H, i, dh_left.data);
-                if (token_row) out.dgate[r.slot[first + i]] = sum_of(dgate_sum);
-            }
-            pack_squares_across<PARTS>(inner.data, m, 3 * s.H, 3 * s.H, inner_left.data);
-
-            float* dw_out = dw.data + 2 * s.H * s.D * SQUARE;
-            const float* aw_left = tile_at<PARTS>(inner_left.data, 2 * s.H, 0, n_depth);
-            multiply_tiles<PARTS>(aw_left, s.H, dy_right.data, s.D, n_depth, dw_out, s.D, add);
-            multiply_tiles<PARTS>(inner_left.data, 2 * s.H, x_right.data, s.D, n_depth, dw.data, s.D, add);
-            add_product_to_rows<PARTS>(dh_left.data, w_in_columns.data, s.H, token, n, nullptr, my_dx, D,
-                                       squares.data);
-            if (last_of_expert) {
-                const int64_t up = s.H * s.D * SQUARE;
-                unpack_squares(dw.data, H, D, weights.gate_up(me, e));
-                unpack_squares(dw.data + up, H, D, weights.gate_up(me, e) + H * D);
-                unpack_squares(dw_out, H, D, weights.down(me, e));
-            }
-        }
-#pragma omp barrier
-        sums.reduce(me);
-        weights.add_shares(me);
-    }
-    return 0;
-}
+};
 
 }  // namespace
 

@@ -142,7 +142,8 @@ inline void words_across(vec first, vec second, vec (&words)[3]) { words_of_part
 
 // The vector of a row of `width` values that begins at `at`, zeros beyond the row.
 inline vec row_part(const float* row, int64_t at, int64_t width) {
-    return at < width ? load_first(row + at, static_cast<int>(std::min(SIDE, width - at))) : vec{};
+    if (at + SIDE <= width) return load(row + at);
+    return at < width ? load_first(row + at, static_cast<int>(width - at)) : vec{};
 }
 
 template <int PARTS>
@@ -202,38 +203,6 @@ void pack_across(Row row, int64_t n, int64_t width, float* out) {
         }
 }
 
-// Row i of a left factor from a row of n squares, which is summed over.
-template <int PARTS>
-inline void pack_row_along(const float* row, int64_t n, int64_t i, float* out) {
-    const int64_t depth = (n + 1) / 2;
-    for (int64_t k = 0; k < depth; k++, row += 2 * SQUARE) {
-        vec words[PARTS];
-        words_along(load(row), 2 * k + 1 < n ? load(row + SQUARE) : vec{}, words);
-        float* tile = tile_at<PARTS>(out, i / SIDE, k, depth) + i % SIDE * SIDE;
-        for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE, words[part]);
-    }
-}
-
-// A left factor with a row for every column of m x n squares, summed over their rows.
-template <int PARTS>
-void pack_squares_across(const float* squares, int64_t m, int64_t n, int64_t columns, float* out) {
-    const int64_t depth = (m + 1) / 2;
-    const auto row_of = [&](int64_t i, int64_t j) {
-        return i < m * SIDE ? load(squares + (i / SIDE * columns + j) * SQUARE + i % SIDE * SIDE) : vec{};
-    };
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t k = 0; k < depth; k++) {
-            float* tile = tile_at<PARTS>(out, j, k, depth);
-            for (int64_t w = 0; w < SIDE; w++) {
-                vec words[PARTS];
-                words_across(row_of(k * DEPTH + first_of_word<PARTS>(w), j),
-                             row_of(k * DEPTH + second_of_word<PARTS>(w), j), words);
-                for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE + w * SIDE, words[part]);
-            }
-            transpose_tiles<PARTS>(tile);
-        }
-}
-
 // One step of DEPTH for MR x NR squares (registers 0 to 3), with a part of each factor.
 // `fresh` says which of the factors' parts are not in their registers yet.
 template <int PARTS, int MR, int NR, int A, int B, bool FRESH_A, bool FRESH_B>
@@ -287,66 +256,6 @@ constexpr int sum_register(int i, int j) {
 template <int MR, int NR, class Do, size_t... S>
 inline void each_square(Do of, std::index_sequence<S...>) {
     (of(std::integral_constant<int, sum_register<MR, NR>(S / NR, S % NR)>{}, S / NR, S % NR), ...);
-}
-
-// MR x NR squares of C, whose square (i, j) lies at c + (i * c_columns + j) * SQUARE.
-template <int PARTS, int MR, int NR>
-void square_block(const float* a, const float* b, int64_t depth, float* c, int64_t c_columns, bool add) {
-    constexpr auto all = std::make_index_sequence<MR * NR>{};
-    const int64_t next = depth * PARTS * SQUARE;
-    each_square<MR, NR>(
-        [&](auto r, int64_t i, int64_t j) {
-            if (add)
-                tile_load<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
-            else
-                tile_zero<decltype(r)::value>();
-        },
-        all);
-    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
-        if constexpr (PARTS == 1) {
-            step<1, MR, NR, 0, 0, true, true>(a, b, next);
-        } else {  // small products first, so that few digits are lost
-            step<3, MR, NR, 0, 2, true, true>(a, b, next);
-            step<3, MR, NR, 0, 1, false, true>(a, b, next);
-            step<3, MR, NR, 1, 1, true, false>(a, b, next);
-            step<3, MR, NR, 1, 0, false, true>(a, b, next);
-            step<3, MR, NR, 2, 0, true, false>(a, b, next);
-            step<3, MR, NR, 0, 0, true, false>(a, b, next);
-        }
-    }
-    each_square<MR, NR>(
-        [&](auto r, int64_t i, int64_t j) {
-            tile_store<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
-        },
-        all);
-}
-
-template <int PARTS, int MR, int NR>
-void last_squares(int64_t left, const float* a, const float* b, int64_t depth, float* c, int64_t c_columns,
-                  bool add) {
-    if (left >= std::max(MR, NR)) return square_block<PARTS, MR, NR>(a, b, depth, c, c_columns, add);
-    if constexpr (MR > 1) return last_squares<PARTS, MR - 1, NR>(left, a, b, depth, c, c_columns, add);
-    if constexpr (NR > 1) return last_squares<PARTS, MR, NR - 1>(left, a, b, depth, c, c_columns, add);
-}
-
-// C [m, n squares] = or += A . B, each of `depth` tiles. Every sum is taken in the same order, however
-// the squares are grouped: the bits of a token's answer do not depend on which tokens stand beside it.
-template <int PARTS>
-void multiply_tiles(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, float* c,
-                    int64_t c_columns, bool add) {
-    const auto a_at = [&](int64_t i) { return tile_at<PARTS>(a, i, 0, depth); };
-    const auto b_at = [&](int64_t j) { return tile_at<PARTS>(b, j, 0, depth); };
-    const auto c_at = [&](int64_t i, int64_t j) { return c + (i * c_columns + j) * SQUARE; };
-    const int64_t even_m = m / 2 * 2, even_n = n / 2 * 2;
-    for (int64_t j = 0; j < even_n; j += 2)
-        for (int64_t i = 0; i < even_m; i += 2)
-            square_block<PARTS, 2, 2>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add);
-    if (m > even_m)
-        for (int64_t j = 0; j < n; j += 4)
-            last_squares<PARTS, 1, 4>(n - j, a_at(even_m), b_at(j), depth, c_at(even_m, j), c_columns, add);
-    if (n > even_n)
-        for (int64_t i = 0; i < even_m; i += 4)
-            last_squares<PARTS, 4, 1>(even_m - i, a_at(i), b_at(even_n), depth, c_at(i, even_n), c_columns, add);
 }
 
 }  // namespace

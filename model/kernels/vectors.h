@@ -76,27 +76,45 @@ inline vec exponential(vec x) {
     return (vec)((ivec)p + exponent);
 }
 
-// exp(x - y) as 2^n 2^r with |r| <= 1/2; the polynomial is 2^r's to 1e-8.
 #if defined(__AVX512F__)
-inline vec exp_of_difference(vec x, vec y) {
-    const vec log2_e = splat(1.44269504088896341f);
-    const vec z = x * log2_e - y * log2_e;
-    const vec n = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const vec r = z - n;
+// 2^r for |r| <= 1/2, to 1e-8.
+inline vec power_of_two(vec r) {
     vec p = splat(1.535336188319500e-4f);
     p = p * r + 1.339887440266574e-3f;
     p = p * r + 9.618437357674640e-3f;
     p = p * r + 5.550332471162809e-2f;
     p = p * r + 2.402264791363012e-1f;
     p = p * r + 6.931472028550421e-1f;
-    p = p * r + 1.0f;
-    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+    return p * r + 1.0f;
+}
+// exp(x - y) as 2^n 2^r.
+inline vec exp_of_difference(vec x, vec y) {
+    const vec log2_e = splat(1.44269504088896341f);
+    const vec z = x * log2_e - y * log2_e;
+    const vec n = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vec r = z - n;
+    return (vec)_mm512_scalef_ps((__m512)power_of_two(r), (__m512)n);
 }
 #else
 inline vec exp_of_difference(vec x, vec y) { return exponential(x - y); }
 #endif
 
+#if defined(__AVX512F__)
+// 1 / (1 + 2^z), z = -x / log 2: a reciprocal of 14 bits and one step of Newton's, since a division takes 16 cycles.
+inline vec sigmoid(vec x) {
+    // Limits come first: then a NaN stays.
+    const __m512 above = _mm512_max_ps((__m512)splat(-87.0f), (__m512)x);
+    const vec limited = (vec)_mm512_min_ps((__m512)splat(87.0f), above);
+    const vec by = splat(-1.44269504088896341f);
+    const vec n = (vec)_mm512_roundscale_ps((__m512)(limited * by), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vec r = (vec)_mm512_fmsub_ps((__m512)limited, (__m512)by, (__m512)n);
+    const vec denominator = 1.0f + (vec)_mm512_scalef_ps((__m512)power_of_two(r), (__m512)n);
+    const vec rough = (vec)_mm512_rcp14_ps((__m512)denominator);
+    return rough + rough * (1.0f - denominator * rough);
+}
+#else
 inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+#endif
 
 inline vec square_root(vec x) {
 #if defined(__AVX512F__)

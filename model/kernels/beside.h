@@ -1,0 +1,77 @@
+// Vector work in small pieces, done while the tile unit multiplies.
+//
+// A tile product keeps the unit busy for 16 cycles and costs the rest of the core one instruction. Vector work
+// of some hundred instructions between every few products is therefore nearly free, as long as both stand in
+// the core's window of about 500 instructions; work between whole matrix products is not.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace {
+
+// Pieces in the order in which they were added.
+class Beside {
+  public:
+    // piece(i) for i from 0 to count-1, some time before finish() returns.
+    template <class Piece>
+    void add(int64_t count, const Piece& piece) {
+        static_assert(std::is_trivially_copyable_v<Piece> && sizeof(Piece) <= ROOM);
+        if (count <= 0) return;
+        if (last == MOST) finish();
+        Work& work = works[last++];
+        std::memcpy(work.of, &piece, sizeof(Piece));
+        work.run = [](const void* of, int64_t i) { (*static_cast<const Piece*>(of))(i); };
+        work.next = 0;
+        work.end = count;
+        left += count;
+    }
+    // Spreads the pieces that are left evenly over so many turns.
+    void share(int64_t turns) {
+        pieces = left;
+        of_turns = turns > 0 ? turns : 1;
+        due = 0;
+    }
+    void turn() {
+        due += pieces;
+        while (due >= of_turns && left > 0) {
+            due -= of_turns;
+            one();
+        }
+    }
+    void finish() {
+        while (left > 0) one();
+    }
+
+  private:
+    static constexpr int MOST = 12;
+    static constexpr size_t ROOM = 96;
+    struct Work {
+        void (*run)(const void* of, int64_t i);
+        int64_t next, end;
+        alignas(8) unsigned char of[ROOM];
+    };
+
+    void one() {
+        Work& work = works[first];
+        work.run(work.of, work.next++);
+        left--;
+        if (work.next == work.end && ++first == last) first = last = 0;
+    }
+
+    Work works[MOST];
+    int first = 0, last = 0;
+    int64_t left = 0, pieces = 0, of_turns = 1, due = 0;
+};
+
+// What must be over when the product is, and what may take longer.
+struct Asides {
+    Beside now, later;
+    void some() {
+        now.turn();
+        later.turn();
+    }
+};
+
+}  // namespace

@@ -1,0 +1,234 @@
+// The experts' backward pass on the tile unit; `experts_tiles.h` has the plan.
+#pragma once
+
+#include "experts_tiles.h"
+
+#if defined(__AVX512BF16__)
+
+namespace {
+
+// Gradients of weights too many to be in a cache when they are read next are written past it: a line that is
+// not read before it is written costs half as much (10 % of the layer at 256 experts of 64, LOG.md, 2026-11-26).
+constexpr int64_t STREAM_FROM_BYTES = 4 << 20;
+
+// Row i of squares with D columns, out to where it belongs.
+inline void unpack_row(const float* squares, int64_t i, int64_t D, bool stream, float* out) {
+    const float* sums = squares + i / SIDE * squares_of(D) * SQUARE + i % SIDE * SIDE;
+    for (; D >= SIDE; D -= SIDE, out += SIDE, sums += SQUARE)
+        if (stream)
+            _mm512_stream_ps(out, (__m512)load(sums));
+        else
+            store(out, load(sums));
+    if (D) store_first(out, load(sums), static_cast<int>(D));
+}
+
+template <int PARTS>
+struct TilesBackward : TilesPass<PARTS> {
+    using Pass = TilesPass<PARTS>;
+    using Pass::l, Pass::s, Pass::r, Pass::asides, Pass::TILE;
+    const float* saved;
+    const Gradients& out;
+    const WeightGradients& weights;
+    const int me;
+    float* dx;
+    // Whole lines on lines' boundaries, and many of them.
+    const bool stream = l.D % SIDE == 0 && reinterpret_cast<uintptr_t>(out.dw_gate_up) % 64 == 0 &&
+                        reinterpret_cast<uintptr_t>(out.dw_down) % 64 == 0 &&
+                        3 * l.E * l.H * l.D * 4 >= STREAM_FROM_BYTES;
+    Buffer dy_left{s.sets * s.n * s.D_depth * TILE}, dy_right{s.sets * s.D * s.n_depth * TILE};
+    Buffer x_right{s.sets * s.D * s.n_depth * TILE};
+    Buffer w_in_rows{s.sets * s.D * s.H * TILE}, w_out{s.sets * s.H * s.D_depth * TILE};
+    Buffer da{s.n * s.H * SQUARE}, dh_left{s.n * s.H * TILE}, aw_left{s.n * s.H_depth * TILE};
+    Buffer inner_left{3 * s.H * s.n_depth * TILE}, dw{3 * s.H * s.D * SQUARE};
+    Buffer row{3 * s.H * SIDE};
+    // Only where H has to be computed again.
+    Buffer w_in{saved ? 0 : 2 * s.H * s.D_depth * TILE}, x_left{saved ? 0 : s.n * s.D_depth * TILE};
+    Buffer h{saved ? 0 : s.n * 2 * s.H * SQUARE};
+
+    TilesBackward(const Layer& layer, const Routing& routing, const float* saved, const Gradients& out,
+                  const WeightGradients& weights, int me, float* dx)
+        : Pass{layer, routing}, saved(saved), out(out), weights(weights), me(me), dx(dx) {}
+
+    float* dy_left_of(int64_t t) { return dy_left.data + t % s.sets * s.n * s.D_depth * TILE; }
+    float* dy_right_of(int64_t t) { return dy_right.data + t % s.sets * s.D * s.n_depth * TILE; }
+    float* x_right_of(int64_t t) { return x_right.data + t % s.sets * s.D * s.n_depth * TILE; }
+    float* in_rows_of(int64_t set) { return w_in_rows.data + set * s.D * s.H * TILE; }
+    float* out_of(int64_t set) { return w_out.data + set * s.H * s.D_depth * TILE; }
+
+    void pack_weights(int64_t t, int64_t set) {
+        const int64_t D = l.D, H = l.H;
+        const float* in = this->w_gate_up(t);
+        this->pack_as_columns(asides.later, this->w_down(t), out_of(set));
+        const auto row = [=](int64_t i) { return gate_up_row(in, i, H, D); };
+        this->pack_as_rows(asides.later, row, s.H, in_rows_of(set));
+    }
+    void pack_tokens(int64_t t) {
+        const int64_t columns = s.D, squares = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
+        const int64_t D_depth = s.D_depth;
+        const float* left = dy_left_of(t);
+        float* right = dy_right_of(t);
+        this->pack_left(asides.later, out.dy, t, dy_left_of(t));
+        asides.later.add(depth * SIDE, [=](int64_t pair) {
+            const PackedRows rows = packed_rows<PARTS>(left, squares, pair / SIDE, 0, D_depth);
+            pack_packed_pair<PARTS>(rows, pair % SIDE, columns, depth, pair_at<PARTS>(right, pair));
+        });
+        this->pack_right(asides.later, l.x, t, x_right_of(t));
+    }
+
+    // Of the block's row i: d_gate and d_up into the left factor dh_left, gate * a into aw_left. Rows past
+    // the last token are zeros.
+    void activate(int64_t t, int64_t i) {
+        const bool token = i < this->tokens(t);
+        const float* da_row = da.data + i / SIDE * s.H * SQUARE + i % SIDE * SIDE;
+        const float* h_row = h.data + i / SIDE * 2 * s.H * SQUARE + i % SIDE * SIDE;
+        const float* kept = this->kept(saved, t);
+        const vec w = splat(token ? this->gate(t, i) : 0.0f);
+        vec dgate_sum{};
+        for (int64_t j = 0; j < s.H; j++) {
+            vec g{}, u{};
+            if (!saved) {
+                g = load(h_row + j * SQUARE);
+                u = load(h_row + (s.H + j) * SQUARE);
+            } else if (token) {
+                g = read_kept<PARTS>(kept, i, 0, j, l.H);
+                u = read_kept<PARTS>(kept, i, 1, j, l.H);
+            }
+            const vec sig = sigmoid(g), silu = g * sig, a = silu * u;
+            const vec da_part = load(da_row + j * SQUARE), dwa = w * da_part;
+            dgate_sum += a * da_part;
+            store(row.data + j * SIDE, dwa * u * (sig + silu * (1.0f - sig)));
+            store(row.data + (s.H + j) * SIDE, dwa * silu);
+            store(row.data + (2 * s.H + j) * SIDE, w * a);
+        }
+        pack_row<PARTS>(row.data, 2 * s.H * SIDE, row_at<PARTS>(dh_left.data, i, s.H));
+        pack_row<PARTS>(row.data + 2 * s.H * SIDE, s.H * SIDE, row_at<PARTS>(aw_left.data, i, s.H_depth));
+        if (token) out.dgate[this->slot(t, i)] = sum_of(dgate_sum);
+    }
+    void activate_group(int64_t t, int64_t i, int64_t rows) {
+        asides.now.add(rows * SIDE, [this, t, i](int64_t row) { activate(t, i * SIDE + row); });
+    }
+    // Queued: the inner gradients of a group once more, as a left factor in which tokens are summed over.
+    void transpose_group(int64_t t, int64_t i, int64_t rows) {
+        const int64_t m = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
+        asides.now.add((rows + 1) / 2 * 3 * s.H * PARTS, [this, i, m, depth](int64_t piece) {
+            const int part = static_cast<int>(piece % PARTS);
+            const int64_t j = piece / PARTS % (3 * s.H), k = i / 2 + piece / PARTS / (3 * s.H);
+            const bool is_dh = j < 2 * s.H;
+            const int64_t column = is_dh ? j : j - 2 * s.H;
+            const PackedRows rows = packed_rows<PARTS>(is_dh ? dh_left.data : aw_left.data, m, k, column / 2,
+                                                       is_dh ? s.H : s.H_depth);
+            float* tile = tile_at<PARTS>(inner_left.data, j, k, depth);
+            if (column % 2)
+                pack_packed_columns<PARTS, true>(rows, part, tile);
+            else
+                pack_packed_columns<PARTS, false>(rows, part, tile);
+        });
+    }
+
+    // H of block t once more.
+    void project_up(int64_t t, bool weights_packed) {
+        const float* in = this->w_gate_up(t);
+        Asides alone;
+        if (!weights_packed) {
+            this->pack_as_columns(alone.now, in, w_in.data);
+            this->pack_as_columns(alone.now, in + l.H * l.D, w_in.data + s.H * s.D_depth * TILE);
+        }
+        this->pack_left(alone.now, l.x, t, x_left.data);
+        alone.now.finish();
+        multiply_tiles<PARTS>(x_left.data, squares_of(this->tokens(t)), w_in.data, 2 * s.H, s.D_depth, h.data,
+                              2 * s.H, false, alone);
+    }
+
+    // Queued: the weights' gradients of an expert that is over, out to where they belong.
+    void unpack_weights(int64_t e) {
+        const int64_t D = l.D, H = l.H, half = s.H * s.D * SQUARE;
+        const bool stream = this->stream && !weights.is_share(me, e);
+        float *in = weights.gate_up(me, e), *down = weights.down(me, e);
+        const float* from = dw.data;
+        asides.now.add(3 * H, [=](int64_t i) {
+            const int64_t third = i / H;
+            unpack_row(from + third * half, i % H, D, stream, third == 2 ? down + (i - 2 * H) * D : in + i * D);
+        });
+    }
+
+    void run(int64_t from, int64_t to) {
+        int64_t set = 0;
+        for (int64_t t = from; t < to; t++) {
+            const int64_t m = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
+            const int64_t last = this->last_group(m);
+            const bool first = t == from || this->new_expert(t);
+            if (t == from || !s.ahead) {
+                if (first) pack_weights(t, set);
+                pack_tokens(t);
+                asides.later.finish();
+            }
+            const int64_t this_set = set;
+            this->fetch_rows(asides.later, dx, t);
+            if (t + 1 < to) {
+                this->fetch_rows(asides.later, out.dy, t + 1);
+                this->fetch_rows(asides.later, l.x, t + 1);
+                if (s.ahead && this->new_expert(t + 1)) pack_weights(t + 1, set = 1 - set);
+                if (s.ahead) pack_tokens(t + 1);
+            }
+            asides.later.share(this->group_steps(m, s.H, s.D_depth) + this->group_steps(m, s.D, s.H) +
+                               steps_of<PARTS>(3 * s.H, s.D, depth));
+            if (!saved) project_up(t, !first);
+            this->by_groups(
+                m, dy_left_of(t), out_of(this_set), s.H, s.D_depth,
+                [&](int64_t i) { return da.data + i * s.H * SQUARE; },
+                [&](int64_t i, int64_t) {
+                    if (i > 0) activate_group(t, i - s.group, s.group);
+                });
+            activate_group(t, last, m - last);
+            if (last == 0) asides.now.finish();  // the next product needs them
+            this->by_groups(
+                m, dh_left.data, in_rows_of(this_set), s.D, s.H,
+                [&](int64_t i) { return this->group_squares(i); },
+                [&](int64_t i, int64_t rows) {
+                    if (i > 0) this->add_rows(t, i - s.group, s.group, nullptr, dx);
+                    transpose_group(t, i, rows);
+                });
+            this->add_rows(t, last, m - last, nullptr, dx);
+            multiply_weights(t, depth, !first);
+            asides.later.finish();
+            if (t + 1 == to || this->new_expert(t + 1)) unpack_weights(r.tiles[t].expert);
+        }
+        asides.now.finish();
+        if (stream) _mm_sfence();
+    }
+
+    void multiply_weights(int64_t t, int64_t depth, bool add) {
+        asides.now.share(steps_of<PARTS>(2 * s.H, s.D, depth) + steps_of<PARTS>(s.H, s.D, depth));
+        const auto product = [&](int64_t from, int64_t rows, const float* right) {
+            multiply_tiles<PARTS>(tile_at<PARTS>(inner_left.data, from, 0, depth), rows, right, s.D, depth,
+                                  dw.data + from * s.D * SQUARE, s.D, add, asides);
+        };
+        product(2 * s.H, s.H, dy_right_of(t));
+        product(0, 2 * s.H, x_right_of(t));
+        asides.now.finish();
+    }
+};
+
+template <int PARTS>
+int32_t tiles_backward(const Layer& l, const float* saved, const Gradients& out) {
+    const Routing r = route(l.expert, l.T * l.K, l.K, l.E, l.threads, BLOCK, PACKING_COST);
+    if (!r.valid) return 1;
+    RowSums sums(out.dx, l.T, l.D, l.threads);
+    const WeightGradients weights(l, r, out);
+#pragma omp parallel num_threads(l.threads)
+    {
+        const TileRegisters registers;
+        const int me = omp_get_thread_num();
+        float* dx = sums.of(me);
+        weights.clear_unvisited(me);
+        TilesBackward<PARTS>(l, r, saved, out, weights, me, dx).run(r.range[me], r.range[me + 1]);
+#pragma omp barrier
+        sums.reduce(me);
+        weights.add_shares(me);
+    }
+    return 0;
+}
+
+}  // namespace
+
+#endif

@@ -1,0 +1,121 @@
+// The experts' forward pass on the tile unit; `experts_tiles.h` has the plan.
+#pragma once
+
+#include "experts_tiles.h"
+
+#if defined(__AVX512BF16__)
+
+namespace {
+
+template <int PARTS>
+struct TilesForward : TilesPass<PARTS> {
+    using Pass = TilesPass<PARTS>;
+    using Pass::l, Pass::s, Pass::r, Pass::asides, Pass::TILE;
+    float *y, *saved;
+    Buffer x_tiles{s.sets * s.n * s.D_depth * TILE}, h{s.n * 2 * s.H * SQUARE}, a_tiles{s.n * s.H_depth * TILE};
+    Buffer w_in{s.sets * 2 * s.H * s.D_depth * TILE}, w_out{s.sets * s.D * s.H_depth * TILE};
+    float scale[2][BLOCK];  // a block's gates, and the next one's
+
+    TilesForward(const Layer& layer, const Routing& routing, float* y, float* saved)
+        : Pass{layer, routing}, y(y), saved(saved) {}
+
+    float* x_of(int64_t t) { return x_tiles.data + t % s.sets * s.n * s.D_depth * TILE; }
+    float* in_of(int64_t set) { return w_in.data + set * 2 * s.H * s.D_depth * TILE; }
+    float* out_of(int64_t set) { return w_out.data + set * s.D * s.H_depth * TILE; }
+
+    void pack_weights(int64_t t, int64_t set) {
+        const int64_t D = l.D, H = l.H;
+        const float *in = this->w_gate_up(t), *down = this->w_down(t);
+        this->pack_as_columns(asides.later, in, in_of(set));
+        this->pack_as_columns(asides.later, in + H * D, in_of(set) + s.H * s.D_depth * TILE);
+        const auto row = [=](int64_t i) { return i < H ? down + i * D : nullptr; };
+        this->pack_as_rows(asides.later, row, s.H_depth, out_of(set));
+    }
+
+    // a = silu(g) * u of the block's row i into the left factor a_tiles; `kept` is null for padding.
+    void activate(int64_t i, float* kept) {
+        const float* row = h.data + i / SIDE * 2 * s.H * SQUARE + i % SIDE * SIDE;
+        const auto part = [&](int64_t j) {
+            if (j >= s.H) return vec{};
+            const vec g = load(row + j * SQUARE), u = load(row + (s.H + j) * SQUARE);
+            if (kept) {
+                keep<PARTS>(kept, i, 0, j, l.H, g);
+                keep<PARTS>(kept, i, 1, j, l.H, u);
+            }
+            return g * sigmoid(g) * u;
+        };
+        float* at = row_at<PARTS>(a_tiles.data, i, s.H_depth);
+        for (int64_t k = 0; k < s.H_depth; k++) {
+            vec words[PARTS];
+            const vec first = part(2 * k);
+            words_along(first, part(2 * k + 1), words);
+            store_words<PARTS>(words, at + k * TILE);
+        }
+    }
+    void activate_group(int64_t t, int64_t i, int64_t rows) {
+        const int64_t n = this->tokens(t);
+        float* kept = this->kept(saved, t);
+        asides.now.add(rows * SIDE, [this, n, kept, i](int64_t row) {
+            activate(i * SIDE + row, i * SIDE + row < n ? kept : nullptr);
+        });
+    }
+
+    void run(int64_t from, int64_t to) {
+        int64_t set = 0;
+        for (int64_t t = from; t < to; t++) {
+            const int64_t m = squares_of(this->tokens(t)), last = this->last_group(m);
+            if (t == from || !s.ahead) {
+                if (t == from || this->new_expert(t)) pack_weights(t, set);
+                this->pack_left(asides.later, l.x, t, x_of(t));
+                asides.later.finish();
+            }
+            const int64_t this_set = set;
+            this->fetch_rows(asides.later, y, t);
+            if (t + 1 < to) {
+                this->fetch_rows(asides.later, l.x, t + 1);
+                if (s.ahead && this->new_expert(t + 1)) pack_weights(t + 1, set = 1 - set);
+                if (s.ahead) this->pack_left(asides.later, l.x, t + 1, x_of(t + 1));
+            }
+            asides.later.share(this->group_steps(m, 2 * s.H, s.D_depth) + this->group_steps(m, s.D, s.H_depth));
+            this->by_groups(
+                m, x_of(t), in_of(this_set), 2 * s.H, s.D_depth,
+                [&](int64_t i) { return h.data + i * 2 * s.H * SQUARE; },
+                [&](int64_t i, int64_t) {
+                    if (i > 0) activate_group(t, i - s.group, s.group);
+                });
+            float* gates = scale[t % 2];
+            for (int64_t i = 0; i < this->tokens(t); i++) gates[i] = this->gate(t, i);
+            activate_group(t, last, m - last);
+            if (last == 0) asides.now.finish();  // the next product needs them
+            this->by_groups(
+                m, a_tiles.data, out_of(this_set), s.D, s.H_depth,
+                [&](int64_t i) { return this->group_squares(i); },
+                [&](int64_t i, int64_t) {
+                    if (i > 0) this->add_rows(t, i - s.group, s.group, gates, y);
+                });
+            this->add_rows(t, last, m - last, gates, y);  // beside the next block's first group
+            asides.later.finish();
+        }
+        asides.now.finish();
+    }
+};
+
+template <int PARTS>
+int32_t tiles_forward(const Layer& l, float* y, float* saved) {
+    const Routing r = route(l.expert, l.T * l.K, l.K, l.E, l.threads, BLOCK, PACKING_COST);
+    if (!r.valid) return 1;
+    RowSums sums(y, l.T, l.D, l.threads);
+#pragma omp parallel num_threads(l.threads)
+    {
+        const TileRegisters registers;
+        const int me = omp_get_thread_num();
+        TilesForward<PARTS>(l, r, sums.of(me), saved).run(r.range[me], r.range[me + 1]);
+#pragma omp barrier
+        sums.reduce(me);
+    }
+    return 0;
+}
+
+}  // namespace
+
+#endif

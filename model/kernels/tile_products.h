@@ -1,0 +1,90 @@
+// Products of packed factors on the tile unit, with vector work beside them (beside.h).
+#pragma once
+
+#include "beside.h"
+#include "tile_packing.h"
+
+#if defined(__AVX512BF16__)
+
+namespace {
+
+// MR x NR squares of C, whose square (i, j) lies at c + (i * c_columns + j) * SQUARE. What is beside gets a turn
+// after every step.
+template <int PARTS, int MR, int NR>
+void square_block(const float* a, const float* b, int64_t depth, float* c, int64_t c_columns, bool add,
+                  Asides& beside) {
+    constexpr auto all = std::make_index_sequence<MR * NR>{};
+    const int64_t next = depth * PARTS * SQUARE;
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            if (add)
+                tile_load<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
+            else
+                tile_zero<decltype(r)::value>();
+        },
+        all);
+    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
+        if constexpr (PARTS == 1) {
+            step<1, MR, NR, 0, 0, true, true>(a, b, next);
+            beside.some();
+        } else {  // small products first, so that few digits are lost
+            step<3, MR, NR, 0, 2, true, true>(a, b, next);
+            beside.some();
+            step<3, MR, NR, 0, 1, false, true>(a, b, next);
+            beside.some();
+            step<3, MR, NR, 1, 1, true, false>(a, b, next);
+            beside.some();
+            step<3, MR, NR, 1, 0, false, true>(a, b, next);
+            beside.some();
+            step<3, MR, NR, 2, 0, true, false>(a, b, next);
+            beside.some();
+            step<3, MR, NR, 0, 0, true, false>(a, b, next);
+            beside.some();
+        }
+    }
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            tile_store<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
+        },
+        all);
+}
+
+template <int PARTS, int MR, int NR>
+void last_squares(int64_t left, const float* a, const float* b, int64_t depth, float* c, int64_t c_columns,
+                  bool add, Asides& beside) {
+    if (left >= std::max(MR, NR)) return square_block<PARTS, MR, NR>(a, b, depth, c, c_columns, add, beside);
+    if constexpr (MR > 1) return last_squares<PARTS, MR - 1, NR>(left, a, b, depth, c, c_columns, add, beside);
+    if constexpr (NR > 1) return last_squares<PARTS, MR, NR - 1>(left, a, b, depth, c, c_columns, add, beside);
+}
+
+// Steps of an m x n product, after each of which what is beside gets a turn.
+template <int PARTS>
+constexpr int64_t steps_of(int64_t m, int64_t n, int64_t depth) {
+    const int64_t blocks = (m / 2) * (n / 2) + m % 2 * ((n + 3) / 4) + n % 2 * ((m / 2 * 2 + 3) / 4);
+    return blocks * depth * (PARTS == 1 ? 1 : 6);
+}
+
+// C [m, n squares] = or += A . B, each of `depth` tiles. Every sum is taken in the same order, however
+// the squares are grouped: the bits of a token's answer do not depend on which tokens stand beside it.
+template <int PARTS>
+void multiply_tiles(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, float* c,
+                    int64_t c_columns, bool add, Asides& beside) {
+    const auto a_at = [&](int64_t i) { return tile_at<PARTS>(a, i, 0, depth); };
+    const auto b_at = [&](int64_t j) { return tile_at<PARTS>(b, j, 0, depth); };
+    const auto c_at = [&](int64_t i, int64_t j) { return c + (i * c_columns + j) * SQUARE; };
+    const int64_t even_m = m / 2 * 2, even_n = n / 2 * 2;
+    for (int64_t j = 0; j < even_n; j += 2)
+        for (int64_t i = 0; i < even_m; i += 2)
+            square_block<PARTS, 2, 2>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add, beside);
+    if (m > even_m)
+        for (int64_t j = 0; j < n; j += 4)
+            last_squares<PARTS, 1, 4>(n - j, a_at(even_m), b_at(j), depth, c_at(even_m, j), c_columns, add, beside);
+    if (n > even_n)
+        for (int64_t i = 0; i < even_m; i += 4)
+            last_squares<PARTS, 4, 1>(even_m - i, a_at(i), b_at(even_n), depth, c_at(i, even_n), c_columns, add,
+                                      beside);
+}
+
+}  // namespace
+
+#endif
