@@ -84,8 +84,8 @@ def holdout_gate(holdouts: tuple[Holdout, ...], thresholds: GateThresholds) -> G
         return GateResult(name="holdout_error", passed=False, sentence=sentence)
     worst, most = max(held.mean_abs_error for held in holdouts), thresholds.holdout_error
     found = "; ".join(
-        f"without the largest {held.budgets} of the budgets {held.mean_abs_error:.2%} over "
-        f"{len(held.points)} runs, {held.num_inside} inside"
+        f"without the {_largest(held.budgets)} {held.mean_abs_error:.2%} over "
+        f"{len(held.points)} run{'s' * (len(held.points) > 1)}, {held.num_inside} inside"
         for held in holdouts
     )
     return GateResult(
@@ -93,6 +93,10 @@ def holdout_gate(holdouts: tuple[Holdout, ...], thresholds: GateThresholds) -> G
         passed=worst <= most,
         sentence=f"mean miss {found}; at most {most:.2%}",
     )
+
+
+def _largest(budgets: int) -> str:
+    return "largest budget" if budgets == 1 else f"{budgets} largest budgets"
 
 
 def width_gate(forecast: Prediction, thresholds: GateThresholds) -> GateResult:

@@ -352,7 +352,7 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{prefix}{key}.")
         elif isinstance(value, (list, tuple)):
-            rows.append((f"{prefix}{key}", ", ".join(str(item) for item in value)))
+            rows.append((f"{prefix}{key}", ", ".join(str(item) for item in value) or "none"))
         else:
             rows.append((f"{prefix}{key}", "none" if value is None else str(value)))
     return rows
