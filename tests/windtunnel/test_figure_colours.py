@@ -1,4 +1,4 @@
-"""Colours as people with a colour-vision deficiency see them: simulated, then measured in CIELAB."""
+"""Colours as people with a colour-vision deficiency see them: simulated, measured in CIELAB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from analysis import plots_style
 from windtunnel.report import theme
 
-# What a deficiency makes of linear sRGB, at full severity: Machado, Oliveira, Fernandes 2009, table 1.
+# What a deficiency makes of linear sRGB at full severity: Machado, Oliveira, Fernandes 2009.
 SEEN = {
     "normal": np.eye(3),
     "protanopia": [
