@@ -96,7 +96,9 @@ def draw_layers(
         if not own:
             continue
         table = pd.DataFrame(own)
-        axes.vlines(table["train_flops"], table["lowest"], table["highest"], color=color, lw=0.8)
+        # Repeats lie on one line: drawn once, from the lowest of all to the highest.
+        spans = table.groupby("train_flops").agg({"lowest": "min", "highest": "max"})
+        axes.vlines(spans.index, spans["lowest"], spans["highest"], color=color, lw=0.8)
         axes.plot(table["train_flops"], table["mean"], "o", color=color)
         rows += own
     return rows

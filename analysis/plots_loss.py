@@ -222,9 +222,10 @@ def _draw_rung_lines(
 
 def _draw_holdout(axes: Axes, evidence: Evidence, *, against: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    bars: set[tuple[float, float, float]] = set()  # repeats of a cell share theirs
     for point in evidence.holdout.points if evidence.holdout else ():
         x = point.flops if against == "train_flops" else point.tokens
-        axes.vlines(x, point.forecast.low, point.forecast.high, color=MUTED, linewidth=0.9)
+        bars.add((x, point.forecast.low, point.forecast.high))
         rows.append(
             {
                 "series": "held-out forecast",
@@ -236,6 +237,8 @@ def _draw_holdout(axes: Axes, evidence: Evidence, *, against: str) -> list[dict[
                 "high": point.forecast.high,
             }
         )
+    if bars:
+        axes.vlines(*zip(*sorted(bars), strict=True), color=MUTED, linewidth=0.9)
     return rows
 
 

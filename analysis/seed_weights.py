@@ -32,11 +32,11 @@ class Weighting:
         """Whether every run counts alike."""
         return self.misfit_sd == 0.0
 
+    @property
+    def seeds_share(self) -> float:
+        """Of a run's variance about the law, what is new with each seed."""
+        return 1.0 if self.even else self.seeds_sd**2 / (self.seeds_sd**2 + self.misfit_sd**2)
+
     def of_cell(self, seeds: int) -> float:
         """What a cell of so many seeds weighs, a single run being 1."""
-        seeds_share = 1.0 if self.even else self.seeds_sd**2 / self._run_variance
-        return 1.0 / (1 - seeds_share + seeds_share / seeds)
-
-    @property
-    def _run_variance(self) -> float:
-        return self.seeds_sd**2 + self.misfit_sd**2
+        return 1.0 / (1 - self.seeds_share + self.seeds_share / seeds)

@@ -145,7 +145,8 @@ def measure(page: Any, live: Live, address: str) -> None:
     page.evaluate("document.querySelector('.chart-bar > button').click()")
     resize = "document.querySelector('#chart').style.width = `${900 - i}px`;"
     print("another width  ", timed(page, resize))
-    switch = "document.querySelectorAll('.switch button')[i % 5].click();"
+    switch = """const all = document.querySelectorAll('.switch button');
+      all[i % all.length].click();"""
     print("convention     ", timed(page, switch, times=10))
     pin = f"""{stage}.focus();
       {stage}.dispatchEvent(new KeyboardEvent('keydown', {{ key: 'ArrowRight' }}));

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,11 +22,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from analysis.descent import minimise
 from analysis.fitting import fit_surface
 from analysis.laws import LossSurface
 from analysis.plots import Evidence, draw_all
-from analysis.points import points_from_records, take
+from analysis.points import Points, points_from_records, take
 from analysis.records import RecordSet, RunRecord
+from analysis.results import Fit
+from analysis.settings import FitSettings
+from analysis.solving import make_law, solve
 from model.errors import ConfigError
 from model.training.config import JsonlTracker, WandbTracker
 from windtunnel.commands import report
@@ -517,15 +522,12 @@ def test_leaving_runs_out_moves_the_law_as_a_fit_without_them(
       document.body.dataset.none = note.textContent;
     """
     body = next(a for tag, a in opened(html, tmp_path, act).tags if tag == "body")
-    points, objective = finished.study.points, finished.study.surface.objective
-    largest = max(points.size)
+    points, largest = finished.study.points, max(finished.study.points.size)
     rest = take(points, [i for i, size in enumerate(points.size) if size < largest])
-    settings = replace(finished.study.settings, huber_delta=objective.delta)
-    expected, moved = fit_surface(rest, settings).law, json.loads(body["data-moved"] or "")
+    expected, objective = fitted_by(finished.study.surface, rest, finished.study.settings)
+    moved = json.loads(body["data-moved"] or "")
     law = LossSurface(**{name: moved[name] for name in LossSurface.PARAMETERS})
-    off = np.log(rest.array("loss")) - np.log(law(rest.array("size"), rest.array("tokens")))
-    best = np.log(rest.array("loss")) - np.log(expected(rest.array("size"), rest.array("tokens")))
-    assert huber(off, objective.delta) <= huber(best, objective.delta) * (1 + 1e-6)
+    assert objective(law) <= objective(expected) * (1 + 1e-6)
     promoted = finished.promotion
     there = (promoted.flops_per_token, promoted.spec.train.tokens)
     assert float(law(*there)) == pytest.approx(float(expected(*there)), rel=1e-4)
@@ -534,9 +536,28 @@ def test_leaving_runs_out_moves_the_law_as_a_fit_without_them(
     assert "too little is left" in (body["data-none"] or "")
 
 
-def huber(residual: Any, delta: float) -> float:
-    size = np.abs(residual)
-    return float(np.sum(np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))))
+def fitted_by(
+    fit: Fit, points: Points, settings: FitSettings
+) -> tuple[LossSurface, Callable[[LossSurface], float]]:
+    """The law of ``points`` under another fit's objective, its weights of seeds too; and that."""
+    assert fit.weighting is not None
+    settings = replace(settings, huber_delta=fit.objective.delta)
+    columns = [points.array("size"), points.array("tokens")]
+    solved = solve(LossSurface, columns, points.array("loss"), settings)
+    seeds = Counter(points.cell)
+    weight_N = np.array([fit.weighting.of_cell(seeds[c]) / seeds[c] for c in points.cell])
+    log_N = np.log(points.array("loss"))
+    found = minimise(solved.form.logsum, solved.theta_P[None], log_N, weight_N, solved.loss)
+    law = make_law(replace(solved, theta_P=found.theta_BP[0]), {"flops_per_size_token": 1.0})
+    assert isinstance(law, LossSurface)
+    delta = fit.objective.delta
+
+    def objective(other: LossSurface) -> float:
+        size = np.abs(log_N - np.log(other(*columns)))
+        each = np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
+        return float(np.sum(weight_N * each))
+
+    return law, objective
 
 
 @needs_chromium

@@ -26,13 +26,16 @@ def chart_data(evidence: Evidence, views: Sequence[View]) -> dict[str, Any]:
     sizes = {record.rung: record.flops_per_token for record in evidence.done}
     drawn: list[View | None] = [*views] or [None]
     marked, rest = _thinned(evidence)
+    shared = _Sizes(views)
+    points, undrawn = _points(evidence, shared, marked), _rest(evidence, shared, rest)
     return {
         "rungs": [
             {"name": rung, "color": _color_name(color), "flops_per_token": sizes[rung]}
             for rung, color in evidence.colors.items()
         ],
-        "points": _points(evidence, views, marked),
-        "rest": _rest(evidence, views, rest),
+        "sizes": shared.entries,
+        "points": points,
+        "rest": undrawn,
         "views": [_view(evidence, view, is_own=i == 0) for i, view in enumerate(drawn)],
     }
 
@@ -81,37 +84,52 @@ def _furthest(evidence: Evidence) -> list[int]:
     return [index for index, record in enumerate(evidence.done) if record.run_id in labels]
 
 
-def _rest(
-    evidence: Evidence, views: Sequence[View], records: Sequence[RunRecord]
-) -> dict[str, Any]:
-    """Fitted runs that are not drawn, in columns: rung by number, tokens, loss, size by view."""
+class _Sizes:
+    """A run's size in every view; runs of one size share an entry, which is sent once."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.entries: list[dict[str, float]] = []
+        self._by_label: dict[str, dict[str, float]] = {}
+        for view in views:
+            for label, size in zip(view.points.label, view.points.size, strict=True):
+                self._by_label.setdefault(label, {})[view.key] = size
+        self._index: dict[tuple[float, ...], int] = {}
+
+    def of(self, record: RunRecord) -> int:
+        """The place of its entry."""
+        unfitted = {"flops_per_token": record.flops_per_token}
+        sizes = self._by_label.get(record.run_id, unfitted)
+        key = tuple(sizes.values())
+        if key not in self._index:
+            self._index[key] = len(self.entries)
+            self.entries.append(sizes)
+        return self._index[key]
+
+
+def _rest(evidence: Evidence, sizes: _Sizes, records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Fitted runs that are not drawn: those of one rung, size and token count share a cell."""
     rungs = {rung: index for index, rung in enumerate(evidence.rungs)}
-    kept = [record for record in records if record.run_id in evidence.fitted]
-    sizes = {}
-    for view in views:
-        size = dict(zip(view.points.label, view.points.size, strict=True))
-        sizes[view.key] = [size[record.run_id] for record in kept]
+    cells: dict[tuple[int, int, int], list[float]] = {}
+    for record in records:
+        if record.run_id in evidence.fitted:
+            cell = (rungs[record.rung], sizes.of(record), record.tokens)
+            cells.setdefault(cell, []).append(record.heldout_nats)
     return {
         "runs": len(records),
-        "rung": [rungs[record.rung] for record in kept],
-        "tokens": [record.tokens for record in kept],
-        "loss": _short([record.loss_nats for record in kept]),
-        "sizes": sizes,
+        "cells": [
+            {"rung": rung, "sizes": place, "tokens": tokens, "losses": _short(losses)}
+            for (rung, place, tokens), losses in cells.items()
+        ],
     }
 
 
 def _points(
-    evidence: Evidence, views: Sequence[View], records: Sequence[RunRecord]
+    evidence: Evidence, sizes: _Sizes, records: Sequence[RunRecord]
 ) -> list[dict[str, Any]]:
     """``fitted`` runs enter a refit, held-out ones too: their intervals are the check's."""
     held: dict[str, Prediction] = {}
     if evidence.holdout is not None:
         held = {point.label: point.forecast for point in evidence.holdout.points}
-    fitted = set(views[0].points.label) if views else set()
-    sizes: dict[str, dict[str, float]] = {}
-    for view in views:
-        for label, size in zip(view.points.label, view.points.size, strict=True):
-            sizes.setdefault(label, {})[view.key] = size
     points = []
     for record in records:
         forecast = held.get(record.run_id)
@@ -122,11 +140,11 @@ def _points(
                 "color": _color_name(evidence.colors[record.rung]),
                 "flops": record.train_flops,
                 "tokens": record.tokens,
-                "sizes": sizes.get(record.run_id, {"flops_per_token": record.flops_per_token}),
+                "sizes": sizes.of(record),
                 "loss": record.heldout_nats,
                 "low": forecast.low if forecast else None,
                 "high": forecast.high if forecast else None,
-                "fitted": record.run_id in fitted,
+                "fitted": record.run_id in evidence.fitted,
                 "excluded": record.run_id in evidence.excluded,
                 "note": use_of(record, evidence),
             }
@@ -147,6 +165,7 @@ def _fit(fit: Fit) -> dict[str, Any]:
         "flops_per_size_token": law.flops_per_size_token,
         "loss": fit.objective.loss,
         "delta": fit.objective.delta,
+        "seeds_share": fit.weighting.seeds_share if fit.weighting else 1.0,
     }
 
 

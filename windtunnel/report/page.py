@@ -39,6 +39,9 @@ CHART_SCRIPTS = (
 )
 """In the order in which they build on each other."""
 
+MOST_HELD_OUT = 12
+"""Runs listed of each hold-out; fit.json has them all."""
+
 SECTIONS = (
     ("asked", "What was asked"),
     ("answer", "The answer"),
@@ -123,6 +126,8 @@ def values(
         "calibration": calibration_sentence(calibration(content.ledger)),
         "fit_sentence": sentences.fit_sentence(content) if content.study else "",
         "warnings": sentences.warnings(content),
+        "most_held_out": MOST_HELD_OUT,
+        "worst_misses": sentences.worst_misses,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from analysis.holdout import HeldOutPoint, Holdout
 from analysis.results import FitWarning
 from windtunnel.console import duration
 from windtunnel.load_forecast import LoadForecast
@@ -237,6 +238,14 @@ def warnings(content: Content) -> list[tuple[str, FitWarning]]:
         for warning in fit.warnings:
             laws.setdefault(warning, []).append(name)
     return [(" and ".join(names), warning) for warning, names in laws.items()]
+
+
+def worst_misses(holdout: Holdout, most: int) -> list[HeldOutPoint]:
+    """All points of a hold-out in their order; of more than ``most`` those furthest off."""
+    points = list(holdout.points)
+    if len(points) <= most:
+        return points
+    return sorted(points, key=lambda point: -abs(point.error))[:most]
 
 
 def unwell(content: Content) -> list[RunRow]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from windtunnel.report.content import RunRow
@@ -52,6 +51,13 @@ class RunTable:
         has_variants = any(row.variant for row in rows)
         self.columns = [name for name in COLUMNS if name != "variant" or has_variants]
         self._orders: dict[Question, list[int]] = {}
+        # Made here, by the thread that watches, and not while a reader waits.
+        self._lines: list[Line] = [[COLUMNS[name](row) for name in self.columns] for row in rows]
+        self._texts = [
+            f"{r.run_id} {r.rung} {r.role} {r.variant} {r.status} {r.use} {r.reason}".lower()
+            for r in rows
+        ]
+        self._ids = frozenset(row.run_id for row in rows)
 
     def window(self, question: Question, *, first: int = 0, count: int = 50) -> dict[str, Any]:
         """Rows ``first`` and on that hold all words asked for, as plain values."""
@@ -69,21 +75,6 @@ class RunTable:
     def holds(self, run_id: str) -> bool:
         """Whether it is a run of this sweep."""
         return run_id in self._ids
-
-    @cached_property
-    def _lines(self) -> list[Line]:
-        return [[COLUMNS[name](row) for name in self.columns] for row in self.rows]
-
-    @cached_property
-    def _texts(self) -> list[str]:
-        return [
-            f"{r.run_id} {r.rung} {r.role} {r.variant} {r.status} {r.use} {r.reason}".lower()
-            for r in self.rows
-        ]
-
-    @cached_property
-    def _ids(self) -> frozenset[str]:
-        return frozenset(row.run_id for row in self.rows)
 
     def _order(self, question: Question) -> list[int]:
         found = self._orders.get(question)

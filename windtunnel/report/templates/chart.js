@@ -26,16 +26,16 @@ const lossChart = (host, data, note, kept) => {
     view.points = data.points.map((point) => ({
       ...point,
       kind: "run",
-      size: point.sizes[view.key] ?? null,
+      size: data.sizes[point.sizes][view.key] ?? null,
       low: index === 0 ? point.low : null,
       high: index === 0 ? point.high : null,
     }));
     view.marks = view.promoted ? [...view.points, { ...view.promoted, kind: "promoted" }] : view.points;
     // Fitted runs that are not drawn, where a sweep has more than an eye can tell apart.
-    const rest = data.rest, size = rest.sizes[view.key] ?? [];
-    view.rest = size.map((n, i) => ({
-      size: n, tokens: rest.tokens[i], loss: rest.loss[i], rung: data.rungs[rest.rung[i]].name,
-    }));
+    view.rest = data.rest.cells.flatMap(({ rung, sizes, tokens, losses }) => {
+      const size = data.sizes[sizes][view.key];
+      return size ? losses.map((loss) => ({ size, tokens, loss, rung: data.rungs[rung].name })) : [];
+    });
   });
   const view = () => data.views.find((one) => one.key === state.key) ?? data.views[0];
   const extent = () => {

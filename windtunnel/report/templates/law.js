@@ -1,6 +1,7 @@
 // Refits L(N, D) = E + A/N^alpha + B/D^beta when runs are left out: the objective of the page's own
 // fit (a robust loss of the log residuals), from its own optimum, by damped reweighted least squares.
-// A sweep may have thousands of runs, so the loops are over flat arrays and make no objects.
+// A sweep may have thousands of runs, so the loops are over flat arrays and make no objects, and what
+// is dear, logarithms and powers, is taken once a cell.
 const refit = (() => {
   "use strict";
 
@@ -36,36 +37,69 @@ const refit = (() => {
     if (loss === "lad") return 1 / Math.max(size, 1e-7);
     return loss === "squares" || size <= delta ? 1 : delta / size;
   };
-  const logs = (points, name) => Float64Array.from(points, (point) => Math.log(point[name]));
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
-  // points: [{size, tokens, loss}]; fit: {parameters, loss, delta} of the page.
+  // Runs of one size and token count share a cell, where the law is looked at once. Of k seeds each
+  // weighs 1/(k(1-s) + s), s the seeds' share of a run's variance in the page's fit: all of it, and
+  // every run counts alike; none, and the cell counts as one run does.
+  function cellsOf(points, share) {
+    const bySize = new Map(), size = [], tokens = [], count = [];
+    const cell = Int32Array.from(points, (point) => {
+      let byTokens = bySize.get(point.size);
+      if (!byTokens) bySize.set(point.size, (byTokens = new Map()));
+      let index = byTokens.get(point.tokens);
+      if (index === undefined) {
+        byTokens.set(point.tokens, (index = size.length));
+        size.push(Math.log(point.size));
+        tokens.push(Math.log(point.tokens));
+        count.push(0);
+      }
+      count[index] += 1;
+      return index;
+    });
+    return { size, tokens, cell, heft: count.map((k) => 1 / (k * (1 - share) + share)) };
+  }
+
+  // points: [{size, tokens, loss}]; fit: {parameters, loss, delta, seeds_share} of the page.
   return function (points, fit) {
-    const u = logs(points, "size"), v = logs(points, "tokens"), y = logs(points, "loss");
-    const um = mean(u), vm = mean(v), p = fit.parameters, least = 1e-9, count = y.length;
-    for (let i = 0; i < count; i++) { u[i] -= um; v[i] -= vm; }
-    const a = new Float64Array(count), b = new Float64Array(count), r = new Float64Array(count);
+    const { size, tokens, cell, heft } = cellsOf(points, fit.seeds_share);
+    const um = mean(size), vm = mean(tokens), p = fit.parameters, least = 1e-9;
+    const u = size.map((x) => x - um), v = tokens.map((x) => x - vm);
+    const y = Float64Array.from(points, (point) => Math.log(point.loss));
+    const cells = u.length, count = y.length, r = new Float64Array(count);
+    const a = new Float64Array(cells), b = new Float64Array(cells), said = new Float64Array(cells);
+    const total = new Float64Array(cells), pull = new Float64Array(cells);
     // The terms of size and tokens and the residuals at t; returns the objective there.
     const look = (t) => {
       const e = Math.exp(t[0]);
+      for (let c = 0; c < cells; c++) {
+        a[c] = Math.exp(t[1] - t[3] * u[c]);
+        b[c] = Math.exp(t[2] - t[4] * v[c]);
+        said[c] = Math.log(e + a[c] + b[c]);
+      }
       let sum = 0;
       for (let i = 0; i < count; i++) {
-        a[i] = Math.exp(t[1] - t[3] * u[i]);
-        b[i] = Math.exp(t[2] - t[4] * v[i]);
-        r[i] = y[i] - Math.log(e + a[i] + b[i]);
-        sum += rho(r[i], fit.loss, fit.delta);
+        r[i] = y[i] - said[cell[i]];
+        sum += heft[cell[i]] * rho(r[i], fit.loss, fit.delta);
       }
       return sum;
     };
     const J = new Float64Array(5);
     const normal = (t, H, g) => {
       const e = Math.exp(t[0]);
+      total.fill(0);
+      pull.fill(0);
       for (let i = 0; i < count; i++) {
-        const f = 1 / (e + a[i] + b[i]), w = weight(r[i], fit.loss, fit.delta);
-        J[0] = e * f; J[1] = a[i] * f; J[2] = b[i] * f; J[3] = -J[1] * u[i]; J[4] = -J[2] * v[i];
+        const c = cell[i], w = heft[c] * weight(r[i], fit.loss, fit.delta);
+        total[c] += w;
+        pull[c] += w * r[i];
+      }
+      for (let c = 0; c < cells; c++) {
+        const f = 1 / (e + a[c] + b[c]);
+        J[0] = e * f; J[1] = a[c] * f; J[2] = b[c] * f; J[3] = -J[1] * u[c]; J[4] = -J[2] * v[c];
         for (let j = 0; j < 5; j++) {
-          g[j] += w * J[j] * r[i];
-          for (let k = 0; k <= j; k++) H[j][k] += w * J[j] * J[k];
+          g[j] += pull[c] * J[j];
+          for (let k = 0; k <= j; k++) H[j][k] += total[c] * J[j] * J[k];
         }
       }
       for (let j = 0; j < 5; j++) for (let k = 0; k < j; k++) H[k][j] = H[j][k];
