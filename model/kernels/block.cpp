@@ -77,6 +77,9 @@ extern "C" {
 // The address of the framework's sgemm_; without a call the products are our own.
 void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
 
+// Whether products of some size are computed on a tile unit.
+int32_t wt_has_tiles() { return tile_use != NEVER; }
+
 // For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
 int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
 

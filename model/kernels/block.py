@@ -47,6 +47,11 @@ def serves(*tensors: Tensor | None) -> bool:
     return step.serves(*given)
 
 
+def has_tiles() -> bool:
+    """Whether plain products of some size are computed on a tile unit (AMX)."""
+    return operations.library is not None and bool(operations.library.wt_has_tiles())
+
+
 class Heads(NamedTuple):
     """How a joint projection is laid out, and how much of each head is rotated."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -15,6 +16,8 @@ from model.kernels import cpu, on_gpu
 from model.kernels.compiled import NoCompiledKernel, load_library
 from model.kernels.grouped import grouped
 from model.kernels.reference import reference
+
+logger = logging.getLogger(__name__)
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Tokens, chosen experts, gates and both weights in; the experts' weighted sum out."""
@@ -98,6 +101,7 @@ def select(
             load_library()
         except NoCompiledKernel as error:
             without_compiled = f"; {error}"
+            _say_once(f"the compiled expert kernel is left out: {error}")
         else:
             unit = cpu.unit_for(dtype, expert_width)
             if unit is not None:
@@ -110,4 +114,10 @@ def select(
         if value * dtype.itemsize % 16:
             reason = f"grouped_mm needs rows of a multiple of 16 bytes, {name} is {value}"
             return Choice("reference", reason + without_compiled)
-    return Choice("grouped", f"grouped_mm takes {dtype} and these widths{without_compiled}")
+    taken = str(dtype).removeprefix("torch.")
+    return Choice("grouped", f"grouped_mm takes {taken} and these widths{without_compiled}")
+
+
+@cache
+def _say_once(what: str) -> None:
+    logger.warning(what)

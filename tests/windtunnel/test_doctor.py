@@ -20,8 +20,10 @@ def examined(root: Path) -> tuple[int, str]:
 def test_a_working_machine_passes(tmp_path: Path) -> None:
     code, text = examined(tmp_path / "not" / "there" / "yet")
     assert code == 0
-    for name in ("Python", "CPU", "memory", "disk", "torch", "matmul", "expert kernel", "W&B"):
+    for name in ("Python", "CPU", "memory", "disk", "torch", "matmul", "experts, fp32", "W&B"):
         assert name in text
+    assert "ms a layer: reference" in " ".join(text.split())
+    assert "rest of a step" in text
     assert max(map(len, text.splitlines())) <= 100
     assert not (tmp_path / "not").exists(), "looking changes nothing"
 

@@ -1,7 +1,8 @@
 """Check this machine: what will compute, how fast, and what to put right.
 
 Looks at Python, torch and its threads, the CPU's vector units, the speed of a float32 matmul,
-memory, free disk under the root, compilers, the kernel that would compute the experts, Slurm, W&B.
+memory, free disk under the root, compilers, what would compute the experts and the rest of a step
+on each device and in each type, with the measured times of the alternatives, Slurm, W&B.
 A line marked `!` is worth putting right; it says how. The exit code is 2 when no run could work.
 
 Example:
@@ -45,7 +46,7 @@ class Config:
     root: Path
     """Where runs, sweeps and data would be kept."""
     measure_s: float
-    """Seconds spent on measuring the matmul speed."""
+    """Seconds spent on measuring the matmul speed, and about as many on the expert kernels."""
 
     def __post_init__(self) -> None:
         require_positive(measure_s=self.measure_s)
@@ -84,7 +85,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield disk(config.root)
     yield from torch_and_speed(config.measure_s)
     yield compilers()
-    yield expert_kernel()
+    yield from kernels(config.measure_s)
     yield slurm()
     yield wandb_login()
     yield Finding(name="packages", found=", ".join(_versions(PACKAGES)))
@@ -197,14 +198,54 @@ def compilers() -> Finding:
     return Finding(name="C++ compiler", found=", ".join(names))
 
 
-def expert_kernel() -> Finding:
-    """The kernel that would compute the experts of the laptop ladder's widths."""
+def kernels(measure_s: float) -> Iterator[Finding]:
+    """What computes the experts of the laptop's ladder on each device and in each type, why, and
+    how long each alternative takes; and what the rest of a step is computed by.
+    """
     import torch
 
     from model.kernels.select import select
+    from model.kernels.speed import EXPERT_WIDTH, WIDTH, kernels_here, layer_seconds
 
-    choice = select(torch.float32, 64, 16)
-    return Finding(name="expert kernel", found=f"{choice.name}: {choice.reason}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+                choice = select(dtype, WIDTH, EXPERT_WIDTH, device=device)
+                seconds = {
+                    name: layer_seconds(name, device, dtype, measure_s / 8)
+                    for name in kernels_here(device, dtype)
+                }
+                times = ", ".join(f"{name} {1e3 * s:.2f}" for name, s in seconds.items())
+                found = f"{choice.name}: {choice.reason}; ms a layer: {times}"
+                where = word if device == "cpu" else f"{word} on the GPU"
+                fastest = min(seconds, key=seconds.__getitem__)
+                advice = ""
+                if seconds[fastest] < 0.8 * seconds[choice.name]:
+                    advice = (
+                        f"{fastest} was faster than {choice.name} just now; is the machine busy?"
+                    )
+                yield Finding(name=f"experts, {where}", found=found, advice=advice)
+    finally:
+        torch.set_num_threads(threads)
+    yield Finding(name="rest of a step", found=rest_of_a_step())
+
+
+def rest_of_a_step() -> str:
+    """What computes norms, routers, attention, loss and optimizer, and the plain products."""
+    from model.kernels import block
+    from model.kernels.blas import sgemm_address
+    from model.kernels.compiled import NoCompiledKernel, load_library
+
+    try:
+        load_library()
+    except NoCompiledKernel:
+        return "by the framework's operations: there are no compiled ones without a C++ compiler"
+    products = "the framework's sgemm" if sgemm_address() else "our own tiles of vectors"
+    if block.has_tiles():
+        products = f"the tile unit (AMX), small ones by {products}"
+    return f"compiled for this machine; plain fp32 products by {products}"
 
 
 def slurm() -> Finding:

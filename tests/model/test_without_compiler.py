@@ -1,0 +1,75 @@
+"""A machine without a C++ compiler trains the same model, by the framework, and says so once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.kernels import block
+
+PROGRAM = """
+import json, logging, torch
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.training.config import OptimizerConfig
+from model.training.optim import build_optimizer, clip_gradients
+from model.transformer import build_model
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+torch.set_num_threads(1)
+model = build_model(
+    ModelConfig(
+        vocab_size=61,
+        hidden_size=32,
+        num_layers=2,
+        num_dense_layers=1,
+        dense_width=48,
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, rotary_dim=4),
+        moe=MoEConfig(
+            num_experts=8, experts_per_token=2, expert_width=16, num_groups=4, groups_per_token=2
+        ),
+    ),
+    seed=0,
+)
+optimizer = build_optimizer(model, OptimizerConfig(peak_lr=1e-3))
+draw = torch.Generator().manual_seed(0)
+seen = []
+for _ in range(3):
+    windows = torch.randint(61, (4, 33), generator=draw)
+    optimizer.zero_grad()
+    nats = model(windows[:, :-1], windows[:, 1:]).loss_nats
+    nats.backward()
+    seen.append([nats.item(), clip_gradients(model.parameters(), 1.0)])
+    optimizer.step()
+print(json.dumps(seen))
+"""
+
+
+def trained(path: str) -> tuple[list[list[float]], str]:
+    """Losses and gradient norms of three steps with the programs on ``path``, and what was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env={k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": path},
+    )
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(block.operations.library is None, reason="no compiled operations here")
+def test_the_framework_serves_and_the_numbers_agree(tmp_path: Path) -> None:
+    compiled, quiet = trained(os.environ["PATH"])
+    plain, said = trained(str(tmp_path))
+    assert "no C++ compiler" not in quiet
+    for mine, other in zip(compiled, plain, strict=True):
+        assert mine == pytest.approx(other, rel=2e-5)
+    lines = [line for line in said.splitlines() if "no C++ compiler found" in line]
+    subjects = {line.partition(": ")[0] for line in lines}
+    assert len(lines) == len(subjects)
+    assert any("small operations" in subject for subject in subjects)
+    assert sum("expert kernel" in subject for subject in subjects) == 1
