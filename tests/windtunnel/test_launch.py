@@ -351,39 +351,28 @@ def test_each_evaluation_is_held_against_its_band_once(root: Path, made: Promoti
 # --- the command, with real training
 
 
-SMALL = (
-    "ladder.sizes=3",
-    "ladder.budgets=3",
-    "ladder.smallest_tokens=2048",
-    "recipe.training.min_steps=20",
-    "recipe.training.batch_factor=6",
-    "evaluation.heldout_tokens=2048",
-    "checkpoint.every_s=0.3",
-    "data.tokens=200000",
-)
+SAVED_OFTEN = "checkpoint.every_s=0.3"
 
 
 @pytest.fixture(scope="module")
 def small_root(known_sweep: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sweep whose records are invented, promoted; its launch trains for some seconds."""
     root = tmp_path_factory.mktemp("small") / "tunnel"
-    plan = known_sweep.make(root, *SMALL)
-    known_sweep.finish_all(root, plan)
-    known_sweep.fit(root, plan)
-    known_sweep.promote(root)
+    known_sweep.promote_small(root, SAVED_OFTEN)
     return root
 
 
-def overrides_of(root: Path) -> list[str]:
-    """Whatever the invented records fail is passed by name."""
-    promotion = Promotions(root).find("latest")
-    return [f"override.{gate.name}=test" for gate in promotion.gates if not gate.passed]
+@pytest.fixture
+def passed(known_sweep: ModuleType, small_root: Path) -> list[str]:
+    """The gates that its records fail, overridden."""
+    overrides: list[str] = known_sweep.overrides(small_root)
+    return overrides
 
 
 def test_a_dry_run_shows_the_flight_plan_and_touches_nothing(
-    small_root: Path, capsys: pytest.CaptureFixture[str]
+    small_root: Path, passed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["launch", f"root={small_root}", "dry_run=true", *overrides_of(small_root)]
+    words = ["launch", f"root={small_root}", "dry_run=true", *passed]
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     for part in ("parameters", "tokens", "FLOPs", "peak LR", "Forecast:", "90% interval", "Gates"):
@@ -416,12 +405,9 @@ def test_a_launch_over_two_processes_survives_the_kill_of_one(
 ) -> None:
     """By the plan for two GPUs; the driver names the killed rank and goes on from the last save."""
     root = tmp_path / "tunnel"
-    plan = known_sweep.make(root, *SMALL)
-    known_sweep.finish_all(root, plan)
-    known_sweep.fit(root, plan)
-    promotion = known_sweep.promote(root, "gpus=2")
+    promotion = known_sweep.promote_small(root, SAVED_OFTEN, promoted=("gpus=2",))
     assert promotion.machine.parallel.world_size == 2
-    words = ["launch", f"root={root}", *overrides_of(root)]
+    words = ["launch", f"root={root}", *known_sweep.overrides(root)]
     command = [sys.executable, "-m", "windtunnel.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     attempt = root / "runs" / promotion.run_id / "attempts" / "0001"
@@ -446,10 +432,10 @@ def test_a_launch_over_two_processes_survives_the_kill_of_one(
 
 
 def test_more_processes_than_the_machine_holds_are_refused(
-    small_root: Path, capsys: pytest.CaptureFixture[str]
+    small_root: Path, passed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ("processes=fixed", "processes.sizes.shard=4096")
-    words = ["launch", f"root={small_root}", *sizes, *overrides_of(small_root)]
+    words = ["launch", f"root={small_root}", *sizes, *passed]
     assert cli.main([*words, "device=cpu"]) == 2
     error = capsys.readouterr().err
     assert "4096 processes are more than this machine's" in error
@@ -459,11 +445,11 @@ def test_more_processes_than_the_machine_holds_are_refused(
 
 @pytest.mark.slow
 def test_a_killed_launch_goes_on_and_ends_with_the_same_bits(
-    small_root: Path, known_sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_root: Path, passed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL of the whole launch while it trains; the same command finishes it, bit for bit."""
     promotion = Promotions(small_root).find("latest")
-    words = ["launch", f"root={small_root}", "threads=1", *overrides_of(small_root)]
+    words = ["launch", f"root={small_root}", "threads=1", *passed]
     command = [sys.executable, "-m", "windtunnel.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     checkpoints = small_root / "runs" / promotion.run_id / "attempts" / "0001" / "checkpoints"

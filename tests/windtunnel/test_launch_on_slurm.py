@@ -21,16 +21,6 @@ pytestmark = [
     pytest.mark.skipif(bool(toy_slurm.missing()), reason=f"no Slurm: {toy_slurm.missing()}"),
 ]
 
-SMALL = (
-    "ladder.sizes=3",
-    "ladder.budgets=3",
-    "ladder.smallest_tokens=2048",
-    "recipe.training.min_steps=20",
-    "recipe.training.batch_factor=6",
-    "evaluation.heldout_tokens=2048",
-    "data.tokens=200000",
-)
-
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[Any]:
@@ -44,12 +34,9 @@ def test_a_job_of_two_nodes_trains_the_promotion(
     slurm: Any, known_sweep: ModuleType, tmp_path: Path
 ) -> None:
     root = tmp_path / "tunnel"
-    plan = known_sweep.make(root, *SMALL)
-    known_sweep.finish_all(root, plan)
-    known_sweep.fit(root, plan)
-    promotion = known_sweep.promote(root, "gpus=2", "hardware.gpus_per_node=1")
-    failed = [f"override.{gate.name}=test" for gate in promotion.gates if not gate.passed]
-    words = ["executor=slurm", "executor.minutes=5", "executor.poll_s=0.5", *failed]
+    promotion = known_sweep.promote_small(root, promoted=("gpus=2", "hardware.gpus_per_node=1"))
+    passed = known_sweep.overrides(root)
+    words = ["executor=slurm", "executor.minutes=5", "executor.poll_s=0.5", *passed]
     command = [sys.executable, "-m", "windtunnel.cli", "launch", f"root={root}", *words]
     launched = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
     assert launched.returncode == 0, launched.stderr + launched.stdout

@@ -14,34 +14,33 @@ from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.promotion import Promotion, Promotions
 
-SMALL = (
-    "ladder.sizes=3",
-    "ladder.budgets=3",
-    "ladder.smallest_tokens=2048",
-    "recipe.training.min_steps=20",
-    "recipe.training.batch_factor=6",
-    "evaluation.heldout_tokens=2048",
-    "evaluation.num_intermediate=0",
-    "data.tokens=200000",
+SIZES = {"shard": 2, "expert": 2, "context": 2, "micro_batch": 3}
+TWO_PROCESSES = (
+    "processes=fixed",
+    *(f"processes.sizes.{name}={size}" for name, size in SIZES.items()),
 )
 
 
 @pytest.fixture(scope="module")
-def root(known_sweep: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of invented records, its next rung launched."""
+def fly(known_sweep: ModuleType) -> Callable[..., int]:
+    """Launch the newest promotion of a root."""
+
+    def launch(root: Path, *words: str) -> int:
+        asked = ["launch", f"root={root}", "threads=1", *words, *known_sweep.overrides(root)]
+        return cli.main(asked)
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def root(
+    known_sweep: ModuleType, fly: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A sweep of invented records, its next rung launched over two processes."""
     root = tmp_path_factory.mktemp("second") / "tunnel"
-    plan = known_sweep.make(root, *SMALL)
-    known_sweep.finish_all(root, plan)
-    known_sweep.fit(root, plan)
-    known_sweep.promote(root)
-    assert fly(root, "keep_weights=3") == 0
+    known_sweep.promote_small(root, "evaluation.num_intermediate=0")
+    assert fly(root, *TWO_PROCESSES, "keep_weights=3") == 0
     return root
-
-
-def fly(root: Path, *words: str) -> int:
-    gates = Promotions(root).find("latest").gates
-    overrides = [f"override.{gate.name}=test" for gate in gates if not gate.passed]
-    return cli.main(["launch", f"root={root}", "threads=1", *words, *overrides])
 
 
 @pytest.fixture
@@ -68,8 +67,9 @@ def record(root: Path, promotion: Promotion) -> RunRecord:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_branch_of_the_same_length_is_the_launched_run(
-    root: Path, first: Promotion, promoted: Callable[..., Promotion]
+    root: Path, fly: Callable[..., int], first: Promotion, promoted: Callable[..., Promotion]
 ) -> None:
     """Decayed over the same share from the state that was kept: to the bit what it was."""
     branch = promoted("decay", f"target.tokens={first.spec.train.tokens}")
@@ -77,7 +77,7 @@ def test_a_branch_of_the_same_length_is_the_launched_run(
     assert branch.begun_from.run_id == first.run_id
     assert branch.run_id != first.run_id
     assert branch.forecast == first.forecast
-    assert fly(root) == 0
+    assert fly(root, *TWO_PROCESSES) == 0
     measured = record(root, branch)
     assert measured.loss_nats == record(root, first).loss_nats
     # Only the fall was trained: the steps before are the launched run's.
@@ -86,14 +86,15 @@ def test_a_branch_of_the_same_length_is_the_launched_run(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_an_average_is_that_of_the_weights_the_launch_kept(
-    root: Path, first: Promotion, promoted: Callable[..., Promotion]
+    root: Path, fly: Callable[..., int], first: Promotion, promoted: Callable[..., Promotion]
 ) -> None:
     merged = promoted("merge", "target.num_merged=3")
     assert merged.begun_from is not None
     failed = [gate.name for gate in merged.gates if not gate.passed]
     assert "one_protocol" in failed, "an average is not what the law was fitted to"
-    assert fly(root) == 0
+    assert fly(root, *TWO_PROCESSES) == 0
     assert record(root, merged).steps == merged.begun_from.step
     folder = Store(root).run_dir(first.run_id) / "snapshots"
     weights = [read_checkpoint(path).tensors for path in sorted(folder.iterdir())]
@@ -109,12 +110,13 @@ def test_an_average_is_that_of_the_weights_the_launch_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_launched_run_goes_on_for_longer_and_with_longer_sequences(
-    root: Path, first: Promotion, promoted: Callable[..., Promotion]
+    root: Path, fly: Callable[..., int], first: Promotion, promoted: Callable[..., Promotion]
 ) -> None:
     tokens = 2 * first.spec.train.tokens
     longer = promoted("continue", f"target.tokens={tokens}")
-    assert fly(root) == 0
+    assert fly(root) == 0, "in one process, from what two have kept"
     measured = record(root, longer)
     assert measured.tokens == pytest.approx(tokens, rel=0.05)
     assert measured.train_flops == pytest.approx(longer.train_flops)
@@ -122,7 +124,7 @@ def test_a_launched_run_goes_on_for_longer_and_with_longer_sequences(
     wider = promoted("extend", f"target.tokens={tokens}", "target.sequence_length=384")
     assert any("no law here speaks of a longer one" in note for note in wider.notes)
     assert not next(gate for gate in wider.gates if gate.name == "one_protocol").passed
-    assert fly(root) == 0
+    assert fly(root, *TWO_PROCESSES) == 0
     (stage,) = record(root, wider).provenance["stages"]
     assert (stage["name"], stage["sequence_length"]) == ("long_context", 384)
 
