@@ -1,6 +1,6 @@
 """A longer context in stages, and what each position of the sequence gains by it.
 
-    python benchmarks/context.py
+    python benchmarks/context.py [FOLDER ["as Ling" "unchanged" "128 only"]]
 
 Ling 2.0 goes from 4K tokens to 32K with a larger base of the rotary embedding and to 128K by YaRN
 with factor 4. Here the same factors lead from 128 to 1,024 and 4,096 bytes of the standard library.
@@ -68,8 +68,10 @@ AS_LING = (
 )
 
 
-def main(folder: str) -> None:
-    """Train the three runs below ``folder``, go on where that was stopped, and print the table."""
+def main(folder: str, *names: str) -> None:
+    """Train the runs (all three, or those named) below ``folder``, go on where that was stopped,
+    and print the table.
+    """
     root = Path(folder)
     shares = {"code": 0.7, "prose": 0.3}
     lengths = (("short", 0.6, None), ("middle", 0.25, MIDDLE), ("long", 0.15, LONG))
@@ -85,27 +87,30 @@ def main(folder: str) -> None:
         "unchanged": (longer, TRAIN),
         "128 only": (plain, TRAIN),
     }
-    for name, (corpus, config) in runs.items():
+    for name in names or runs:
+        corpus, config = runs[name]
         run_dir = root / name.replace(" ", "-")
         result = train(MODEL, config, corpus, runtime, run_dir)
         for stage in result.stages:
             show(f"{name}, after {stage['name']}", stage["loss_nats"], stage["by_position"])
-    yarn = YarnConfig(factor=LONG / SHORT, original_positions=SHORT)
-    read_longer("128 only, read at 4,096", run_dir, plain, MODEL.attention)
-    stretched = replace(MODEL.attention, yarn=yarn)
-    read_longer("128 only, read at 4,096 with YaRN 32", run_dir, plain, stretched)
+        if corpus is plain:
+            yarn = YarnConfig(factor=LONG / SHORT, original_positions=SHORT)
+            stretched = replace(MODEL.attention, yarn=yarn)
+            read_longer(f"{name}, read at 128", run_dir, plain, MODEL.attention, SHORT)
+            read_longer(f"{name}, read at 4,096", run_dir, plain, MODEL.attention, LONG)
+            read_longer(f"{name}, read at 4,096 with YaRN 32", run_dir, plain, stretched, LONG)
 
 
 def read_longer(
-    name: str, run_dir: Path, corpus: PreparedCorpus, attention: AttentionConfig
+    name: str, run_dir: Path, corpus: PreparedCorpus, attention: AttentionConfig, length: int
 ) -> None:
-    """The run's last weights on windows of LONG tokens."""
+    """The run's last weights on windows of ``length`` tokens."""
     device = set_up(RuntimeConfig())
     model = build_model(MODEL, seed=0)
     newest = checkpoint_paths(run_dir / "checkpoints")[0]
     model.load_state_dict(model_weights(read_checkpoint(newest).tensors))
     model.rotary = Rotary(attention)
-    evaluator = Evaluator(MODEL, corpus, sequence_length=LONG, tokens_per_domain=HELDOUT_TOKENS)
+    evaluator = Evaluator(MODEL, corpus, sequence_length=length, tokens_per_domain=HELDOUT_TOKENS)
     evaluation = evaluator(plain_forward(model, "fp32", device))
     show(name, evaluation.loss_nats, evaluation.by_position)
 
@@ -118,4 +123,4 @@ def show(name: str, loss_nats: float, by_position: object) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "tunnel/context")
+    main(*(sys.argv[1:] or ["tunnel/context"]))
