@@ -235,9 +235,12 @@ def _on_whole_ranks(spec: RunSpec, gpus: int) -> RunSpec:
 
 
 def _machine_plan(spec: RunSpec, settings: Settings) -> tuple[MachinePlan | None, str]:
-    """The fastest plan that fits, or why there is none."""
+    """The fastest plan that fits the longest sequences it trains on, or why there is none."""
+    lengths = [stage.sequence_length for stage in spec.corpus.stages if stage.sequence_length]
+    longest = max([spec.train.sequence_length, *lengths])
     try:
-        return best_plan(spec.model, spec.train, settings.hardware, settings.gpus), ""
+        train = replace(spec.train, sequence_length=longest)
+        return best_plan(spec.model, train, settings.hardware, settings.gpus), ""
     except ConfigError as error:
         return None, str(error)
 

@@ -1,18 +1,22 @@
 """The machine plan where sequences are long: spread over ranks, in memory, time and hand-over."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from model.errors import ConfigError
 from model.training.config import TrainConfig
 from model.training.distributed.config import ParallelConfig
+from model.training.sources import DataStage
 from windtunnel.commands.machine import Config, _training
+from windtunnel.commands.promote import Config as Promote
 from windtunnel.composition import load
 from windtunnel.machine.costs import attention_core_s, block_costs, gather_s, ring_s
 from windtunnel.machine.handover import megatron_options, torchtitan_options
 from windtunnel.machine.memory_plan import RankMemory, rank_memory
 from windtunnel.machine.plan import best_plan
+from windtunnel.recommend import Settings, _machine_plan
 from windtunnel.yaml_folders import CONF_DIR
 
 SIZES = ParallelConfig(shard=72, expert=8, context=8, pipeline=28, micro_batch=1, recompute=True)
@@ -92,6 +96,32 @@ def test_what_other_engines_are_told(at_32k: tuple[Config, TrainConfig]) -> None
     assert titan["--parallelism.context_parallel_degree"] == "8"
     assert titan["--parallelism.data_parallel_shard_degree"] == "9"
     assert titan["--parallelism.context_parallel_load_balancer"] == "headtail"
+
+
+def test_a_run_with_a_long_stage_is_planned_for_that(finished: Any) -> None:
+    spec = finished.promotion.spec
+    even = {"synthetic": 1.0}
+    stages = (
+        DataStage(name="short", frac=0.5, weights=even),
+        DataStage(name="long", frac=0.5, weights=even, sequence_length=8192),
+    )
+    long = replace(
+        spec,
+        train=replace(spec.train, batch_tokens=8 * 8192, tokens=16 * 8192),
+        corpus=replace(spec.corpus, stages=stages),
+    )
+    config = load("promote", Promote, ["sweep=x", "gpus=4"], (CONF_DIR,))
+    settings = Settings(
+        level=config.level,
+        size_range=config.size_range,
+        thresholds=config.gates,
+        hardware=config.hardware,
+        gpus=4,
+    )
+    plan, _ = _machine_plan(long, settings)
+    assert plan is not None
+    sizes = plan.parallel
+    assert plan.micro_batches * sizes.data * sizes.micro_batch == 8, "sequences of 8,192"
 
 
 @pytest.mark.parametrize(
