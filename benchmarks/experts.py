@@ -203,7 +203,9 @@ def alternatives(inputs: Inputs, dtype: torch.dtype, *, compiled: bool) -> dict[
         for unit in cpu.units(dtype)
     }
     if compiled:
-        for name in ("loop", "grouped_mm", "bmm"):
+        ways["compiled loop"] = compiled_loop = Loop(inputs.to(dtype))
+        compiled_loop.compile()  # in place: it stays a Loop
+        for name in ("grouped_mm", "bmm"):
             ways[f"compiled {name}"] = torch.compile(ways[name])
     return ways
 
