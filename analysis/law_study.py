@@ -12,6 +12,7 @@ from analysis import health
 from analysis.asked import Asked, forecast_at, forecast_rows
 from analysis.budgets import budget_ranks
 from analysis.catalogue import LAWS, AnyLaw
+from analysis.exclusion import Exclusion
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
@@ -19,7 +20,7 @@ from analysis.kept import Kept, read_back, software_versions
 from analysis.laws import Array
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points, celled_by
-from analysis.results import Exclusion, Fit, FitStatus
+from analysis.results import Fit, FitStatus
 from analysis.settings import FitSettings
 from analysis.study import SCHEMA_VERSION
 from model.errors import ConfigError

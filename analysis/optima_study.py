@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from analysis.exclusion import Exclusion
 from analysis.hyperparams import (
     CellOptimum,
     PlaneFit,
@@ -21,7 +22,7 @@ from analysis.hyperparams import (
 from analysis.isoflop import IsoflopOptimum, isoflop_laws, isoflop_loss, isoflop_optima
 from analysis.kept import Kept, read_back, software_versions
 from analysis.points import Points
-from analysis.results import Exclusion, Fit, FitError, Prediction
+from analysis.results import Fit, FitError, Prediction
 from analysis.settings import FitSettings
 from analysis.study import SCHEMA_VERSION
 from model.errors import ConfigError

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from analysis.budgets import budget_ranks
+from analysis.exclusion import Exclusion
 from analysis.laws import Array
 from analysis.records import RecordSet
-from analysis.results import Exclusion
 from model.errors import ConfigError
 
 SizeVariable = Literal[

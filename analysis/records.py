@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.results import Exclusion
+from analysis.exclusion import Exclusion
 from model.errors import ConfigError
 from model.typed import build
 

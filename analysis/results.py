@@ -72,15 +72,6 @@ class Prediction(Interval):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exclusion:
-    """A point left out of a fit, and why."""
-
-    label: str
-    """Run id, or ``row 17`` of a table."""
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class FitWarning:
     """One soft trouble and its sentence."""
 

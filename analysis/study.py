@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis import health
 from analysis.asked import Asked
+from analysis.exclusion import Exclusion
 from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
@@ -15,7 +16,7 @@ from analysis.kept import Kept, mapping_in, software_versions
 from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
-from analysis.results import Exclusion, Fit, FitStatus
+from analysis.results import Fit, FitStatus
 from analysis.sensitivity import Sensitivity
 from analysis.settings import FitSettings
 from analysis.utilisation import UtilisationLaw

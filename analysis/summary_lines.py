@@ -7,10 +7,11 @@ from textwrap import wrap
 
 from analysis.catalogue import AnyLaw
 from analysis.drift import Drift
+from analysis.exclusion import Exclusion
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.judging import Comparison
 from analysis.noise import NoiseFloor
-from analysis.results import Exclusion, Fit, Interval, Prediction
+from analysis.results import Fit, Interval, Prediction
 from analysis.seed_weights import Weighting
 
 WIDTH = 100

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.exclusion import Exclusion
 from analysis.laws import Array
 from analysis.mixed import MOST_WORDS, check_repeats
 from analysis.points import FLOPS_PER_PARAM_TOKEN, OWN_COLUMNS, Points, make_points, mean_of_cells
-from analysis.results import Exclusion
 from analysis.table_cells import Decimal, Thousands, as_numbers, as_written, is_empty
 from analysis.table_files import read_table
 from analysis.units import check_units

@@ -11,8 +11,6 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from model.config import ModelConfig
 from model.training.config import TrainConfig
 from model.training.schedules import trunk_steps
@@ -123,7 +121,8 @@ def calibrated(prices: CostModel, samples: Sequence[Sample]) -> CostModel:
     """
     if not samples:
         return prices
-    from scipy.optimize import nnls  # here: half a second that only a calibration needs
+    import numpy as np  # here, like the next: half a second that only a calibration needs
+    from scipy.optimize import nnls
 
     prior = np.asarray(_prices(prices))
     wall_s = np.array([sample.wall_s for sample in samples])

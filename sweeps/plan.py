@@ -10,9 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.records import RunRecord
 from model.config import ModelConfig, require, require_positive
 from model.errors import ConfigError
 from model.own.parts import refuse_own
@@ -28,7 +27,6 @@ from model.training.config import (
     ScheduleConfig,
     StageConfig,
 )
-from model.training.data import PreparedCorpus
 from model.typed import build, to_plain
 from sweeps import grid
 from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
@@ -39,6 +37,10 @@ from sweeps.own import check_parts, own_sources
 from sweeps.recipe import Recipe, Trunk, shape_for, train_for
 from sweeps.spec import SPEC_VERSION, RunSpec, run_id
 from sweeps.trunks import with_trunks
+
+if TYPE_CHECKING:  # a status reads plans, and would import numpy and the tokenizers for nothing
+    from analysis.records import RunRecord
+    from model.training.data import PreparedCorpus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from analysis.records import RunRecord
 from model.errors import ConfigError
 from model.typed import build, to_plain
 from sweeps.attempt import (
@@ -31,6 +30,9 @@ from sweeps.attempt import (
 from sweeps.files import read_json, write_json
 from sweeps.liveness import LEASE_S, Watch, known_dead
 from sweeps.spec import RunSpec, run_id
+
+if TYPE_CHECKING:
+    from analysis.records import RunRecord
 
 RunStatus = Literal["planned", "running", "interrupted", "done", "failed", "diverged"]
 
@@ -111,6 +113,8 @@ class Store:
 
     def record(self, name: str) -> RunRecord | None:
         """The published record, None if there is none yet."""
+        from analysis.records import RunRecord  # here: a status reads none, and spares numpy
+
         path = self.run_dir(name) / "record.json"
         try:
             mapping = read_json(path)

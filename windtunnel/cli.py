@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 
@@ -75,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help())
             code = 0
         elif verb == "--version":
+            from importlib.metadata import version  # here: it imports a mail reader
+
             print(f"windtunnel {version('windtunnel-moe')}")
             code = 0
         else:

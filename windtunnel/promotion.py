@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from analysis.exclusion import Exclusion
 from analysis.noise import NoiseFloor
-from analysis.results import Exclusion, FitWarning, Interval, Prediction
+from analysis.results import FitWarning, Interval, Prediction
 from model.errors import ConfigError
 from model.typed import build, to_plain
 from sweeps.files import content_hash, write_atomic

@@ -13,11 +13,11 @@ import pytest
 
 from analysis.allocation import exponents, optimum
 from analysis.budgets import budget_ranks
+from analysis.exclusion import Exclusion
 from analysis.health import holdout_warnings
 from analysis.laws import LossSurface
 from analysis.noise import noise_floor
 from analysis.points import Points, make_points, take
-from analysis.results import Exclusion
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
 from model.errors import ConfigError

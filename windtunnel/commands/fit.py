@@ -28,6 +28,7 @@ from rich.console import Console
 
 from analysis.asked import forecast_at, forecast_rows
 from analysis.catalogue import LAWS
+from analysis.exclusion import Exclusion
 from analysis.judging import compare_laws
 from analysis.law_study import LawStudy, make_law_study
 from analysis.law_summary import summarise_law
@@ -36,7 +37,6 @@ from analysis.optima_study import PROCEDURES, OptimaStudy, Procedure, make_optim
 from analysis.optima_summary import summarise_optima
 from analysis.points import Points, SizeVariable, points_from_records
 from analysis.records import RecordSet, RunRecord, check_one_protocol, load_records
-from analysis.results import Exclusion
 from analysis.sensitivity import examine_choices
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
