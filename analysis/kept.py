@@ -17,6 +17,10 @@ from model.typed import build, to_plain
 T = TypeVar("T")
 
 
+SCHEMA_VERSION = 2
+"""Of ``fit.json``, whatever kind of study it holds."""
+
+
 class Kept:
     """A frozen dataclass that is kept as ``fit.json``."""
 
@@ -54,9 +58,16 @@ def read_back(cls: type[T], text: str, where: str) -> T:
     """The study that :meth:`Kept.to_json` wrote.
 
     Raises:
-        ConfigError: it is no JSON, or not this kind of study.
+        ConfigError: it is no JSON, of another version, or not this kind of study.
     """
-    return build(cls, mapping_in(text, where), where=where)
+    mapping = mapping_in(text, where)
+    version = mapping.get("schema_version") if isinstance(mapping, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{where}: fit schema {version!r}, this program reads {SCHEMA_VERSION}; run "
+            "`windtunnel fit` again"
+        )
+    return build(cls, mapping, where=where)
 
 
 def software_versions() -> dict[str, str]:

@@ -16,13 +16,12 @@ from analysis.exclusion import Exclusion
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
-from analysis.kept import Kept, read_back, software_versions
+from analysis.kept import SCHEMA_VERSION, Kept, read_back, software_versions
 from analysis.laws import Array
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points, celled_by
 from analysis.results import Fit, FitStatus
 from analysis.settings import FitSettings
-from analysis.study import SCHEMA_VERSION
 from model.errors import ConfigError
 
 

@@ -20,11 +20,10 @@ from analysis.hyperparams import (
     cell_optima,
 )
 from analysis.isoflop import IsoflopOptimum, isoflop_laws, isoflop_loss, isoflop_optima
-from analysis.kept import Kept, read_back, software_versions
+from analysis.kept import SCHEMA_VERSION, Kept, read_back, software_versions
 from analysis.points import Points
 from analysis.results import Fit, FitError, Prediction
 from analysis.settings import FitSettings
-from analysis.study import SCHEMA_VERSION
 from model.errors import ConfigError
 
 Procedure = Literal["isoflop", "learning_rate"]

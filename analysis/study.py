@@ -12,7 +12,7 @@ from analysis.exclusion import Exclusion
 from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
-from analysis.kept import Kept, mapping_in, software_versions
+from analysis.kept import SCHEMA_VERSION, Kept, mapping_in, read_back, software_versions
 from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
@@ -21,9 +21,7 @@ from analysis.sensitivity import Sensitivity
 from analysis.settings import FitSettings
 from analysis.utilisation import UtilisationLaw
 from model.errors import ConfigError
-from model.typed import build
 
-SCHEMA_VERSION = 2
 ONE_BUDGET = 1.5
 """Computes within this factor are one budget."""
 
@@ -75,13 +73,7 @@ class Study(Kept):
                 f"{where}: holds a fit of {mapping.get('law_name', kind)}; here the law of size "
                 "and tokens is needed: run `windtunnel fit` with law=hoffmann"
             )
-        version = mapping.get("schema_version") if isinstance(mapping, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{where}: fit schema {version!r}, this program reads {SCHEMA_VERSION}; run "
-                "`windtunnel fit` again"
-            )
-        return build(Study, mapping, where=where)
+        return read_back(Study, text, where)
 
     @staticmethod
     def load(path: Path) -> Study:

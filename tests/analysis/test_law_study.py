@@ -75,6 +75,8 @@ def test_every_law_comes_back_without_noise_and_reads_back_from_json(name: str) 
     study = make_law_study(name, name, points, (), QUICK, test=take(points, [1, 2]))
     np.testing.assert_allclose(study.fit.law.parameters, TRUTHS[name], rtol=1e-6)
     assert LawStudy.from_json(study.to_json()) == study
+    with pytest.raises(ConfigError, match="fit schema 99, this program reads 2"):
+        LawStudy.from_json(study.to_json().replace('"schema_version":2', '"schema_version":99', 1))
     for point in study.tests:
         assert point.forecast.value == pytest.approx(point.measured, rel=1e-6)
     text = summarise_law(study)
