@@ -19,6 +19,8 @@ from pathlib import Path
 LEASE_S = 20.0
 """Seconds without a beat after which a claim may be taken over."""
 
+COMMAND_VARIABLE = "WINDTUNNEL_COMMAND"
+"""Environment variable by which a worker knows what was typed, a JSON list, for its record."""
 PARENT_VARIABLE = "WINDTUNNEL_DRIVER_PID"
 """Environment variable that tells a worker whose child it is, so that it can end with it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.attempt import attempt_dir, read_claim, read_outcome
+from sweeps.liveness import COMMAND_VARIABLE
 
 PACKAGES = ("windtunnel-moe", "torch", "numpy", "scipy", "tokenizers", "safetensors")
 """Those whose version can change a run's bits, and ours."""
@@ -23,7 +25,8 @@ def provenance(run_dir: Path, *, attempt: int, threads: int) -> dict[str, Any]:
     """Everything a reader needs to repeat or to doubt the run, as plain values."""
     attempts = [_attempt(run_dir, number) for number in range(1, attempt + 1)]
     return {
-        "command": sys.orig_argv,
+        # What was typed; of a worker that was started by hand, its own command.
+        "command": json.loads(os.environ.get(COMMAND_VARIABLE, "null")) or sys.orig_argv,
         "cwd": os.getcwd(),
         "host": socket.gethostname(),
         "git": git_state(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,7 @@ from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor
 from sweeps.executors.ray import RayExecutor
 from sweeps.executors.slurm import SlurmExecutor
+from sweeps.liveness import COMMAND_VARIABLE
 from sweeps.packing import ALONE, Packing, device_of
 from sweeps.spread import Spread
 
@@ -119,6 +122,7 @@ def make_executor(
 
     ``spread``: how each run is spread over processes, where it is.
     """
+    os.environ[COMMAND_VARIABLE] = json.dumps(sys.orig_argv)  # workers inherit it, Slurm's too
     if isinstance(config, InlineConfig):
         return InlineExecutor()
     if isinstance(config, SlurmConfig):

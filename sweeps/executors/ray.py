@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from model.errors import ConfigError
 from model.training.environment import worker_environment
 from sweeps.executors.local import PACKAGES, WORKER_COMMAND, Spawner
+from sweeps.liveness import COMMAND_VARIABLE
 from sweeps.trouble import EXIT_STOPPED
 
 if TYPE_CHECKING:
@@ -97,12 +98,15 @@ class RayExecutor:
         self._command = tuple(command)
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
+        passed = {"PYTHONPATH": path}
+        if COMMAND_VARIABLE in os.environ:
+            passed[COMMAND_VARIABLE] = os.environ[COMMAND_VARIABLE]
         try:
             ray.init(
                 address=config.address or "local",
                 log_to_driver=False,
                 logging_level="warning",
-                runtime_env={"env_vars": {"PYTHONPATH": path}},
+                runtime_env={"env_vars": passed},
                 **({} if config.address else {"include_dashboard": False}),
             )
         except ConnectionError as error:

@@ -206,3 +206,18 @@ def test_a_job_whose_worker_was_warned_before_it_is_requeued(toy, plan, tmp_path
     assert not exit_path.exists(), "the driver would take it for ended"
     (first,) = toy.store.attempts(plan.runs[0].run_id)
     assert json.loads((first / "outcome.json").read_text())["reason"] == "stopped on request"
+
+
+def test_a_record_says_what_was_typed_not_how_its_worker_was_started(toy, plan, tmp_path):
+    runtime = RuntimeConfig(data_dir=tmp_path)
+    (claimed := toy.store.create(plan.runs[0].spec)).mkdir(exist_ok=True)
+    code = (
+        "import json, sys; from sweeps.provenance import provenance; from pathlib import Path; "
+        "from sweeps.attempt import Attempt; run = Path(sys.argv[1]); "
+        "Attempt.claim(run, after=0, now=1.0); "
+        "print(json.dumps(provenance(run, attempt=1, threads=1)['command']))"
+    )
+    make_executor(InlineConfig(), runtime, tmp_path)
+    command = [sys.executable, "-c", code, str(claimed)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(said) == sys.orig_argv
