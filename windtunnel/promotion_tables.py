@@ -159,6 +159,7 @@ def _what(promotion: Promotion) -> Iterator[Text]:
             f"LR {train.optimizer.peak_lr:.3g}, {promotion.train_flops:.3g} FLOPs",
         ),
         ("memory", memory_text(promotion.spec)),
+        *(("own", f"{part.kind} by {part.name}") for part in model.own),
     ]
     for name, text in rows:
         yield Text(f"  {name:<11} {text}")
@@ -168,6 +169,9 @@ def memory_text(spec: RunSpec) -> str:
     """State, and activations of one whole batch, on one device."""
     plan = replace(FP32, product_bytes=2) if spec.train.precision == "bf16" else FP32
     state = state_memory(spec.model, plan).total
+    if spec.model.own:
+        named = ", ".join(part.name for part in spec.model.own)
+        return f"{si(state)}B of weights, gradients and moments; activations not known of {named}"
     activations = activation_memory(
         spec.model,
         plan,

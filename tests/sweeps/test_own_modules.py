@@ -26,6 +26,11 @@ from sweeps.protocol import protocol_of
 from sweeps.run import run_sweep
 from sweeps.spec import run_id
 from sweeps.store import Store
+from windtunnel.commands import machine
+from windtunnel.composition import load
+from windtunnel.machine.plan import best_plan
+from windtunnel.promotion_tables import memory_text
+from windtunnel.yaml_folders import CONF_DIR
 
 pytestmark = pytest.mark.usefixtures("_in_folder")
 
@@ -312,6 +317,10 @@ def test_where_such_a_model_cannot_go(sweep, corpus):
         to_published_config(
             spec.model, torch_dtype="float32", max_positions=32, eos_token_id=0, mtp_loss_weight=0.1
         )
+    hardware = load("machine", machine.Config, ["hardware=h100"], (CONF_DIR,)).hardware
+    with pytest.raises(ConfigError, match=f"the machine plan {knows}"):
+        best_plan(spec.model, spec.train, hardware, 1)
+    assert memory_text(spec).endswith("moments; activations not known of my_part:Squared")
     with pytest.raises(ConfigError, match=f"precision fp8 {knows}"):
         make_plan(replace(sweep, precision="fp8"), corpus)
 

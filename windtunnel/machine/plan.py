@@ -16,6 +16,7 @@ from itertools import product
 from model.accounting import flops_per_token
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.own.parts import refuse_own
 from model.training.config import TrainConfig
 from model.training.distributed.config import ParallelConfig, Schedule
 from windtunnel.machine.costs import (
@@ -130,6 +131,7 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
     Raises:
         ConfigError: none fits; it says how much the smallest needs.
     """
+    refuse_own(model.own, "the machine plan")
     room = hardware.usable_bytes
     least_bytes: float = math.inf
     fitting: MachinePlan | None = None
