@@ -82,9 +82,10 @@ def _require_room(ranks: int, plan: MachinePlan | None, device: str) -> None:
         return
     planned = f" (the plan is for {plan.gpus} {plan.hardware.name})" if plan is not None else ""
     raise ConfigError(
-        f"processes: {ranks} processes are more than this machine's {what} hold{planned}; launch "
-        "it on the cluster with executor=slurm, promote for a machine like this one "
-        "(hardware=laptop gpus=N), or train in one process with processes=one"
+        f"processes: {ranks} processes are more than this machine's {what} hold{planned}\n"
+        "- launch it on the cluster with executor=slurm\n"
+        "- or promote for a machine like this one, with hardware=laptop gpus=N\n"
+        "- or train in one process, with processes=one"
     )
 
 
