@@ -1,7 +1,7 @@
 """A whole training step, forward, backward, clipping and AdamW: tokens per second, side by side.
 
-    python benchmarks/step.py [rungs=small|ladder|all] [rounds=5] [threads=1] [profile=no]
-                              [json=FILE]
+    python benchmarks/step.py [rungs=small|ladder|all] [rounds=5] [threads=1] [compile=no]
+                              [profile=no] [json=FILE]
 
 `ours` is what a run does, without multi-token prediction, which the published loop lacks; `by
 autograd` the same without playing back captured passes; `grouped` with `grouped_mm` for the
@@ -10,7 +10,8 @@ experts; `bf16` under bfloat16 autocast; `published` the published modelling cod
 (fused AdamW), its loss checked against ours; `dense` our own model without experts whose
 feed-forward is as wide as makes its FLOPs per token equal: the price of sparsity is its tokens per
 second over ours. All take turns in one run, in the environment of a training process. rungs=ladder
-are the laptop's ladder's, and one wider still. profile=yes lists the operations of a step of ours
+are the laptop's ladder's, and one wider still. compile=yes adds the published way under
+`torch.compile`, which takes minutes. profile=yes lists the operations of a step of ours
 that take more than 2 % of it.
 """
 
@@ -134,9 +135,9 @@ def trained(
     return step
 
 
-def ways(rung: Rung) -> dict[str, Callable]:
+def ways(rung: Rung, *, compile_too: bool) -> dict[str, Callable]:
     config = model_config(rung)
-    found = {}
+    found: dict[str, Callable] = {}
 
     def add(name: str, model: Transformer, *, bf16: bool = False, capture: bool = True) -> None:
         def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -153,6 +154,10 @@ def ways(rung: Rung) -> dict[str, Callable]:
     add("grouped", build_model(config, seed=0, kernel="grouped"))
     found["published"] = trained(published, published, rung, by_framework=True)
     add("dense", build_model(equally_dense(config, rung.length), seed=0))
+    if compile_too:
+        published = PublishedModel(build_model(config, seed=0))
+        compiled = torch.compile(published)
+        found["published, compiled"] = trained(published, compiled, rung, by_framework=True)
     return found
 
 
@@ -175,14 +180,23 @@ def profiled(step: Callable) -> None:
 
 
 def main() -> None:
-    chosen = options({"rungs": "small", "rounds": "5", "threads": "1", "profile": "no", "json": ""})
+    chosen = options(
+        {
+            "rungs": "small",
+            "rounds": "5",
+            "threads": "1",
+            "compile": "no",
+            "profile": "no",
+            "json": "",
+        }
+    )
     threads = int(chosen["threads"])
     in_worker_environment(threads)
     torch.set_num_threads(threads)
     print(machine(), flush=True)
     rows = []
     for rung in {"small": SMALL, "ladder": LADDER, "all": (*ALL, *LADDER)}[chosen["rungs"]]:
-        steps = ways(rung)
+        steps = ways(rung, compile_too=chosen["compile"] == "yes")
         losses = {name: step() for name, step in steps.items()}
         miss = abs(losses["published"] - losses["ours"]) / losses["ours"]
         print(f"{rung}\n    first loss of published and ours apart by {miss:.1e}", flush=True)
@@ -202,7 +216,7 @@ def main() -> None:
             }
             rows.append(row)
             print(
-                f"  {name:<12}{row['tokens_per_s']:>9.0f} tokens/s "
+                f"  {name:<20}{row['tokens_per_s']:>9.0f} tokens/s "
                 f"({row['tokens_per_s_low']:.0f} to {row['tokens_per_s_high']:.0f})"
                 f"{row['vs_published']:>7.2f}x published"
                 f"{row['time_of_dense']:>7.2f} of dense's time",
