@@ -8,7 +8,16 @@ from toy_worker import toy_record
 
 from model.accounting import count_params, flops_per_token
 from model.errors import ConfigError
-from sweeps.cost import SHIPPED, CostModel, RunCost, Sample, calibrated, cost_of, usage_of
+from sweeps.cost import (
+    EMULATED_PRODUCT,
+    SHIPPED,
+    CostModel,
+    RunCost,
+    Sample,
+    calibrated,
+    cost_of,
+    usage_of,
+)
 from sweeps.order import SCOUT_FRAC, makespan_s, start_order
 from sweeps.plan import PlannedRun, as_planned, make_plan, read_plan, skim_plan, write_plan
 from sweeps.spec import SPEC_VERSION, run_id
@@ -152,6 +161,18 @@ def test_usage_counts_training_and_evaluation(plan):
     assert cost_of(PRICES, model, train, 3).wall_s == pytest.approx(
         wall_s(PRICES, (starts, steps, layer_steps, flops))
     )
+
+
+def test_products_that_are_emulated_are_priced(plan):
+    spec = plan.runs[0].spec
+    moe = spec.model.moe
+    plain, eight = (
+        usage_of(spec.model, replace(spec.train, precision=precision), 1)
+        for precision in ("bf16", "fp8")
+    )
+    products = (eight[2] - plain[2]) / spec.train.num_steps / EMULATED_PRODUCT
+    assert products == pytest.approx(2 * spec.model.num_layers * (1 + 1 + moe.num_experts))
+    assert (plain[0], plain[1], plain[3]) == (eight[0], eight[1], eight[3])
 
 
 def test_calibration_learns_the_prices_of_another_machine():
