@@ -40,6 +40,8 @@ SHAPES = {
     "one expert takes all": (200, 16, 1, 1, 8),
     "several tiles an expert": (257, 96, 6, 4, 24),
     "wide": (70, 300, 4, 2, 130),
+    # Gradients past the caches; in fp32 too wide to be packed a block ahead.
+    "wide, several blocks an expert": (700, 256, 8, 2, 176),
 }
 
 
