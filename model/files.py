@@ -23,11 +23,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     ``target``.
 
     Raises:
-        ConfigError: if ``target`` exists.
+        ConfigError: if ``target`` exists, or can't.
     """
     if target.exists():
         raise ConfigError(f"{target}: exists already; name a new folder or remove this one")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
     try:
         yield temporary
@@ -38,6 +38,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
         raise
     sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it, where they are not there.
+
+    Raises:
+        ConfigError: one of them is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{folder}: can't be a folder, {error.filename} is a file") from None
 
 
 def write_file(path: Path, data: bytes) -> None:

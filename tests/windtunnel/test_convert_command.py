@@ -115,6 +115,8 @@ def test_what_it_refuses_in_one_line(run, capsys):
     assert "target: missing" in refused("source=empty")
     Path("there").mkdir()
     assert "there: exists already" in refused(f"source={run}", "target=there")
+    Path("file").touch()
+    assert "can't be a folder, file is a file" in refused(f"source={run}", "target=file/out")
     assert "max_shard_gb must be positive" in refused(
         f"source={run}", "target=out", "max_shard_gb=0"
     )

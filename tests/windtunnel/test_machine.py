@@ -292,6 +292,9 @@ def test_what_ling_1t_says_to_megatron(published, tmp_path):
     assert "--num-layers 80" in lines
     assert lines[0].startswith("# For Megatron-LM core 0.20.0")
     assert second.read_text().startswith("# For torchtitan 0.2.2")
+    for place in (first, first / "below"):
+        with pytest.raises(ConfigError, match=r"can't be a folder, .* is a file"):
+            write_handover(place, published.model, _training(published), LING_1T)
 
 
 def test_a_layout_keeps_empty_stages():

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 from model.config import ModelConfig
-from model.files import write_file
+from model.files import make_folder, write_file
 from model.training.config import ScheduleConfig, TrainConfig
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.pipeline import uniform
@@ -29,8 +29,12 @@ Options = dict[str, str]
 def write_handover(
     folder: Path, model: ModelConfig, train: TrainConfig, parallel: ParallelConfig
 ) -> tuple[Path, ...]:
-    """Write ``megatron.args`` and ``torchtitan.args``: one option a line, notes as comments."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``megatron.args`` and ``torchtitan.args``: one option a line, notes as comments.
+
+    Raises:
+        ConfigError: ``folder`` is a file, or lies below one.
+    """
+    make_folder(folder)
     files = {
         "megatron.args": _text(
             MEGATRON,
