@@ -104,7 +104,8 @@ def isoflop_loss(
     if min(left) <= 0:
         raise FitError(f"a parabola's minimum lies below the irreducible loss {irreducible:g}")
     flops = [optimum.flops for optimum in inside]
-    return fit_power_law(flops, left, settings, name=f"loss - {irreducible:g}")
+    name = f"loss - {irreducible:g}" if irreducible else "loss"
+    return fit_power_law(flops, left, settings, name=name)
 
 
 def _optimum(size: Array, tokens: Array, loss: Array, flops: float) -> IsoflopOptimum:
