@@ -108,9 +108,8 @@ class Captured:
     def _first(self, windows: Tensor) -> _Pass | None:
         model, rotary = self.model, self.model.rotary
         tokens_BT, targets_BT = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-        rotary.tables(
-            tokens_BT.shape[1], windows.device, torch.float32
-        )  # made before it is watched
+        # Made before the watch begins: kept by the embedding, not computed anew by each pass.
+        rotary.tables(tokens_BT.shape[1], windows.device, torch.float32)
         even_BT = torch.ones(tokens_BT.shape) / tokens_BT.numel()
         with _Watch() as watch, recorded() as calls:
             found = model(tokens_BT, targets_BT)

@@ -72,9 +72,8 @@ class WholeModel:
         is_plain = train.precision == "fp32" and not weighs_routing(train.balance)
         if is_plain and micro_batches == 1 and device.type == "cpu":
             self._captured = Captured(self.model)
-        self._parameters = list(
-            self.model.parameters()
-        )  # to look for them takes longer than to clip
+        # Kept: to look for them takes longer than to clip them.
+        self._parameters = list(self.model.parameters())
         self.forward: Forward = plain_forward(self.model, train.precision, device)
 
     def enter(self, stage: Stage) -> None:

@@ -11,6 +11,7 @@ import toy_plans
 from model.accounting import count_params
 from model.errors import ConfigError
 from model.training import whole
+from model.training.captured import Captured
 from model.training.config import CheckpointConfig, RuntimeConfig
 from model.typed import to_plain
 from sweeps.attempt import attempt_dir
@@ -104,15 +105,23 @@ def test_forked_and_killed_runs_measure_the_same_to_the_bit(
 
 
 def without_memory_for(monkeypatch, most_sequences):
-    """A machine that holds no more sequences at once."""
-    real = whole.forward_backward
+    """A machine that holds no more sequences at once, called in turn or played back."""
+    in_turn, played_back = whole.forward_backward, Captured.forward_backward
 
-    def forward_backward(model, windows, train, share=1.0):
+    def hold(windows):
         if len(windows) > most_sequences:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return real(model, windows, train, share)
+
+    def forward_backward(model, windows, train, share=1.0):
+        hold(windows)
+        return in_turn(model, windows, train, share)
+
+    def play_back(self, windows):
+        hold(windows)
+        return played_back(self, windows)
 
     monkeypatch.setattr(whole, "forward_backward", forward_backward)
+    monkeypatch.setattr(Captured, "forward_backward", play_back)
 
 
 @pytest.mark.slow
