@@ -298,12 +298,12 @@ def to_svg(drawing: Drawing) -> str:
 
 
 def save(drawing: Drawing, folder: Path) -> list[Path]:
-    """Write ``<name>.csv`` and, where there is a figure, ``.png``, ``.svg`` and ``.pdf``."""
+    """Write ``<name>.png``, ``.svg``, ``.pdf`` and ``.csv``; nothing where there is no figure."""
+    if drawing.figure is None:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{drawing.name}.csv"]
     drawing.data.to_csv(written[0], index=False)
-    if drawing.figure is None:
-        return written
     with style():
         _settle(drawing.figure)
         for suffix, metadata in (("png", {}), ("pdf", {"CreationDate": None})):

@@ -340,9 +340,24 @@ def _time_span(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 def _values(counter: Counter[str], most: int = 4) -> str:
     if len(counter) == 1:
         return next(iter(counter))
-    listed = [f"{value} ({count} runs)" for value, count in counter.most_common(most)]
+    numbers = [_number(value) for value in counter]
+    if len(counter) > most and None not in numbers:  # seconds, epochs: their range says more
+        known = [number for number in numbers if number is not None]
+        return f"{min(known):.4g} to {max(known):.4g}"
+    listed = [f"{value} ({_runs(count)})" for value, count in counter.most_common(most)]
     rest = len(counter) - len(listed)
     return ", ".join(listed) + (f", and {rest} other values" if rest else "")
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
