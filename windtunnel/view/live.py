@@ -61,6 +61,7 @@ class Live:
         self._parts: dict[str, Part] = {}
         self._versions: dict[str, str] = {}
         self._table = RunTable(())
+        self._tables = 0
         self._now: dict[str, Any] = {}
         self._state = b"{}"
         self._seen: object = None
@@ -130,7 +131,7 @@ class Live:
         )
         promotion = content.answer.promotion if content.answer else None
         self._launched = promotion.run_id if promotion else None
-        self._table = RunTable(content.runs)
+        self._show_rows(RunTable(content.runs))
         self._typeset(content)
         self._draw(content)
         self._seen = seen
@@ -178,15 +179,18 @@ class Live:
             self._put(f"figure-{drawing.name}", _figure(content, drawing).encode())
             self._publish()
 
+    def _show_rows(self, table: RunTable) -> None:
+        """In this order: who is told of a new table must find it."""
+        self._table = table
+        self._tables += 1
+
     def _put(self, name: str, body: bytes) -> None:
         part = Part(body)
         self._parts[name] = part
         self._versions[name] = part.version
 
     def _publish(self) -> None:
-        self._state = _json(
-            {"versions": self._versions, "runs": len(self._table.rows), "now": self._now}
-        )
+        self._state = _json({"versions": self._versions, "table": self._tables, "now": self._now})
 
 
 def _figure(content: Content, drawing: Drawing) -> str:

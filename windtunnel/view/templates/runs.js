@@ -85,7 +85,8 @@ const runsTable = (get) => {
 
   // ---- its parts ------------------------------------------------------------------------------------
   function headings(columns) {
-    const widths = columns.map((column) => (COLUMNS[column] ?? [column, 8])[1]);
+    const narrow = matchMedia("(max-width: 760px)").matches; // the first column stays in sight
+    const widths = columns.map((column, i) => (narrow && !i ? 10 : (COLUMNS[column] ?? [column, 8])[1]));
     table.style.width = `${widths.reduce((a, b) => a + b, 0)}rem`;
     table.querySelector("colgroup").append(...widths.map((width) => {
       const col = node("col");
@@ -139,7 +140,7 @@ const runsTable = (get) => {
     const fit = row[held.columns.indexOf("fit")];
     if (fit) place.append(node("p", "note fitted", fit));
     if (found)
-      place.append(trainingCurve.draw(found, 540, 230),
+      place.append(trainingCurve.draw(found, Math.min(540, place.clientWidth), 230),
         node("p", "note", `Training loss, ${trainingCurve.logged(found)}.`));
     else place.append(node("p", "missing", "This run has logged no training loss yet."));
     place.scrollIntoView({ block: "nearest", behavior: "smooth" });

@@ -91,14 +91,13 @@
 
   // ---- staying up to date ---------------------------------------------------------------------
   const table = runsTable(get);
-  let rowsOf = "";
+  let tableShown = 0;
   async function bringUpToDate(state) {
     showNow(state.now ?? {});
     const versions = state.versions ?? {};
     const changed = Object.keys(versions).filter((name) => versions[name] !== shown[name]);
     changed.sort((a, b) => (b === "chart") - (a === "chart"));
-    const rows = `${state.runs} ${JSON.stringify(state.now?.counts)}`;
-    if (rows !== rowsOf) { rowsOf = rows; await table.refresh(); }
+    if (state.table !== tableShown) { tableShown = state.table; await table.refresh(); }
     for (const name of changed) await showPart(name, versions[name]);
   }
   const fresh = byId("fresh");
