@@ -153,7 +153,7 @@ const runsTable = (get) => {
     typing = setTimeout(() => {
       asked.words = byId("filter").value;
       ask();
-    }, 40);
+    }, 10);
   });
   document.addEventListener("show-run", (event) => {
     byId("filter").value = asked.words = event.detail;
