@@ -82,8 +82,23 @@ class Failure:
 
     @property
     def was_killed(self) -> bool:
-        """From outside: agents end the ranks that are left with SIGTERM."""
-        return self.exit_code < 0 and self.exit_code != -signal.SIGTERM
+        """From outside."""
+        return self.exit_code < 0 and not self.was_taken_along
+
+    @property
+    def was_taken_along(self) -> bool:
+        """Ended by its agent because another rank had failed."""
+        return self.exit_code == -signal.SIGTERM
+
+    @property
+    def place(self) -> tuple[bool, bool, float]:
+        """In an order whose first is the cause.
+
+        Where a rank is killed, the others fail with it and may be heard of first; and those times
+        are whole seconds, so that a rank that was taken along may seem as early as the one that
+        failed.
+        """
+        return (not self.was_killed, self.was_taken_along, self.at)
 
 
 def run_job(
@@ -161,12 +176,10 @@ def _read_result(folder: Path) -> TrainResult:
 
 
 def _as_error(job: Job, folder: Path, exit_code: int) -> RuntimeError:
-    """Where a rank is killed, the others fail with it and may be heard of first."""
     failures = [Failure(**json.loads(path.read_text())) for path in folder.glob(FAILURES)]
-    failures.sort(key=lambda failure: (not failure.was_killed, failure.at))
     if not failures:
         return RunFailed(job.name, f"its agent ended with exit code {exit_code}")
-    first = failures[0]
+    first = min(failures, key=lambda failure: failure.place)
     if first.exit_code == EXIT_INTERRUPTED:
         return RankLost("the job was asked to stop, and is saved")
     who = f"rank {first.rank} of {job.parallel.world_size} (process {first.pid})"

@@ -21,7 +21,7 @@ from model.training.checkpoint import read_checkpoint
 from model.training.config import HealthConfig, RuntimeConfig, ScheduleConfig, StageConfig
 from model.training.data import prepare_corpus
 from model.training.distributed.config import ParallelConfig
-from model.training.distributed.job import Job, RankLost, run_job
+from model.training.distributed.job import Failure, Job, RankLost, run_job
 from model.training.evaluate import plain_forward
 from model.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from model.training.schedules import learning_rate
@@ -250,6 +250,16 @@ def test_a_rank_that_fails_says_why(tmp_path):
     )
     with pytest.raises(RunFailed, match=r"rank \d of 2 \(process \d+\) failed: .*0000000000000000"):
         run_job(job, tmp_path / "run", lambda step, num_steps, tokens_per_s: None)
+
+
+def test_the_cause_is_told_from_what_it_took_along():
+    def ended(rank, exit_code, at):
+        return Failure(rank=rank, pid=100 + rank, exit_code=exit_code, said="", at=at)
+
+    by_agent, failed = ended(0, -signal.SIGTERM, 50.0), ended(1, 1, 50.0)
+    killed = ended(2, -signal.SIGKILL, 51.0)
+    assert min(by_agent, failed, key=lambda failure: failure.place) is failed
+    assert min(by_agent, failed, killed, key=lambda failure: failure.place) is killed
 
 
 @pytest.mark.slow
