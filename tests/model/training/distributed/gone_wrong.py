@@ -31,7 +31,7 @@ RUNS = {
     "gradient": SHORT,
     "collapse": replace(SHORT, balance=BalanceConfig(rule="none")),
     "rewind": replace(
-        SHORT, tokens=512 * 200, health=HealthConfig(on_spike="rewind", spike_nats=0.3)
+        SHORT, tokens=512 * 200, health=HealthConfig(on_spike="rewind", spike_nats=0.5)
     ),
 }
 PLANS = {"rewind": ParallelConfig(shard=2, expert=2, micro_batch=8)}
