@@ -50,6 +50,12 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.computing: list[str] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to have the dispatch left out of its work imports the framework's compiler, a second
+        of a run's start, and nothing here is compiled by it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         if name not in _VIEWS_AND_ROOM:
