@@ -77,18 +77,23 @@ def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, replaces: bool = Fa
         write_file(unfinished / "tensors.safetensors", content)
         write_body(unfinished, body)
         sync_folder(unfinished)
-        target = step_folder(folder, checkpoint.step)
-        if replaces:
-            shutil.rmtree(target, ignore_errors=True)
-        try:
-            os.rename(unfinished, target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            shutil.rmtree(unfinished)
+        return put_in_place(unfinished, folder, checkpoint.step, replaces=replaces)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def put_in_place(unfinished: Path, folder: Path, step: int, *, replaces: bool) -> Path:
+    """Name what was written whole after its step; without ``replaces`` one that is there stays."""
+    target = step_folder(folder, step)
+    if replaces:
+        shutil.rmtree(target, ignore_errors=True)
+    try:
+        os.rename(unfinished, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(unfinished)
     sync_folder(folder)
     return target
 

@@ -11,9 +11,7 @@ pickle is read only after its hash is found in state.json: it must be the one th
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from model.files import step_folder, sync_folder
+from model.files import sync_folder
 from model.training.checkpoint import (
     SHARDED_FORMAT,
     UNFINISHED,
@@ -35,6 +33,7 @@ from model.training.checkpoint import (
     Checkpoint,
     checkpoint_paths,
     newest_usable,
+    put_in_place,
     read_body,
     read_checkpoint,
     remove_broken,
@@ -69,8 +68,7 @@ def save(folder: Path, contents: Checkpoint, *, keep: int | None) -> None:
         }
         write_body(unfinished, body)
         sync_folder(unfinished)
-        _put(unfinished, step_folder(folder, step), replaces=keep is not None)
-        sync_folder(folder)
+        put_in_place(unfinished, folder, step, replaces=keep is not None)
         for old in checkpoint_paths(folder)[keep:] if keep is not None else ():
             shutil.rmtree(old)
     dist.barrier()
@@ -204,17 +202,6 @@ def _piece_like(
 
 def _empty(stored: TensorStorageMetadata) -> Tensor:
     return torch.empty(stored.size, dtype=stored.properties.dtype)
-
-
-def _put(unfinished: Path, target: Path, *, replaces: bool) -> None:
-    if replaces:
-        shutil.rmtree(target, ignore_errors=True)
-    try:
-        os.rename(unfinished, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        shutil.rmtree(unfinished)
 
 
 @dataclass(frozen=True)
