@@ -1,4 +1,4 @@
-"""Ranks of the engine, their tensors counted: measured_memory.py FOLDER. Prints JSON.
+"""Ranks of the engine, their tensors counted: measured_memory.py. Prints JSON.
 
 Counted on every rank: storages of its weights, gradients and moments after a step; and at the
 fullest moment of a step the storages saved for backward passes, gathered weights among them.
@@ -6,16 +6,11 @@ Gradients before they are reduced are as many numbers as parameters, and taken a
 """
 
 import json
-import os
-import sys
-import traceback
 from collections import Counter
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.utils.checkpoint
+from gloo_ranks import on_ranks
 from torch.utils.checkpoint import _recomputation_hook
 
 from model import loss
@@ -185,30 +180,12 @@ def measure(width, length, precision, sequences, parallel):
     }
 
 
-def rank_main(rank, size, meeting):
-    try:
-        torch.set_num_threads(1)
-        world = size[-1].world_size
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
-        )
-        Path(f"{meeting}.{rank}").write_text(json.dumps(measure(*size)))
-        dist.barrier()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    # Gloo's threads may still run when the interpreter tears down, and then abort it.
-    os._exit(0)
-
-
 if __name__ == "__main__":
     # What the compiled operations of a CPU keep is less, and not what a GPU keeps.
     step.serves = lambda *tensors: False
     loss.BLOCK_SCORES = 2**60
-    found = {}
-    for number, (name, size) in enumerate(SIZES.items()):
-        meeting = f"{sys.argv[1]}/{number}"
-        ranks = size[-1].world_size
-        mp.start_processes(rank_main, (size, meeting), nprocs=ranks, start_method="fork")
-        found[name] = [json.loads(Path(f"{meeting}.{r}").read_text()) for r in range(ranks)]
+    found = {
+        name: on_ranks(size[-1].world_size, lambda rank, size=size: measure(*size))
+        for name, size in SIZES.items()
+    }
     print(json.dumps(found))

@@ -4,17 +4,13 @@ Each of RUNS is trained whole, by the loop that trains a run in one process.
 """
 
 import json
-import os
 import sys
-import tempfile
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import on_ranks
 from small_run import MODEL, TRAIN, corpus_in
 
 from model.training import health, reader
@@ -71,43 +67,31 @@ def upset(learner, name, rank):
         learner.forward_backward = poisoned
 
 
-def rank_main(rank, meeting, folder, out):
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-        torch.set_num_threads(1)
-        health.COLLAPSE_STEPS = COLLAPSE_STEPS
-        reader.TOKENS_AHEAD = 1
-        corpus, clean = corpus_in(folder), PreparedCorpus.batch
-        found = {}
-        for name, config in RUNS.items():
-            PreparedCorpus.batch = noisy(clean) if name == "rewind" else clean
-            state = initial_state(MODEL, config, torch.device("cpu"))
-            plan = PLANS.get(name, PLAN)
-            learner = ShareOfModel(MODEL, config, plan, state, torch.device("cpu"))
-            upset(learner, name, rank)
-            run = open_run(learner, config, corpus, JsonlTracker(), folder / name)
-            result = train_run(run, None, lambda: False)
-            found[name] = {
-                "status": result.status,
-                "reason": result.reason,
-                "steps": result.steps,
-                "loss_nats": result.loss_nats,
-                "rewinds": result.rewinds,
-            }
-        Path(f"{out}.{rank}").write_text(json.dumps(found))
-        dist.barrier()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)
+def ends_on(rank, folder):
+    health.COLLAPSE_STEPS = COLLAPSE_STEPS
+    reader.TOKENS_AHEAD = 1
+    corpus, clean = corpus_in(folder), PreparedCorpus.batch
+    found = {}
+    for name, config in RUNS.items():
+        PreparedCorpus.batch = noisy(clean) if name == "rewind" else clean
+        state = initial_state(MODEL, config, torch.device("cpu"))
+        plan = PLANS.get(name, PLAN)
+        learner = ShareOfModel(MODEL, config, plan, state, torch.device("cpu"))
+        upset(learner, name, rank)
+        run = open_run(learner, config, corpus, JsonlTracker(), folder / name)
+        result = train_run(run, None, lambda: False)
+        found[name] = {
+            "status": result.status,
+            "reason": result.reason,
+            "steps": result.steps,
+            "loss_nats": result.loss_nats,
+            "rewinds": result.rewinds,
+        }
+    return found
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where = Path(sys.argv[1])
     corpus_in(where)
-    with tempfile.TemporaryDirectory() as meeting:
-        arguments = (f"{meeting}/meet", where, f"{meeting}/out")
-        mp.start_processes(rank_main, arguments, nprocs=2, start_method="fork")
-        print(json.dumps([json.loads(Path(f"{meeting}/out.{n}").read_text()) for n in range(2)]))
+    print(json.dumps(on_ranks(2, lambda rank: ends_on(rank, where))))

@@ -7,13 +7,10 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import on_ranks
 from small_run import MODEL, TRAIN, corpus_in
 
 from model.training.checkpoint import Checkpoint
@@ -52,66 +49,48 @@ READERS = {
 }
 
 
-def rank_main(rank, parallel, meeting, folder, steps, checkpoints, out):
-    try:
-        world = parallel.world_size
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
-        )
-        torch.set_num_threads(1)
-        corpus = corpus_in(folder)
-        device = torch.device("cpu")
-        state = initial_state(MODEL, TRAIN, device)
-        learner = ShareOfModel(MODEL, TRAIN, parallel, state, device)
-        if steps.start:
-            found = learner.find(checkpoints, lambda found: "")
-            assert found.state == {"step": steps.start}, found
-            assert not learner.restore(found.tensors)
-        count = TRAIN.batch_tokens // TRAIN.sequence_length
-        lines = []
-        for step in steps:
-            windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
-            result = learner.forward_backward(windows)
-            norm = learner.clip(TRAIN.optimizer.clip_norm)
-            learner.update(learning_rate(TRAIN, step))
-            learner.balance(result.loads, TRAIN.balance)
-            lines.append([result.loss_nats, result.mtp_nats, norm])
-        if checkpoints is not None and not steps.start:
-            contents = Checkpoint(steps.stop, learner.tensors(), {"step": steps.stop})
-            learner.write(checkpoints, contents, keep=1)
-        held = torch.from_numpy(
-            corpus.heldout(next(iter(corpus.domains)), TRAIN.sequence_length, 640)
-        )
-        nats_WT, counts = learner.forward(held, slice(1, None, 3))
-        found = {
-            "lines": lines,
-            "heldout_nats": nats_WT.double().sum().item(),
-            "load": [of_layer.load_E.tolist() for of_layer in counts],
-            "looked_at": [
-                [of_layer.expert_TK.sum().item(), of_layer.gate_entropy, of_layer.top_k_mass]
-                for of_layer in counts
-            ],
-        }
-        own = learner.engine.named_parameters()
-        found["parameters"] = sum(p.to_local().numel() for _, p in own)
-        Path(f"{out}.{rank}").write_text(json.dumps(found))
-        dist.barrier()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    # Gloo's threads may still run when the interpreter tears down, and then abort it.
-    sys.stdout.flush()
-    os._exit(0)
+def train_a_part(parallel, folder, steps, checkpoints):
+    corpus = corpus_in(folder)
+    device = torch.device("cpu")
+    state = initial_state(MODEL, TRAIN, device)
+    learner = ShareOfModel(MODEL, TRAIN, parallel, state, device)
+    if steps.start:
+        found = learner.find(checkpoints, lambda found: "")
+        assert found.state == {"step": steps.start}, found
+        assert not learner.restore(found.tensors)
+    count = TRAIN.batch_tokens // TRAIN.sequence_length
+    lines = []
+    for step in steps:
+        windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
+        result = learner.forward_backward(windows)
+        norm = learner.clip(TRAIN.optimizer.clip_norm)
+        learner.update(learning_rate(TRAIN, step))
+        learner.balance(result.loads, TRAIN.balance)
+        lines.append([result.loss_nats, result.mtp_nats, norm])
+    if checkpoints is not None and not steps.start:
+        contents = Checkpoint(steps.stop, learner.tensors(), {"step": steps.stop})
+        learner.write(checkpoints, contents, keep=1)
+    held = torch.from_numpy(corpus.heldout(next(iter(corpus.domains)), TRAIN.sequence_length, 640))
+    nats_WT, counts = learner.forward(held, slice(1, None, 3))
+    found = {
+        "lines": lines,
+        "heldout_nats": nats_WT.double().sum().item(),
+        "load": [of_layer.load_E.tolist() for of_layer in counts],
+        "looked_at": [
+            [of_layer.expert_TK.sum().item(), of_layer.gate_entropy, of_layer.top_k_mass]
+            for of_layer in counts
+        ],
+    }
+    own = learner.engine.named_parameters()
+    found["parameters"] = sum(p.to_local().numel() for _, p in own)
+    return found
 
 
 def run(parallel, folder, steps, checkpoints=None):
-    with tempfile.TemporaryDirectory() as meeting:
-        arguments = (parallel, f"{meeting}/meet", folder, steps, checkpoints, f"{meeting}/out")
-        mp.start_processes(rank_main, arguments, nprocs=parallel.world_size, start_method="fork")
-        return [
-            json.loads(Path(f"{meeting}/out.{rank}").read_text())
-            for rank in range(parallel.world_size)
-        ]
+    def work(rank):
+        return train_a_part(parallel, folder, steps, checkpoints)
+
+    return on_ranks(parallel.world_size, work)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ LOSS_TOLERANCE = 1e-5
 
 
 def process(arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{HERE}"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests:{HERE}",
+    }
     return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, **options)
 
 

@@ -28,7 +28,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ended(folder):
     """How each run ended, as both ranks say."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{HERE}"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests:{HERE}",
+    }
     command = [sys.executable, str(HERE / "gone_wrong.py"), str(folder)]
     ran = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=550
