@@ -1,37 +1,14 @@
-"""Files that are either whole or absent, on any shared file system."""
+"""JSON files that are whole or absent, and the hash of what they say."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from model.files import sync_folder
-
-
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write ``data`` to ``path``: a reader, or the machine after a power cut, sees all or nothing.
-
-    Temporary file in the same folder, fsync, rename, fsync of the folder. ``durable=False`` leaves
-    out both fsyncs, for files that are replaced every second.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        sync_folder(path.parent)
+from model.files import write_atomic
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:

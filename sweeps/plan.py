@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from model.config import ModelConfig, require, require_positive
 from model.errors import ConfigError
+from model.files import write_atomic
 from model.own.parts import refuse_own
 from model.training.config import (
     STANDARD_HEALTH,
@@ -30,7 +31,7 @@ from model.training.config import (
 from model.typed import build, to_plain
 from sweeps import grid
 from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
-from sweeps.files import read_json, write_atomic
+from sweeps.files import read_json
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.order import makespan_s, start_order
 from sweeps.own import check_parts, own_sources

@@ -18,8 +18,9 @@ from analysis.exclusion import Exclusion
 from analysis.noise import NoiseFloor
 from analysis.results import FitWarning, Interval, Prediction
 from model.errors import ConfigError
+from model.files import write_atomic
 from model.typed import build, to_plain
-from sweeps.files import content_hash, write_atomic
+from sweeps.files import content_hash
 from sweeps.spec import SPEC_VERSION, RunSpec
 from windtunnel.along import Waypoint
 from windtunnel.choices import Choice

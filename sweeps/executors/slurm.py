@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import ConfigError
+from model.files import write_atomic
 from model.training.environment import worker_environment
 from sweeps.executors.local import PACKAGES, WORKER_COMMAND, SpawnedWorker, Spawner
-from sweeps.files import write_atomic
 from sweeps.spread import NODE_COMMAND_VARIABLE, Spread
 from sweeps.trouble import EXIT_OVER, EXIT_STOPPED
 

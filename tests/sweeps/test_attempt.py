@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import toy_worker
 
+from model.files import write_atomic
 from sweeps.attempt import (
     Attempt,
     ClaimLost,
@@ -21,7 +22,7 @@ from sweeps.attempt import (
     read_claim,
     read_outcome,
 )
-from sweeps.files import content_hash, read_json, write_atomic, write_json
+from sweeps.files import content_hash, read_json, write_json
 from sweeps.liveness import Owner, Watch, known_dead, this_process
 from sweeps.store import Store
 from sweeps.trouble import EXIT_HELD, EXIT_OVER
@@ -278,7 +279,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sweeps.files.os.fsync", full)
+    monkeypatch.setattr("model.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, b"new")
     assert read_json(path) == {"old": 1}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.plots_style import Drawing, save
-from sweeps.files import write_atomic
+from model.files import write_atomic
 
 
 def write_report(folder: Path, html: str, drawings: Sequence[Drawing]) -> Path:

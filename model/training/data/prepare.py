@@ -31,6 +31,7 @@ import numpy as np
 import tokenizers
 
 from model.errors import ConfigError
+from model.files import write_atomic
 from model.training.config import BpeTokenizer, CorpusConfig, FileTokenizer
 from model.training.data.corpus import PreparedCorpus
 from model.training.data.documents import Job, Progress, Report, Source, no_progress, sha256
@@ -46,7 +47,7 @@ from model.training.data.manifest import (
 )
 from model.training.data.mixture import source_of
 from model.training.data.pool import Workers, started
-from model.training.data.safely import replaced_by, save_array, write_atomically
+from model.training.data.safely import replaced_by, save_array
 from model.training.data.shards import encode_shard, encode_tasks, hash_shards, side_name
 from model.training.data.similar import (
     CompareTask,
@@ -98,10 +99,11 @@ def prepare_corpus(
                     building = _Building(corpus, source, jobs, work, progress or no_progress)
                     same_tokens = _place(building.make(workers), data_dir)
                 fingerprint = _remixed(corpus, data_dir, same_tokens)
-                write_atomically(keys / tokens_key, fingerprint.encode())
-                write_atomically(keys / key, fingerprint.encode())
+                keys.mkdir(exist_ok=True)
+                write_atomic(keys / tokens_key, fingerprint.encode())
+                write_atomic(keys / key, fingerprint.encode())
     if (content := hashes.content()) is not None:
-        write_atomically(keys / "files.json", content)
+        write_atomic(keys / "files.json", content)
     return open_corpus(data_dir, fingerprint)
 
 
@@ -348,7 +350,8 @@ class _Building:
                 if int(row["low"]) < share
             )
             codec = train_codec(self.corpus.tokenizer, texts)
-        write_atomically(path, codec.to_json().encode())
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, codec.to_json().encode())
         return codec
 
     def _encode(

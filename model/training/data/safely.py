@@ -29,12 +29,6 @@ def replaced_by(path: Path) -> Iterator[IO[bytes]]:
     os.replace(file.name, path)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` so that a reader sees the old content or the new."""
-    with replaced_by(path) as file:
-        file.write(content)
-
-
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
     """Write an array as ``.npy``, whole or not at all."""
     with replaced_by(path) as file:

@@ -10,14 +10,13 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from model.files import write_file
-from model.training.distributed.job import JOB, Failure, Job
+from model.training.distributed.job import JOB, Failure, Job, failure_file
 from model.training.stopping import EXIT_INTERRUPTED
 from model.typed import build, to_plain
 
@@ -46,25 +45,22 @@ def main(folder: Path) -> int:
     try:
         elastic_launch(settings, sys.executable)(*lifeline, *rank)
     except ChildFailedError as error:
-        failures = {r: _failure(r, failure) for r, failure in error.failures.items()}
-        for number, failure in failures.items():
-            path = folder / f"failure-{number}.json"
-            write_file(path, json.dumps(to_plain(failure)).encode())
-        stopped = all(f.exit_code == EXIT_INTERRUPTED for f in failures.values())
+        for number, found in error.failures.items():
+            _note(folder, number, found)
+        stopped = all(f.exitcode == EXIT_INTERRUPTED for f in error.failures.values())
         return EXIT_INTERRUPTED if stopped else 1
     return 0
 
 
-def _failure(rank: int, found: ProcessFailure) -> Failure:
-    said = found.message
-    text = said.get("message", "") if isinstance(said, dict) else str(said)
-    return Failure(
-        rank=rank,
-        pid=found.pid,
-        exit_code=found.exitcode,
-        said=text,
-        at=found.timestamp or time.time(),
+def _note(folder: Path, rank: int, found: ProcessFailure) -> None:
+    """How a rank ended, unless it has said so itself."""
+    path = failure_file(folder, rank)
+    if path.exists():
+        return
+    failure = Failure(
+        rank=rank, pid=found.pid, exit_code=found.exitcode, said="", at=found.timestamp
     )
+    write_file(path, json.dumps(to_plain(failure)).encode())
 
 
 if __name__ == "__main__":

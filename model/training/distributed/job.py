@@ -3,7 +3,7 @@
     FOLDER/job.json        what to train and how it is spread
     FOLDER/progress.json   how far rank 0 is
     FOLDER/stop            made by whoever wants the run saved and ended
-    FOLDER/failure-*.json  by the agent of a node: which rank ended the job, and how
+    FOLDER/failure-N.json  how rank N ended: in its own words, or by its agent where it left none
     FOLDER/result.json     what the run measured
 
 Files and not signals: they reach the ranks of every node alike.
@@ -70,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """How a rank ended a job, as the agent of its node saw it."""
+    """How a rank ended, by itself or as the agent of its node saw it."""
 
     rank: int
     pid: int
@@ -99,6 +99,11 @@ class Failure:
         failed.
         """
         return (not self.was_killed, self.was_taken_along, self.at)
+
+
+def failure_file(folder: Path, rank: int) -> Path:
+    """Where is said how ``rank`` ended."""
+    return folder / f"failure-{rank}.json"
 
 
 def run_job(

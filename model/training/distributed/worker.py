@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record
 
-from model.files import write_file
+from model.files import write_atomic, write_file
 from model.training.data import open_corpus
-from model.training.distributed.job import JOB, PROGRESS, RESULT, STOP, Job
+from model.training.distributed.job import JOB, PROGRESS, RESULT, STOP, Failure, Job, failure_file
 from model.training.distributed.share import ShareOfModel
 from model.training.run import initial_state, open_run
 from model.training.runtime import set_up
@@ -25,7 +25,6 @@ from model.training.trainer import train_run
 from model.typed import build, to_plain
 
 
-@record
 def main(folder: Path) -> None:
     """Be one rank of the job in ``folder``."""
     job = build(Job, json.loads((folder / JOB).read_text(encoding="utf-8")), where=str(folder))
@@ -59,22 +58,39 @@ def main(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def leave_word(folder: Path, error: BaseException) -> None:
+    """Say why this rank ends, for whoever asks why the job did.
+
+    A whole file or none: the agent may end this rank in the middle of it, and PyTorch's own record
+    of an error, half written, brings the agent down in place of naming the rank that was killed.
+    """
+    rank = int(os.environ["RANK"])
+    failure = Failure(
+        rank=rank,
+        pid=os.getpid(),
+        exit_code=1,
+        said=f"{type(error).__name__}: {error}",
+        at=time.time(),
+    )
+    write_atomic(failure_file(folder, rank), json.dumps(to_plain(failure)).encode())
+
+
 def _tell(folder: Path, step: int, tokens_per_s: float) -> None:
     """Replace the job's progress."""
-    new = folder / f".{PROGRESS}"
-    new.write_text(json.dumps([step, tokens_per_s]))
-    os.replace(new, folder / PROGRESS)
+    told = json.dumps([step, tokens_per_s]).encode()
+    write_atomic(folder / PROGRESS, told, durable=False)
 
 
 if __name__ == "__main__":
-    code = 0
+    code, folder = 0, Path(sys.argv[1])
     try:
-        main(Path(sys.argv[1]))
+        main(folder)
     except SystemExit as stopped:
         code = int(stopped.code or 0)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
         code = 1
+        traceback.print_exc()
+        leave_word(folder, error)
     # At once: the communication of a job that has lost a rank may wait for it for half an hour.
     sys.stdout.flush()
     sys.stderr.flush()
