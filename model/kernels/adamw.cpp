@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -26,7 +27,9 @@ std::vector<Chunk> cut(int64_t tensors, const int64_t* sizes) {
 template <class Work>
 void for_each(const std::vector<Chunk>& chunks, int threads, Work work) {
     const int64_t count = static_cast<int64_t>(chunks.size());
-#pragma omp parallel for num_threads(threads) schedule(static)
+    double numbers = 0;
+    for (const Chunk& chunk : chunks) numbers += chunk.count;
+#pragma omp parallel for num_threads(team(numbers * NS_A_NUMBER, threads)) schedule(static)
     for (int64_t i = 0; i < count; i++) work(chunks[i], i);
 }
 

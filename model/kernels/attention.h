@@ -10,6 +10,7 @@
 // vectors, zeros beyond H; so no product has a remainder but in its number of rows.
 #pragma once
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -78,6 +79,7 @@ struct Attention {
     int64_t heads_per_key() const { return Q / G; }
     int64_t width() const { return round_up(H, LANES); }
     int64_t padded() const { return round_up(T, BLOCK); }
+    double ns() const { return static_cast<double>(heads_per_key()) * T * T * H * NS_AN_ATTENDED; }  // of a key head
     float scale() const { return 1.0f / std::sqrt(static_cast<float>(H)); }
 };
 

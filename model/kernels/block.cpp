@@ -16,7 +16,7 @@
 namespace {
 
 void norm_rows(int64_t N, int64_t D, const float* x, const float* weight, float eps, float* y, int threads) {
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, D * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         for (int64_t r = from; r < to; r++) norm(x + r * D, weight, D, eps, y + r * D);
     });
 }
@@ -24,7 +24,7 @@ void norm_rows(int64_t N, int64_t D, const float* x, const float* weight, float 
 // dx = (more +) gradient of norm(x) in x, and d_weight.
 void norm_rows_back(int64_t N, int64_t D, const float* grad, const float* x, const float* weight, float eps,
                     const float* more, float* dx, float* d_weight, int threads) {
-    by_rows(N, D, d_weight, threads, [&](int64_t from, int64_t to, float* sums) {
+    by_rows(N, 2 * D * NS_A_NUMBER, D, d_weight, threads, [&](int64_t from, int64_t to, float* sums) {
         Buffer scratch(D);
         for (int64_t r = from; r < to; r++) {
             float* row = dx + r * D;
@@ -37,7 +37,7 @@ void norm_rows_back(int64_t N, int64_t D, const float* grad, const float* x, con
 
 // y[N, W] = silu(gate) * up of gate_up[N, 2W].
 void swiglu_rows(int64_t N, int64_t W, const float* gate_up, float* y, int threads) {
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, 2 * W * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         for (int64_t r = from; r < to; r++) swiglu(gate_up + r * 2 * W, W, y + r * W);
     });
 }
@@ -61,7 +61,7 @@ struct FeedForward {
         swiglu_rows(N, W, gate_up, inner.data, threads);
         linear_weight(N, D, W, dy, inner.data, d_down_weight, false, threads);
         linear_back(N, D, W, dy, down_weight, d_inner.data, false, threads);
-        share_rows(N, threads, [&](int64_t from, int64_t to) {
+        share_rows(N, 4 * W * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
             for (int64_t r = from; r < to; r++)
                 swiglu_backward(d_inner.data + r * W, gate_up + r * 2 * W, W, d_gate_up.data + r * 2 * W);
         });
@@ -74,14 +74,8 @@ struct FeedForward {
 
 extern "C" {
 
-// The address of the framework's sgemm_; without a call the products are our own.
-void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
-
 // Whether products of some size are computed on a tile unit.
 int32_t wt_has_tiles() { return tile_use != NEVER; }
-
-// For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
-int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
 
 // log_sums [B, Q, T]; q_norm, k_norm: H weights each, or both null; d_head_norms: the queries', then the keys'.
 void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
@@ -96,7 +90,7 @@ void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G,
         norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
         linear(N, a.row(), D, normed.data, qkv_weight, qkv, false, threads);
     }
-    share_rows(B * G, threads, [&](int64_t from, int64_t to) {
+    share_rows(B * G, a.ns(), threads, [&](int64_t from, int64_t to) {
         AttentionRoom room(a, false);
         for (int64_t i = from; i < to; i++) {
             const int64_t b = i / G;
@@ -119,7 +113,7 @@ void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G
     linear_weight(N, D, Q * H, dy, mixed, d_out_weight, false, threads);
     Buffer d_qkv(N * a.row()), between(N * std::max(D, Q * H));
     linear_back(N, D, Q * H, dy, out_weight, between.data, false, threads);
-    by_rows(B * G, q_norm ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
+    by_rows(B * G, 2 * a.ns(), q_norm ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
         AttentionRoom room(a, true);
         for (int64_t i = from; i < to; i++) {
             const int64_t b = i / G, at = b * T * a.row(), out = b * T * Q * H;
@@ -164,7 +158,7 @@ void wt_router_forward(int64_t N, int64_t D, int64_t E, int64_t K, int64_t group
     norm_rows(N, D, x, norm_weight, eps, normed, threads);
     linear(N, E, D, normed, router_weight, logits, false, threads);
     const Choice choice{E, K, groups, kept, normalize != 0, scale, bias};
-    share_rows(N, threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
+    share_rows(N, choice.ns(), threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
     std::fill_n(load, E, 0);
     for (int64_t i = 0; i < N * K; i++) load[expert[i]]++;
 }
@@ -178,7 +172,7 @@ void wt_router_backward(int64_t N, int64_t D, int64_t E, int64_t K, int32_t norm
                         float* d_norm_weight, float* d_router_weight, int32_t threads) {
     const Choice choice{E, K, 1, 1, normalize != 0, scale, nullptr};
     Buffer grad(N * E);
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, E * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         choose_backward(choice, from, to, scores, expert, d_gate, d_scores, grad.data);
         if (d_logits)
             for (int64_t i = from * E; i < to * E; i++) grad.data[i] += d_logits[i];
@@ -192,7 +186,7 @@ void wt_router_backward(int64_t N, int64_t D, int64_t E, int64_t K, int32_t norm
 void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const float* normed,
                        const float* gate_up_weight, const float* down_weight, float* gate_up, float* y,
                        int32_t threads) {
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, D * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         for (int64_t i = from * D; i < to * D; i++) y[i] += x[i];
     });
     if (W) FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, threads);

@@ -1,6 +1,7 @@
 // A router's choice: sigmoid scores, K experts of each token from the best few groups, and their gates.
 #pragma once
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -47,6 +48,8 @@ struct Choice {
     bool normalize;
     float scale;
     const float* bias;  // of the choice alone, or null
+
+    double ns() const { return E * (1 + K / 4.0) * NS_A_NUMBER; }  // of a token
 };
 
 // scores [T, E], expert and gate [T, K] of the tokens in [begin, end).

@@ -10,6 +10,16 @@
 #include "experts_tiles_backward.h"
 #include "experts_tiles_forward.h"
 #include "experts_vectors.h"
+#include "team.h"
+
+namespace {
+
+// Of a layer's products, `passes` of them the size of a forward pass.
+inline int32_t experts_team(const Layer& l, int passes, int32_t threads) {
+    return team(passes * 3.0 * l.T * l.K * l.D * l.H * NS_A_MULTIPLY, threads);
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -45,7 +55,8 @@ int32_t wt_experts_forward(int64_t T, int64_t D, int64_t E, int64_t H, int64_t K
                            const int64_t* expert, const float* gate, const float* w_gate_up,
                            const float* w_down, float* y, float* saved, int32_t bf16, int32_t tiles,
                            int32_t threads) {
-    const Layer layer{T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads};
+    Layer layer{T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads};
+    layer.threads = experts_team(layer, 1, threads);
 #if defined(__AVX512BF16__)
     if (tiles) return bf16 ? tiles_forward<1>(layer, y, saved) : tiles_forward<3>(layer, y, saved);
     if (bf16) return vectors_forward<true>(layer, y, saved);
@@ -58,7 +69,8 @@ int32_t wt_experts_backward(int64_t T, int64_t D, int64_t E, int64_t H, int64_t 
                             const float* w_down, const float* saved, const float* dy, float* dx,
                             float* dgate, float* dw_gate_up, float* dw_down, int32_t bf16, int32_t tiles,
                             int32_t threads) {
-    const Layer layer{T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads};
+    Layer layer{T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads};
+    layer.threads = experts_team(layer, 2, threads);
     const Gradients out{dy, dx, dgate, dw_gate_up, dw_down};
 #if defined(__AVX512BF16__)
     if (tiles) return bf16 ? tiles_backward<1>(layer, saved, out) : tiles_backward<3>(layer, saved, out);

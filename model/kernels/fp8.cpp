@@ -8,6 +8,8 @@
 #include <cstring>
 #include <vector>
 
+#include "team.h"
+
 namespace {
 
 constexpr float E4M3_MAX = 448.0f;
@@ -68,7 +70,7 @@ template <class Number>
 void round_all(int64_t rows, int64_t columns, int64_t stride, const Number* x, int64_t down, int64_t across,
                float smallest, bool transposed, uint8_t* values, float* scales, int threads) {
     const int64_t bands = (rows + down - 1) / down, groups = (columns + across - 1) / across;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(team(2 * rows * columns * NS_A_NUMBER, threads))
     {
         std::vector<uint32_t> largest(columns);
         std::vector<float> scale(columns);
@@ -109,7 +111,7 @@ void wt_to_e4m3(int64_t rows, int64_t columns, int64_t stride, const void* x, in
 void wt_from_e4m3(int64_t rows, int64_t columns, const uint8_t* values, const float* scales, int64_t down,
                   int64_t across, float* y, int32_t threads) {
     const int64_t groups = (columns + across - 1) / across;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(team(rows * columns * NS_A_NUMBER, threads))
     for (int64_t row = 0; row < rows; row++)
         for (int64_t group = 0; group < groups; group++) {
             const float scale = scales[row / down * groups + group];

@@ -16,15 +16,21 @@ using Sgemm = void (*)(const char* transpose_a, const char* transpose_b, const i
                        const int* k, const float* alpha, const float* a, const int* lda, const float* b,
                        const int* ldb, const float* beta, float* c, const int* ldc);
 Sgemm sgemm = nullptr;
+using SetThreads = int (*)(int);
+SetThreads set_sgemm_threads = nullptr;  // of the calling thread alone; returns what was set, 0 for nothing
 
 // C[M, N] = (C +) A . B of rows, for a routine that thinks in columns: C^T = B^T . A^T.
 inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int64_t K, const float* a,
-                 const float* b, float* c, bool add) {
+                 const float* b, float* c, bool add, int threads) {
     const int m = static_cast<int>(N), n = static_cast<int>(M), k = static_cast<int>(K);
     const int lda = b_transposed ? k : m, ldb = a_transposed ? n : k;
     const float one = 1.0f, beta = add ? 1.0f : 0.0f;
+    const int own = team(static_cast<double>(M) * N * K * NS_A_MULTIPLY, threads);
+    const bool fewer = own < threads && set_sgemm_threads;
+    const int before = fewer ? set_sgemm_threads(own) : 0;
     sgemm(b_transposed ? "T" : "N", a_transposed ? "T" : "N", &m, &n, &k, &one, b, &lda, a, &ldb, &beta, c,
           &m);
+    if (fewer) set_sgemm_threads(before);
 }
 
 enum TileUse : int32_t { NEVER, WHERE_FASTER, ALWAYS };
@@ -72,10 +78,10 @@ inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float*
 #if defined(__AVX512BF16__)
     if (tiles_multiply(M, N, K)) return multiply_weights(M, x, PackedWeights(w, N, K, false), y, add, threads);
 #endif
-    if (sgemm) return blas(false, true, M, N, K, x, w, y, add);
+    if (sgemm) return blas(false, true, M, N, K, x, w, y, add, threads);
     Buffer packed(round_up(N, PANEL) * K);
     pack_transposed(w, N, K, packed.data);
-    share_rows(M, threads, [&](int64_t from, int64_t to) {
+    share_rows(M, N * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
         for (int64_t n = 0; n < N; n += PANEL)
             multiply<false>({x + from * K, K, 1, {packed.data + n * K, PANEL, nullptr}, to - from,
                              std::min(PANEL, N - n), K, {y + from * N + n, N, nullptr, nullptr, add}});
@@ -88,8 +94,8 @@ inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const 
 #if defined(__AVX512BF16__)
     if (tiles_multiply(M, K, N)) return multiply_weights(M, dy, PackedWeights(w, N, K, true), dx, add, threads);
 #endif
-    if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add);
-    share_rows(M, threads, [&](int64_t from, int64_t to) {
+    if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add, threads);
+    share_rows(M, N * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
         multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N,
                          {dx + from * K, K, nullptr, nullptr, add}});
     });
@@ -101,9 +107,9 @@ inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, cons
 #if defined(__AVX512BF16__)
     if (tiles_make_gradient(M, N, K)) return weight_gradient(M, N, K, dy, x, dw, add, threads);
 #endif
-    if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add);
+    if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add, threads);
     constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the nearest cache
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, M * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
         for (int64_t m = 0; m < M; m += AT_ONCE)
             multiply<false>({dy + m * N + from, 1, N, {x + m * K, K, nullptr}, to - from, K,
                              std::min(AT_ONCE, M - m), {dw + from * K, K, nullptr, nullptr, add || m > 0}});
@@ -111,3 +117,16 @@ inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, cons
 }
 
 }  // namespace
+
+extern "C" {
+
+// The addresses of the framework's sgemm_ and of what limits its threads; without a call the products are our own.
+void wt_use_sgemm(void* address, void* set_threads) {
+    sgemm = reinterpret_cast<Sgemm>(address);
+    set_sgemm_threads = reinterpret_cast<SetThreads>(set_threads);
+}
+
+// For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
+int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
+
+}  // extern "C"

@@ -124,7 +124,7 @@ struct PackedWeights {
 
 // y[M, columns] = (y +) x[M, summed] . weights
 inline void multiply_weights(int64_t M, const float* x, const PackedWeights& w, float* y, bool add, int threads) {
-    share_rows(M, threads, [&](int64_t from, int64_t to) {
+    share_rows(M, w.columns * w.summed * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
         const TileRegisters registers;
         Buffer left(packed_floats(std::min(ROWS_AT_ONCE, to - from), std::min(SUMMED_AT_ONCE, w.summed)));
         for (int64_t m = from; m < to; m += ROWS_AT_ONCE)
@@ -141,7 +141,7 @@ inline void multiply_weights(int64_t M, const float* x, const PackedWeights& w, 
 // C[N, K] = (C +) a[M, N]^T . b[M, K]; threads share the rows of C.
 inline void multiply_transposed(int64_t M, int64_t N, int64_t K, const float* a, const float* b, float* c, bool add,
                                 int threads) {
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, M * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
         const TileRegisters registers;
         const int64_t own = to - from, most = std::min(SUMMED_AT_ONCE, M);
         Buffer left(packed_floats(own, most)), right(packed_floats(std::min(COLUMNS_AT_ONCE, K), most));

@@ -96,7 +96,7 @@ void nats_and_gradients(const Layer& layer, int64_t N, int64_t D, int64_t V, con
         const int64_t count = std::min(at_once, N - first);
         const float* rows = hidden + first * D;
         layer.scores(count, rows, scores.data);
-        share_rows(count, threads, [&](int64_t from, int64_t to) {
+        share_rows(count, 2 * V * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
             for (int64_t r = from; r < to; r++) {
                 float* row = scores.data + r * V;
                 const int64_t right = target[first + r];
@@ -125,7 +125,7 @@ void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, co
 }
 
 void scaled(const float* from, float factor, int64_t count, float* to, int threads) {
-    share_rows(count, threads, [&](int64_t begin, int64_t end) {
+    share_rows(count, NS_A_NUMBER, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) to[i] = from[i] * factor;
     });
 }
@@ -133,12 +133,6 @@ void scaled(const float* from, float factor, int64_t count, float* to, int threa
 }  // namespace
 
 extern "C" {
-
-// The address of the framework's sgemm_; without a call the products are our own.
-void wt_use_sgemm(void* address) { sgemm = reinterpret_cast<Sgemm>(address); }
-
-// For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
-int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
 
 // Returns 0, or 1 where a target is no token and nothing was computed. Without d_hidden no gradients.
 int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,

@@ -1,14 +1,13 @@
 // Operations on single rows of floats, and how rows are shared out to threads.
 //
 // Rows are cut into one contiguous range a thread and the threads' sums are added in their order, so a
-// result depends on the number of threads alone.
+// result depends on the number of threads alone; few rows stay with one (team.h).
 #pragma once
-
-#include <omp.h>
 
 #include <memory>
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -64,24 +63,27 @@ inline void swiglu_backward(const float* grad, const float* gate_up, int64_t W, 
     }
 }
 
-// Calls work(from, to) for each thread's share of `count` rows.
+// Calls work(from, to) for each thread's share of `count` rows, which take `row_ns` each.
 template <class Work>
-void share_rows(int64_t count, int threads, Work work) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; part++)
-        work(count * part / threads, count * (part + 1) / threads);
+void share_rows(int64_t count, double row_ns, int threads, Work work) {
+    const int parts = team(count * row_ns, threads);
+    if (parts == 1) return work(0, count);
+#pragma omp parallel for num_threads(parts) schedule(static)
+    for (int part = 0; part < parts; part++)
+        work(count * part / parts, count * (part + 1) / parts);
 }
 
 // Calls work(from, to, sums) for each thread's range of rows, and leaves the threads' `count` sums in out.
 template <class Work>
-void by_rows(int64_t rows, int64_t count, float* out, int threads, Work work) {
-    std::vector<std::unique_ptr<Buffer>> sums(threads);
-#pragma omp parallel num_threads(threads)
+void by_rows(int64_t rows, double row_ns, int64_t count, float* out, int threads, Work work) {
+    const int parts = team(rows * row_ns, threads);
+    std::vector<std::unique_ptr<Buffer>> sums(parts);
+#pragma omp parallel num_threads(parts)
     {
         const int me = omp_get_thread_num();
         sums[me] = std::make_unique<Buffer>(count);
         std::memset(sums[me]->data, 0, count * sizeof(float));
-        work(rows * me / threads, rows * (me + 1) / threads, sums[me]->data);
+        work(rows * me / parts, rows * (me + 1) / parts, sums[me]->data);
     }
     for (int64_t i = 0; i < count; i++) {
         float sum = 0;

@@ -10,13 +10,14 @@ extern "C" {
 
 void wt_norm_forward(int64_t rows, int64_t D, const float* x, const float* weight, float eps, float* y,
                      int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) norm(x + r * D, weight, D, eps, y + r * D);
+    share_rows(rows, D * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++) norm(x + r * D, weight, D, eps, y + r * D);
+    });
 }
 
 void wt_norm_backward(int64_t rows, int64_t D, const float* grad, const float* x, const float* weight,
                       float eps, float* dx, float* d_weight, int32_t threads) {
-    by_rows(rows, D, d_weight, threads, [&](int64_t from, int64_t to, float* sums) {
+    by_rows(rows, 2 * D * NS_A_NUMBER, D, d_weight, threads, [&](int64_t from, int64_t to, float* sums) {
         Buffer v(D);
         for (int64_t r = from; r < to; r++)
             norm_backward(grad + r * D, x + r * D, weight, D, eps, dx + r * D, sums, v.data);
@@ -25,16 +26,17 @@ void wt_norm_backward(int64_t rows, int64_t D, const float* grad, const float* x
 
 // y[r, i] = silu(gate) * up of gate_up [rows, 2W], gates in the first half of a row.
 void wt_swiglu_forward(int64_t rows, int64_t W, const float* gate_up, float* y, int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++)
-        swiglu(gate_up + r * 2 * W, W, y + r * W);
+    share_rows(rows, 2 * W * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++) swiglu(gate_up + r * 2 * W, W, y + r * W);
+    });
 }
 
 void wt_swiglu_backward(int64_t rows, int64_t W, const float* grad, const float* gate_up, float* d_gate_up,
                         int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++)
-        swiglu_backward(grad + r * W, gate_up + r * 2 * W, W, d_gate_up + r * 2 * W);
+    share_rows(rows, 4 * W * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++)
+            swiglu_backward(grad + r * W, gate_up + r * 2 * W, W, d_gate_up + r * 2 * W);
+    });
 }
 
 // Sigmoid scores, a choice of K experts from the best `kept` of `groups` groups, and gates; bias may be null.
@@ -42,7 +44,7 @@ void wt_route(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, int
               float scale, const float* logits, const float* bias, float* scores, int64_t* expert,
               float* gate, int32_t threads) {
     const Choice choice{E, K, groups, kept, normalize != 0, scale, bias};
-    share_rows(T, threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
+    share_rows(T, choice.ns(), threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
 }
 
 // d_logits from the gates' gradients and (or null) the scores'.
@@ -50,7 +52,7 @@ void wt_route_backward(int64_t T, int64_t E, int64_t K, int32_t normalize, float
                        const float* scores, const int64_t* expert, const float* d_gate,
                        const float* d_scores, float* d_logits, int32_t threads) {
     const Choice choice{E, K, 1, 1, normalize != 0, scale, nullptr};
-    share_rows(T, threads, [&](int64_t from, int64_t to) {
+    share_rows(T, E * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         choose_backward(choice, from, to, scores, expert, d_gate, d_scores, d_logits);
     });
 }
@@ -60,7 +62,7 @@ int32_t wt_embed(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const f
                  int32_t threads) {
     for (int64_t n = 0; n < N; n++)
         if (tokens[n] < 0 || tokens[n] >= V) return 1;
-    share_rows(N, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, D * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         for (int64_t n = from; n < to; n++) std::memcpy(y + n * D, table + tokens[n] * D, D * sizeof(float));
     });
     return 0;
@@ -69,7 +71,7 @@ int32_t wt_embed(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const f
 // d_table[v] = the sum of the gradients of its tokens, in their order: threads share the columns.
 void wt_embed_backward(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const float* dy, float* d_table,
                        int32_t threads) {
-    share_rows(D, threads, [&](int64_t from, int64_t to) {
+    share_rows(D, (N + V) * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         for (int64_t v = 0; v < V; v++) std::memset(d_table + v * D + from, 0, (to - from) * sizeof(float));
         for (int64_t n = 0; n < N; n++) {
             const float* grad = dy + n * D;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.util
 import sys
@@ -39,13 +40,27 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread and several: a compiled operation shares its rows out."""
+    """One thread and several: a compiled operation shares its rows out, however few."""
     import torch
 
+    from model.kernels import adamw, block, cpu, fp8, loss, step
+
+    kernels = [each.operations.library for each in (adamw, block, fp8, loss, step)]
+    if kernels[0] is not None:
+        kernels.append(cpu._kernel())
+    least_ns = [_least_ns(kernel, 0.0) for kernel in kernels if kernel is not None]
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
+    for kernel, ns in zip(kernels, least_ns, strict=False):
+        _least_ns(kernel, ns)
+
+
+def _least_ns(kernel: ctypes.CDLL, ns: float) -> float:
+    """From how much work on a compiled operation is shared out; what it was before."""
+    kernel.wt_least_ns.argtypes, kernel.wt_least_ns.restype = [ctypes.c_double], ctypes.c_double
+    return float(kernel.wt_least_ns(ns))
 
 
 @pytest.fixture(params=["framework", "own", "tiles"])
@@ -54,7 +69,7 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
     and of any size on the tile unit.
     """
     from model.kernels import block, loss
-    from model.kernels.blas import sgemm_address
+    from model.kernels.blas import hand_over_sgemm
 
     never, where_faster, always = range(3)
     libraries = [block.operations.library, loss.operations.library]
@@ -63,11 +78,13 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("no tile unit here")
     for library in libraries:
         library.wt_use_tiles(always if request.param == "tiles" else never)
-        library.wt_use_sgemm(None if request.param == "own" else sgemm_address())
+        hand_over_sgemm(library)
+        if request.param == "own":
+            library.wt_use_sgemm(None, None)
     yield
     for library in libraries:
         library.wt_use_tiles(where_faster)
-        library.wt_use_sgemm(sgemm_address())
+        hand_over_sgemm(library)
 
 
 @pytest.fixture(scope="session")
