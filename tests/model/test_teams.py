@@ -1,4 +1,4 @@
-"""Small operations stay with the thread that asks for them, large ones are shared; seen from outside."""
+"""Small operations stay with the thread that asks for them, large ones are shared."""
 
 import json
 import os
