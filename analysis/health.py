@@ -167,7 +167,8 @@ def _descent(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
     if rivals:
         yield (
             FitStatus.STARTS_DISAGREE,
-            f"{len(rivals)} other optima fit almost as well, the nearest with an objective "
+            f"{'1 other optimum fits' if len(rivals) == 1 else f'{len(rivals)} other optima fit'} "
+            "almost as well, the nearest with an objective "
             f"{rivals[0] / max(solved.optima[0], 1e-300) - 1:.2%} above the best one's",
         )
 

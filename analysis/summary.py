@@ -122,7 +122,7 @@ def _optimum(study: Study, flops: float | None) -> Iterator[str]:
     yield from labelled(
         "optimum",
         f"N* = {law.optimal_size().a:.3g}·C^{size_exponent.value:.3f} "
-        f"({between(size_exponent)}), D* = {law.optimal_tokens().a:.3g}·"
+        f"(exponent {between(size_exponent)}), D* = {law.optimal_tokens().a:.3g}·"
         f"C^{token_exponent.value:.3f} ({between(token_exponent)})",
     )
     at = flops or AHEAD * study.surface.largest_compute

@@ -51,10 +51,11 @@ def fit_lines(fit: Fit, noise: NoiseFloor | None) -> Iterator[str]:
     objective = fit.objective
     delta = "" if objective.delta is None else f", delta {objective.delta:.3g}"
     of = "log-loss" if objective.residual == "log" else "the loss"
+    basins = "1 optimum" if objective.basins == 1 else f"{objective.basins} optima"
     yield from labelled(
         "objective",
         f"{objective.loss} on {of}{delta} ({objective.delta_rule}); sum {objective.value:.7g}, "
-        f"{objective.starts} starts, {objective.basins} optima, condition number "
+        f"{objective.starts} starts, {basins}, condition number "
         f"{fit.condition_number:.2g}",
     )
     yield from labelled("intervals", f"{fit.bootstrap}, {len(fit.replicates)} replicates")

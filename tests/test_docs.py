@@ -68,6 +68,14 @@ def run(words: list[str], allowed: tuple[int, ...]) -> str:
     return screen.getvalue()
 
 
+def run_python(page: Path) -> None:
+    """A page's blocks of Python, in order, as the cells of one notebook."""
+    cells: dict[str, object] = {}
+    for language, _, text in blocks(page):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), cells)
+
+
 def write_files(page: Path, folder: Path) -> None:
     """What the reader has, and what the page tells them to write."""
     (folder / "notes").mkdir()
@@ -124,13 +132,14 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
     told, ran = "", []
-    going_on = [DOCS / "howto" / f"{name}.md" for name in ("warnings", "report", "wandb")]
+    going_on = [DOCS / "howto" / f"{name}.md" for name in ("warnings", "report", "wandb", "python")]
     for page in (DOCS / "tutorial.md", *going_on):
         for words in commands(page):
             if words[0] not in STAYS and words not in ran:
                 ran.append(words)
                 allowed = {"launch": (0, 4), "status": (0,)}.get(words[0], (0,))
                 told += run(words, allowed)
+        run_python(page)
     assert "measured" in told
     assert "inside" in told or "OUTSIDE" in told
     assert (tmp_path / "tunnel/sweeps/smoke/report/index.html").exists()
@@ -147,9 +156,7 @@ def test_the_commands_of_a_how_to_page(
     write_files(page, tmp_path)
     ran = [run(words, (0,)) for words in commands(page)]
     assert ran
-    for language, _, text in blocks(page):
-        if language == "python":
-            exec(compile(text, str(page), "exec"), {})
+    run_python(page)
 
 
 def test_every_page_names_known_commands_and_is_reached_from_the_index() -> None:
