@@ -36,7 +36,7 @@ def test_what_a_descent_can_end_in_is_named(ladder_points: Callable[..., Points]
     assert "alpha stands where its start put it" in still["AT_START"]
     value = solved.optima[0]
     rivals = troubles(replace(solved, optima=(value, 1.05 * value, 9 * value)), points)
-    assert "1 other optima fit almost as well" in rivals["STARTS_DISAGREE"]
+    assert "1 other optimum fits almost as well" in rivals["STARTS_DISAGREE"]
     assert "5.00% above" in rivals["STARTS_DISAGREE"]
 
 
