@@ -9,7 +9,7 @@ cost in compute follows from the local exponent of the baseline's own losses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -43,6 +43,7 @@ class TrialStatus(Enum):
     TOO_FAR = "a target lies too far beyond the runs for their trend to be evidence"
     TREND_OPEN = "the runs don't tell whether the gap grows or shrinks"
     UNPAIRED = "some runs have no partner"
+    FELL_BACK = "some runs did not compute in the precision they were planned in"
     DEARER = "the feature changes the compute of a run"
 
 
@@ -69,6 +70,14 @@ class RungGap:
     rung: str
     flops_per_token: float
     pairs: int
+    gap: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainGap:
+    """The gap in one domain's held-out loss, in the middle of the runs."""
+
+    domain: str
     gap: Interval
 
 
@@ -107,6 +116,8 @@ class Trial:
     noise_sd: float
     """Spread of one pair about the trend."""
     targets: tuple[Ahead, ...]
+    domains: tuple[DomainGap, ...] = ()
+    """Empty for a corpus of one domain."""
     warnings: tuple[FitWarning, ...] = field(default=())
 
     @property
@@ -158,14 +169,10 @@ def run_trial(
     if flops_N.max() / flops_N.min() < 1.5:
         raise FitError(f"all {len(pairs)} pairs have one compute; a trend needs several")
     log_N = np.log(flops_N)
-    base_line = _Line(log_N, np.log([base.heldout_nats for base, _ in pairs]))
-    exponent = -base_line.slope
     dearer_N = np.log([other.train_flops / base.train_flops for base, other in pairs])
-    # The baseline's loss at the variant's compute, by its own local exponent.
-    gap_N = (
-        np.log([other.heldout_nats / base.heldout_nats for base, other in pairs])
-        + max(exponent, 0.0) * dearer_N
-    )
+    losses = [(base.heldout_nats, other.heldout_nats) for base, other in pairs]
+    base_line, gap_N = _gaps(losses, log_N, dearer_N)
+    exponent = -base_line.slope
     line = _Line(log_N, gap_N)
     middle = line.middle
     mean = line.interval(middle, level)
@@ -204,8 +211,34 @@ def run_trial(
         exponent=float(exponent),
         noise_sd=line.noise_sd,
         targets=ahead,
-        warnings=tuple(_warnings(mean, trend, ahead, unpaired, dearer_N)),
+        domains=tuple(_by_domain(pairs, log_N, dearer_N, level)),
+        warnings=tuple(_warnings(mean, trend, ahead, unpaired, dearer_N, pairs)),
     )
+
+
+def _gaps(
+    losses: Sequence[tuple[float, float]], log_N: Array, dearer_N: Array
+) -> tuple[_Line, Array]:
+    """The baseline's line, and the gap of each pair at the variant's compute by its exponent."""
+    base_N, other_N = np.log(np.array(losses)).T
+    line = _Line(log_N, base_N)
+    return line, other_N - base_N + max(-line.slope, 0.0) * dearer_N
+
+
+def _by_domain(
+    pairs: Sequence[tuple[RunRecord, RunRecord]], log_N: Array, dearer_N: Array, level: float
+) -> Iterator[DomainGap]:
+    records = [record for pair in pairs for record in pair]
+    domains = [
+        name for name in records[0].by_domain if all(name in record.by_domain for record in records)
+    ]
+    for name in domains if len(domains) > 1 else ():
+        losses = [
+            (base.by_domain[name].loss_nats, other.by_domain[name].loss_nats)
+            for base, other in pairs
+        ]
+        line = _Line(log_N, _gaps(losses, log_N, dearer_N)[1])
+        yield DomainGap(domain=name, gap=line.interval(line.middle, level))
 
 
 class _Line:
@@ -308,7 +341,12 @@ def _rungs(
 
 
 def _warnings(
-    mean: Interval, trend: Interval, ahead: Sequence[Ahead], unpaired: int, dearer_N: Array
+    mean: Interval,
+    trend: Interval,
+    ahead: Sequence[Ahead],
+    unpaired: int,
+    dearer_N: Array,
+    pairs: Sequence[tuple[RunRecord, RunRecord]],
 ) -> list[FitWarning]:
     found: list[tuple[TrialStatus, str]] = []
     if mean.low <= 0 <= mean.high:
@@ -337,6 +375,16 @@ def _warnings(
         )
     if unpaired:
         found.append((TrialStatus.UNPAIRED, f"{unpaired} runs have no finished partner"))
+    fallen = [record for pair in pairs for record in pair if record.fp8_fallen]
+    if fallen:
+        layers = sum(len(record.fp8_fallen) for record in fallen)
+        found.append(
+            (
+                TrialStatus.FELL_BACK,
+                f"{len(fallen)} of the runs in FP8 computed layers in bfloat16 after all "
+                f"({layers} in sum): the gap is of what they did, not of FP8 alone",
+            )
+        )
     most = float(np.abs(np.expm1(dearer_N)).max())
     if most > 0.001:
         found.append(

@@ -210,7 +210,15 @@ def points_from_records(
             name: tuple(float(getattr(record, name)) for record in kept) for name in EXTRA_COLUMNS
         },
     )
-    return points, excluded
+    return _parted([record.protocol_fingerprint[:8] for record in kept], points), excluded
+
+
+def _parted(protocol: Sequence[str], points: Points) -> Points:
+    """Runs of two protocols, where they are let in together, are no repeats of each other."""
+    if len(set(protocol)) == 1:
+        return points
+    cells = (f"{cell} {name}" for cell, name in zip(points.cell, protocol, strict=True))
+    return replace(points, cell=tuple(cells), words={"protocol": tuple(protocol)})
 
 
 def _floats(column: Array | None) -> tuple[float, ...]:

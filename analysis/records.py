@@ -139,6 +139,11 @@ class RunRecord:
         return self.total_params + self.attention_params
 
     @property
+    def fp8_fallen(self) -> tuple[str, ...]:
+        """Layers of an FP8 run that a safeguard sent back to bfloat16; none elsewhere."""
+        return tuple(self.provenance.get("fp8_fallen", ()))
+
+    @property
     def heldout_nats(self) -> float:
         """``loss_nats`` of a run that has one, as every done run does.
 
@@ -230,7 +235,7 @@ def check_one_protocol(records: Iterable[RunRecord], allow: Sequence[str] = ()) 
     first, others = groups[0], groups[1:]
     shown_by_path: dict[str, str] = {}
     for group in others:
-        for path, left, right in _differences(first[0].protocol, group[0].protocol):
+        for path, left, right in _asked_for(first[0], group[0]):
             shown_by_path.setdefault(path, f"{path} ({_shown(left)} / {_shown(right)})")
     refused = [
         path
@@ -247,6 +252,20 @@ def check_one_protocol(records: Iterable[RunRecord], allow: Sequence[str] = ()) 
         f"in {'; '.join(differing)}. Fit them apart, or together with "
         f"allow=[{','.join([*allow, *refused])}]"
     )
+
+
+def _asked_for(one: RunRecord, other: RunRecord) -> list[tuple[str, Any, Any]]:
+    """The fields in which two protocols differ, without what only follows from them.
+
+    The fingerprint of the data is made from its text and its shares. Where the text is known to be
+    the same, shares that differ are all there is to it.
+    """
+    found = list(_differences(one.protocol, other.protocol))
+    text = one.provenance.get("text_fingerprint")
+    if not text or text != other.provenance.get("text_fingerprint"):
+        return found
+    by_shares = any(path.startswith(("data.mixture", "data.stages")) for path, _, _ in found)
+    return [each for each in found if not (by_shares and each[0] == "data.fingerprint")]
 
 
 def to_frame(records: Iterable[RunRecord]) -> DataFrame:
@@ -275,7 +294,9 @@ _ABSENT = object()
 
 
 def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else repr(value)
+    if value is _ABSENT:
+        return "absent"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

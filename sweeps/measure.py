@@ -52,7 +52,8 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
             snapshots_dir=snapshots_dir,
             trunk_dir=trunk_dir,
         )
-        return record_of(spec, run_job(job, attempt_dir, on_progress, node_command()), attempt_dir)
+        result = run_job(job, attempt_dir, on_progress, node_command())
+        return record_of(spec, result, attempt_dir, corpus.text_fingerprint)
 
     from model.training.trainer import train  # here: planning and the driver need no torch
 
@@ -68,7 +69,7 @@ def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], N
         trunk_dir=trunk_dir,
         micro_batches=micro_batches(run_dir, spec.train, int(attempt_dir.name)),
     )
-    return record_of(spec, result, attempt_dir)
+    return record_of(spec, result, attempt_dir, corpus.text_fingerprint)
 
 
 def measure_pack(
@@ -90,15 +91,13 @@ def measure_pack(
         Member(config=spec.train, run_dir=folder, on_progress=_reporting(report, folder))
         for spec, folder, report in zip(specs, attempt_dirs, reports, strict=True)
     ]
-    train_packed(
-        first.model,
-        members,
-        planned_corpus(first),
-        first.runtime,
-        lambda index, result: on_record(
-            index, record_of(specs[index], result, attempt_dirs[index])
-        ),
-    )
+    corpus = planned_corpus(first)
+
+    def on_result(index: int, result: TrainResult) -> None:
+        folder = attempt_dirs[index]
+        on_record(index, record_of(specs[index], result, folder, corpus.text_fingerprint))
+
+    train_packed(first.model, members, corpus, first.runtime, on_result)
 
 
 def _require_numerics(spec: RunSpec) -> None:
@@ -168,10 +167,13 @@ def _diverged_trunk(spec: RunSpec, run_dir: Path) -> TrainResult | None:
     )
 
 
-def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecord:
+def record_of(
+    spec: RunSpec, result: TrainResult, attempt_dir: Path, text_fingerprint: str = ""
+) -> RunRecord:
     """The record of a run that ended, done or diverged.
 
-    A diverged run whose weights give no number has no held-out loss.
+    A diverged run whose weights give no number has no held-out loss. ``text_fingerprint`` is of the
+    tokens in whatever shares: runs that differ in those alone can be told from runs of other text.
     """
     protocol = protocol_of(spec)
     params = count_params(spec.model)
@@ -228,6 +230,7 @@ def record_of(spec: RunSpec, result: TrainResult, attempt_dir: Path) -> RunRecor
             "numerics": dict(result.numerics),
             "seconds": dict(result.seconds),
             "epochs": dict(result.epochs),
+            **({"text_fingerprint": text_fingerprint} if text_fingerprint else {}),
             **({"stages": list(result.stages)} if result.stages else {}),
             **({"fp8_fallen": list(result.fp8_fallen)} if result.fp8_fallen else {}),
             **({"rewinds": list(result.rewinds)} if result.rewinds else {}),

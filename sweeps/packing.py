@@ -48,6 +48,8 @@ class Packing:
         """Equal for runs that can go together; None for one that stays alone."""
         if self.most == 1 or spec.role == "trunk" or spec.trunk or spec.model.own:
             return None
+        if spec.corpus.stages:  # a stack has one mixture and one sequence length to its end
+            return None
         if why_alone(spec.train, spec.runtime) or self.size_for(spec) == 1:
             return None
         common = common_part(spec.train)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,7 @@ from sweeps import grid
 from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
 from sweeps.files import read_json
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
+from sweeps.mixtures import is_share, with_shares
 from sweeps.order import makespan_s, start_order
 from sweeps.own import check_parts, own_sources
 from sweeps.recipe import Recipe, Trunk, shape_for, train_for
@@ -65,7 +66,7 @@ class SweepConfig:
     stages: tuple[StageConfig, ...] = ()
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Dotted path of this very config to the values tried there; every combination is run, e.g.
-    ``recipe.training.peak_lr_factor: [0.5, 1, 2]``."""
+    ``recipe.training.peak_lr_factor: [0.5, 1, 2]``; of the text its shares (sweeps.mixtures)."""
     zipped: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """The same, but these move together: first values, second values, and so on."""
 
@@ -90,6 +91,11 @@ class PlannedRun:
     cost: RunCost
     variant: dict[str, Any] = field(default_factory=dict)
     """What the axes set for this run: dotted path to value. Empty without axes."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return self.spec.train.precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,21 +143,23 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         ConfigError: an axis names no field, a size is out of reach, a recipe contradicts itself.
     """
     corpus.require_length(config.sequence_length)
-    if corpus.stages and config.schedule.trunk:
+    if len(corpus.stages) > 1 and config.schedule.trunk:
         raise ConfigError(
             "schedule.trunk: runs of different budgets enter a stage of the data at different "
             "steps, so they share no trunk; use schedule.trunk=false or data without stages"
         )
     planned: dict[str, tuple[RunSpec, dict[str, Any]]] = {}
+    corpora = {corpus.fingerprint: corpus}
     num_cells = 0
     for index, variant in enumerate(variants_of(config)):
-        varied = grid.replaced(config, variant)
+        varied, mixed = _varied(config, corpus, variant)
+        corpora[mixed.fingerprint] = mixed
         cells = [*grid_cells(varied.ladder), *(noise_cells(varied.ladder) if index == 0 else ())]
         num_cells += len(cells)
         for cell in cells:
             spec = spec_for(
                 varied,
-                corpus,
+                mixed,
                 flops_per_token=cell.flops_per_token,
                 tokens=cell.tokens,
                 seed=cell.seed,
@@ -179,8 +187,24 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         config=config,
         runs=tuple(_in_order(runs)),
         num_duplicates=num_cells - len(planned),
-        notes=_notes(runs, num_cells, num_cells - len(planned), corpus),
+        notes=_notes(runs, num_cells, num_cells - len(planned), corpora),
     )
+
+
+def _varied(
+    config: SweepConfig, corpus: PreparedCorpus, variant: dict[str, Any]
+) -> tuple[SweepConfig, PreparedCorpus]:
+    """What a variant's runs are made from: the sweep with its values, and its mixture."""
+    others = {path: value for path, value in variant.items() if not is_share(path)}
+    varied = grid.replaced(config, others)
+    mixture = with_shares(config.corpus, corpus.weights, variant)
+    if mixture is config.corpus:
+        return varied, corpus
+    from model.training.data import remix_corpus  # a status reads plans and needs no numpy
+
+    mixed = remix_corpus(mixture, config.runtime.data_dir, corpus.fingerprint)
+    mixed.require_length(varied.sequence_length)
+    return replace(varied, corpus=mixture), mixed
 
 
 def _priced(
@@ -351,6 +375,13 @@ class _SkimmedRun(PlannedRun):
     def __init__(self, plain: dict[str, Any], spec: str) -> None:
         self.__dict__.update(plain, cost=RunCost(**plain["cost"]), _spec=spec[:-1])
 
+    @property
+    def precision(self) -> str:
+        """Read off the line: a status asks it of every run, and building specs takes seconds."""
+        if "spec" in self.__dict__:
+            return super().precision
+        return str(self.__dict__["_spec"].partition('"precision": "')[2].partition('"')[0])
+
     def __getattr__(self, name: str) -> RunSpec:
         if name != "spec":
             raise AttributeError(name)
@@ -390,7 +421,10 @@ def epochs_of(spec: RunSpec, corpus: PreparedCorpus) -> dict[str, float]:
 
 
 def _notes(
-    runs: list[PlannedRun], num_cells: int, num_duplicates: int, corpus: PreparedCorpus
+    runs: list[PlannedRun],
+    num_cells: int,
+    num_duplicates: int,
+    corpora: Mapping[str, PreparedCorpus],
 ) -> tuple[str, ...]:
     notes = []
     if num_duplicates:
@@ -398,13 +432,19 @@ def _notes(
             f"{num_duplicates} of {num_cells} cells came out as a run already planned "
             "(sizes nearer than the widths of the recipe, or values that change nothing)"
         )
-    shortest = min((run.spec for run in runs), key=lambda spec: spec.train.num_steps)
-    longest = max((run.spec for run in runs), key=lambda spec: spec.train.tokens)
-    epochs_of(shortest, corpus)  # every stage must have a step
-    for domain, times in epochs_of(longest, corpus).items():
+    most: dict[str, float] = {}
+    for fingerprint, corpus in corpora.items():
+        specs = [run.spec for run in runs if run.spec.corpus_fingerprint == fingerprint]
+        if not specs:  # the mixture without its axes need not be one of its values
+            continue
+        epochs_of(min(specs, key=lambda spec: spec.train.num_steps), corpus)  # stages have a step
+        longest = epochs_of(max(specs, key=lambda spec: spec.train.tokens), corpus)
+        most |= {domain: max(times, most.get(domain, 0.0)) for domain, times in longest.items()}
+    domains = next(iter(corpora.values())).domains
+    for domain, times in most.items():
         if times > 1:
             notes.append(
                 f"the longest run reads the domain {domain!r} {times:.2f} times "
-                f"({corpus.domains[domain].train_tokens:,} training tokens)"
+                f"({domains[domain].train_tokens:,} training tokens)"
             )
     return tuple(notes)

@@ -7,9 +7,10 @@ what a sweep studies and are not part of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.training.sources import DataStage
 from model.typed import to_plain
 from sweeps.files import content_hash
 from sweeps.spec import RunSpec
@@ -29,6 +30,8 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
             "mixture": to_plain(spec.corpus.weights),
             "heldout_frac": spec.corpus.heldout_frac,
             "order_seed": spec.corpus.order_seed,
+            # Absent without them, like the modules below.
+            **({"stages": _by_name(spec.corpus.stages)} if spec.corpus.stages else {}),
         },
         "sequence_length": spec.train.sequence_length,
         # The family of the choice, not its sizes: a sweep may vary how many experts there are.
@@ -51,6 +54,15 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
         "evaluation": to_plain(spec.train.evaluation),
         # Absent without them, so that the fingerprints of all other runs stay what they were.
         **({"modules": own} if own else {}),
+    }
+
+
+def _by_name(stages: Sequence[DataStage]) -> dict[str, Any]:
+    """So that a share that differs is named by its stage: ``data.stages.second.weights.math``."""
+    plain = {stage.name: to_plain(stage) for stage in stages}
+    return {
+        name: {"place": place, **{key: value for key, value in fields.items() if key != "name"}}
+        for place, (name, fields) in enumerate(plain.items())
     }
 
 

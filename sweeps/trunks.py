@@ -25,10 +25,10 @@ def with_trunks(specs: Sequence[RunSpec]) -> tuple[list[RunSpec], list[RunSpec]]
 
     Only runs whose schedule says so share one, and only where there are at least two of them.
     """
-    groups: dict[tuple[ModelConfig, TrainConfig], list[int]] = defaultdict(list)
+    groups: dict[tuple[ModelConfig, TrainConfig, str], list[int]] = defaultdict(list)
     for index, spec in enumerate(specs):
         if spec.train.schedule.trunk:
-            groups[spec.model, _first_steps(spec.train)].append(index)
+            groups[spec.model, _first_steps(spec.train), spec.corpus_fingerprint].append(index)
     trunks, named = [], list(specs)
     for members in groups.values():
         if len(members) < 2:

@@ -55,7 +55,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def quick(words: list[str]) -> list[str]:
     chosen = {word.partition("=")[0] for word in words}
-    if "--cfg" in words or {"sweep=sparse", "sweep=squared"} & set(words):
+    if "--cfg" in words or {"sweep=share", "sweep=sparse", "sweep=squared"} & set(words):
         return words
     return [*words, *(s for s in QUICK.get(words[0], ()) if s.partition("=")[0] not in chosen)]
 

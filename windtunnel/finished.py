@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from analysis.records import RunRecord, load_records
 from analysis.study import Study
@@ -11,7 +12,9 @@ from model.errors import ConfigError
 from model.training.data import PreparedCorpus
 from sweeps import grid
 from sweeps.measure import planned_corpus
+from sweeps.mixtures import is_share
 from sweeps.plan import Plan, SweepConfig, as_planned
+from sweeps.spec import RunSpec
 from sweeps.store import Store
 from windtunnel.along import Evaluated, evaluations_in
 from windtunnel.commands.status import known_plan
@@ -58,6 +61,12 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         for run in plan.measured
         if all(run.variant.get(path) == value for path, value in variant.items())
     }
+    if not runs:
+        raise ConfigError(
+            f"sweep {name}: its fit is of a variant that the sweep has no longer ({variant}); run "
+            f"`windtunnel fit sweep={name}` again"
+        )
+    spec = next(iter(runs.values())).spec
     loaded = load_records(store.run_dir(run_id) for run_id in runs if _is_measured(store, run_id))
     fitted = {*study.points.label, *(exclusion.label for exclusion in study.exclusions)}
     unseen = [record.run_id for record in loaded.records if record.run_id not in fitted]
@@ -69,16 +78,22 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         )
     return FinishedSweep(
         plan=plan,
-        config=grid.replaced(plan.config, variant),
+        config=_of_variant(plan.config, variant, spec),
         records=tuple(as_planned(record, runs[record.run_id]) for record in loaded.records),
         unfinished=tuple(run_id for run_id in runs if not _is_measured(store, run_id)),
         study=study,
-        corpus=planned_corpus(plan.runs[0].spec),
+        corpus=planned_corpus(spec),
         evaluations={
             run_id: evaluations_in(store.run_dir(run_id) / "metrics.jsonl")
             for run_id in study.points.label
         },
     )
+
+
+def _of_variant(config: SweepConfig, variant: dict[str, Any], spec: RunSpec) -> SweepConfig:
+    """The sweep with the variant's values; its mixture is that of ``spec``, one of its runs."""
+    others = {path: value for path, value in variant.items() if not is_share(path)}
+    return replace(grid.replaced(config, others), corpus=spec.corpus)
 
 
 def _is_measured(store: Store, run_id: str) -> bool:

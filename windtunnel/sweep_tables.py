@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.table import Table
 
 from sweeps.plan import Plan, PlannedRun
@@ -67,9 +69,23 @@ def _rung_label(run: PlannedRun) -> str:
     return f"{spec.rung}{seed}"
 
 
-def variant_text(run: PlannedRun) -> str:
-    """``peak_lr_factor=0.5``: the last name of each path an axis set."""
-    return " ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.variant.items())
+def variant_text(run: PlannedRun, between: str = " ") -> str:
+    """``peak_lr_factor=0.5``: what the axes set, each path by its last name."""
+    return between.join(
+        f"{_short(path, run.variant)}={value}" for path, value in run.variant.items()
+    )
+
+
+def _short(path: str, among: Iterable[str]) -> str:
+    """The last name of a path; where another ends alike, with the first name that tells them apart:
+    ``first.math`` and ``second.math`` of ``data.stages.first.weights.math`` and its twin.
+    """
+    parts = path.split(".")
+    for other in (each.split(".") for each in among):
+        differing = [one for one, two in zip(parts, other, strict=False) if one != two]
+        if differing and other[-1] == parts[-1]:
+            return f"{differing[0]}.{parts[-1]}"
+    return parts[-1]
 
 
 def run_label(run: PlannedRun) -> str:

@@ -65,8 +65,10 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_named(root: Path, known_sweep: ModuleType) -> None:
+    assert run(root) == run(root, VARIANT), "seeds are paired, so one axis is left"
+    known_sweep.make(root, *AXES, "axes.recipe.training.clip_norm=[1.0,0.5]", "name=both")
     with pytest.raises(ConfigError, match="has several axes"):
-        run(root)
+        run(root, "sweep=both")
     with pytest.raises(ConfigError, match=r"not in sweep=quickstart\. Its axes"):
         run(root, "variant={recipe.shape.qk_norm: 3}")
     with pytest.raises(ConfigError, match="is the baseline itself"):
@@ -78,6 +80,17 @@ def test_what_cannot_be_compared_is_named(root: Path, known_sweep: ModuleType) -
     known_sweep.make(root, "name=plain", "ladder.sizes=2")
     with pytest.raises(ConfigError, match="sweep=plain varies nothing"):
         run(root, "sweep=plain")
+
+
+def test_values_that_move_together_are_one_feature(tmp_path: Path, known_sweep: ModuleType) -> None:
+    zipped = ("zipped.recipe.training.clip_norm=[1.0,0.5]", "zipped.balance.rule=[none,sign]")
+    plan = known_sweep.make(tmp_path, "ladder.sizes=2", "ladder.budgets=2", *zipped)
+    known_sweep.finish_all(tmp_path, plan)
+    whole = "variant={balance.rule: sign, recipe.training.clip_norm: 0.5}"
+    assert "4 pairs" in run(tmp_path)
+    # The order in which its paths are named is the sentence's; the folder's name has it too.
+    by_one = run(tmp_path, "variant={balance.rule: sign}", f"out={tmp_path}/trial")
+    assert by_one.splitlines()[2:] == run(tmp_path, whole, f"out={tmp_path}/trial").splitlines()[2:]
 
 
 def test_unfinished_runs_are_counted_not_guessed(tmp_path: Path, known_sweep: ModuleType) -> None:

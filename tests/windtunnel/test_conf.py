@@ -82,11 +82,24 @@ def test_every_corpus_takes_every_tokenizer(data: str, tokenizer: str) -> None:
     assert config.data.tokenizer.kind == tokenizer
 
 
+SYNTHETIC = ["data=synthetic", "data.tokens=20000", "data.max_epochs=null"]
+SUMS = "{kind: arithmetic, bytes: 20000, seed: %d}"
+SHARES = "weights: {math: 0.2, code: 0.2, prose: 0.6}"
+STAGED = [
+    "data=mixture",
+    "data.max_epochs=null",
+    "data.max_similarity=null",
+    f"data.sources={{math: {SUMS % 0}, code: {SUMS % 1}, prose: {SUMS % 2}}}",
+    f"data.stages=[{{name: pretrain_1, frac: 0.5, {SHARES}}}, "
+    f"{{name: pretrain_2, frac: 0.5, {SHARES}}}]",
+]
+
+
 @pytest.mark.parametrize("sweep", options_of("sweep", DIRS))
 def test_every_sweep_plans_on_a_generated_corpus(
     sweep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["data=synthetic", "data.tokens=20000", "data.max_epochs=null"]
+    data = STAGED if sweep == "trial_reasoning" else SYNTHETIC  # its axis is a share of a stage
     words = ["sweep", f"sweep={sweep}", *data, f"root={tmp_path}", "dry_run=true"]
     assert cli.main(words) == 0
     assert f"Plan of {sweep}" in capsys.readouterr().out, "the option and the name agree"

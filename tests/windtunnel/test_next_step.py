@@ -32,7 +32,7 @@ def plan(*variants):
         ),
         (
             [{EXPERTS: e, SEED: s} for e in (None, "a:B") for s in (0, 1)],
-            f"windtunnel compare sweep=s variant='{{{EXPERTS}: \"a:B\"}}', or "
+            "windtunnel compare sweep=s, or "
             f"windtunnel fit sweep=s variant='{{{EXPERTS}: \"a:B\"}}'",
         ),
     ],

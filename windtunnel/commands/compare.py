@@ -7,12 +7,13 @@ writes trial.json and a figure. The exit code is 3 when too few pairs are finish
 Example:
   windtunnel compare sweep=trial_init variant='{recipe.shape.init_width: 2048}'
   windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets.mine=1e22
+  windtunnel compare sweep=share variant='{data.weights.math: 0.32}'
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
+from windtunnel.next_step import SEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,13 @@ def _sides(
         )
     listed = "; ".join(f"{path}: {list(values)}" for path, values in axes.items())
     if not variant:
-        if len(axes) > 1:
+        features = [path for path in config.axes if path != SEED]  # seeds are paired
+        if len(features) + bool(config.zipped) > 1:
             raise ConfigError(
                 f"variant: missing; sweep={config.name} has several axes ({listed}). Say which one "
                 "is the feature, e.g. variant={PATH: VALUE}"
             )
-        variant = {path: values[-1] for path, values in axes.items()}
+        variant = {path: axes[path][-1] for path in (*features, *config.zipped)}
     baseline = baseline or {path: axes[path][0] for path in variant if path in axes}
     for side, chosen in (("variant", variant), ("baseline", baseline)):
         for path, value in chosen.items():
@@ -98,6 +101,7 @@ def _sides(
                 raise ConfigError(
                     f"{side}.{path}={value}: not in sweep={config.name}. Its axes: {listed}"
                 )
+    variant, baseline = (_with_twins(config.zipped, chosen) for chosen in (variant, baseline))
     if set(variant) != set(baseline):
         raise ConfigError(
             f"baseline: names {', '.join(baseline)}, the variant names {', '.join(variant)}; "
@@ -106,6 +110,13 @@ def _sides(
     if dict(variant) == dict(baseline):
         raise ConfigError(f"variant: {dict(variant)} is the baseline itself. The axes: {listed}")
     return dict(variant), dict(baseline)
+
+
+def _with_twins(zipped: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What is chosen, and the values that move together with it."""
+    places = [zipped[path].index(value) for path, value in chosen.items() if path in zipped]
+    twins = {path: values[place] for place in places[:1] for path, values in zipped.items()}
+    return {**twins, **chosen}
 
 
 def _paired(
@@ -145,6 +156,8 @@ def _print(trial: Trial, console: Console) -> None:
     say(console, "Gap: log of the loss over the baseline's, below zero is better.")
     interval = f"{trial.mean.level:.0%} interval"
     console.print(table(["rung", "FLOPs/token", "pairs", "gap", interval], _rungs(trial)))
+    if trial.domains:
+        console.print(table(["held-out domain", "gap", interval], _domains(trial)))
     prose(
         console,
         f"A tenfold compute adds {percent(trial.trend.value)} ({_span(trial.trend)}); one pair "
@@ -161,6 +174,11 @@ def _rungs(trial: Trial) -> Iterator[list[str]]:
     for rung in trial.rungs:
         size = sci(rung.flops_per_token)
         yield [rung.rung, size, str(rung.pairs), percent(rung.gap.value), _span(rung.gap)]
+
+
+def _domains(trial: Trial) -> Iterator[list[str]]:
+    for domain in trial.domains:
+        yield [domain.domain, percent(domain.gap.value), _span(domain.gap)]
 
 
 def _ahead(target: Ahead) -> list[str]:

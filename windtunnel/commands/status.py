@@ -26,6 +26,7 @@ from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci, si, table
+from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 
@@ -103,6 +104,8 @@ def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterat
             if kind == "failed":
                 yield from map(Text, quoted(store.log_tail(report.state.run_id)))
         yield from _rest(kind, len(reports), rows)
+    if status.counts["done"]:
+        yield from map(Text, fallen_lines(plan, store))
     cost = f"Cost: {sci(status.train_flops_done)} of {sci(status.train_flops)} training FLOPs"
     left_s = status.left_s(slots=1)
     yield Text(f"{cost}; about {duration(left_s)} of one worker to come" if left_s else cost)

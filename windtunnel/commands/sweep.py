@@ -51,6 +51,7 @@ from sweeps.store import Store
 from windtunnel.console import brief, duration, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
+from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
@@ -254,7 +255,7 @@ def _say_if_text_changed(plan: Plan, store: Store, console: Console) -> None:
     except (FileNotFoundError, ConfigError):
         return  # no plan that this program reads; the new one takes its place
     now = plan.runs[0].spec.corpus_fingerprint
-    if before == now:
+    if before in {run.spec.corpus_fingerprint for run in plan.runs}:
         return
     done = sum(store.record(run.run_id) is not None for run in earlier.runs)
     say(
@@ -310,6 +311,8 @@ def _conclude(
             say(console, f"{len(reasons)} {kind}; try again with retry={kind}:")
         for name, reason in reasons.items():
             say(console, f"  {labels[name]}: {brief(reason)}")
+    for line in fallen_lines(plan, store):
+        say(console, line)
     if result.stopped:
         say(console, f"Stopped: {result.stopped}.")
     if not result.is_complete:

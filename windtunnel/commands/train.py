@@ -45,6 +45,7 @@ from sweeps.status import sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say
 from windtunnel.corpora import prepared
+from windtunnel.fallen import fallen_lines
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
@@ -125,6 +126,8 @@ def run(config: Config, console: Console) -> int:
     say(console, f"Loss {record.heldout_nats:.4f} nats per token: {by_domain}")
     pace = f"{record.tokens_per_s:,.0f} tokens/s"
     say(console, f"{record.tokens:,} tokens in {duration(record.wall_s)}, {pace}")
+    for line in fallen_lines(plan, store):
+        say(console, line)
     tell_mirror(console, runtime.tracker)
     say(console, f"Everything about it: {store.run_dir(name)}")
     return 0

@@ -22,6 +22,7 @@ from windtunnel.along import evaluations_in
 from windtunnel.ledger import Entry, Ledger
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.report.sources import Sources
+from windtunnel.sweep_tables import variant_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def gather(
         records=tuple(records.values()),
         study=study,
         promoted=promoted_of(answer),
-        variants={run.run_id: _variant(run) for run in plan.measured},
+        variants={run.run_id: variant_text(run, ", ") for run in plan.measured},
     )
     curves = {
         record.run_id: curve
@@ -172,10 +173,6 @@ def gather(
         protocol=protocol_rows(evidence.records, study),
         provenance=provenance_rows(evidence.records),
     )
-
-
-def _variant(run: PlannedRun) -> str:
-    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in run.variant.items())
 
 
 def run_rows(
@@ -206,7 +203,7 @@ def run_row(
         status=state.status,
         reason=excluded or state.reason,
         use=use,
-        variant=_variant(run),
+        variant=variant_text(run, ", "),
         seed=train.seed,
         total_params=run.cost.total_params,
         active_params=run.cost.active_params,

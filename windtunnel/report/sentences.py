@@ -9,7 +9,9 @@ from markupsafe import Markup
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.results import FitWarning
 from windtunnel.console import duration
+from windtunnel.fallen import fallen_sentence, layers_text
 from windtunnel.load_forecast import LoadForecast
+from windtunnel.next_step import as_option, variants_in
 from windtunnel.report.content import Answer, Content, RunRow
 from windtunnel.report.conventions import own_view
 from windtunnel.report.numbers import flops, loss, percent, si
@@ -74,6 +76,11 @@ def troubles(content: Content) -> list[str]:
         more = ", and others" if len(failed) > 3 else ""
         runs = _counted(len(failed), "run", "runs")
         found.append(f"{runs} failed or diverged ({names}{more}); see Runs.")
+    fallen = [row.record for row in content.runs if row.record and row.record.fp8_fallen]
+    if fallen:
+        shown = "; ".join(f"{r.run_id}: {layers_text(r)}" for r in fallen[:3])
+        more = "; and others" if len(fallen) > 3 else ""
+        found.append(f"{fallen_sentence(content.evidence.records)} {shown}{more}.")
     waiting = sum(row.status in ("planned", "running", "interrupted") for row in content.runs)
     if waiting:
         unfinished = "1 run is" if waiting == 1 else f"{waiting} runs are"
@@ -119,13 +126,9 @@ def no_fit(content: Content) -> str:
 
 
 def _fit_command(content: Content) -> str:
-    variants = [run.variant for run in content.plan.measured if run.variant]
-    chosen = (
-        ", ".join(f"{path}: {value}" for path, value in variants[0].items()) if variants else ""
-    )
-    return f"`windtunnel fit sweep={content.sweep}" + (
-        f" 'variant={{{chosen}}}'`" if chosen else "`"
-    )
+    variants = [*variants_in(content.plan.measured).values()]
+    chosen = f" {as_option('variant', variants[0])}" if len(variants) > 1 else ""
+    return f"`windtunnel fit sweep={content.sweep}{chosen}`"
 
 
 def outcome(answer: Answer) -> tuple[str, str]:

@@ -34,6 +34,8 @@ class PreparedCorpus:
     """What runs train on and are measured by. Equal fingerprints mean equal tokens."""
 
     fingerprint: str
+    text_fingerprint: str
+    """Equal where only the shares differ in which the tokens are read."""
     codec: Codec
     domains: Mapping[str, DomainSize]
     weights: Mapping[str, float]

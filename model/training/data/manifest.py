@@ -69,6 +69,7 @@ def open_corpus(data_dir: Path, fingerprint: str) -> PreparedCorpus:
             each.check_all()
     return PreparedCorpus(
         fingerprint=fingerprint,
+        text_fingerprint=text_fingerprint_of(manifest),
         codec=codec_from_json(tokenizer_text),
         domains={
             domain: DomainSize(
@@ -131,6 +132,11 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
         visible.append(manifest["stages"])
     text = json.dumps(visible, sort_keys=True, separators=(",", ":"))
     return sha256(text.encode())[:16]
+
+
+def text_fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """The same of the tokens alone, in whatever shares runs read them."""
+    return fingerprint_of({**manifest, "weights": {}, "stages": []})
 
 
 def _require_domains(where: str, given: Mapping[str, float], domains: Mapping[str, Any]) -> None:

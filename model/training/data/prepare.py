@@ -107,6 +107,15 @@ def prepare_corpus(
     return open_corpus(data_dir, fingerprint)
 
 
+def remix_corpus(corpus: CorpusConfig, data_dir: Path, fingerprint: str) -> PreparedCorpus:
+    """The tokens of a prepared corpus in the shares that ``corpus`` asks for; nothing is read.
+
+    Raises:
+        ConfigError: the shares name other domains than the prepared corpus has.
+    """
+    return open_corpus(data_dir, _remixed(corpus, data_dir, fingerprint))
+
+
 def _keys(corpus: CorpusConfig, jobs: Sequence[Job]) -> tuple[str, str]:
     """What decides the tokens, and that with what decides their mixture."""
     tokenizer: Any = to_plain(corpus.tokenizer)
