@@ -128,7 +128,7 @@ def trained(
         if by_framework:
             nn.utils.clip_grad_norm_(parameters, 1.0)
         else:
-            clip_gradients(parameters, 1.0)
+            optimizer.clip(1.0) or clip_gradients(parameters, 1.0)
         optimizer.step()
         return nats
 

@@ -4,8 +4,7 @@
 
 #include <vector>
 
-#include "team.h"
-#include "vectors.h"
+#include "rows.h"
 
 namespace {
 
@@ -33,11 +32,15 @@ void for_each(const std::vector<Chunk>& chunks, int threads, Work work) {
     for (int64_t i = 0; i < count; i++) work(chunks[i], i);
 }
 
-// Calls work(from, lanes) for the vectors of a chunk.
-template <class Work>
-inline void for_each_vector(int64_t from, int64_t count, Work work) {
-    for (int64_t i = 0; i < count; i += LANES)
-        work(from + i, static_cast<int>(std::min<int64_t>(LANES, count - i)));
+// A product that the compiler must not join with the sum after it: the same bits as one kept in memory.
+inline vec product(vec a, float b) {
+    vec c = a * b;
+#if defined(__AVX512F__)
+    asm("" : "+v"(c));
+#elif defined(__SSE__)
+    asm("" : "+x"(c));
+#endif
+    return c;
 }
 
 }  // namespace
@@ -49,11 +52,15 @@ double wt_squared_norm(int64_t tensors, const int64_t* sizes, const float* const
     const std::vector<Chunk> chunks = cut(tensors, sizes);
     std::vector<double> sums(chunks.size());
     for_each(chunks, threads, [&](const Chunk& chunk, int64_t index) {
+        const float* v = values[chunk.tensor] + chunk.from;
         vec sum[4] = {};
-        for_each_vector(chunk.from, chunk.count, [&](int64_t at, int lanes) {
-            const vec v = load_first(values[chunk.tensor] + at, lanes);
-            sum[at / LANES % 4] += v * v;
-        });
+        int64_t i = 0;
+        for (; i + 4 * LANES <= chunk.count; i += 4 * LANES)
+            for (int j = 0; j < 4; j++) sum[j] += load(v + i + j * LANES) * load(v + i + j * LANES);
+        for (int j = 0; i < chunk.count; i += LANES, j++) {
+            const vec last = load_first(v + i, static_cast<int>(std::min<int64_t>(LANES, chunk.count - i)));
+            sum[j] += last * last;
+        }
         for (vec part : sum) sums[index] += sum_lanes(part);
     });
     double sum = 0;
@@ -63,36 +70,35 @@ double wt_squared_norm(int64_t tensors, const int64_t* sizes, const float* const
 
 void wt_scale(int64_t tensors, const int64_t* sizes, float* const* values, float factor, int32_t threads) {
     for_each(cut(tensors, sizes), threads, [&](const Chunk& chunk, int64_t) {
-        float* v = values[chunk.tensor];
-        for_each_vector(chunk.from, chunk.count, [&](int64_t at, int lanes) {
-            store_first(v + at, load_first(v + at, lanes) * factor, lanes);
-        });
+        float* v = values[chunk.tensor] + chunk.from;
+        by_vectors(chunk.count, [&](int64_t i, auto read, auto write) { write(v + i, read(v + i) * factor); });
     });
 }
 
-// steps[i] counts tensor i's updates; decays[i] is its weight decay.
+// steps[i] counts tensor i's updates; decays[i] is its weight decay; every gradient counts times `clip`.
 void wt_adamw(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
               float* const* means, float* const* squares, float* const* steps, const float* decays, double lr,
-              double beta1, double beta2, double eps, int32_t threads) {
+              double beta1, double beta2, double eps, double clip, int32_t threads) {
     for (int64_t i = 0; i < tensors; i++) *steps[i] += 1.0f;
     const float keep_mean = static_cast<float>(1 - beta1), keep_square = static_cast<float>(beta2),
-                add_square = static_cast<float>(1 - beta2), small = static_cast<float>(eps);
+                add_square = static_cast<float>(1 - beta2), small = static_cast<float>(eps),
+                factor = static_cast<float>(clip);
     for_each(cut(tensors, sizes), threads, [&](const Chunk& chunk, int64_t) {
         const int64_t t = chunk.tensor;
         const double step = *steps[t];
         const float rate = static_cast<float>(lr / (1 - std::pow(beta1, step)));
         const float root = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, step)));
         const float decay = static_cast<float>(1 - lr * decays[t]);
-        for_each_vector(chunk.from, chunk.count, [&](int64_t at, int lanes) {
-            const vec grad = load_first(grads[t] + at, lanes);
-            vec mean = load_first(means[t] + at, lanes), square = load_first(squares[t] + at, lanes);
+        by_vectors(chunk.count, [&](int64_t i, auto read, auto write) {
+            const int64_t at = chunk.from + i;
+            const vec grad = product(read(grads[t] + at), factor);
+            vec mean = read(means[t] + at), square = read(squares[t] + at);
             mean = mean + keep_mean * (grad - mean);
             square = square * keep_square + add_square * grad * grad;
-            const vec weight = load_first(weights[t] + at, lanes) * decay;
-            const vec size = square_root(square) * root + small;
-            store_first(means[t] + at, mean, lanes);
-            store_first(squares[t] + at, square, lanes);
-            store_first(weights[t] + at, weight - rate * mean / size, lanes);
+            const vec weight = read(weights[t] + at) * decay;
+            write(means[t] + at, mean);
+            write(squares[t] + at, square);
+            write(weights[t] + at, weight - rate * mean / (square_root(square) * root + small));
         });
     });
 }

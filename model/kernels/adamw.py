@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ctypes import c_double
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ operations = Operations(
     {
         "wt_squared_norm": [SIZE, POINTER, POINTER],
         "wt_scale": [SIZE, POINTER, POINTER, NUMBER],
-        "wt_adamw": [SIZE, *[POINTER] * 7, *[c_double] * 4],
+        "wt_adamw": [SIZE, *[POINTER] * 7, *[c_double] * 5],
     },
     results={"wt_squared_norm": c_double},
 )
@@ -31,17 +31,26 @@ class Adam(NamedTuple):
     beta1: float
     beta2: float
     eps: float
+    clip: float = 1.0
+    """Factor on every gradient."""
 
 
 class Slots(NamedTuple):
     """Parameters, their gradients and their state, in one order: all contiguous float32."""
 
-    weights: list[Tensor]
-    grads: list[Tensor]
-    means: list[Tensor]
-    squares: list[Tensor]
-    steps: list[Tensor]
+    weights: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    means: Sequence[Tensor]
+    squares: Sequence[Tensor]
+    steps: Sequence[Tensor]
     """Updates so far, single numbers."""
+
+
+class Lined(NamedTuple):
+    """The sizes of tensors, and their addresses column by column. It keeps none of them alive."""
+
+    sizes: array[int]
+    columns: Sequence[array[int]]
 
 
 def serves(tensors: Sequence[Tensor]) -> bool:
@@ -54,26 +63,38 @@ def serves(tensors: Sequence[Tensor]) -> bool:
 
 def global_norm(tensors: Sequence[Tensor]) -> float:
     """Norm of all values together."""
-    squared: float = _call("wt_squared_norm", tensors, [tensors])
-    return squared**0.5
+    return _norm(line_up([tensors]))
 
 
 def scale(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply all values, in place."""
-    _call("wt_scale", tensors, [tensors], factor)
+    _call("wt_scale", line_up([tensors]), factor)
 
 
-def update(slots: Slots, decays: Sequence[float], adam: Adam) -> None:
-    """One step of AdamW (arXiv:1711.05101), in place; ``decays``: each parameter's weight decay."""
-    decay = array("f", decays)
-    _call("wt_adamw", slots.weights, slots, decay.buffer_info()[0], *adam)
+def line_up(columns: Sequence[Sequence[Tensor]]) -> Lined:
+    """Tensors for a call, those of a row all of one size."""
+    sizes = array("q", [t.numel() for t in columns[0]])
+    return Lined(sizes, [array("Q", [t.data_ptr() for t in column]) for column in columns])
 
 
-def _call(
-    name: str, sized: Sequence[Tensor], columns: Iterable[Sequence[Tensor]], *others: float
-) -> Any:
-    """With the sizes of ``sized`` and the addresses of each column as arrays."""
-    sizes = array("q", [t.numel() for t in sized])
-    arrays = [array("Q", [t.data_ptr() for t in column]) for column in columns]
-    addresses = [each.buffer_info()[0] for each in (sizes, *arrays)]
-    return operations(name, len(sizes), *addresses, *others)
+def norm_of_grads(slots: Lined) -> float:
+    """:func:`global_norm` of the gradients of :class:`Slots`."""
+    return _norm(Lined(slots.sizes, slots.columns[1:2]))
+
+
+def update(slots: Lined, decays: array[float], adam: Adam) -> None:
+    """One step of AdamW (arXiv:1711.05101) on :class:`Slots`, in place.
+
+    ``decays``: each parameter's weight decay, as C floats.
+    """
+    _call("wt_adamw", slots, decays.buffer_info()[0], *adam)
+
+
+def _norm(lined: Lined) -> float:
+    squared: float = _call("wt_squared_norm", lined)
+    return squared**0.5
+
+
+def _call(name: str, lined: Lined, *others: float) -> Any:
+    addresses = [each.buffer_info()[0] for each in (lined.sizes, *lined.columns)]
+    return operations(name, len(lined.sizes), *addresses, *others)

@@ -1,4 +1,6 @@
 // A router's choice: sigmoid scores, K experts of each token from the best few groups, and their gates.
+//
+// Tokens stand in the vector lanes, a vector of them at a time, so that no comparison crosses lanes.
 #pragma once
 
 #include "team.h"
@@ -9,38 +11,49 @@ namespace {
 // What is no number comes after every number, and before what was taken.
 constexpr float TAKEN = -INFINITY, NO_NUMBER = -1e38f;
 
-// The first of the largest of `padded` values, a whole number of vectors.
-inline int64_t first_largest(const float* values, int64_t padded) {
-    ivec lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
-    vec best = load(values);
-    ivec where = lane;
-    for (int64_t i = LANES; i < padded; i += LANES) {
-        const vec v = load(values + i);
-        const ivec larger = v > best;
-        best = larger ? v : best;
-        where = larger ? lane + static_cast<int32_t>(i) : where;
+inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
+inline vec smaller_of(vec a, vec b) { return a < b ? a : b; }
+
+// Each lane's largest of some vectors, and the first number of those that have it.
+struct Largest {
+    vec value;
+    ivec number;
+
+    void see(vec v, ivec i) {
+        const ivec larger = v > value;
+        value = larger_of(v, value);
+        number = larger ? i : number;
     }
-#if defined(__AVX512F__)
-    const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps((__m512)best));
-    const __mmask16 equal = _mm512_cmp_ps_mask((__m512)best, most, _CMP_EQ_OQ);
-    return _mm512_mask_reduce_min_epi32(equal, (__m512i)where);
-#else
-    int found = 0;
-    for (int i = 1; i < LANES; i++)
-        if (best[i] > best[found] || (best[i] == best[found] && where[i] < where[found])) found = i;
-    return where[found];
-#endif
+};
+
+// The numbers of each lane's first of the largest of `count` vectors, which are then taken.
+inline ivec take_largest(float* values, int64_t count) {
+    const int64_t half = count / 2;  // two chains of comparisons beside each other
+    Largest low{load(values), ivec{}}, high{load(values + half * LANES), ivec{} + static_cast<int32_t>(half)};
+    const float* upper = values + half * LANES;
+    ivec i = low.number, j = high.number;
+    for (int64_t at = 1; at < half; at++) {
+        i += 1, j += 1;
+        low.see(load(values + at * LANES), i);
+        high.see(load(upper + at * LANES), j);
+    }
+    if (count % 2) high.see(load(values + (count - 1) * LANES), ivec{} + static_cast<int32_t>(count - 1));
+    low.see(high.value, high.number);
+    alignas(64) int32_t numbers[LANES];
+    std::memcpy(numbers, &low.number, sizeof numbers);
+    for (int lane = 0; lane < LANES; lane++) values[numbers[lane] * LANES + lane] = TAKEN;
+    return low.number;
 }
 
-// The sum of the two largest.
-inline float best_two(const float* values, int64_t n) {
-    float first = -INFINITY, second = -INFINITY;
+// Each lane's sum of the two largest of n vectors.
+inline vec best_two(const float* values, int64_t n) {
+    vec first = splat(-INFINITY), second = first;
     for (int64_t i = 0; i < n; i++) {
-        second = std::max(second, std::min(first, values[i]));
-        first = std::max(first, values[i]);
+        const vec v = load(values + i * LANES);
+        second = larger_of(second, smaller_of(first, v));
+        first = larger_of(first, v);
     }
-    return std::max(first + second, 2 * NO_NUMBER);
+    return larger_of(first + second, splat(2 * NO_NUMBER));
 }
 
 struct Choice {
@@ -49,51 +62,62 @@ struct Choice {
     float scale;
     const float* bias;  // of the choice alone, or null
 
-    double ns() const { return E * (1 + K / 4.0) * NS_A_NUMBER; }  // of a token
+    double ns() const { return E * (1 + K / 8.0) * NS_A_NUMBER; }  // of a token
 };
+
+// Scores of n <= LANES tokens, and biased[E][LANES] of them for the choice.
+inline void score_tokens(const Choice& c, int64_t n, const float* logits, float* scores, float* biased) {
+    for (int64_t e0 = 0; e0 < c.E; e0 += LANES) {
+        const int count = static_cast<int>(std::min<int64_t>(LANES, c.E - e0));
+        vec r[LANES] = {};
+        for (int64_t i = 0; i < n; i++) {
+            r[i] = sigmoid(load_first(logits + i * c.E + e0, count));
+            store_first(scores + i * c.E + e0, r[i], count);
+        }
+        transpose(r);
+        for (int e = 0; e < count; e++) {
+            const vec value = c.bias ? r[e] + c.bias[e0 + e] : r[e];
+            store(biased + (e0 + e) * LANES, value == value ? value : splat(NO_NUMBER));
+        }
+    }
+}
 
 // scores [T, E], expert and gate [T, K] of the tokens in [begin, end).
 inline void choose(const Choice& c, int64_t begin, int64_t end, const float* logits, float* scores, int64_t* expert,
                    float* gate) {
     const int64_t E = c.E, K = c.K, size = E / c.groups;
-    const int64_t padded = round_up(E, LANES), padded_groups = round_up(c.groups, LANES);
-    Buffer biased(padded), left(padded), group_score(padded_groups);
-    for (int64_t i = begin * E; i < end * E; i += LANES) {
-        const int count = static_cast<int>(std::min<int64_t>(LANES, end * E - i));
-        store_first(scores + i, sigmoid(load_first(logits + i, count)), count);
-    }
-    for (int64_t t = begin; t < end; t++) {
-        const float* s = scores + t * E;
-        for (int64_t e = 0; e < E; e++) {
-            const float value = c.bias ? s[e] + c.bias[e] : s[e];
-            biased.data[e] = value == value ? value : NO_NUMBER;
-        }
-        std::fill(biased.data + E, biased.data + padded, TAKEN);
-        float* from = biased.data;
+    Buffer biased(E * LANES), group_score(c.groups * LANES);
+    for (int64_t t = begin; t < end; t += LANES) {
+        const int64_t n = std::min<int64_t>(LANES, end - t);
+        score_tokens(c, n, logits + t * E, scores + t * E, biased.data);
         if (c.kept < c.groups) {
-            from = left.data;
-            std::fill(left.data, left.data + padded, TAKEN);
-            for (int64_t g = 0; g < padded_groups; g++)
-                group_score.data[g] = g < c.groups ? best_two(biased.data + g * size, size) : TAKEN;
-            for (int64_t i = 0; i < c.kept; i++) {
-                const int64_t g = first_largest(group_score.data, padded_groups);
-                group_score.data[g] = TAKEN;
-                std::copy_n(biased.data + g * size, size, left.data + g * size);
+            for (int64_t g = 0; g < c.groups; g++)
+                store(group_score.data + g * LANES, best_two(biased.data + g * size * LANES, size));
+            for (int64_t i = 0; i < c.kept; i++) take_largest(group_score.data, c.groups);
+            for (int64_t g = 0; g < c.groups; g++) {  // what was taken is in
+                const ivec in = load(group_score.data + g * LANES) == splat(TAKEN);
+                for (float* at = biased.data + g * size * LANES; at < biased.data + (g + 1) * size * LANES; at += LANES)
+                    store(at, in ? load(at) : splat(TAKEN));
             }
         }
-        float sum = 0;
+        float sum[LANES] = {};
         for (int64_t k = 0; k < K; k++) {
-            const int64_t e = first_largest(from, padded);
-            from[e] = TAKEN;
-            expert[t * K + k] = e;
-            gate[t * K + k] = s[e];
-            sum += s[e];
+            alignas(64) int32_t chosen[LANES];
+            const ivec numbers = take_largest(biased.data, E);
+            std::memcpy(chosen, &numbers, sizeof chosen);
+            for (int64_t i = 0; i < n; i++) {
+                const float score = scores[(t + i) * E + chosen[i]];
+                expert[(t + i) * K + k] = chosen[i];
+                gate[(t + i) * K + k] = score;
+                sum[i] += score;
+            }
         }
-        const float factor = c.normalize ? c.scale / (sum + 1e-20f) : c.scale;
-        for (int64_t k = 0; k < K; k++) gate[t * K + k] *= factor;
+        for (int64_t i = 0; i < n; i++) {
+            const float factor = c.normalize ? c.scale / (sum[i] + 1e-20f) : c.scale;
+            for (int64_t k = 0; k < K; k++) gate[(t + i) * K + k] *= factor;
+        }
     }
 }
-
 // d_logits of the tokens in [begin, end) from the gradients of the gates and (or null) of the scores.
 inline void choose_backward(const Choice& c, int64_t begin, int64_t end, const float* scores, const int64_t* expert,
                             const float* d_gate, const float* d_scores, float* d_logits) {

@@ -12,6 +12,18 @@
 
 namespace {
 
+// Calls work(i, read, write) for the vectors of n numbers, of which the last may not be whole.
+template <class Work>
+inline void by_vectors(int64_t n, Work work) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) work(i, load, store);
+    const int left = static_cast<int>(n - i);
+    if (left)
+        work(
+            i, [left](const float* p) { return load_first(p, left); },
+            [left](float* p, vec v) { store_first(p, v, left); });
+}
+
 inline float dot(const float* a, const float* b, int64_t n) {
     vec sum{};
     int64_t i = 0;
@@ -30,17 +42,19 @@ inline float rms_inverse(const float* x, int64_t n, float eps) {
 // y = x / rms(x) * weight
 inline void norm(const float* x, const float* weight, int64_t n, float eps, float* y) {
     const float inverse = rms_inverse(x, n, eps);
-    for (int64_t i = 0; i < n; i++) y[i] = x[i] * inverse * weight[i];
+    by_vectors(n, [&](int64_t i, auto read, auto write) { write(y + i, read(x + i) * inverse * read(weight + i)); });
 }
 
 // With m = x/rms and v = grad*weight: dx = (v - m*mean(v*m)) / rms; d_weight += grad*m. `v` is scratch.
 inline void norm_backward(const float* grad, const float* x, const float* weight, int64_t n, float eps,
                           float* dx, float* d_weight, float* v) {
     const float inverse = rms_inverse(x, n, eps);
-    for (int64_t i = 0; i < n; i++) v[i] = grad[i] * weight[i];
+    by_vectors(n, [&](int64_t i, auto read, auto write) { write(v + i, read(grad + i) * read(weight + i)); });
     const float along = dot(v, x, n) * inverse * inverse / static_cast<float>(n);
-    for (int64_t i = 0; i < n; i++) d_weight[i] += grad[i] * (x[i] * inverse);
-    for (int64_t i = 0; i < n; i++) dx[i] = (v[i] - x[i] * along) * inverse;
+    by_vectors(n, [&](int64_t i, auto read, auto write) {
+        write(d_weight + i, read(d_weight + i) + read(grad + i) * (read(x + i) * inverse));
+        write(dx + i, (read(v + i) - read(x + i) * along) * inverse);
+    });
 }
 
 // y[W] = silu(gate) * up of gate_up[2W], gates first.

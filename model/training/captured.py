@@ -91,7 +91,7 @@ class Captured:
     def forward_backward(self, windows: Tensor) -> Gradients | None:
         """The loss and loads of windows [B, T + 1], or None where autograd has to be gone through.
 
-        The gradients' memory is written again by the next call.
+        The memory of gradients and loads is written again by the next call.
         """
         if windows.numel() * self.model.config.hidden_size > MOST_NUMBERS or windows.is_cuda:
             return None
@@ -152,4 +152,4 @@ class Captured:
         for weight, grad in zip(self._weights, known.grads, strict=True):
             weight.grad = grad
         loss_nats = known.nats_BT.mean().item()
-        return Gradients(loss_nats, 0.0, [load_E.clone() for load_E in known.loads])
+        return Gradients(loss_nats, 0.0, known.loads)

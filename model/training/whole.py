@@ -14,6 +14,7 @@ from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig, require
 from model.layers import Rotary
 from model.own.parts import refuse_own
+from model.training.adamw import AdamW
 from model.training.captured import Captured
 from model.training.checkpoint import (
     Checkpoint,
@@ -100,8 +101,12 @@ class WholeModel:
         return Gradients(loss_nats, mtp_nats, loads)
 
     def clip(self, clip_norm: float) -> float:
-        """Scale all gradients so that their joint norm is at most ``clip_norm``; it before that."""
-        return clip_gradients(self._parameters, clip_norm)
+        """Scale all gradients so that their joint norm is at most ``clip_norm``; it before that.
+
+        Where the optimizer can, it does so on their way into the update.
+        """
+        norm = self.optimizer.clip(clip_norm) if isinstance(self.optimizer, AdamW) else None
+        return clip_gradients(self._parameters, clip_norm) if norm is None else norm
 
     def update(self, lr: float) -> None:
         """Move the weights along their gradients."""

@@ -38,22 +38,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread and several: a compiled operation shares its rows out, however few."""
-    import torch
-
+@pytest.fixture
+def small_is_shared() -> Iterator[None]:
+    """Compiled operations share out however little there is to do."""
     from model.kernels import adamw, block, cpu, fp8, loss, step
 
     kernels = [each.operations.library for each in (adamw, block, fp8, loss, step)]
     if kernels[0] is not None:
         kernels.append(cpu._kernel())
-    least_ns = [_least_ns(kernel, 0.0) for kernel in kernels if kernel is not None]
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    found = [kernel for kernel in kernels if kernel is not None]
+    least_ns = [_least_ns(kernel, 0.0) for kernel in found]
     yield
-    torch.set_num_threads(before)
-    for kernel, ns in zip(kernels, least_ns, strict=False):
+    for kernel, ns in zip(found, least_ns, strict=True):
         _least_ns(kernel, ns)
 
 
@@ -61,6 +57,17 @@ def _least_ns(kernel: ctypes.CDLL, ns: float) -> float:
     """From how much work on a compiled operation is shared out; what it was before."""
     kernel.wt_least_ns.argtypes, kernel.wt_least_ns.restype = [ctypes.c_double], ctypes.c_double
     return float(kernel.wt_least_ns(ns))
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest, small_is_shared: None) -> Iterator[None]:
+    """One thread and several: a compiled operation shares its rows out."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["framework", "own", "tiles"])

@@ -68,6 +68,9 @@ ROUTERS = {
         num_experts=24, experts_per_token=4, expert_width=4, num_groups=6, groups_per_token=2
     ),
     "no groups": MoEConfig(num_experts=10, experts_per_token=3, expert_width=4),
+    "many": MoEConfig(
+        num_experts=129, experts_per_token=8, expert_width=4, num_groups=3, groups_per_token=2
+    ),
     "one expert": MoEConfig(num_experts=5, experts_per_token=1, expert_width=4),
 }
 

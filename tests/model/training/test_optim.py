@@ -113,7 +113,66 @@ def test_a_gradient_that_is_no_number_shows_in_the_norm():
 
 
 @pytest.mark.skipif(not adamw.serves([torch.ones(1)]), reason="no compiled optimizer here")
-def test_the_number_of_threads_changes_no_bit():
+@pytest.mark.parametrize("largest", [1e-2, 1e6])
+def test_clipping_on_the_way_into_the_update_changes_no_bit(largest):
+    """Of a step whose gradients were scaled in memory before it."""
+    models = Some(), Some()
+    there, on_the_way = (build_optimizer(model, CONFIG) for model in models)
+    for seed in range(3):
+        for model in models:
+            with_gradients(model, seed)
+        assert clip_gradients(models[0].parameters(), largest) == on_the_way.clip(largest)
+        there.step()
+        on_the_way.step()
+        for p, q in zip(*(model.parameters() for model in models), strict=True):
+            assert torch.equal(p, q)
+
+
+@pytest.mark.skipif(not adamw.serves([torch.ones(1)]), reason="no compiled optimizer here")
+def test_what_is_left_to_the_framework_is_clipped_as_well():
+    models = Some(), Some()
+    there, on_the_way = (build_optimizer(model, CONFIG) for model in models)
+    for model in models:
+        with_gradients(model, 0)
+    clip_gradients(models[0].parameters(), 1e-2)
+    assert on_the_way.clip(1e-2) > 1e-2
+    for group in (there.param_groups[0], on_the_way.param_groups[0]):
+        group["lr"] = 1e-4  # unlike the other group's, which is not served
+    there.step()
+    on_the_way.step()
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
+    doubles = Some().double()
+    with_gradients(doubles, 0)
+    assert build_optimizer(doubles, CONFIG).clip(1.0) is None
+
+
+def test_tensors_put_in_the_place_of_others_are_seen():
+    model = Some()
+    optimizer = build_optimizer(model, CONFIG)
+    with_gradients(model, 0)
+    optimizer.step()
+    grad = model.a.grad
+    for changed in ("weight", "state", "gradient"):
+        before = model.a.detach().clone()
+        if changed == "weight":
+            model.a.data = before.clone()
+        elif changed == "state":
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.state[model.a]["exp_avg"] = torch.zeros_like(model.a)
+        else:
+            model.b.grad = None
+        count = optimizer.state[model.b]["step"].item()
+        optimizer.step()
+        assert not torch.equal(before, model.a), changed
+        assert model.a.grad is grad
+        assert optimizer.state[model.b]["step"].item() == count + (changed != "gradient")
+    mean = optimizer.state[model.a]["exp_avg"]  # twice moved from zero
+    torch.testing.assert_close(mean, grad * (1 - CONFIG.beta1**2))
+
+
+@pytest.mark.skipif(not adamw.serves([torch.ones(1)]), reason="no compiled optimizer here")
+def test_the_number_of_threads_changes_no_bit(small_is_shared):
     def trained(threads):
         torch.set_num_threads(threads)
         model = Some()

@@ -10,7 +10,6 @@ import torch
 from model.config import AttentionConfig, ModelConfig
 from model.errors import ConfigError
 from model.training import progress, reader
-from model.training import whole as training_whole
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -27,6 +26,7 @@ from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.health import HealthState
 from model.training.rewind import LEAD_STEPS, Point, RewindPoints
 from model.training.trainer import train
+from model.training.whole import WholeModel
 
 MODEL = ModelConfig(
     vocab_size=257,
@@ -151,14 +151,14 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
     monkeypatch.setattr(request.module, "BAD", range(0))
     prepared, read = corpus
     read.clear()
-    clean = training_whole.clip_gradients
+    clean = WholeModel.clip
     calls = []
 
-    def poisoned(parameters, clip_norm):
+    def poisoned(self, clip_norm):
         calls.append(clip_norm)
-        return float("nan") if len(calls) == 129 else clean(parameters, clip_norm)
+        return float("nan") if len(calls) == 129 else clean(self, clip_norm)
 
-    monkeypatch.setattr(training_whole, "clip_gradients", poisoned)
+    monkeypatch.setattr(WholeModel, "clip", poisoned)
     short = replace(TRAIN, tokens=64 * 132)
     result = train(MODEL, short, prepared, RuntimeConfig(), tmp_path / "run")
 
