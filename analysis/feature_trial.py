@@ -31,8 +31,10 @@ LARGEST_MULTIPLIER = 1e6
 SURE = 0.95
 
 
-def percent(share: float) -> str:
-    """A gap for people: two decimals, or its size where those would all be zero."""
+def percent(gap: float) -> str:
+    """A gap for people, in percent of the baseline's loss: two decimals, or one digit where those
+    would all be zero. A gap is a logarithm, so far out -120 of its hundredths are -70%."""
+    share = float(np.expm1(gap))
     return f"{share:+.2%}" if abs(share) >= 5e-5 or share == 0 else f"{100 * share:+.1e}%"
 
 

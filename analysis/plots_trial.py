@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.feature_trial import Trial
+from analysis.laws import Array
 from analysis.plots_style import (
     FORECAST,
     INK,
@@ -22,10 +24,10 @@ from analysis.plots_style import (
 def feature_trial(trial: Trial) -> Drawing:
     """Gap in percent of the loss, one point a pair, the means of the rungs with their intervals."""
     flops = np.array([pair.flops for pair in trial.pairs])
-    gaps = 100 * np.array([pair.gap for pair in trial.pairs])
+    gaps = _percent([pair.gap for pair in trial.pairs])
     middle = float(np.exp(np.log(flops).mean()))
     ends = np.array(padded(flops))
-    line = 100 * (trial.mean.value + trial.trend.value * np.log10(ends / middle))
+    line = _percent(trial.mean.value + trial.trend.value * np.log10(ends / middle))
     by_rung = {
         rung.rung: (
             float(np.exp(np.mean([np.log(p.flops) for p in trial.pairs if p.rung == rung.rung]))),
@@ -42,12 +44,12 @@ def feature_trial(trial: Trial) -> Drawing:
         axes.plot(flops, gaps, "o", color=INK, markersize=3, alpha=0.5)
         axes.vlines(
             at,
-            [100 * gap.low for gap in means],
-            [100 * gap.high for gap in means],
+            _percent([gap.low for gap in means]),
+            _percent([gap.high for gap in means]),
             color=FORECAST,
             linewidth=1.0,
         )
-        axes.plot(at, [100 * gap.value for gap in means], "s", color=FORECAST, markersize=4)
+        axes.plot(at, _percent([gap.value for gap in means]), "s", color=FORECAST, markersize=4)
         flops_axis(axes.xaxis, *padded(flops))
         axes.set_ylabel("Loss against the baseline (%)")
         light_grid(axes)
@@ -58,9 +60,9 @@ def feature_trial(trial: Trial) -> Drawing:
             "rung mean",
             {
                 "train_flops": at,
-                "gap_percent": [100 * gap.value for gap in means],
-                "low_percent": [100 * gap.low for gap in means],
-                "high_percent": [100 * gap.high for gap in means],
+                "gap_percent": _percent([gap.value for gap in means]),
+                "low_percent": _percent([gap.low for gap in means]),
+                "high_percent": _percent([gap.high for gap in means]),
             },
         ),
     ]
@@ -79,3 +81,8 @@ def feature_trial(trial: Trial) -> Drawing:
         data=pd.DataFrame(rows),
         figure=figure,
     )
+
+
+def _percent(gap: ArrayLike) -> Array:
+    """Logs of loss ratios as percent of the baseline's loss."""
+    return np.asarray(100 * np.expm1(np.asarray(gap, dtype=float)))

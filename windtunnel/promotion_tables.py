@@ -56,6 +56,9 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
         )
     if promotion.machine is not None:
         yield from describe_plan(promotion.machine)
+        if promotion.begun_from is not None:
+            steps, done = promotion.spec.train.num_steps, promotion.begun_from.step
+            yield Text(f"Time and GPU-hours are of the {steps - done} steps left of {steps}")
     yield table(
         ["gate", "", "found"],
         (

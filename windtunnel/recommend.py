@@ -115,6 +115,9 @@ def promotion_of(
     """Forecast and judge a run that was chosen."""
     study, spec = sweep.study, found.spec
     machine, why_not = _machine_plan(spec, settings)
+    if machine is not None and found.begun_from is not None:
+        # What the launched run has done is paid for.
+        machine = machine.of_steps(spec.train.num_steps - found.begun_from.step)
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     counts = count_params(spec.model)
     forecast = study.surface.predict(size, spec.train.tokens, level=settings.level)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.feature_trial import Trial, run_trial
+from analysis.feature_trial import Trial, percent, run_trial
 from analysis.plots_trial import feature_trial
 from analysis.records import RunRecord
 from analysis.results import FitError
@@ -128,6 +128,13 @@ def test_ninety_percent_intervals_cover_ninety_percent(pairs: Callable[..., Pair
             near.gap.contains(-0.01 + 0.002 * 2),
         ]
     assert ((inside / 300 > 0.85) & (inside / 300 < 0.95)).all(), inside / 300
+
+
+def test_a_gap_is_told_in_percent_of_the_loss_and_never_below_minus_hundred() -> None:
+    assert percent(np.log(0.9)) == "-10.00%"
+    assert percent(np.log(1.2)) == "+20.00%"
+    assert percent(-3.0) == "-95.02%", "-300 hundredths of a logarithm"
+    assert percent(2e-6) == "+2.0e-04%"
 
 
 def _middle(found: Trial) -> float:

@@ -129,6 +129,25 @@ def test_a_launched_run_goes_on_for_longer_and_with_longer_sequences(
     assert (stage["name"], stage["sequence_length"]) == ("long_context", 384)
 
 
+def test_a_second_stage_pays_for_its_own_steps_alone(
+    root: Path,
+    fly: Callable[..., int],
+    first: Promotion,
+    promoted: Callable[..., Promotion],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    longer = promoted("continue", f"target.tokens={4 * first.spec.train.tokens}")
+    assert longer.machine is not None
+    assert longer.begun_from is not None
+    steps = longer.spec.train.num_steps
+    left = steps - longer.begun_from.step
+    assert 0 < left < steps
+    hours = longer.machine.step_s * left * longer.machine.gpus / 3600
+    assert longer.machine.gpu_hours == pytest.approx(hours)
+    assert longer.machine.days == pytest.approx(longer.machine.step_s * left / 86_400)
+    assert f"of the {left} steps left of {steps}" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("target", "words", "said"),
     [

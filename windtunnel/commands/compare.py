@@ -153,7 +153,7 @@ def _print(trial: Trial, console: Console) -> None:
     against = ", ".join(f"{path} = {value}" for path, value in trial.baseline.items())
     prose(console, f"Trial of {said} against {against}")
     prose(console, f"Sweep {trial.sweep}, {len(trial.pairs)} pairs of runs: {trial.verdict}")
-    say(console, "Gap: log of the loss over the baseline's, below zero is better.")
+    say(console, "Gap: the loss over the baseline's in percent, below zero is better.")
     interval = f"{trial.mean.level:.0%} interval"
     console.print(table(["rung", "FLOPs/token", "pairs", "gap", interval], _rungs(trial)))
     if trial.domains:

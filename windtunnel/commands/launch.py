@@ -20,7 +20,7 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -161,8 +161,13 @@ def estimated_cost(promotion: Promotion, store: Store, corpus: PreparedCorpus) -
             spec = read_spec(store.run_dir(run_id) / "spec.json")
             usage = usage_of(spec.model, spec.train, num_domains, shares_trunk=bool(spec.trunk))
             samples.append(Sample(usage=usage, wall_s=record.wall_s))
-    spec = promotion.spec
-    return cost_of(calibrated(SHIPPED, samples), spec.model, spec.train, num_domains)
+    spec, prices = promotion.spec, calibrated(SHIPPED, samples)
+    whole = cost_of(prices, spec.model, spec.train, num_domains)
+    if promotion.begun_from is None:
+        return whole
+    left = 1 - promotion.begun_from.step / spec.train.num_steps
+    wall_s = prices.start_s + left * (whole.wall_s - prices.start_s)
+    return replace(whole, own_flops=left * whole.own_flops, wall_s=wall_s)
 
 
 def _print_flight_plan(

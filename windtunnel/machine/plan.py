@@ -119,6 +119,11 @@ class MachinePlan:
         """Of the fullest rank."""
         return max(rank.total for rank in self.memory)
 
+    def of_steps(self, steps: int) -> MachinePlan:
+        """The same step, taken so many times: days and GPU-hours of a part of the run."""
+        seconds = self.step_s * steps
+        return replace(self, days=seconds / 86_400, gpu_hours=seconds * self.gpus / 3600)
+
     @property
     def fits(self) -> bool:
         """Whether that is no more than the usable memory."""
