@@ -19,6 +19,7 @@ from sweeps.spec import RunSpec
 def protocol_of(spec: RunSpec) -> dict[str, Any]:
     """The protocol of one run, as plain values for its record."""
     moe = spec.model.moe
+    initial = spec.train.initial_weights
     own = {part.kind: f"{part.name} {part.source}" for part in spec.model.own}
     return {
         "numerics": spec.numerics,
@@ -54,6 +55,7 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
         "evaluation": to_plain(spec.train.evaluation),
         # Absent without them, so that the fingerprints of all other runs stay what they were.
         **({"modules": own} if own else {}),
+        **({"initial_weights": to_plain(initial)} if initial is not None else {}),
     }
 
 

@@ -14,7 +14,7 @@ from model.training.config import CorpusConfig, RuntimeConfig, TrainConfig
 from model.typed import build, to_plain
 from sweeps.files import canonical_text, read_json, text_hash
 
-SPEC_VERSION = 4
+SPEC_VERSION = 5
 """Version of the fields below; adding, removing or renaming one raises it (a test pins them)."""
 
 NUMERICS_VERSION = 4

@@ -9,13 +9,14 @@ forecasts it too, as far as its protocol is the sweep's: a gate says where it is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model.config import require
+from model.config import ModelConfig, require
 from model.errors import ConfigError
-from model.training.config import ScheduleConfig, StageConfig, TrainConfig
+from model.training.config import InitialWeights, ScheduleConfig, StageConfig, TrainConfig
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.identity import run_identity, trunk_identity
 from model.training.schedules import learning_rate, merged_steps, trunk_steps
@@ -27,7 +28,17 @@ from windtunnel.choices import Choice
 from windtunnel.finished import FinishedSweep
 from windtunnel.promotion import BegunFrom, Promotion
 from windtunnel.recommend import Recommended, Settings, promotion_of
-from windtunnel.targets import Continue, Decay, ExtendContext, Merge, SecondStage
+from windtunnel.targets import (
+    Continue,
+    Decay,
+    ExtendContext,
+    Merge,
+    OnGivenWeights,
+    SecondStage,
+)
+
+if TYPE_CHECKING:
+    from model.training.initial import GivenWeights
 
 SAME_RATE = 1e-3
 """Relative difference of two learning rates that counts as none: a warm-up in whole tokens."""
@@ -42,6 +53,8 @@ class Start:
 
     step: int
     path: Path
+    given: GivenWeights | None = None
+    """Weights trained elsewhere, in place of what the launched run has kept."""
 
 
 def recommend_stage(
@@ -61,6 +74,9 @@ def recommend_stage(
     at = starts[-1].step
     spec = _spec(first, target, [start.step for start in starts], sweep.corpus)
     _require_same_rates(first.train, spec.train, at)
+    if starts[-1].given is not None:
+        initial = InitialWeights(sha256=starts[-1].given.digest(), step=at)
+        spec = replace(spec, train=replace(spec.train, initial_weights=initial))
     done = at * spec.train.batch_tokens
     found = Recommended(
         spec=spec,
@@ -103,6 +119,11 @@ def set_aside_for(
     mine = trunk_identity(spec.model, spec.train, spec.corpus_fingerprint)
     folder = store.create(spec) / "begins"
     for start in starts:
+        if start.given is not None:
+            from model.training.initial import place_weights  # here: it needs torch
+
+            place_weights(start.given, folder)
+            continue
         is_snapshot = start.path.parent.name == "snapshots"
         set_aside(start.path, kept if is_snapshot else owner, folder, mine)
 
@@ -112,6 +133,8 @@ def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Sta
     from model.training.checkpoint import checkpoint_paths  # here: it needs torch
 
     run_dir, train = store.run_dir(launched.run_id), launched.spec.train
+    if not isinstance(target, Merge) and target.weights is not None:
+        return (_given_start(launched, target),)
     newest = newest_attempt(run_dir)
     if newest == 0:
         raise ConfigError(
@@ -146,6 +169,32 @@ def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Sta
             f"fall, at step {before}: {there}"
         )
     return (Start(step=max(usable), path=whole[max(usable)]),)
+
+
+def _given_start(launched: Promotion, target: OnGivenWeights) -> Start:
+    """Weights that another engine has trained by this promotion."""
+    from model.training.initial import given_weights  # here: it needs torch
+
+    assert target.weights is not None, "asked before"
+    assert target.at_step is not None, "given with the weights"
+    before = trunk_steps(launched.spec.train)
+    require(
+        target.at_step <= before,
+        f"target.at_step ({target.at_step}) must be before the rate begins to fall, at step "
+        f"{before} of {launched.id}",
+    )
+    given = given_weights(target.weights)
+    differing = [
+        field.name
+        for field in fields(ModelConfig)
+        if getattr(given.model, field.name) != getattr(launched.spec.model, field.name)
+    ]
+    require(
+        not differing,
+        f"target.weights={target.weights}: not of {launched.id}'s model: they differ in "
+        f"{', '.join(differing)}",
+    )
+    return Start(step=target.at_step, path=target.weights, given=given)
 
 
 def _step(path: Path) -> int:
@@ -249,6 +298,11 @@ def _require_same_rates(first: TrainConfig, second: TrainConfig, at: int) -> Non
 
 def _notes(target: SecondStage, launched: Promotion) -> tuple[str, ...]:
     rate = f"rate, batch and warm-up are those of {launched.id}, not of the laws at this budget"
+    if not isinstance(target, Merge) and target.weights is not None:
+        rate += (
+            f"; begun with {target.weights}, which hold no moments of the optimizer: AdamW begins "
+            f"anew at step {target.at_step}, and no run of the fit did so"
+        )
     if isinstance(target, Merge):
         return (
             rate,

@@ -7,6 +7,7 @@ chooses the rest (`windtunnel.choices`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from model.accounting import flops_per_token
@@ -137,7 +138,27 @@ class LingTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continue:
+class OnGivenWeights:
+    """A second stage that may begin with weights trained elsewhere, by an engine that the
+    promotion was handed over to, and not with a state of the run launched here."""
+
+    weights: Path | None = None
+    """A published checkpoint or a folder of weights of the promotion's model; None: what the run
+    launched here has kept."""
+    at_step: int | None = None
+    """Steps of the promotion that the weights have behind them."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.weights is None) == (self.at_step is None),
+            f"weights={self.weights} and at_step={self.at_step}: give both, or neither",
+        )
+        if self.at_step is not None:
+            require_positive(at_step=self.at_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continue(OnGivenWeights):
     """A launched run, trained on for longer at its constant rate before that falls."""
 
     kind: Literal["continue"] = "continue"
@@ -147,11 +168,12 @@ class Continue:
     """Of the whole run, those that are done included."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(tokens=self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decay:
+class Decay(OnGivenWeights):
     """A launched run, ended early: its rate falls from where it stands."""
 
     kind: Literal["decay"] = "decay"
@@ -160,6 +182,7 @@ class Decay:
     """Of the whole run; None: so many that the fall takes its schedule's share of them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tokens is not None:
             require_positive(tokens=self.tokens)
 
@@ -178,7 +201,7 @@ class Merge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtendContext:
+class ExtendContext(OnGivenWeights):
     """A launched run, trained on with longer sequences from where it stands."""
 
     kind: Literal["extend"] = "extend"
@@ -191,6 +214,7 @@ class ExtendContext:
     balance_rate: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(tokens=self.tokens, sequence_length=self.sequence_length)
 
 

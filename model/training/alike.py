@@ -33,6 +33,7 @@ def why_alone(config: TrainConfig, runtime: RuntimeConfig) -> str:
     reasons = {
         "it has stages": bool(config.stages),
         "it shares a trunk": config.schedule.trunk,
+        "it begins with given weights": config.initial_weights is not None,
         "its checkpoints are merged": config.schedule.kind == "wsm",
         "it goes back after a spike": config.health.on_spike == "rewind",
         f"its precision is {config.precision}": config.precision not in ("fp32", "bf16"),

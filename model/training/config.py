@@ -213,8 +213,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Weights trained before, that a run begins with (:mod:`model.training.initial`)."""
+
+    sha256: str
+    """Of their names, types, shapes and elements."""
+    step: int = 0
+    """Steps of this run's schedule and text that they have behind them."""
+
+    def __post_init__(self) -> None:
+        require(self.step >= 0, f"step must be >= 0, got {self.step}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run from random weights to its last token."""
+    """One run from its initial weights to its last token."""
 
     tokens: int
     """Training tokens; a whole number of batches."""
@@ -235,6 +248,8 @@ class TrainConfig:
     health: HealthConfig = STANDARD_HEALTH
     stages: tuple[StageConfig, ...] = ()
     """Changes that come with stages of the data; one without an entry changes its text alone."""
+    initial_weights: InitialWeights | None = None
+    """None: random ones of ``seed``."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -260,6 +275,11 @@ class TrainConfig:
             not (self.schedule.trunk and self.health.on_spike == "rewind"),
             "health.on_spike: a trunk can't go back, other runs may have begun from it already; "
             "use on_spike=end or schedule.trunk=false",
+        )
+        begun = self.initial_weights.step if self.initial_weights is not None else 0
+        require(
+            begun < self.num_steps,
+            f"initial_weights.step ({begun}) must be less than the run's {self.num_steps} steps",
         )
 
     @property

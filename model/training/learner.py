@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.tensor_files import Readable
 from model.training.checkpoint import Checkpoint
 from model.training.config import BalanceConfig
 from model.training.evaluate import Forward
@@ -76,6 +77,9 @@ class Learner(Protocol):
         Returns:
             Whether there were weights alone: training can't go on from them.
         """
+
+    def begin_with(self, weights: Mapping[str, Readable]) -> None:
+        """Take weights under the model's own names, one at a time; the optimizer stays as new."""
 
     def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
         """The newest whole checkpoint that ``is_usable`` has nothing to say against."""

@@ -20,6 +20,7 @@ from model.training.evaluate import Evaluation, mixture_layers
 from model.training.health import Health
 from model.training.heldout import HeldoutMeasures
 from model.training.identity import run_identity, trunk_identity
+from model.training.initial import begin_with
 from model.training.learner import Learner
 from model.training.lines import RunLog, tokens_per_s
 from model.training.result import TrainResult
@@ -123,7 +124,9 @@ def open_run(
         ConfigError: the configs do not fit each other, the corpus, or what lies in ``run_dir``.
     """
     model_config, state = learner.config, learner.state
-    if model_config.vocab_size != corpus.vocab_size:
+    # Published tables are padded: 157,184 rows for fewer tokens.
+    is_padded = config.initial_weights is not None and model_config.vocab_size > corpus.vocab_size
+    if model_config.vocab_size != corpus.vocab_size and not is_padded:
         raise ConfigError(
             f"model.vocab_size ({model_config.vocab_size}) must be that of the corpus's tokenizer "
             f"({corpus.vocab_size})"
@@ -196,7 +199,7 @@ def _begin(
     points: RewindPoints | None,
     snapshots: Snapshots,
 ) -> bool:
-    """Go on from a checkpoint or a trunk, where there is one.
+    """Go on from a checkpoint or a trunk, where there is one, or begin with given weights.
 
     Returns:
         Whether what was found is the average that ends a wsm run.
@@ -214,4 +217,7 @@ def _begin(
         learner.restore(trunk.tensors)
         state.begin_from_trunk(trunk.state["run"], config.num_steps)
         logger.info("going on from a trunk at step %d of %d", state.step, config.num_steps)
+    elif config.initial_weights is not None:
+        begin_with(learner, config.initial_weights, snapshots.shared)
+        logger.info("begun with given weights at step %d of %d", state.step, config.num_steps)
     return False

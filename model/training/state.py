@@ -20,7 +20,7 @@ class RunState:
     step: int = 0
     """Optimizer steps done."""
     first_step: int = 0
-    """Of these, steps that a trunk did."""
+    """Of these, steps that a trunk did, or that were done elsewhere."""
     line_step: int = 0
     """Step of the last line of metrics."""
     line_nats: float = 0.0
@@ -71,6 +71,10 @@ class RunState:
         self.step = self.first_step = self.line_step = trunk["step"]
         self.tail_steps = max(0, self.step - tail_begins(num_steps))
         self.tail_nats = trunk["tails"].get(str(num_steps), 0.0)
+
+    def begin_at(self, step: int) -> None:
+        """Begin after steps that were done elsewhere, and of which nothing is known."""
+        self.step = self.first_step = self.line_step = step
 
     @property
     def tail_loss_nats(self) -> float:

@@ -14,6 +14,7 @@ from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig, require
 from model.layers import Rotary
 from model.own.parts import refuse_own
+from model.tensor_files import Readable
 from model.training.adamw import AdamW
 from model.training.captured import Captured
 from model.training.checkpoint import (
@@ -145,6 +146,12 @@ class WholeModel:
         load_optimizer_tensors(self.model, self.optimizer, below("optimizer.", tensors))
         torch.set_rng_state(tensors["run.rng"])
         return False
+
+    @torch.no_grad()
+    def begin_with(self, weights: Mapping[str, Readable]) -> None:
+        """Take weights under the model's own names, one at a time; the optimizer stays as new."""
+        for name, own in self.model.state_dict().items():
+            own.copy_(weights[name][:])
 
     def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
         """The newest whole checkpoint that ``is_usable`` has nothing to say against."""

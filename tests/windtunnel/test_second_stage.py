@@ -1,15 +1,19 @@
 """Second stages of a launched run: longer, ended early, averaged, with a longer context."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from analysis.records import RunRecord
 from model.files import step_folder
+from model.hf import ExportOptions, export_checkpoint
 from model.training.checkpoint import read_checkpoint
 from model.training.merge import merge_coefficients, merge_weights
+from model.weights import open_checkpoint_weights
 from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.promotion import Promotion, Promotions
@@ -127,6 +131,46 @@ def test_a_launched_run_goes_on_for_longer_and_with_longer_sequences(
     assert fly(root, *TWO_PROCESSES) == 0
     (stage,) = record(root, wider).provenance["stages"]
     assert (stage["name"], stage["sequence_length"]) == ("long_context", 384)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_weights_that_another_engine_trained_by_the_promotion_go_on_here(
+    root: Path,
+    fly: Callable[..., int],
+    first: Promotion,
+    promoted: Callable[..., Promotion],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Through the published layout and back; what a state has besides the weights is lost."""
+    state = max((Store(root).run_dir(first.run_id) / "snapshots").iterdir())
+    at = read_checkpoint(state).step
+    options = ExportOptions(dtype=torch.float32, max_positions=256, eos_token_id=None)
+    model = first.spec.model
+    export_checkpoint(model, open_checkpoint_weights(state), tmp_path / "published", options)
+    given = (f"target.weights={tmp_path / 'published'}", f"target.at_step={at}")
+    branch = promoted("decay", f"target.tokens={first.spec.train.tokens}", *given)
+    assert branch.begun_from is not None
+    assert branch.begun_from.step == at
+    assert any(f"AdamW begins anew at step {at}" in note for note in branch.notes)
+    assert not next(gate for gate in branch.gates if gate.name == "one_protocol").passed
+    assert fly(root, *TWO_PROCESSES) == 0
+    measured = record(root, branch)
+    lines = (Store(root).run_dir(branch.run_id) / "metrics.jsonl").read_text().splitlines()
+    trained = [line["step"] for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert min(trained) > at
+    loss, unbroken = measured.loss_nats, record(root, first).loss_nats
+    assert loss is not None
+    assert unbroken is not None
+    assert loss != unbroken
+    assert loss == pytest.approx(unbroken, rel=0.02), "moments are found again within the fall"
+
+    capsys.readouterr()
+    promoted("decay", given[0], code=2)
+    assert "give both, or neither" in capsys.readouterr().err
+    promoted("decay", given[0], "target.at_step=1000000", code=2)
+    assert "must be before the rate begins to fall" in capsys.readouterr().err
 
 
 def test_a_second_stage_pays_for_its_own_steps_alone(

@@ -2,24 +2,30 @@
 
 The run lies beside those of the sweeps, under the same rules: the same command again trains nothing
 twice, a killed run goes on from its checkpoint, and what a sweep has trained already is not trained
-again. The vocabulary is the corpus's. `dry_run=true` shows the plan.
+again. The vocabulary is the corpus's. `dry_run=true` shows the plan. With weights=FOLDER the run
+begins with weights trained before, as a published checkpoint or `windtunnel convert` has them, and
+with their model. They are all that is taken over: the optimizer begins anew. processes=fixed trains
+over several processes.
 
 Exit codes: 0 done, 1 stopped on the way, 3 failed or diverged.
 
 Example:
   windtunnel train model=tiny tokens=262144
   windtunnel train model=small tokens=2e6 data=text data.paths=[notes] recipe.training.min_steps=200
+  windtunnel train weights=downloads/Ling-mini-2.0 data=text data.paths=[notes] \\
+      data.tokenizer.kind=file data.tokenizer.path=downloads/Ling-mini-2.0/tokenizer.json
+  windtunnel train weights=export tokens=1e6 processes=fixed processes.sizes.shard=2
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from model.config import ModelConfig, require_positive
+from model.config import ModelConfig, require, require_positive
 from model.errors import RunFailed
 from model.training.config import (
     BalanceConfig,
@@ -27,6 +33,7 @@ from model.training.config import (
     CorpusConfig,
     EvaluationConfig,
     HealthConfig,
+    InitialWeights,
     Precision,
     RuntimeConfig,
     ScheduleConfig,
@@ -41,15 +48,20 @@ from sweeps.plan import Plan, PlannedRun, epochs_of
 from sweeps.recipe import Recipe, train_for
 from sweeps.run import run_sweep
 from sweeps.spec import RunSpec, run_id
+from sweeps.spread import set_spread
 from sweeps.status import sweep_status
 from sweeps.store import Store
 from windtunnel.console import brief, duration, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
+from windtunnel.machine.sizes import FixedSizes, OneProcess, spread_of
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
 from windtunnel.tracking import located, tell_mirror
+
+if TYPE_CHECKING:
+    from model.training.initial import GivenWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,8 @@ class Config:
 
     root: Path
     model: ModelConfig
+    weights: Path | None
+    """A published checkpoint or a folder of weights to begin with; its model is then trained."""
     data: CorpusConfig
     tokens: int
     """Training tokens, rounded to whole batches."""
@@ -79,6 +93,7 @@ class Config:
     """Null: all cores of this machine."""
     device: Literal["auto", "cpu", "cuda"]
     executor: ExecutorConfig
+    processes: OneProcess | FixedSizes
     dry_run: bool
 
     def __post_init__(self) -> None:
@@ -99,7 +114,11 @@ def run(config: Config, console: Console) -> int:
         tracker=located(config.tracker, config.root, "single"),
     )
     corpus = prepared(config.data, runtime.data_dir, console)
-    spec = spec_of(config, corpus, runtime)
+    given = _given(config, corpus)
+    spec = spec_of(config, corpus, runtime, given)
+    spread = spread_of(config.processes, None, config.executor, config.device)
+    if spread is not None:
+        spread.parallel.check(spec.model, spec.train)
     name = run_id(spec)
     cost = cost_of(SHIPPED, spec.model, spec.train, len(corpus.domains))
     plan = Plan(name=name, runs=(PlannedRun(run_id=name, spec=spec, cost=cost),))
@@ -108,8 +127,13 @@ def run(config: Config, console: Console) -> int:
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
         return 0
+    if given is not None:
+        from model.training.initial import place_weights  # here: it needs torch
+
+        place_weights(given, store.create(spec) / "begins")
+    set_spread(store.create(spec), spread)
     with SweepProgress(console, plan, store) as progress:
-        executor = make_executor(config.executor, runtime, store.root)
+        executor = make_executor(config.executor, runtime, store.root, spread)
         result = run_sweep(plan, store, executor, progress.show, retry=("failed", "diverged"))
     for reason in (*result.failed.values(), *result.diverged.values()):
         raise RunFailed(name, f"{brief(reason)} (its log: {store.run_dir(name) / 'log.txt'})")
@@ -133,27 +157,56 @@ def run(config: Config, console: Console) -> int:
     return 0
 
 
-def spec_of(config: Config, corpus: PreparedCorpus, runtime: RuntimeConfig) -> RunSpec:
-    """The run as the worker gets it."""
-    model = replace(config.model, vocab_size=corpus.vocab_size)
+def _given(config: Config, corpus: PreparedCorpus) -> GivenWeights | None:
+    """The weights the run begins with, if they fit the text.
+
+    Raises:
+        ConfigError: they are not whole, or of a vocabulary smaller than the tokenizer's.
+    """
+    if config.weights is None:
+        return None
+    from model.training.initial import given_weights  # here: it needs torch
+
+    given = given_weights(config.weights)
+    require(
+        given.model.vocab_size >= corpus.vocab_size,
+        f"weights={config.weights}: a vocabulary of {given.model.vocab_size}, the corpus's "
+        f"tokenizer has {corpus.vocab_size}; name theirs with data.tokenizer.kind=file "
+        "data.tokenizer.path=.../tokenizer.json",
+    )
+    return given
+
+
+def spec_of(
+    config: Config,
+    corpus: PreparedCorpus,
+    runtime: RuntimeConfig,
+    given: GivenWeights | None = None,
+) -> RunSpec:
+    """The run as the worker gets it; its model is that of ``given``, where there is one."""
+    if given is None:
+        model, initial = replace(config.model, vocab_size=corpus.vocab_size), None
+    else:
+        model, initial = given.model, InitialWeights(sha256=given.digest())
+    train = train_for(
+        config.recipe.training,
+        model=model,
+        tokens=config.tokens,
+        sequence_length=config.sequence_length,
+        seed=config.seed,
+        schedule=config.schedule,
+        balance=config.balance,
+        evaluation=config.evaluation,
+        checkpoint=config.checkpoint,
+        precision=config.precision,
+        mtp_loss_weight=config.mtp_loss_weight,
+        health=config.health,
+        stages=config.stages,
+    )
     spec = RunSpec(
         rung="single",
         model=model,
-        train=train_for(
-            config.recipe.training,
-            model=model,
-            tokens=config.tokens,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            schedule=config.schedule,
-            balance=config.balance,
-            evaluation=config.evaluation,
-            checkpoint=config.checkpoint,
-            precision=config.precision,
-            mtp_loss_weight=config.mtp_loss_weight,
-            health=config.health,
-            stages=config.stages,
-        ),
+        train=replace(train, initial_weights=initial),
         corpus=config.data,
         corpus_fingerprint=corpus.fingerprint,
         runtime=runtime,

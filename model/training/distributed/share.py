@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import ModelConfig
+from model.tensor_files import Readable
 from model.training.checkpoint import Checkpoint
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.distributed import checkpoint
@@ -109,6 +110,12 @@ class ShareOfModel:
         if not is_merged:
             torch.set_rng_state(tensors["run.rng"])
         return is_merged
+
+    @torch.no_grad()
+    def begin_with(self, weights: Mapping[str, Readable]) -> None:
+        """Take this rank's pieces of the whole model's weights, one tensor at a time."""
+        for name, piece in self.weights().items():
+            _fill(piece, weights[name.removeprefix("model.")][:])
 
     def find(self, folder: Path, is_usable: Callable[[Checkpoint], str]) -> Checkpoint | None:
         """The newest whole checkpoint, as rank 0 finds it, its pieces already in place."""

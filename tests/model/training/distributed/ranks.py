@@ -18,6 +18,7 @@ from model.training.distributed.config import ParallelConfig
 from model.training.distributed.share import ShareOfModel
 from model.training.run import initial_state
 from model.training.schedules import learning_rate
+from model.transformer import build_model
 
 STEPS = 20
 HALF = 10
@@ -86,6 +87,14 @@ def train_a_part(parallel, folder, steps, checkpoints):
     return found
 
 
+def begin_elsewhere(parallel, checkpoints):
+    """Take another model's weights and write them down as a checkpoint."""
+    state = initial_state(MODEL, TRAIN, torch.device("cpu"))
+    learner = ShareOfModel(MODEL, TRAIN, parallel, state, torch.device("cpu"))
+    learner.begin_with(build_model(MODEL, seed=9).state_dict())
+    learner.write(checkpoints, Checkpoint(1, learner.weights(), {}), keep=1)
+
+
 def run(parallel, folder, steps, checkpoints=None):
     def work(rank):
         return train_a_part(parallel, folder, steps, checkpoints)
@@ -110,4 +119,6 @@ if __name__ == "__main__":
             piece.write(bytes([byte ^ 1]))
         found[f"reads-{name}"] = run(plan, where, range(HALF, STEPS), saved)
         assert not newer.exists(), "a changed byte was not seen"
+    four = READERS["four"]
+    on_ranks(four.world_size, lambda rank: begin_elsewhere(four, where / "begun"))
     print(json.dumps(found))

@@ -149,6 +149,16 @@ def test_a_checkpoint_of_two_goes_on_elsewhere(seen, single, reader):
         assert rank["heldout_nats"] == pytest.approx(heldout_nats, rel=LOSS_TOLERANCE)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_ranks_take_given_weights_to_the_bit(seen, folder):
+    found = read_checkpoint(folder / "begun" / "step-00000001").tensors
+    given = build_model(MODEL, seed=9).state_dict()
+    assert {name.removeprefix("model.") for name in found} == set(given)
+    for name, tensor in given.items():
+        assert torch.equal(found[f"model.{name}"], tensor), name
+
+
 class Stopped(Exception):
     """Somebody asked the run to stop."""
 

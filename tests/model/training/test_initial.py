@@ -1,0 +1,157 @@
+"""A run begun with weights trained before: those of the published layout to the bit, no others."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.errors import ConfigError
+from model.hf import ExportOptions, export_checkpoint
+from model.tensor_files import TensorHeader
+from model.training import progress
+from model.training.checkpoint import checkpoint_paths, read_checkpoint
+from model.training.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    InitialWeights,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    SyntheticCorpus,
+    TrainConfig,
+)
+from model.training.data import prepare_corpus
+from model.training.initial import given_weights, place_weights
+from model.training.learner import model_weights
+from model.training.run import initial_state
+from model.training.schedules import learning_rate
+from model.training.trainer import train
+from model.training.whole import WholeModel
+from model.transformer import build_model
+from model.weights import write_weights
+
+RUNTIME = RuntimeConfig()
+MODEL = ModelConfig(
+    vocab_size=320,
+    hidden_size=16,
+    num_layers=2,
+    dense_width=32,
+    mtp_depth=1,
+    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
+    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
+)
+"""Its table is padded: the corpus has 257 tokens."""
+TRAIN = TrainConfig(
+    tokens=128 * 20,
+    batch_tokens=128,
+    sequence_length=32,
+    seed=3,
+    optimizer=OptimizerConfig(peak_lr=1e-2),
+    schedule=ScheduleConfig(),
+    balance=BalanceConfig(update_rate=0.01),
+    evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=1),
+    checkpoint=CheckpointConfig(every_s=1e9),
+)
+TRAINED = build_model(MODEL, seed=9).state_dict()
+STEPS = TRAIN.num_steps
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
+    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def published(tmp_path):
+    options = ExportOptions(dtype=torch.float32, max_positions=32, eos_token_id=None)
+    export_checkpoint(MODEL, TRAINED, tmp_path / "published", options)
+    return given_weights(tmp_path / "published")
+
+
+def begun(published, folder, corpus, *, step=0, config=TRAIN, **options):
+    begins = folder / "begins"
+    place_weights(published, begins)
+    initial = InitialWeights(sha256=published.digest(), step=step)
+    config = replace(config, initial_weights=initial)
+    return train(MODEL, config, corpus, RUNTIME, folder, trunk_dir=begins, **options)
+
+
+def train_lines(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def test_the_weights_come_through_the_published_layout_to_the_bit(published, tmp_path):
+    headers = {name: TensorHeader(tuple(t.shape), t.dtype) for name, t in TRAINED.items()}
+    write_weights(tmp_path / "own", MODEL, headers, TRAINED.values())
+    own = given_weights(tmp_path / "own")
+    assert own.digest() == published.digest(), "one content, one run, whichever folder it is in"
+    assert own.model == published.model == MODEL
+    place_weights(own, tmp_path / "run" / "begins")
+    linked = tmp_path / "run" / "begins" / "weights.safetensors"
+    assert os.stat(linked).st_nlink == 2, "a link takes no space"
+
+    device = torch.device("cpu")
+    learner = WholeModel(MODEL, TRAIN, initial_state(MODEL, TRAIN, device), device)
+    assert not torch.equal(learner.weights()["model.output.weight"], TRAINED["output.weight"])
+    learner.begin_with(TRAINED)
+    for name, tensor in learner.weights().items():
+        assert torch.equal(tensor, TRAINED[name.removeprefix("model.")]), name
+
+
+def test_a_run_begins_with_them_and_goes_on_like_any_other(
+    published, corpus, tmp_path, monkeypatch
+):
+    whole = begun(published, tmp_path / "whole", corpus)
+    with pytest.raises(ConfigError, match=r"model.vocab_size \(320\) must be that of the corpus"):
+        train(MODEL, TRAIN, corpus, RUNTIME, tmp_path / "scratch")
+    optimizer = replace(TRAIN.optimizer, peak_lr=1e-30, weight_decay=0.0)
+    still = replace(TRAIN, optimizer=optimizer)
+    folder = tmp_path / "still"
+    begun(published, folder, corpus, config=still)
+    left = model_weights(read_checkpoint(checkpoint_paths(folder / "checkpoints")[0]).tensors)
+    assert torch.equal(left["output.weight"], TRAINED["output.weight"])
+
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+
+    def stop(step, *_):
+        if step == 7:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        begun(published, tmp_path / "run", corpus, on_progress=stop)
+    (tmp_path / "run" / "begins" / "weights.safetensors").unlink()
+    resumed = train(
+        MODEL,
+        replace(TRAIN, initial_weights=InitialWeights(sha256=published.digest())),
+        corpus,
+        RUNTIME,
+        tmp_path / "run",
+    )
+    assert resumed.loss_nats == whole.loss_nats, "from its own checkpoint, without the weights"
+
+
+def test_weights_with_steps_behind_them_begin_at_that_step(published, corpus, tmp_path):
+    begun(published, tmp_path / "run", corpus, step=12)
+    lines = train_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(13, STEPS + 1))
+    assert lines[0]["lr"] == learning_rate(TRAIN, 12)
+    with pytest.raises(ConfigError, match=r"initial_weights.step \(20\) must be less than"):
+        replace(TRAIN, initial_weights=InitialWeights(sha256="0", step=STEPS))
+
+
+def test_other_weights_than_planned_are_refused(published, corpus, tmp_path):
+    begins = tmp_path / "run" / "begins"
+    place_weights(published, begins)
+    config = replace(TRAIN, initial_weights=InitialWeights(sha256="of others"))
+    with pytest.raises(ConfigError, match="not the weights this run was planned with"):
+        train(MODEL, config, corpus, RUNTIME, tmp_path / "run", trunk_dir=begins)
+    with pytest.raises(ConfigError, match="give the command that began it again"):
+        train(MODEL, config, corpus, RUNTIME, tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"no published checkpoint .* and no folder of weights"):
+        given_weights(tmp_path)
