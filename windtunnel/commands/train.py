@@ -54,7 +54,7 @@ from sweeps.store import Store
 from windtunnel.console import brief, duration, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
-from windtunnel.machine.sizes import FixedSizes, OneProcess, spread_of
+from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
@@ -93,7 +93,7 @@ class Config:
     """Null: all cores of this machine."""
     device: Literal["auto", "cpu", "cuda"]
     executor: ExecutorConfig
-    processes: OneProcess | FixedSizes
+    processes: PlannedSizes | OneProcess | FixedSizes
     dry_run: bool
 
     def __post_init__(self) -> None:
@@ -104,6 +104,11 @@ class Config:
 
 def run(config: Config, console: Console) -> int:
     """Plan one run, train it if it is not done, say what it measured."""
+    require(
+        not isinstance(config.processes, PlannedSizes),
+        "processes=plan: a plan belongs to a promotion; name the sizes with processes=fixed, or "
+        "train in one process",
+    )
     store = Store(usable_root(config.root))
     if not config.dry_run:
         bring_over(store, console)
