@@ -17,6 +17,7 @@ from sweeps.spec import RunSpec
 from sweeps.store import Store
 from sweeps.trouble import (
     EXIT_FAILED,
+    EXIT_HELD,
     EXIT_MEMORY,
     is_out_of_memory,
     patiently,
@@ -56,7 +57,14 @@ def interrupted(attempt: Attempt, reason: str) -> None:
 
 
 def failed(attempt: Attempt, spec: RunSpec, error: Exception) -> int:
-    """Say how the attempt failed, if the store still takes a word; returns the exit code."""
+    """Say how the attempt failed, if the store still takes a word; returns the exit code.
+
+    An attempt that was taken over has not failed: its checkpoints were moved away under it, and it
+    may meet that before its next beat tells it why.
+    """
+    if _was_taken_over(attempt):
+        print(f"attempt {attempt.number} was taken over ({one_line(error)})")
+        return EXIT_HELD
     trouble = store_trouble(attempt.dir, error)
     if isinstance(error, ConfigError):
         print(error, file=sys.stderr)
@@ -76,6 +84,13 @@ def failed(attempt: Attempt, spec: RunSpec, error: Exception) -> int:
     except OSError:
         print(f"{reason}; the outcome could not be written", file=sys.stderr)
     return exit_code
+
+
+def _was_taken_over(attempt: Attempt) -> bool:
+    try:
+        return attempt.is_fenced()
+    except OSError:
+        return False  # the store is away: that is what it failed of
 
 
 def one_line(error: Exception) -> str:

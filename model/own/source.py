@@ -80,7 +80,7 @@ def keep_source(source: Source, data_dir: Path) -> None:
                 write_file(fresh / file, (source.root / file).read_bytes())
             if _hash(fresh, source.files) != source.hash:
                 raise ConfigError(f"{source.name}: its source changed while it was read; try again")
-    except OSError:
+    except (OSError, ConfigError):
         if not folder.exists():  # another process may have been quicker
             raise
 

@@ -51,7 +51,7 @@ sys.exit(work(Path(sys.argv[1]), int(sys.argv[3])))
 COMMAND = (sys.executable, "-c", SHOW)
 
 
-def wait(handle, within_s=30.0):
+def wait(handle, within_s=120.0):
     end = time.monotonic() + within_s
     while handle.poll() is None:
         assert time.monotonic() < end, "it did not end"
@@ -103,7 +103,7 @@ def test_a_killed_fork_server_ends_its_workers_and_is_started_again(folders):
     executor = LocalExecutor(slots=2, command=COMMAND, starter=ForkServer)
     hanging = executor.submit(folders[0], 9)
     facts = folders[0] / "facts.json"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not (facts.exists() and facts.read_text()):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -120,16 +120,17 @@ def test_no_worker_outlives_its_driver(plan, tmp_path, blow):
     )
     write_plan(plan, session.store.plan_path(plan.name))
     driver = session._start_driver()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while len(session._workers()) < 2:
         assert time.monotonic() < end, session.log()
         time.sleep(0.05)
     os.kill(driver.pid, blow)
-    code = driver.wait(timeout=30)
+    code = driver.wait(timeout=120)
     assert session.orphans() == []
+    end = time.monotonic() + 120
     # A killed process has lost its command line a moment before the kernel calls it a zombie.
     while "running" in (session.store.state(run.run_id).status for run in plan.runs[:2]):
-        assert time.monotonic() < end + 30
+        assert time.monotonic() < end
         time.sleep(0.01)
     first, second = (session.store.state(run.run_id) for run in plan.runs[:2])
     if blow == signal.SIGKILL:
@@ -201,7 +202,7 @@ def test_a_job_whose_worker_was_warned_before_it_is_requeued(toy, plan, tmp_path
     toy.set(steps=4000, step_s=0.05)
     run_dir, exit_path = toy.store.create(plan.runs[0].spec), tmp_path / "exit"
     command = [sys.executable, str(HERE / "warned_job.py"), str(run_dir), str(exit_path)]
-    job = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    job = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert job.stdout.splitlines()[-1] == "requeued", job.stdout
     assert not exit_path.exists(), "the driver would take it for ended"
     (first,) = toy.store.attempts(plan.runs[0].run_id)

@@ -128,20 +128,25 @@ def test_one_that_diverges_leaves_the_others_alone(corpus_dir, corpus, tmp_path)
 
 def test_a_killed_pack_goes_on_one_by_one(wide_plan, toy, monkeypatch):
     monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.05,) * 9)
-    toy.set(steps=20, step_s=0.01)
+    monkeypatch.setattr("sweeps.run.PROGRESS_S", 0.1)
+    packing = Packing(most=4)
+    key = packing.key(wide_plan.runs[0].spec)
+    # Six seeds of a shape on two slots: packs of three. The second run of the first waits.
+    pack = [run for run in wide_plan.runs if packing.key(run.spec) == key][:3]
+    toy.set(hold={pack[1].run_id: [10]})
     killed = []
 
     def kill_once(event):
-        if event.kind == "progress" and not killed:
+        if event.kind == "progress" and event.run is pack[1] and not killed:
             folder = attempt_dir(toy.store.run_dir(event.run.run_id), event.attempt)
             killed.append(read_claim(folder).owner.pid)
             os.kill(killed[0], 9)
 
-    result = run_sweep(wide_plan, toy.store, toy.executor(), kill_once, packing=Packing(most=4))
+    result = run_sweep(wide_plan, toy.store, toy.executor(), kill_once, packing=packing)
     assert result.is_complete
-    over_before = owners(toy.store, wide_plan).count(killed[0])
+    assert owners(toy.store, replace(wide_plan, runs=tuple(pack[:1]))) == killed
     again = [run for run in wide_plan.runs if toy.store.state(run.run_id).attempt > 1]
-    assert len(again) == 3 - over_before > 0  # six seeds of a shape on two slots: packs of three
+    assert again == pack[1:]
     for run in again:
         assert not read_company(toy.store.run_dir(run.run_id)).runs
 

@@ -32,9 +32,9 @@ def test_a_killed_worker_a_stopped_one_and_the_rest(plan, toy, monkeypatch):
     """One cluster for all of it: starting one takes seconds."""
     monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.1,) * 4)
     monkeypatch.setattr(run_module, "PROGRESS_S", 0.1)
-    toy.set(steps=30, step_s=0.1)
     executor = RayExecutor(RayConfig(max_parallel=2), command=COMMAND)
     first, second = plan.runs[0].run_id, plan.runs[1].run_id
+    toy.set(steps=30, hold={first: [10]})
     killed, beside = [], []
 
     def kill_the_first_once(event):

@@ -153,21 +153,19 @@ def test_a_budget_of_time_starts_nothing_that_would_not_end_in_it(plan, toy):
 def test_a_run_that_gets_on_between_kills_is_never_given_up(plan, toy, monkeypatch):
     monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.0,))
     monkeypatch.setattr(run_module, "PROGRESS_S", 0.05)
-    toy.set(steps=40, step_s=0.05)
     one = replace(plan, runs=plan.runs[:1])
-    events: list[Event] = []
-    killed_at = [0]
+    waits_at, killed_at = [11, 22, 33], []  # two more than are allowed without getting on
+    toy.set(steps=40, hold={one.runs[0].run_id: waits_at})
 
-    def kill_every_ten_steps(event):
-        events.append(event)
-        if event.kind == "progress" and killed_at[-1] + 10 <= event.progress.step < 39:
+    def kill_where_it_waits(event):
+        if event.kind == "progress" and event.progress.step in set(waits_at) - set(killed_at):
             killed_at.append(event.progress.step)
             folder = attempt_dir(toy.store.run_dir(event.run.run_id), event.attempt)
             os.kill(read_claim(folder).owner.pid, 9)
 
-    result = run_sweep(one, toy.store, toy.executor(), kill_every_ten_steps)
+    result = run_sweep(one, toy.store, toy.executor(), kill_where_it_waits)
     assert result.is_complete
-    assert len(killed_at) > 2, "it was not killed often enough to be given up"
+    assert killed_at == waits_at
 
 
 def test_a_grown_plan_runs_only_what_is_new(plan, sweep_config, corpus, toy):

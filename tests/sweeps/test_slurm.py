@@ -95,8 +95,8 @@ def test_a_sweep_runs_as_arrays_of_jobs(plan, toy, executor):
 
 
 def test_before_its_time_limit_a_run_is_saved_requeued_and_goes_on(plan, toy, executor):
-    toy.set(steps=150, step_s=0.1)
     run = plan.runs[0]
+    toy.set(steps=30, step_s=0.1, hold={run.run_id: [10]})
     warned = once_under_way(toy, run, lambda: toy_slurm.ask("scancel", "--signal=USR2", only_job()))
     events = []
     result = run_sweep(replace(plan, runs=(run,)), toy.store, executor(), events.append)
@@ -104,29 +104,29 @@ def test_before_its_time_limit_a_run_is_saved_requeued_and_goes_on(plan, toy, ex
     assert result.finished == (run.run_id,)
     first, _ = toy.store.attempts(run.run_id)
     assert read_outcome(first).reason == "stopped on request"
-    assert len(steps_of(toy, run)) == 150
+    assert len(steps_of(toy, run)) == 30
     # Slurm did it by itself: for the driver it is one job from start to end.
     assert [event.kind for event in events if event.kind != "progress"] == ["started", "finished"]
     assert any(event.attempt == 2 for event in events if event.kind == "progress")
 
 
 def test_a_preempted_run_goes_on_when_its_turn_comes_again(plan, toy, executor):
-    toy.set(steps=60, step_s=0.1)
     run = plan.runs[0]
+    toy.set(steps=20, hold={run.run_id: [10]})
     urgent = ("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     preempted = once_under_way(toy, run, lambda: toy_slurm.ask(*urgent))
     result = run_sweep(replace(plan, runs=(run,)), toy.store, executor())
     preempted.join()
     assert result.finished == (run.run_id,)
     assert len(list(toy.store.attempts(run.run_id))) == 2
-    assert len(steps_of(toy, run)) == 60
+    assert len(steps_of(toy, run)) == 20
     while toy_slurm.ask("squeue", "--noheader"):
         time.sleep(0.1)
 
 
 def test_a_killed_job_is_noticed_and_tried_again(plan, toy, executor):
-    toy.set(steps=40, step_s=0.1)
     run = plan.runs[0]
+    toy.set(steps=20, hold={run.run_id: [10]})
     killed = once_under_way(
         toy, run, lambda: toy_slurm.ask("scancel", "--signal=KILL", "--full", only_job())
     )
@@ -135,7 +135,7 @@ def test_a_killed_job_is_noticed_and_tried_again(plan, toy, executor):
     killed.join()
     assert result.finished == (run.run_id,)
     assert "interrupted" in [event.kind for event in events]
-    assert len(steps_of(toy, run)) == 40
+    assert len(steps_of(toy, run)) == 20
 
 
 def test_a_stopped_driver_takes_its_jobs_out_of_the_queue(plan, toy, executor):

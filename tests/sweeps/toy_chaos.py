@@ -67,8 +67,11 @@ class Session:
                 driver.kill()
                 driver.wait()
 
-    def orphans(self, within_s: float = 5.0) -> list[str]:
-        """Processes of ours that are left although every driver is gone."""
+    def orphans(self, within_s: float = 60.0) -> list[str]:
+        """Processes of ours that are left although every driver is gone.
+
+        One that was just started notices when it has imported what it needs.
+        """
         end = time.monotonic() + within_s
         while self._processes() and time.monotonic() < end:
             time.sleep(0.05)

@@ -4,8 +4,10 @@ The claim, the heartbeat, the fence and the publishing are the product's own cod
 between them is replaced. The "loss" is a hash chain over the steps, so that it comes out right only
 if every step was done once, in order, across any number of interruptions.
 
-What a run does besides is told by ``toy.json`` beside the runs' folder: how long a step takes, and
-which seeds fail, diverge or fill the disk.
+What a run does besides is told by ``toy.json`` beside the runs' folder: how long a step takes,
+which seeds fail, diverge or fill the disk, and under ``hold`` by run the step at which its first,
+second, ... attempt waits until it is ended from outside: a blow then falls where it should, however
+slow the machine is.
 """
 
 import hashlib
@@ -42,6 +44,9 @@ def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:
     rows = metrics.read_text().splitlines()[:step] if metrics.exists() else []
     metrics.write_text("".join(f"{row}\n" for row in rows))
     num_steps = settings.get("steps", 20)
+    holds = settings.get("hold", {}).get(run_id(spec), [])
+    number = int(attempt_dir.name)
+    held_at = holds[number - 1] if number <= len(holds) else 0
     with open(metrics, "a", buffering=1) as file:
         while step < num_steps:
             time.sleep(settings.get("step_s", 0.0))
@@ -52,7 +57,11 @@ def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:
                 write_json(saved, {"step": step, "chain": chain}, durable=False)
             if step == num_steps // 2 + 1:
                 _misbehave(spec.train.seed, settings)
-            report(Progress(step=step, num_steps=num_steps, tokens_per_s=1e3, loss=2.0))
+            progress = Progress(step=step, num_steps=num_steps, tokens_per_s=1e3, loss=2.0)
+            report(progress)
+            while step == held_at:
+                time.sleep(0.02)
+                report(progress)
     loss = 1 + int(chain[:8], 16) / 2**32
     return toy_record(spec, loss, diverged=spec.train.seed in settings.get("diverge", []))
 

@@ -34,7 +34,8 @@ def main(folder: Path) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     # For whoever watches the ranks of a job, or wants to end one.
-    (folder / f"rank-{dist.get_rank()}.pid").write_text(str(os.getpid()))
+    pid = str(os.getpid()).encode()
+    write_atomic(folder / f"rank-{dist.get_rank()}.pid", pid, durable=False)
     state = initial_state(job.model, job.train, device)
     learner = ShareOfModel(job.model, job.train, job.parallel, state, device)
     run = open_run(
