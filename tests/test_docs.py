@@ -124,7 +124,7 @@ def write_sources(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # six minutes at a load of 30 on two cores
+@pytest.mark.timeout(1800)  # six minutes at a load of 30 on two cores
 def test_the_tutorial_and_the_pages_that_go_on_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

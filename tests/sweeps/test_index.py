@@ -180,7 +180,7 @@ def test_two_writers_at_once_leave_a_whole_index(plan, store, reads):
         subprocess.Popen([sys.executable, "-c", LOOK, str(store.root), *half], cwd=Path.cwd())
         for half in folders
     ]
-    assert [process.wait(timeout=60) for process in looking] == [0, 0]
+    assert [process.wait(timeout=600) for process in looking] == [0, 0]
     with sqlite3.connect(store.root / "index.sqlite") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     shown(plan, store)

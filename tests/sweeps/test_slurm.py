@@ -63,7 +63,7 @@ def once_under_way(toy, run, action):
     """Do ``action`` in a thread as soon as the run has saved something."""
 
     def act():
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         saved = "attempts/0001/checkpoints/state.json"
         while not (toy.store.run_dir(run.run_id) / saved).exists():
             assert time.monotonic() < end

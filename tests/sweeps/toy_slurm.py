@@ -20,7 +20,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=120
 SlurmUser=root
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -32,7 +32,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,defer_bat
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-KillWait=3
+KillWait=30
 MinJobAge=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -108,7 +108,7 @@ class ToySlurm:
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in reversed(self._daemons):
-            daemon.wait(timeout=30)
+            daemon.wait(timeout=120)
         del os.environ["SLURM_CONF"]
 
     def hurry(self) -> None:
@@ -123,7 +123,7 @@ class ToySlurm:
                 subprocess.Popen([program, *options], stdout=out, stderr=subprocess.STDOUT)
             )
 
-    def _wait_for(self, condition, within_s: float = 60.0) -> None:
+    def _wait_for(self, condition, within_s: float = 300.0) -> None:
         end = time.monotonic() + within_s
         while not condition():
             dead = [daemon.args[0] for daemon in self._daemons if daemon.poll() is not None]

@@ -351,7 +351,8 @@ def test_each_evaluation_is_held_against_its_band_once(root: Path, made: Promoti
 # --- the command, with real training
 
 
-SAVED_OFTEN = "checkpoint.every_s=0.3"
+SAVED_OFTEN = "checkpoint.every_s=0"
+"""After every step: who waits for the first has nearly the whole run left to strike in."""
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +400,7 @@ def test_the_command_says_one_line_for_each_mistake(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_a_launch_over_two_processes_survives_the_kill_of_one(
     known_sweep: ModuleType, tmp_path: Path
 ) -> None:
@@ -411,13 +412,13 @@ def test_a_launch_over_two_processes_survives_the_kill_of_one(
     command = [sys.executable, "-m", "windtunnel.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     attempt = root / "runs" / promotion.run_id / "attempts" / "0001"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any(attempt.glob("checkpoints/step-*")):
         assert process.poll() is None, "it ended before its first checkpoint"
-        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        assert time.monotonic() < deadline, "no checkpoint in ten minutes"
         time.sleep(0.05)
     os.kill(int((attempt / "rank-1.pid").read_text()), signal.SIGKILL)
-    said, _ = process.communicate(timeout=250)
+    said, _ = process.communicate(timeout=800)
     assert process.returncode == 0
     said = " ".join(said.split())
     assert "rank 1 of 2 (process" in said
@@ -453,10 +454,10 @@ def test_a_killed_launch_goes_on_and_ends_with_the_same_bits(
     command = [sys.executable, "-m", "windtunnel.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     checkpoints = small_root / "runs" / promotion.run_id / "attempts" / "0001" / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (checkpoints.is_dir() and any(checkpoints.iterdir())):
         assert process.poll() is None, "it ended before its first checkpoint"
-        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        assert time.monotonic() < deadline, "no checkpoint in ten minutes"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

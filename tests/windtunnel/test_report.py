@@ -442,7 +442,7 @@ def opened(text: str, folder: Path, act: str = "") -> Page:
         "--dump-dom",
         f"file://{path}",
     ]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     page = Page(shown.stdout.replace("<!DOCTYPE html>", ""))
     body = next(attributes for tag, attributes in page.tags if tag == "body")
     assert json.loads(body["data-troubles"] or "null") == []

@@ -71,7 +71,6 @@ def record(root: Path, promotion: Promotion) -> RunRecord:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_branch_of_the_same_length_is_the_launched_run(
     root: Path, fly: Callable[..., int], first: Promotion, promoted: Callable[..., Promotion]
 ) -> None:
@@ -90,7 +89,6 @@ def test_a_branch_of_the_same_length_is_the_launched_run(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_an_average_is_that_of_the_weights_the_launch_kept(
     root: Path, fly: Callable[..., int], first: Promotion, promoted: Callable[..., Promotion]
 ) -> None:
@@ -114,7 +112,6 @@ def test_an_average_is_that_of_the_weights_the_launch_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_launched_run_goes_on_for_longer_and_with_longer_sequences(
     root: Path, fly: Callable[..., int], first: Promotion, promoted: Callable[..., Promotion]
 ) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -44,17 +45,25 @@ def ask(server: Server, path: str, method: str = "GET", **headers: str) -> Reply
     return Reply(status=answer.status, headers=dict(answer.headers), body=raw.decode())
 
 
+@contextmanager
+def serving(live: Live) -> Iterator[Server]:
+    with Server("127.0.0.1", 0, live) as made:
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield made
+        finally:
+            made.shutdown()
+            thread.join()
+
+
 @pytest.fixture(scope="module")
 def server(finished: Any) -> Iterator[Server]:
     """Serving, brought up to date once; nothing watches on."""
     live = Live(finished.root, "quickstart", every_s=60)
     live.refresh()
-    with Server("127.0.0.1", 0, live) as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(live) as made:
         yield made
-        made.shutdown()
-        thread.join()
 
 
 def test_every_section_figure_and_the_chart_are_served(server: Server, finished: Any) -> None:
@@ -86,6 +95,15 @@ def test_the_page_comes_with_the_sections_that_are_ready(server: Server, finishe
     assert all(attributes == f' nonce="{nonce[1]}"' for attributes in scripts)
     again = ask(server, "/").headers["Content-Security-Policy"]
     assert nonce[1] not in again
+
+
+def test_an_empty_part_is_empty(finished: Any) -> None:
+    """As the first figure's is while no run has finished; not the whole page inside the page."""
+    live = Live(finished.root, "quickstart", every_s=60)
+    live._put("figure-loss_compute", b"")
+    with serving(live) as server:
+        reply = ask(server, "/part/figure-loss_compute")
+    assert (reply.status, reply.body) == (200, "")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

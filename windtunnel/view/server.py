@@ -73,23 +73,24 @@ class Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         query = {name: found[-1] for name, found in parse_qs(address.query).items()}
         refusal = self.server.guard.refusal(self.headers.get("Host", ""), query.get("token", ""))
+        nonce = secrets.token_urlsafe(12)
         if refusal:
-            self._send(HTTPStatus.FORBIDDEN, TEXT, refusal.encode())
+            self._send(HTTPStatus.FORBIDDEN, TEXT, refusal.encode(), nonce)
             return
-        found = self._find(address.path, query)
+        found = self._find(address.path, query, nonce)
         if found is None:
-            self._send(HTTPStatus.NOT_FOUND, TEXT, b"There is nothing here.")
+            self._send(HTTPStatus.NOT_FOUND, TEXT, b"There is nothing here.", nonce)
         else:
-            self._send(HTTPStatus.OK, *found)
+            self._send(HTTPStatus.OK, *found, nonce)
 
     do_HEAD = do_GET
 
-    def _find(self, path: str, query: dict[str, str]) -> tuple[str, bytes] | None:
+    def _find(self, path: str, query: dict[str, str], nonce: str) -> tuple[str, bytes] | None:
         live = self.server.live
         body: bytes | None = None
         kind = JSON
         if path == "/":
-            kind, body = HTML, b""  # made while it is sent: it needs a nonce of its own
+            kind, body = HTML, page(live, nonce).encode()
         elif path == "/state":
             body = live.state()
         elif path == "/runs":
@@ -110,10 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             kind, body = JSON if name == "chart" else HTML, live.part(name)
         return None if body is None else (kind, body)
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        nonce = secrets.token_urlsafe(12)
-        if kind == HTML and not body:
-            body = page(self.server.live, nonce).encode()
+    def _send(self, status: HTTPStatus, kind: str, body: bytes, nonce: str) -> None:
+        """``nonce`` is that of the page's scripts, which no other answer has."""
         self.send_response(status)
         if len(body) > SMALL and "gzip" in self.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body, compresslevel=3)

@@ -27,7 +27,7 @@ const runsTable = (get) => {
   const pane = byId("runs-window"), table = byId("runs-table");
   const head = table.tHead.rows[0], body = table.tBodies[0];
   const asked = { sort: "", falling: "0", words: "" };
-  let held = null, asking = 0, chosen = null;
+  let held = null, asking = 0, chosen = null, isBehind = false;
 
   // ---- the window ---------------------------------------------------------------------------------
   const inSight = () => {
@@ -36,10 +36,17 @@ const runsTable = (get) => {
   };
   async function fetchWindow(first, count) {
     const mine = ++asking;
-    const answer = await get("/runs", { ...asked, first: Math.max(0, first), count });
-    const page = await answer.json();
+    let page;
+    try {
+      const answer = await get("/runs", { ...asked, first: Math.max(0, first), count });
+      page = await answer.json();
+    } catch (error) {
+      if (mine === asking) isBehind = true;
+      throw error;
+    }
     if (mine !== asking) return; // a later question is under way
     held = page;
+    isBehind = false;
     if (!head.cells.length) headings(page.columns);
     for (const cell of head.cells) {
       cell.removeAttribute("aria-sort");
@@ -67,10 +74,13 @@ const runsTable = (get) => {
         found.toLocaleString("en")}`
       : total ? "No run matches." : "The runs are being read.";
   }
-  // A new question starts at the top; a scroll asks only once it nears the end of what is held.
+  // A new question starts at the top; a scroll asks only once it nears the end of what is held. One
+  // that is lost on the way is asked again by whoever follows the state, and says that there is no
+  // connection.
+  const tryRefresh = () => void refresh().catch(() => {});
   function ask() {
     pane.scrollTop = 0;
-    return refresh();
+    tryRefresh();
   }
   function refresh() {
     const { first, last } = inSight();
@@ -79,7 +89,7 @@ const runsTable = (get) => {
   pane.addEventListener("scroll", onceAFrame(() => {
     if (!held) return;
     const { first, last } = inSight(), end = held.first + held.rows.length;
-    if (first < held.first || Math.min(last, held.found) > end) refresh();
+    if (first < held.first || Math.min(last, held.found) > end) tryRefresh();
     else tell();
   }), { passive: true });
 
@@ -160,6 +170,6 @@ const runsTable = (get) => {
     ask();
     byId("runs").scrollIntoView({ behavior: "smooth" });
   });
-  new ResizeObserver(onceAFrame(() => { if (held) refresh(); })).observe(pane);
-  return { refresh };
+  new ResizeObserver(onceAFrame(() => { if (held) tryRefresh(); })).observe(pane);
+  return { refresh, isBehind: () => isBehind };
 };

@@ -97,7 +97,10 @@
     const versions = state.versions ?? {};
     const changed = Object.keys(versions).filter((name) => versions[name] !== shown[name]);
     changed.sort((a, b) => (b === "chart") - (a === "chart"));
-    if (state.table !== tableShown) { tableShown = state.table; await table.refresh(); }
+    if (state.table !== tableShown || table.isBehind()) {
+      await table.refresh();
+      tableShown = state.table;
+    }
     for (const name of changed) await showPart(name, versions[name]);
   }
   const fresh = byId("fresh");

@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 def seen(folder):
     """What every rank of every plan saw."""
     ranks = process([HERE / "ranks.py", folder], stdout=subprocess.PIPE, text=True)
-    output, _ = ranks.communicate(timeout=550)
+    output, _ = ranks.communicate(timeout=1700)
     assert ranks.returncode == 0
     return json.loads(output.splitlines()[-1])
 
@@ -104,7 +104,7 @@ LOOKED_AT = slice(1, None, 3)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_plan_is_the_single_process(seen, single, plan):
     lines, heldout_nats, counts = single
@@ -128,7 +128,7 @@ def test_every_plan_is_the_single_process(seen, single, plan):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("plan", PLANS)
 def test_ranks_hold_each_parameter_once_in_every_copy(seen, plan):
     held = sum(rank["parameters"] for rank in seen[plan])
@@ -137,7 +137,7 @@ def test_ranks_hold_each_parameter_once_in_every_copy(seen, plan):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("reader", ["one", "four"])
 def test_a_checkpoint_of_two_goes_on_elsewhere(seen, single, reader):
     lines, heldout_nats, _ = single
@@ -164,7 +164,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_killed_stopped_and_moved_is_the_run_of_one_process(tmp_path):
     """Two ranks, one killed; two others, stopped; one process to the end: no line differs."""
     train = replace(TRAIN, tokens=512 * 300, checkpoint=replace(TRAIN.checkpoint, every_s=0.5))
@@ -227,7 +227,7 @@ def lines_of(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_checkpoint_of_many_is_exported_a_part_at_a_time(seen, folder, tmp_path):
     (path,) = (folder / "checkpoints").iterdir()
     whole = {
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_many_is_exported_a_part_at_a_time(seen, folder, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_rank_that_fails_says_why(tmp_path):
     """The corpus is gone: the first rank's own words, not those of the ranks it took along."""
     job = Job(
@@ -277,7 +277,7 @@ def test_the_cause_is_told_from_what_it_took_along():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_stages_and_an_average_at_the_end_are_those_of_one_process(tmp_path):
     """A longer context with another rotary base, points to go back to, four checkpoints merged."""
     even = {"synthetic": 1.0}

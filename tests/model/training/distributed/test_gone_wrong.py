@@ -17,7 +17,7 @@ from model.training.trainer import train
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[3]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def ended(folder):
     }
     command = [sys.executable, str(HERE / "gone_wrong.py"), str(folder)]
     ran = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=550
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=1700
     )
     first, second = json.loads(ran.stdout.splitlines()[-1])
     assert first == second
