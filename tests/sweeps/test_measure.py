@@ -1,15 +1,18 @@
 """The real trainer under the engine: one truth, however and however often a run is started."""
 
 import json
+import sys
 import time
 from dataclasses import replace
 
+import held_worker
 import pytest
 import torch
 import toy_plans
 
 from model.accounting import count_params
 from model.errors import ConfigError
+from model.files import step_folder
 from model.training import whole
 from model.training.captured import Captured
 from model.training.config import CheckpointConfig, RuntimeConfig
@@ -83,15 +86,16 @@ def test_forked_and_killed_runs_measure_the_same_to_the_bit(
 ):
     real_plan = two_runs(corpus_dir, corpus, checkpoint_s=0.0)
     store = Store(tmp_path)
-    executor = LocalExecutor(slots=1)
+    executor = LocalExecutor(slots=1, command=(sys.executable, held_worker.__file__))
     disturbed = real_plan.runs[0]
+    assert disturbed.spec.train.num_steps > 10
     for attempt in (1, 2):
         handle = executor.submit(store.create(disturbed.spec), attempt - 1)
-        saved = attempt_dir(store.run_dir(disturbed.run_id), attempt) / "checkpoints"
-        end = time.monotonic() + 120
-        while handle.poll() is None and not list(saved.glob("step-*[1-9]")):
-            assert time.monotonic() < end, store.log_tail(disturbed.run_id)
-            time.sleep(0.002)
+        folder = attempt_dir(store.run_dir(disturbed.run_id), attempt)
+        step = held_worker.HELD_AT[folder.name]
+        while not step_folder(folder / "checkpoints", step).exists():
+            assert handle.poll() is None, store.log_tail(disturbed.run_id)
+            time.sleep(0.02)
         handle.kill()
     assert store.state(disturbed.run_id).status == "interrupted"
     result = run_sweep(real_plan, store, executor)

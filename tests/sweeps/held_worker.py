@@ -1,0 +1,25 @@
+"""A real worker; the first two attempts at the run of seed 0 wait after a step to be killed there."""
+
+import sys
+import time
+
+from model.training import progress
+from sweeps.measure import measure_run
+from sweeps.worker import main
+
+HELD_AT = {"0001": 3, "0002": 7}
+"""Attempt to step."""
+progress.PROGRESS_EVERY_S = 0.0
+
+
+def measure(spec, attempt_dir, report):
+    def report_and_wait(progress):
+        report(progress)
+        while spec.train.seed == 0 and progress.step == HELD_AT.get(attempt_dir.name):
+            time.sleep(0.02)
+
+    return measure_run(spec, attempt_dir, report_and_wait)
+
+
+if __name__ == "__main__":
+    sys.exit(main(measure=measure))
