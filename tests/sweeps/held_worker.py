@@ -1,4 +1,4 @@
-"""A real worker; the first two attempts at the run of seed 0 wait after a step to be killed there."""
+"""A real worker; at the run of seed 0 its first attempts wait after a step to be killed there."""
 
 import sys
 import time
