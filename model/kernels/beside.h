@@ -5,6 +5,7 @@
 // the core's window of about 500 instructions; work between whole matrix products is not.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -26,6 +27,15 @@ class Beside {
         work.next = 0;
         work.end = count;
         left += count;
+    }
+    // The same with `rows` rows to a piece: row(i) for i from 0 to count-1.
+    template <class Row>
+    void add_rows(int64_t count, int64_t rows, const Row& row) {
+        if (rows == 1) return add(count, row);
+        add((count + rows - 1) / rows, [=](int64_t piece) {
+            const int64_t end = std::min(count, (piece + 1) * rows);
+            for (int64_t i = piece * rows; i < end; i++) row(i);
+        });
     }
     // Spreads the pieces that are left evenly over so many turns.
     void share(int64_t turns) {

@@ -42,11 +42,13 @@ struct Squares {
         ahead = 2 * 4 * PARTS * words <= SECOND_CACHE_BYTES;
         sets = ahead ? 2 : 1;
         group = ahead ? 2 : 4;
+        rows = std::max<int64_t>(1, (PARTS == 1 ? 512 : 128) / l.D);
     }
     int64_t D, H, D_depth, H_depth;
     bool ahead;     // whether the next block is packed beside this one
     int64_t sets;   // of buffers for that
     int64_t group;  // squares of rows multiplied at a time
+    int64_t rows;   // of tokens in a piece of vector work (beside.h), some hundred instructions
     static constexpr int64_t n = BLOCK / SIDE, n_depth = BLOCK / DEPTH;
 };
 
@@ -120,7 +122,7 @@ struct TilesPass {
     // Queued: the rows of `source` that belong to block t's tokens come nearer.
     void fetch_rows(Beside& beside, const float* source, int64_t t) {
         const int64_t D = l.D, *of = token(t);
-        beside.add(tokens(t), [=](int64_t i) {
+        beside.add_rows(tokens(t), s.rows, [=](int64_t i) {
             const float* row = source + of[i] * D;
             for (int64_t c = 0; c < D; c += SIDE) __builtin_prefetch(row + c, 0, 2);
         });
@@ -128,7 +130,7 @@ struct TilesPass {
     // Queued: these rows become a left factor, or a right one in which they are summed over.
     void pack_left(Beside& beside, const float* source, int64_t t, float* out) {
         const int64_t D = l.D, n = tokens(t), *of = token(t), depth = s.D_depth;
-        beside.add(squares_of(n) * SIDE, [=](int64_t i) {
+        beside.add_rows(squares_of(n) * SIDE, s.rows, [=](int64_t i) {
             float* at = row_at<PARTS>(out, i, depth);
             if (i < n)
                 pack_row<PARTS>(source + of[i] * D, D, at);
@@ -138,7 +140,7 @@ struct TilesPass {
     }
     void pack_right(Beside& beside, const float* source, int64_t t, float* out) {
         const int64_t D = l.D, n = tokens(t), *of = token(t), depth = depths_of(n);
-        beside.add(depth * SIDE, [=](int64_t pair) {
+        beside.add_rows(depth * SIDE, s.rows, [=](int64_t pair) {
             const auto [i, j] = rows_of_pair<PARTS>(pair);
             pack_pair<PARTS>(i < n ? source + of[i] * D : nullptr, j < n ? source + of[j] * D : nullptr, D, depth,
                              pair_at<PARTS>(out, pair));
@@ -192,7 +194,7 @@ struct TilesPass {
     void add_rows(int64_t t, int64_t i, int64_t m, const float* scale, float* rows) {
         const int64_t D = l.D, *of = token(t) + i * SIDE, n = std::min(m * SIDE, tokens(t) - i * SIDE);
         const float *sums = group_squares(i), *by = scale ? scale + i * SIDE : nullptr;
-        asides.now.add(n, [=](int64_t row) {
+        asides.now.add_rows(n, s.rows, [=](int64_t row) {
             add_squares_row(sums, row, by ? by[row] : 1.0f, D, rows + of[row] * D);
         });
     }

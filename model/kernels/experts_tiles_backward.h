@@ -68,7 +68,7 @@ struct TilesBackward : TilesPass<PARTS> {
         const float* left = dy_left_of(t);
         float* right = dy_right_of(t);
         this->pack_left(asides.later, out.dy, t, dy_left_of(t));
-        asides.later.add(depth * SIDE, [=](int64_t pair) {
+        asides.later.add_rows(depth * SIDE, s.rows, [=](int64_t pair) {
             const PackedRows rows = packed_rows<PARTS>(left, squares, pair / SIDE, 0, D_depth);
             pack_packed_pair<PARTS>(rows, pair % SIDE, columns, depth, pair_at<PARTS>(right, pair));
         });
@@ -105,7 +105,7 @@ struct TilesBackward : TilesPass<PARTS> {
         if (token) out.dgate[this->slot(t, i)] = sum_of(dgate_sum);
     }
     void activate_group(int64_t t, int64_t i, int64_t rows) {
-        asides.now.add(rows * SIDE, [this, t, i](int64_t row) { activate(t, i * SIDE + row); });
+        asides.now.add_rows(rows * SIDE, s.rows, [this, t, i](int64_t row) { activate(t, i * SIDE + row); });
     }
     // Queued: the inner gradients of a group once more, as a left factor in which tokens are summed over.
     void transpose_group(int64_t t, int64_t i, int64_t rows) {

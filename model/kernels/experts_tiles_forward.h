@@ -55,7 +55,7 @@ struct TilesForward : TilesPass<PARTS> {
     void activate_group(int64_t t, int64_t i, int64_t rows) {
         const int64_t n = this->tokens(t);
         float* kept = this->kept(saved, t);
-        asides.now.add(rows * SIDE, [this, n, kept, i](int64_t row) {
+        asides.now.add_rows(rows * SIDE, s.rows, [this, n, kept, i](int64_t row) {
             activate(i * SIDE + row, i * SIDE + row < n ? kept : nullptr);
         });
     }

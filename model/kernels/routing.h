@@ -49,11 +49,12 @@ inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E,
     r.slot.resize(pairs);
     r.token.resize(pairs);
     std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t s = 0; s < pairs; s++) {
-        const int64_t at = next[expert[s]]++;
-        r.slot[at] = s;
-        r.token[at] = s / K;
-    }
+    for (int64_t token = 0, s = 0; s < pairs; token++)
+        for (int64_t k = 0; k < K; k++, s++) {
+            const int64_t at = next[expert[s]]++;
+            r.slot[at] = s;
+            r.token[at] = token;
+        }
     int64_t columns = 0;
     for (int64_t e = 0; e < E; e++) {
         // As few tiles as hold the expert's tokens, of as equal a number of whole vectors as possible.
