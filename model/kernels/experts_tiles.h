@@ -38,16 +38,11 @@ template <int PARTS>
 struct Squares {
     explicit Squares(const Layer& l)
         : D(squares_of(l.D)), H(squares_of(l.H)), D_depth(depths_of(l.D)), H_depth(depths_of(l.H)) {
-        const int64_t words = (3 * H * SIDE + 3 * BLOCK) * D * SIDE / 2;  // weights, and x and dy as factors
-        ahead = 2 * 4 * PARTS * words <= SECOND_CACHE_BYTES;
-        sets = ahead ? 2 : 1;
-        group = ahead ? 2 : 4;
+        group = 3 * H * D * PARTS * SQUARE * 2 <= SECOND_CACHE_BYTES ? 2 : 4;
         rows = std::max<int64_t>(1, (PARTS == 1 ? 512 : 128) / l.D);
     }
     int64_t D, H, D_depth, H_depth;
-    bool ahead;     // whether the next block is packed beside this one
-    int64_t sets;   // of buffers for that
-    int64_t group;  // squares of rows multiplied at a time
+    int64_t group;  // squares of rows multiplied at a time; more where the packed weights exceed the cache
     int64_t rows;   // of tokens in a piece of vector work (beside.h), some hundred instructions
     static constexpr int64_t n = BLOCK / SIDE, n_depth = BLOCK / DEPTH;
 };

@@ -35,9 +35,8 @@ struct TilesBackward : TilesPass<PARTS> {
     const bool stream = l.D % SIDE == 0 && reinterpret_cast<uintptr_t>(out.dw_gate_up) % 64 == 0 &&
                         reinterpret_cast<uintptr_t>(out.dw_down) % 64 == 0 &&
                         3 * l.E * l.H * l.D * 4 >= STREAM_FROM_BYTES;
-    Buffer dy_left{s.sets * s.n * s.D_depth * TILE}, dy_right{s.sets * s.D * s.n_depth * TILE};
-    Buffer x_right{s.sets * s.D * s.n_depth * TILE};
-    Buffer w_in_rows{s.sets * s.D * s.H * TILE}, w_out{s.sets * s.H * s.D_depth * TILE};
+    Buffer dy_left{s.n * s.D_depth * TILE}, dy_right{s.D * s.n_depth * TILE}, x_right{s.D * s.n_depth * TILE};
+    Buffer w_in_rows{s.D * s.H * TILE}, w_out{s.H * s.D_depth * TILE};
     Buffer da{s.n * s.H * SQUARE}, dh_left{s.n * s.H * TILE}, aw_left{s.n * s.H_depth * TILE};
     Buffer inner_left{3 * s.H * s.n_depth * TILE}, dw{3 * s.H * s.D * SQUARE};
     Buffer row{3 * s.H * SIDE};
@@ -49,30 +48,27 @@ struct TilesBackward : TilesPass<PARTS> {
                   const WeightGradients& weights, int me, float* dx)
         : Pass{layer, routing}, saved(saved), out(out), weights(weights), me(me), dx(dx) {}
 
-    float* dy_left_of(int64_t t) { return dy_left.data + t % s.sets * s.n * s.D_depth * TILE; }
-    float* dy_right_of(int64_t t) { return dy_right.data + t % s.sets * s.D * s.n_depth * TILE; }
-    float* x_right_of(int64_t t) { return x_right.data + t % s.sets * s.D * s.n_depth * TILE; }
-    float* in_rows_of(int64_t set) { return w_in_rows.data + set * s.D * s.H * TILE; }
-    float* out_of(int64_t set) { return w_out.data + set * s.H * s.D_depth * TILE; }
-
-    void pack_weights(int64_t t, int64_t set) {
+    // Queued: what the first two products of block t need, and, given `weights_too`, its expert's weights.
+    void pack_left_factors(int64_t t, bool weights_too) {
+        this->pack_left(asides.later, out.dy, t, dy_left.data);
+        if (!weights_too) return;
         const int64_t D = l.D, H = l.H;
         const float* in = this->w_gate_up(t);
-        this->pack_as_columns(asides.later, this->w_down(t), out_of(set));
+        this->pack_as_columns(asides.later, this->w_down(t), w_out.data);
         const auto row = [=](int64_t i) { return gate_up_row(in, i, H, D); };
-        this->pack_as_rows(asides.later, row, s.H, in_rows_of(set));
+        this->pack_as_rows(asides.later, row, s.H, w_in_rows.data);
     }
-    void pack_tokens(int64_t t) {
+    // Queued: tokens as right factors, for the weights' gradients.
+    void pack_right_factors(int64_t t) {
         const int64_t columns = s.D, squares = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
         const int64_t D_depth = s.D_depth;
-        const float* left = dy_left_of(t);
-        float* right = dy_right_of(t);
-        this->pack_left(asides.later, out.dy, t, dy_left_of(t));
+        const float* left = dy_left.data;
+        float* right = dy_right.data;
         asides.later.add_rows(depth * SIDE, s.rows, [=](int64_t pair) {
             const PackedRows rows = packed_rows<PARTS>(left, squares, pair / SIDE, 0, D_depth);
             pack_packed_pair<PARTS>(rows, pair % SIDE, columns, depth, pair_at<PARTS>(right, pair));
         });
-        this->pack_right(asides.later, l.x, t, x_right_of(t));
+        this->pack_right(asides.later, l.x, t, x_right.data);
     }
 
     // Of the block's row i: d_gate and d_up into the left factor dh_left, gate * a into aw_left. Rows past
@@ -152,29 +148,21 @@ struct TilesBackward : TilesPass<PARTS> {
     }
 
     void run(int64_t from, int64_t to) {
-        int64_t set = 0;
+        if (from < to) {
+            pack_left_factors(from, true);
+            asides.later.finish();
+        }
         for (int64_t t = from; t < to; t++) {
             const int64_t m = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
             const int64_t last = this->last_group(m);
             const bool first = t == from || this->new_expert(t);
-            if (t == from || !s.ahead) {
-                if (first) pack_weights(t, set);
-                pack_tokens(t);
-                asides.later.finish();
-            }
-            const int64_t this_set = set;
+            pack_right_factors(t);
             this->fetch_rows(asides.later, dx, t);
-            if (t + 1 < to) {
-                this->fetch_rows(asides.later, out.dy, t + 1);
-                this->fetch_rows(asides.later, l.x, t + 1);
-                if (s.ahead && this->new_expert(t + 1)) pack_weights(t + 1, set = 1 - set);
-                if (s.ahead) pack_tokens(t + 1);
-            }
-            asides.later.share(this->group_steps(m, s.H, s.D_depth) + this->group_steps(m, s.D, s.H) +
-                               steps_of<PARTS>(3 * s.H, s.D, depth));
+            if (t + 1 < to) this->fetch_rows(asides.later, out.dy, t + 1);
+            asides.later.share(this->group_steps(m, s.H, s.D_depth) + this->group_steps(m, s.D, s.H));
             if (!saved) project_up(t, !first);
             this->by_groups(
-                m, dy_left_of(t), out_of(this_set), s.H, s.D_depth,
+                m, dy_left.data, w_out.data, s.H, s.D_depth,
                 [&](int64_t i) { return da.data + i * s.H * SQUARE; },
                 [&](int64_t i, int64_t) {
                     if (i > 0) activate_group(t, i - s.group, s.group);
@@ -182,14 +170,21 @@ struct TilesBackward : TilesPass<PARTS> {
             activate_group(t, last, m - last);
             if (last == 0) asides.now.finish();  // the next product needs them
             this->by_groups(
-                m, dh_left.data, in_rows_of(this_set), s.D, s.H,
+                m, dh_left.data, w_in_rows.data, s.D, s.H,
                 [&](int64_t i) { return this->group_squares(i); },
                 [&](int64_t i, int64_t rows) {
                     if (i > 0) this->add_rows(t, i - s.group, s.group, nullptr, dx);
                     transpose_group(t, i, rows);
                 });
+            asides.later.finish();
+
             this->add_rows(t, last, m - last, nullptr, dx);
-            multiply_weights(t, depth, !first);
+            if (t + 1 < to) {
+                pack_left_factors(t + 1, this->new_expert(t + 1));
+                this->fetch_rows(asides.later, l.x, t + 1);
+            }
+            asides.later.share(steps_of<PARTS>(2 * s.H, s.D, depth) + steps_of<PARTS>(s.H, s.D, depth));
+            multiply_weights(depth, !first);
             asides.later.finish();
             if (t + 1 == to || this->new_expert(t + 1)) unpack_weights(r.tiles[t].expert);
         }
@@ -197,14 +192,14 @@ struct TilesBackward : TilesPass<PARTS> {
         if (stream) _mm_sfence();
     }
 
-    void multiply_weights(int64_t t, int64_t depth, bool add) {
+    void multiply_weights(int64_t depth, bool add) {
         asides.now.share(steps_of<PARTS>(2 * s.H, s.D, depth) + steps_of<PARTS>(s.H, s.D, depth));
         const auto product = [&](int64_t from, int64_t rows, const float* right) {
             multiply_tiles<PARTS>(tile_at<PARTS>(inner_left.data, from, 0, depth), rows, right, s.D, depth,
                                   dw.data + from * s.D * SQUARE, s.D, add, asides);
         };
-        product(2 * s.H, s.H, dy_right_of(t));
-        product(0, 2 * s.H, x_right_of(t));
+        product(2 * s.H, s.H, dy_right.data);
+        product(0, 2 * s.H, x_right.data);
         asides.now.finish();
     }
 };

@@ -12,24 +12,25 @@ struct TilesForward : TilesPass<PARTS> {
     using Pass = TilesPass<PARTS>;
     using Pass::l, Pass::s, Pass::r, Pass::asides, Pass::TILE;
     float *y, *saved;
-    Buffer x_tiles{s.sets * s.n * s.D_depth * TILE}, h{s.n * 2 * s.H * SQUARE}, a_tiles{s.n * s.H_depth * TILE};
-    Buffer w_in{s.sets * 2 * s.H * s.D_depth * TILE}, w_out{s.sets * s.D * s.H_depth * TILE};
+    Buffer x_tiles{2 * s.n * s.D_depth * TILE}, h{s.n * 2 * s.H * SQUARE}, a_tiles{s.n * s.H_depth * TILE};
+    Buffer w_in{2 * s.H * s.D_depth * TILE}, w_out{s.D * s.H_depth * TILE};
     float scale[2][BLOCK];  // a block's gates, and the next one's
 
     TilesForward(const Layer& layer, const Routing& routing, float* y, float* saved)
         : Pass{layer, routing}, y(y), saved(saved) {}
 
-    float* x_of(int64_t t) { return x_tiles.data + t % s.sets * s.n * s.D_depth * TILE; }
-    float* in_of(int64_t set) { return w_in.data + set * 2 * s.H * s.D_depth * TILE; }
-    float* out_of(int64_t set) { return w_out.data + set * s.D * s.H_depth * TILE; }
+    float* x_of(int64_t t) { return x_tiles.data + t % 2 * s.n * s.D_depth * TILE; }
 
-    void pack_weights(int64_t t, int64_t set) {
+    void pack_in(int64_t t) {
+        const float* in = this->w_gate_up(t);
+        this->pack_as_columns(asides.later, in, w_in.data);
+        this->pack_as_columns(asides.later, in + l.H * l.D, w_in.data + s.H * s.D_depth * TILE);
+    }
+    void pack_out(int64_t t) {
         const int64_t D = l.D, H = l.H;
-        const float *in = this->w_gate_up(t), *down = this->w_down(t);
-        this->pack_as_columns(asides.later, in, in_of(set));
-        this->pack_as_columns(asides.later, in + H * D, in_of(set) + s.H * s.D_depth * TILE);
+        const float* down = this->w_down(t);
         const auto row = [=](int64_t i) { return i < H ? down + i * D : nullptr; };
-        this->pack_as_rows(asides.later, row, s.H_depth, out_of(set));
+        this->pack_as_rows(asides.later, row, s.H_depth, w_out.data);
     }
 
     // a = silu(g) * u of the block's row i into the left factor a_tiles; `kept` is null for padding.
@@ -61,34 +62,36 @@ struct TilesForward : TilesPass<PARTS> {
     }
 
     void run(int64_t from, int64_t to) {
-        int64_t set = 0;
+        if (from < to) {
+            pack_in(from);
+            this->pack_left(asides.later, l.x, from, x_of(from));
+            asides.later.finish();
+        }
         for (int64_t t = from; t < to; t++) {
             const int64_t m = squares_of(this->tokens(t)), last = this->last_group(m);
-            if (t == from || !s.ahead) {
-                if (t == from || this->new_expert(t)) pack_weights(t, set);
-                this->pack_left(asides.later, l.x, t, x_of(t));
-                asides.later.finish();
-            }
-            const int64_t this_set = set;
+            if (t == from || this->new_expert(t)) pack_out(t);
             this->fetch_rows(asides.later, y, t);
             if (t + 1 < to) {
                 this->fetch_rows(asides.later, l.x, t + 1);
-                if (s.ahead && this->new_expert(t + 1)) pack_weights(t + 1, set = 1 - set);
-                if (s.ahead) this->pack_left(asides.later, l.x, t + 1, x_of(t + 1));
+                this->pack_left(asides.later, l.x, t + 1, x_of(t + 1));
             }
-            asides.later.share(this->group_steps(m, 2 * s.H, s.D_depth) + this->group_steps(m, s.D, s.H_depth));
+            asides.later.share(this->group_steps(m, 2 * s.H, s.D_depth));
             this->by_groups(
-                m, x_of(t), in_of(this_set), 2 * s.H, s.D_depth,
+                m, x_of(t), w_in.data, 2 * s.H, s.D_depth,
                 [&](int64_t i) { return h.data + i * 2 * s.H * SQUARE; },
                 [&](int64_t i, int64_t) {
                     if (i > 0) activate_group(t, i - s.group, s.group);
                 });
+            asides.later.finish();
+
             float* gates = scale[t % 2];
             for (int64_t i = 0; i < this->tokens(t); i++) gates[i] = this->gate(t, i);
             activate_group(t, last, m - last);
             if (last == 0) asides.now.finish();  // the next product needs them
+            if (t + 1 < to && this->new_expert(t + 1)) pack_in(t + 1);
+            asides.later.share(this->group_steps(m, s.D, s.H_depth));
             this->by_groups(
-                m, a_tiles.data, out_of(this_set), s.D, s.H_depth,
+                m, a_tiles.data, w_out.data, s.D, s.H_depth,
                 [&](int64_t i) { return this->group_squares(i); },
                 [&](int64_t i, int64_t) {
                     if (i > 0) this->add_rows(t, i - s.group, s.group, gates, y);
