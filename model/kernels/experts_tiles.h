@@ -11,9 +11,9 @@
 //             dW_gate_up  += dH^T [2H, n] . X [n, D]
 //
 // Whatever is not a product stands beside one (beside.h): a block's products go by groups of rows, and while
-// one group is multiplied, the one before goes through SwiGLU or is added to its tokens' rows. Meanwhile the
-// next block's tokens and, once per expert and pass, its weights are packed into a second set of buffers, where
-// the second-level cache has room for two.
+// one group is multiplied, the one before goes through SwiGLU or is added to its tokens' rows. A factor is packed
+// beside a product that does not need it: tokens for the weights' gradients beside the first two of the backward
+// pass, the next block's and its expert's weights beside the last.
 //
 // The gate's gradient is <A, dA> per token. What is kept for the backward pass is H, a row of 2H values for
 // every pair of token and expert in the order of the experts: as floats, or with PARTS = 1 as bfloat16.

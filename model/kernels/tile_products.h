@@ -10,7 +10,7 @@ namespace {
 
 // MR x NR squares of C, whose square (i, j) lies at c + (i * c_columns + j) * SQUARE. What is beside gets a turn
 // after every step.
-template <int PARTS, int MR, int NR>
+template <int PARTS, int MR, int NR, bool B_PASSES>
 void square_block(const float* a, const float* b, int64_t depth, float* c, int64_t c_columns, bool add,
                   Asides& beside) {
     constexpr auto all = std::make_index_sequence<MR * NR>{};
@@ -25,20 +25,20 @@ void square_block(const float* a, const float* b, int64_t depth, float* c, int64
         all);
     for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
         if constexpr (PARTS == 1) {
-            step<1, MR, NR, 0, 0, true, true>(a, b, next);
+            step<1, MR, NR, 0, 0, true, true, B_PASSES>(a, b, next);
             beside.some();
         } else {  // small products first, so that few digits are lost
-            step<3, MR, NR, 0, 2, true, true>(a, b, next);
+            step<3, MR, NR, 0, 2, true, true, B_PASSES>(a, b, next);
             beside.some();
-            step<3, MR, NR, 0, 1, false, true>(a, b, next);
+            step<3, MR, NR, 0, 1, false, true, B_PASSES>(a, b, next);
             beside.some();
-            step<3, MR, NR, 1, 1, true, false>(a, b, next);
+            step<3, MR, NR, 1, 1, true, false, B_PASSES>(a, b, next);
             beside.some();
-            step<3, MR, NR, 1, 0, false, true>(a, b, next);
+            step<3, MR, NR, 1, 0, false, true, B_PASSES>(a, b, next);
             beside.some();
-            step<3, MR, NR, 2, 0, true, false>(a, b, next);
+            step<3, MR, NR, 2, 0, true, false, B_PASSES>(a, b, next);
             beside.some();
-            step<3, MR, NR, 0, 0, true, false>(a, b, next);
+            step<3, MR, NR, 0, 0, true, false, B_PASSES>(a, b, next);
             beside.some();
         }
     }
@@ -52,7 +52,7 @@ void square_block(const float* a, const float* b, int64_t depth, float* c, int64
 template <int PARTS, int MR, int NR>
 void last_squares(int64_t left, const float* a, const float* b, int64_t depth, float* c, int64_t c_columns,
                   bool add, Asides& beside) {
-    if (left >= std::max(MR, NR)) return square_block<PARTS, MR, NR>(a, b, depth, c, c_columns, add, beside);
+    if (left >= std::max(MR, NR)) return square_block<PARTS, MR, NR, false>(a, b, depth, c, c_columns, add, beside);
     if constexpr (MR > 1) return last_squares<PARTS, MR - 1, NR>(left, a, b, depth, c, c_columns, add, beside);
     if constexpr (NR > 1) return last_squares<PARTS, MR, NR - 1>(left, a, b, depth, c, c_columns, add, beside);
 }
@@ -75,7 +75,10 @@ void multiply_tiles(const float* a, int64_t m, const float* b, int64_t n, int64_
     const int64_t even_m = m / 2 * 2, even_n = n / 2 * 2;
     for (int64_t j = 0; j < even_n; j += 2)
         for (int64_t i = 0; i < even_m; i += 2)
-            square_block<PARTS, 2, 2>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add, beside);
+            if (m <= 2)  // two columns of B are read once, and A stays (3 % of the layer at experts of 64)
+                square_block<PARTS, 2, 2, true>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add, beside);
+            else
+                square_block<PARTS, 2, 2, false>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add, beside);
     if (m > even_m)
         for (int64_t j = 0; j < n; j += 4)
             last_squares<PARTS, 1, 4>(n - j, a_at(even_m), b_at(j), depth, c_at(even_m, j), c_columns, add, beside);

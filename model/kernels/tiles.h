@@ -66,9 +66,13 @@ template <int R>
 inline void tile_zero() {
     asm volatile("tilezero %%tmm%c0" : : "i"(R));
 }
-template <int R>
+// What passes is not wanted again soon, and leaves the first-level cache to others.
+template <int R, bool PASSES = false>
 inline void tile_load(const float* p) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
+    if constexpr (PASSES)
+        asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
+    else
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
 }
 template <int R>
 inline void tile_store(float* p) {
@@ -88,7 +92,7 @@ template <int R>
 inline void tile_zero() {
     std::fill_n(tile_register[R], SQUARE, 0.0f);
 }
-template <int R>
+template <int R, bool PASSES = false>
 inline void tile_load(const float* p) {
     std::copy_n(p, SQUARE, tile_register[R]);
 }
@@ -204,8 +208,9 @@ void pack_across(Row row, int64_t n, int64_t width, float* out) {
 }
 
 // One step of DEPTH for MR x NR squares (registers 0 to 3), with a part of each factor.
-// `fresh` says which of the factors' parts are not in their registers yet.
-template <int PARTS, int MR, int NR, int A, int B, bool FRESH_A, bool FRESH_B>
+// `fresh` says which of the factors' parts are not in their registers yet; the right factor `passes` when it will not
+// be wanted again soon.
+template <int PARTS, int MR, int NR, int A, int B, bool FRESH_A, bool FRESH_B, bool B_PASSES = false>
 inline void step(const float* a, const float* b, int64_t next) {
     const float *pa = a + A * SQUARE, *pb = b + B * SQUARE;
     if constexpr (MR <= 2 && NR <= 2) {
@@ -214,15 +219,15 @@ inline void step(const float* a, const float* b, int64_t next) {
             if constexpr (MR == 2) tile_load<5>(pa + next);
         }
         if constexpr (FRESH_B) {
-            tile_load<6>(pb);
-            if constexpr (NR == 2) tile_load<7>(pb + next);
+            tile_load<6, B_PASSES>(pb);
+            if constexpr (NR == 2) tile_load<7, B_PASSES>(pb + next);
         }
         tile_multiply<0, 4, 6>();
         if constexpr (NR == 2) tile_multiply<1, 4, 7>();
         if constexpr (MR == 2) tile_multiply<2, 5, 6>();
         if constexpr (MR == 2 && NR == 2) tile_multiply<3, 5, 7>();
     } else if constexpr (NR == 1) {  // a single column of up to four squares
-        if constexpr (FRESH_B) tile_load<6>(pb);
+        if constexpr (FRESH_B) tile_load<6, B_PASSES>(pb);
         tile_load<4>(pa);
         tile_multiply<0, 4, 6>();
         tile_load<5>(pa + next);
@@ -235,14 +240,14 @@ inline void step(const float* a, const float* b, int64_t next) {
         }
     } else {
         if constexpr (FRESH_A) tile_load<4>(pa);
-        tile_load<6>(pb);
+        tile_load<6, B_PASSES>(pb);
         tile_multiply<0, 4, 6>();
-        tile_load<7>(pb + next);
+        tile_load<7, B_PASSES>(pb + next);
         tile_multiply<1, 4, 7>();
-        tile_load<6>(pb + 2 * next);
+        tile_load<6, B_PASSES>(pb + 2 * next);
         tile_multiply<2, 4, 6>();
         if constexpr (NR == 4) {
-            tile_load<7>(pb + 3 * next);
+            tile_load<7, B_PASSES>(pb + 3 * next);
             tile_multiply<3, 4, 7>();
         }
     }
