@@ -5,9 +5,10 @@
 
 `ours` is what a run does, without multi-token prediction, which the published loop lacks; `by
 autograd` the same without playing back captured passes; `grouped` with `grouped_mm` for the
-experts; `bf16` under bfloat16 autocast; `published` the published modelling code's way of computing
-(benchmarks/published.py) with the same weights, in eager mode, clipped and stepped by the framework
-(fused AdamW), its loss checked against ours; `dense` our own model without experts whose
+experts; `bf16` what a run with precision=bf16 does, `bf16, autocast` the framework's way of it;
+`published` the published modelling code's way of computing (benchmarks/published.py) with the same
+weights, in eager mode, clipped and stepped by the framework (fused AdamW), its loss checked against
+ours; `dense` our own model without experts whose
 feed-forward is as wide as makes its FLOPs per token equal: the price of sparsity is its tokens per
 second over ours. All take turns in one run, in the environment of a training process. rungs=ladder
 are the laptop's ladder's, and one wider still. compile=yes adds the published way under
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 from model.accounting import flops_per_token
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.training.captured import Captured
-from model.training.config import OptimizerConfig
+from model.training.config import OptimizerConfig, Precision
 from model.training.optim import build_optimizer, clip_gradients
+from model.training.precision import computing_here, computing_in
 from model.transformer import Transformer, build_model
 
 
@@ -139,18 +141,27 @@ def ways(rung: Rung, *, compile_too: bool) -> dict[str, Callable]:
     config = model_config(rung)
     found: dict[str, Callable] = {}
 
-    def add(name: str, model: Transformer, *, bf16: bool = False, capture: bool = True) -> None:
+    def add(
+        name: str,
+        model: Transformer,
+        *,
+        precision: Precision = "fp32",
+        context: Callable = computing_here,
+        capture: bool = True,
+    ) -> None:
         def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            with context(precision, torch.device("cpu")):
                 return model(tokens_BT, targets_BT).loss_nats
 
-        captured = Captured(model) if capture and not bf16 else None
+        captured = Captured(model, precision) if capture else None
         found[name] = trained(model, loss, rung, captured=captured)
 
     published = PublishedModel(build_model(config, seed=0))
     add("ours", build_model(config, seed=0))
     add("by autograd", build_model(config, seed=0), capture=False)
-    add("bf16", build_model(config, seed=0), bf16=True)
+    add("bf16", build_model(config, seed=0), precision="bf16")
+    autocast = build_model(config, seed=0)
+    add("bf16, autocast", autocast, precision="bf16", context=computing_in, capture=False)
     add("grouped", build_model(config, seed=0, kernel="grouped"))
     found["published"] = trained(published, published, rung, by_framework=True)
     add("dense", build_model(equally_dense(config, rung.length), seed=0))

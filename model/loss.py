@@ -34,12 +34,12 @@ def token_nats(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor
         weight_VD: of the output layer.
         target_N: the right tokens, int64.
     """
+    if loss.serves(hidden_ND, weight_VD):
+        return loss.token_nats(hidden_ND, weight_VD, target_N)
     device = hidden_ND.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    if loss.serves(hidden_ND, weight_VD):
-        return loss.token_nats(hidden_ND, weight_VD, target_N)
     if hidden_ND.shape[0] * weight_VD.shape[0] <= _block_scores(hidden_ND):
         scores_NV = at_least_float32(F.linear(hidden_ND, weight_VD))
         return F.cross_entropy(scores_NV, target_N, reduction="none")

@@ -6,7 +6,8 @@
 //
 // Kept from forward to backward: the inputs, the joint projections and attention's output. Norms,
 // activations and the scores of attention are computed again: each is one pass over what is in the cache.
-// Rows are tokens, N = B*T of them. Every gradient is written, none is added to.
+// Rows are tokens, N = B*T of them. Every gradient is written, none is added to. With bf16 the factors of products
+// with weights are rounded to bfloat16, but for the router's; sums, the products of attention and all else are fp32.
 
 #include "attention.h"
 #include "choice.h"
@@ -47,26 +48,26 @@ struct FeedForward {
     const float *gate_up_weight, *down_weight;  // [2W, D] and [D, W]
 
     // y[N, D] += down(swiglu(gate_up)); gate_up[N, 2W] is left for the backward pass.
-    void forward(const float* x, float* gate_up, float* y, int threads) const {
+    void forward(const float* x, float* gate_up, float* y, How how) const {
         Buffer inner(N * W);
-        linear(N, 2 * W, D, x, gate_up_weight, gate_up, false, threads);
-        swiglu_rows(N, W, gate_up, inner.data, threads);
-        linear(N, D, W, inner.data, down_weight, y, true, threads);
+        linear(N, 2 * W, D, x, gate_up_weight, gate_up, false, how);
+        swiglu_rows(N, W, gate_up, inner.data, how.threads);
+        linear(N, D, W, inner.data, down_weight, y, true, how);
     }
 
     // dx = (dx +) ...
     void backward(const float* dy, const float* x, const float* gate_up, float* dx, bool add,
-                  float* d_gate_up_weight, float* d_down_weight, int threads) const {
+                  float* d_gate_up_weight, float* d_down_weight, How how) const {
         Buffer inner(N * W), d_inner(N * W), d_gate_up(N * 2 * W);
-        swiglu_rows(N, W, gate_up, inner.data, threads);
-        linear_weight(N, D, W, dy, inner.data, d_down_weight, false, threads);
-        linear_back(N, D, W, dy, down_weight, d_inner.data, false, threads);
-        share_rows(N, 4 * W * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
+        swiglu_rows(N, W, gate_up, inner.data, how.threads);
+        linear_weight(N, D, W, dy, inner.data, d_down_weight, false, how);
+        linear_back(N, D, W, dy, down_weight, d_inner.data, false, how);
+        share_rows(N, 4 * W * NS_A_NUMBER, how.threads, [&](int64_t from, int64_t to) {
             for (int64_t r = from; r < to; r++)
                 swiglu_backward(d_inner.data + r * W, gate_up + r * 2 * W, W, d_gate_up.data + r * 2 * W);
         });
-        linear_weight(N, 2 * W, D, d_gate_up.data, x, d_gate_up_weight, false, threads);
-        linear_back(N, 2 * W, D, d_gate_up.data, gate_up_weight, dx, add, threads);
+        linear_weight(N, 2 * W, D, d_gate_up.data, x, d_gate_up_weight, false, how);
+        linear_back(N, 2 * W, D, d_gate_up.data, gate_up_weight, dx, add, how);
     }
 };
 
@@ -82,13 +83,14 @@ void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G,
                           int64_t table_row, float eps, const float* x,
                           const float* norm_weight, const float* qkv_weight, const float* q_norm, const float* k_norm,
                           const float* out_weight, const float* cos, const float* sin, float* qkv,
-                          float* mixed, float* log_sums, float* y, int32_t threads) {
+                          float* mixed, float* log_sums, float* y, int32_t bf16, int32_t threads) {
+    const How how{threads, bf16 != 0};
     const Attention a{T, Q, G, H, R, table_row, q_norm, k_norm, cos, sin, eps};
     const int64_t N = B * T;
     {
         Buffer normed(N * D);
         norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
-        linear(N, a.row(), D, normed.data, qkv_weight, qkv, false, threads);
+        linear(N, a.row(), D, normed.data, qkv_weight, qkv, false, how);
     }
     share_rows(B * G, a.ns(), threads, [&](int64_t from, int64_t to) {
         AttentionRoom room(a, false);
@@ -98,7 +100,7 @@ void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G,
         }
     });
     std::memcpy(y, x, N * D * sizeof(float));
-    linear(N, D, Q * H, mixed, out_weight, y, true, threads);
+    linear(N, D, Q * H, mixed, out_weight, y, true, how);
 }
 
 void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
@@ -107,12 +109,13 @@ void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G
                            const float* out_weight, const float* cos, const float* sin, const float* qkv,
                            const float* mixed, const float* log_sums, const float* dy, float* dx,
                            float* d_norm_weight, float* d_qkv_weight, float* d_head_norms,
-                           float* d_out_weight, int32_t threads) {
+                           float* d_out_weight, int32_t bf16, int32_t threads) {
+    const How how{threads, bf16 != 0};
     const Attention a{T, Q, G, H, R, table_row, q_norm, k_norm, cos, sin, eps};
     const int64_t N = B * T;
-    linear_weight(N, D, Q * H, dy, mixed, d_out_weight, false, threads);
+    linear_weight(N, D, Q * H, dy, mixed, d_out_weight, false, how);
     Buffer d_qkv(N * a.row()), between(N * std::max(D, Q * H));
-    linear_back(N, D, Q * H, dy, out_weight, between.data, false, threads);
+    linear_back(N, D, Q * H, dy, out_weight, between.data, false, how);
     by_rows(B * G, 2 * a.ns(), q_norm ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
         AttentionRoom room(a, true);
         for (int64_t i = from; i < to; i++) {
@@ -124,29 +127,31 @@ void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G
                 sums[i / BLOCK] += sum_lanes(load(room.d_norms.data + i));
     });
     norm_rows(N, D, x, norm_weight, eps, between.data, threads);
-    linear_weight(N, a.row(), D, d_qkv.data, between.data, d_qkv_weight, false, threads);
-    linear_back(N, a.row(), D, d_qkv.data, qkv_weight, between.data, false, threads);
+    linear_weight(N, a.row(), D, d_qkv.data, between.data, d_qkv_weight, false, how);
+    linear_back(N, a.row(), D, d_qkv.data, qkv_weight, between.data, false, how);
     norm_rows_back(N, D, between.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
 void wt_feed_forward_forward(int64_t N, int64_t D, int64_t W, float eps, const float* x,
                              const float* norm_weight, const float* gate_up_weight,
-                             const float* down_weight, float* gate_up, float* y, int32_t threads) {
+                             const float* down_weight, float* gate_up, float* y, int32_t bf16, int32_t threads) {
+    const How how{threads, bf16 != 0};
     Buffer normed(N * D);
     norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
     std::memcpy(y, x, N * D * sizeof(float));
-    FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed.data, gate_up, y, threads);
+    FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed.data, gate_up, y, how);
 }
 
 void wt_feed_forward_backward(int64_t N, int64_t D, int64_t W, float eps, const float* x,
                               const float* norm_weight, const float* gate_up_weight,
                               const float* down_weight, const float* gate_up, const float* dy, float* dx,
                               float* d_norm_weight, float* d_gate_up_weight, float* d_down_weight,
-                              int32_t threads) {
+                              int32_t bf16, int32_t threads) {
+    const How how{threads, bf16 != 0};
     Buffer normed(N * D), d_normed(N * D);
     norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
     FeedForward{N, D, W, gate_up_weight, down_weight}.backward(
-        dy, normed.data, gate_up, d_normed.data, false, d_gate_up_weight, d_down_weight, threads);
+        dy, normed.data, gate_up, d_normed.data, false, d_gate_up_weight, d_down_weight, how);
     norm_rows_back(N, D, d_normed.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
@@ -156,7 +161,7 @@ void wt_router_forward(int64_t N, int64_t D, int64_t E, int64_t K, int64_t group
                        const float* router_weight, const float* bias, float* normed, float* logits, float* scores,
                        int64_t* expert, float* gate, int64_t* load, int32_t threads) {
     norm_rows(N, D, x, norm_weight, eps, normed, threads);
-    linear(N, E, D, normed, router_weight, logits, false, threads);
+    linear(N, E, D, normed, router_weight, logits, false, {threads, false});
     const Choice choice{E, K, groups, kept, normalize != 0, scale, bias};
     share_rows(N, choice.ns(), threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
     std::fill_n(load, E, 0);
@@ -177,27 +182,29 @@ void wt_router_backward(int64_t N, int64_t D, int64_t E, int64_t K, int32_t norm
         if (d_logits)
             for (int64_t i = from * E; i < to * E; i++) grad.data[i] += d_logits[i];
     });
-    linear_weight(N, E, D, grad.data, normed, d_router_weight, false, threads);
-    linear_back(N, E, D, grad.data, router_weight, d_normed, true, threads);
+    linear_weight(N, E, D, grad.data, normed, d_router_weight, false, {threads, false});
+    linear_back(N, E, D, grad.data, router_weight, d_normed, true, {threads, false});
     norm_rows_back(N, D, d_normed, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
 // y += x, and, of a shared expert of width W (or none, 0), down(swiglu(gate_up(normed))).
 void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const float* normed,
                        const float* gate_up_weight, const float* down_weight, float* gate_up, float* y,
-                       int32_t threads) {
+                       int32_t bf16, int32_t threads) {
+    const How how{threads, bf16 != 0};
     share_rows(N, D * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
         for (int64_t i = from * D; i < to * D; i++) y[i] += x[i];
     });
-    if (W) FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, threads);
+    if (W) FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, how);
 }
 
 // d_normed += the shared expert's.
 void wt_shared_backward(int64_t N, int64_t D, int64_t W, const float* normed, const float* gate_up_weight,
                         const float* down_weight, const float* gate_up, const float* dy, float* d_normed,
-                        float* d_gate_up_weight, float* d_down_weight, int32_t threads) {
+                        float* d_gate_up_weight, float* d_down_weight, int32_t bf16, int32_t threads) {
+    const How how{threads, bf16 != 0};
     FeedForward{N, D, W, gate_up_weight, down_weight}.backward(dy, normed, gate_up, d_normed, true, d_gate_up_weight,
-                                                               d_down_weight, threads);
+                                                               d_down_weight, how);
 }
 
 }  // extern "C"

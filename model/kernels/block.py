@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.kernels import step
+from model.kernels import rounding, step
 from model.kernels.blas import hand_over_sgemm
 from model.kernels.compiled import FLAG, NUMBER, POINTER, SIZE, Operations
 
@@ -23,22 +23,24 @@ operations = Operations(
     "block.cpp",
     "the halves of a block",
     {
-        "wt_attention_forward": [*_HEADS, *[POINTER] * 12],
-        "wt_attention_backward": [*_HEADS, *[POINTER] * 17],
-        "wt_feed_forward_forward": [*_SIZES, NUMBER, *[POINTER] * 6],
-        "wt_feed_forward_backward": [*_SIZES, NUMBER, *[POINTER] * 10],
+        "wt_attention_forward": [*_HEADS, *[POINTER] * 12, FLAG],
+        "wt_attention_backward": [*_HEADS, *[POINTER] * 17, FLAG],
+        "wt_feed_forward_forward": [*_SIZES, NUMBER, *[POINTER] * 6, FLAG],
+        "wt_feed_forward_backward": [*_SIZES, NUMBER, *[POINTER] * 10, FLAG],
         "wt_router_forward": [*[SIZE] * 6, FLAG, NUMBER, NUMBER, *[POINTER] * 10],
         "wt_router_backward": [*[SIZE] * 4, FLAG, NUMBER, NUMBER, *[POINTER] * 14],
-        "wt_shared_forward": [*_SIZES, *[POINTER] * 6],
-        "wt_shared_backward": [*_SIZES, *[POINTER] * 8],
+        "wt_shared_forward": [*_SIZES, *[POINTER] * 6, FLAG],
+        "wt_shared_backward": [*_SIZES, *[POINTER] * 8, FLAG],
     },
     prepare=hand_over_sgemm,
 )
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Whether the compiled halves take these: plain float32 on a CPU, no other type asked for."""
-    if operations.library is None or torch.is_autocast_enabled("cpu"):
+    """Whether the compiled halves take these: plain float32 on a CPU, no other type asked for but
+    what they can round to.
+    """
+    if operations.library is None or (torch.is_autocast_enabled("cpu") and not rounding.is_on()):
         return False
     given = [t for t in tensors if t is not None]
     for t in given:  # asked at every half of every step, so without a generator
@@ -114,7 +116,8 @@ class _Attention(torch.autograd.Function):
         log_sums = x.new_empty(batch, heads.num_heads, length)
         y = torch.empty_like(x)
         inputs = (x, norm_weight, qkv_weight, q_norm, k_norm, out_weight, cos, sin)
-        operations("wt_attention_forward", *shape, *inputs, qkv, mixed, log_sums, y)
+        bf16 = ctx.bf16 = rounding.is_on()
+        operations("wt_attention_forward", *shape, *inputs, qkv, mixed, log_sums, y, bf16)
         ctx.save_for_backward(*inputs, qkv, mixed, log_sums)
         ctx.shape = shape
         return y
@@ -130,7 +133,7 @@ class _Attention(torch.autograd.Function):
             d_heads = q_norm.new_empty(2 * len(q_norm))
             both = (d_heads[: len(q_norm)], d_heads[len(q_norm) :])
         grads = (dx, d_norm, d_qkv, d_heads, d_out)
-        operations("wt_attention_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
+        operations("wt_attention_backward", *ctx.shape, *saved, dy.contiguous(), *grads, ctx.bf16)
         return dx, d_norm, d_qkv, *both, d_out, None, None, None
 
 
@@ -153,7 +156,8 @@ class _FeedForward(torch.autograd.Function):
         gate_up = x.new_empty(*x.shape[:-1], 2 * inner)
         y = torch.empty_like(x)
         inputs = (x, norm_weight, gate_up_weight, down)
-        operations("wt_feed_forward_forward", *shape, *inputs, gate_up, y)
+        ctx.bf16 = rounding.is_on()
+        operations("wt_feed_forward_forward", *shape, *inputs, gate_up, y, ctx.bf16)
         ctx.save_for_backward(*inputs, gate_up)
         ctx.shape = shape
         return y
@@ -163,5 +167,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         grads = [torch.empty_like(t) for t in saved[:4]]
-        operations("wt_feed_forward_backward", *ctx.shape, *saved, dy.contiguous(), *grads)
+        operations(
+            "wt_feed_forward_backward", *ctx.shape, *saved, dy.contiguous(), *grads, ctx.bf16
+        )
         return (*grads, None)

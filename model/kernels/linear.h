@@ -33,6 +33,12 @@ inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int
     if (fewer) set_sgemm_threads(before);
 }
 
+// How a layer's products are computed.
+struct How {
+    int threads;
+    bool bf16;  // factors rounded to bfloat16, which takes a build with AVX512-BF16
+};
+
 enum TileUse : int32_t { NEVER, WHERE_FASTER, ALWAYS };
 #if defined(__AVX512BF16__)
 TileUse tile_use = tiles_allowed() ? WHERE_FASTER : NEVER;
@@ -73,15 +79,15 @@ inline void pack_transposed(const float* w, int64_t N, int64_t K, float* packed)
 }
 
 // y[M, N] = (y +) x[M, K] . w[N, K]^T
-inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float* w, float* y, bool add,
-                   int threads) {
+inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float* w, float* y, bool add, How how) {
 #if defined(__AVX512BF16__)
-    if (tiles_multiply(M, N, K)) return multiply_weights(M, x, PackedWeights(w, N, K, false), y, add, threads);
+    if (how.bf16) return multiply_weights(M, x, PackedWeights<1>(w, N, K, false), y, add, how.threads);
+    if (tiles_multiply(M, N, K)) return multiply_weights(M, x, PackedWeights<3>(w, N, K, false), y, add, how.threads);
 #endif
-    if (sgemm) return blas(false, true, M, N, K, x, w, y, add, threads);
+    if (sgemm) return blas(false, true, M, N, K, x, w, y, add, how.threads);
     Buffer packed(round_up(N, PANEL) * K);
     pack_transposed(w, N, K, packed.data);
-    share_rows(M, N * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
+    share_rows(M, N * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
         for (int64_t n = 0; n < N; n += PANEL)
             multiply<false>({x + from * K, K, 1, {packed.data + n * K, PANEL, nullptr}, to - from,
                              std::min(PANEL, N - n), K, {y + from * N + n, N, nullptr, nullptr, add}});
@@ -90,12 +96,13 @@ inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float*
 
 // dx[M, K] = (dx +) dy[M, N] . w[N, K]
 inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const float* w, float* dx,
-                        bool add, int threads) {
+                        bool add, How how) {
 #if defined(__AVX512BF16__)
-    if (tiles_multiply(M, K, N)) return multiply_weights(M, dy, PackedWeights(w, N, K, true), dx, add, threads);
+    if (how.bf16) return multiply_weights(M, dy, PackedWeights<1>(w, N, K, true), dx, add, how.threads);
+    if (tiles_multiply(M, K, N)) return multiply_weights(M, dy, PackedWeights<3>(w, N, K, true), dx, add, how.threads);
 #endif
-    if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add, threads);
-    share_rows(M, N * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
+    if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add, how.threads);
+    share_rows(M, N * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
         multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N,
                          {dx + from * K, K, nullptr, nullptr, add}});
     });
@@ -103,13 +110,14 @@ inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const 
 
 // dw[N, K] = (dw +) dy[M, N]^T . x[M, K]
 inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw,
-                          bool add, int threads) {
+                          bool add, How how) {
 #if defined(__AVX512BF16__)
-    if (tiles_make_gradient(M, N, K)) return weight_gradient(M, N, K, dy, x, dw, add, threads);
+    if (how.bf16) return weight_gradient<1>(M, N, K, dy, x, dw, add, how.threads);
+    if (tiles_make_gradient(M, N, K)) return weight_gradient<3>(M, N, K, dy, x, dw, add, how.threads);
 #endif
-    if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add, threads);
+    if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add, how.threads);
     constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the nearest cache
-    share_rows(N, M * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, M * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
         for (int64_t m = 0; m < M; m += AT_ONCE)
             multiply<false>({dy + m * N + from, 1, N, {x + m * K, K, nullptr}, to - from, K,
                              std::min(AT_ONCE, M - m), {dw + from * K, K, nullptr, nullptr, add || m > 0}});

@@ -1,5 +1,6 @@
-// The products of a linear layer on the tile unit: fp32 factors in three bfloat16 parts (tiles.h), sums in
-// fp32. As exact as fp32 multiply-adds, and faster than any of them can be.
+// The products of a linear layer on the tile unit, sums in fp32. With fp32 factors in three bfloat16 parts
+// (tiles.h) they are as exact as fp32 multiply-adds, and faster than any of them can be; with one part a factor
+// is rounded to bfloat16.
 //
 // Rows are taken a block at a time, whose packed parts stay in the second-level cache. Squares of sums go
 // straight to rows of memory; those that reach over an edge go through a buffer.
@@ -13,8 +14,10 @@
 namespace {
 
 constexpr int PARTS_OF_FP32 = 3;
-constexpr int64_t DEPTH_AT_ONCE = 4;  // tiles summed over: a block's two factors fill the first-level cache
-constexpr int64_t SUMMED_AT_ONCE = DEPTH_AT_ONCE * DEPTH;
+template <int PARTS>
+constexpr int64_t SUMMED_AT_ONCE = 12 / PARTS * DEPTH;  // a block's two factors fill the first-level cache
+template <int PARTS>
+constexpr double NS_A_TILE_MULTIPLY = PARTS == 1 ? NS_A_MULTIPLY / 3 : NS_A_MULTIPLY;
 constexpr int64_t ROWS_AT_ONCE = 256, COLUMNS_AT_ONCE = 512;  // of a packed factor: it stays in the second-level cache
 
 #if defined(WT_TILE_UNIT)
@@ -44,10 +47,10 @@ struct Rows {
 };
 
 // MR x NR whole squares of C.
-template <int MR, int NR>
+template <int PARTS, int MR, int NR>
 void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool add) {
     constexpr auto all = std::make_index_sequence<MR * NR>{};
-    const int64_t next = depth * PARTS_OF_FP32 * SQUARE;
+    const int64_t next = depth * PARTS * SQUARE;
     each_square<MR, NR>(
         [&](auto r, int64_t i, int64_t j) {
             if (add)
@@ -56,13 +59,17 @@ void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool
                 tile_zero<decltype(r)::value>();
         },
         all);
-    for (int64_t k = 0; k < depth; k++, a += PARTS_OF_FP32 * SQUARE, b += PARTS_OF_FP32 * SQUARE) {
-        step<3, MR, NR, 0, 2, true, true>(a, b, next);
-        step<3, MR, NR, 0, 1, false, true>(a, b, next);
-        step<3, MR, NR, 1, 1, true, false>(a, b, next);
-        step<3, MR, NR, 1, 0, false, true>(a, b, next);
-        step<3, MR, NR, 2, 0, true, false>(a, b, next);
-        step<3, MR, NR, 0, 0, true, false>(a, b, next);
+    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
+        if constexpr (PARTS == 1) {
+            step<1, MR, NR, 0, 0, true, true>(a, b, next);
+        } else {
+            step<3, MR, NR, 0, 2, true, true>(a, b, next);
+            step<3, MR, NR, 0, 1, false, true>(a, b, next);
+            step<3, MR, NR, 1, 1, true, false>(a, b, next);
+            step<3, MR, NR, 1, 0, false, true>(a, b, next);
+            step<3, MR, NR, 2, 0, true, false>(a, b, next);
+            step<3, MR, NR, 0, 0, true, false>(a, b, next);
+        }
     }
     each_square<MR, NR>(
         [&](auto r, int64_t i, int64_t j) {
@@ -72,11 +79,11 @@ void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool
 }
 
 // The same of `rows` x `columns` sums, at most MR x NR squares.
-template <int MR, int NR>
+template <int PARTS, int MR, int NR>
 void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, int64_t columns, Rows c, bool add) {
-    if (rows == MR * SIDE && columns == NR * SIDE) return squares_to_rows<MR, NR>(a, b, depth, c, add);
+    if (rows == MR * SIDE && columns == NR * SIDE) return squares_to_rows<PARTS, MR, NR>(a, b, depth, c, add);
     alignas(64) float edge[MR * NR * SQUARE];
-    squares_to_rows<MR, NR>(a, b, depth, {edge, NR * SIDE}, false);
+    squares_to_rows<PARTS, MR, NR>(a, b, depth, {edge, NR * SIDE}, false);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j += SIDE) {
             const int lanes = static_cast<int>(std::min(SIDE, columns - j));
@@ -87,73 +94,78 @@ void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, i
 }
 
 // C[M, N] = or += A . B of packed factors with `depth` tiles along the dimension summed over.
-inline void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64_t depth, Rows c, bool add) {
+template <int PARTS>
+void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64_t depth, Rows c, bool add) {
     constexpr int64_t PAIR = 2 * SIDE;
     for (int64_t j = 0; j < N; j += PAIR)
         for (int64_t i = 0; i < M; i += PAIR) {
             const int64_t rows = std::min(PAIR, M - i), columns = std::min(PAIR, N - j);
             const bool tall = rows > SIDE, wide = columns > SIDE;
-            const auto sums = tall ? (wide ? sums_to_rows<2, 2> : sums_to_rows<2, 1>)
-                                   : (wide ? sums_to_rows<1, 2> : sums_to_rows<1, 1>);
-            sums(tile_at<PARTS_OF_FP32>(a, i / SIDE, 0, depth), tile_at<PARTS_OF_FP32>(b, j / SIDE, 0, depth), depth,
+            const auto sums = tall ? (wide ? sums_to_rows<PARTS, 2, 2> : sums_to_rows<PARTS, 2, 1>)
+                                   : (wide ? sums_to_rows<PARTS, 1, 2> : sums_to_rows<PARTS, 1, 1>);
+            sums(tile_at<PARTS>(a, i / SIDE, 0, depth), tile_at<PARTS>(b, j / SIDE, 0, depth), depth,
                  rows, columns, {c.data + i * c.stride + j, c.stride}, add);
         }
 }
 
+template <int PARTS>
 inline int64_t packed_floats(int64_t rows, int64_t summed) {
-    return squares_of(rows) * depths_of(summed) * PARTS_OF_FP32 * SQUARE;
+    return squares_of(rows) * depths_of(summed) * PARTS * SQUARE;
 }
 
 // The right factor that has the rows of w[N, K] for columns, or (`across`) its columns: packed once, for any
-// number of left factors, in panels of SUMMED_AT_ONCE.
+// number of left factors, in panels of SUMMED_AT_ONCE<PARTS>.
+template <int PARTS>
 struct PackedWeights {
     PackedWeights(const float* w, int64_t N, int64_t K, bool across)
-        : columns(across ? K : N), summed(across ? N : K), packed(packed_floats(columns, summed)) {
-        for (int64_t s = 0; s < summed; s += SUMMED_AT_ONCE) {
-            const int64_t count = std::min(SUMMED_AT_ONCE, summed - s);
+        : columns(across ? K : N), summed(across ? N : K), packed(packed_floats<PARTS>(columns, summed)) {
+        for (int64_t s = 0; s < summed; s += SUMMED_AT_ONCE<PARTS>) {
+            const int64_t count = std::min(SUMMED_AT_ONCE<PARTS>, summed - s);
             if (across)
-                pack_across<PARTS_OF_FP32>([&](int64_t i) { return w + (s + i) * K; }, count, K, panel(s));
+                pack_across<PARTS>([&](int64_t i) { return w + (s + i) * K; }, count, K, panel(s));
             else
-                pack_along<PARTS_OF_FP32, true>([&](int64_t i) { return w + i * K + s; }, N, count, panel(s));
+                pack_along<PARTS, true>([&](int64_t i) { return w + i * K + s; }, N, count, panel(s));
         }
     }
-    float* panel(int64_t s) const { return packed.data + packed_floats(columns, s); }
+    float* panel(int64_t s) const { return packed.data + packed_floats<PARTS>(columns, s); }
     int64_t columns, summed;
     Buffer packed;
 };
 
 // y[M, columns] = (y +) x[M, summed] . weights
-inline void multiply_weights(int64_t M, const float* x, const PackedWeights& w, float* y, bool add, int threads) {
-    share_rows(M, w.columns * w.summed * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
+template <int PARTS>
+void multiply_weights(int64_t M, const float* x, const PackedWeights<PARTS>& w, float* y, bool add, int threads) {
+    share_rows(M, w.columns * w.summed * NS_A_TILE_MULTIPLY<PARTS>, threads, [&](int64_t from, int64_t to) {
         const TileRegisters registers;
-        Buffer left(packed_floats(std::min(ROWS_AT_ONCE, to - from), std::min(SUMMED_AT_ONCE, w.summed)));
+        Buffer left(packed_floats<PARTS>(std::min(ROWS_AT_ONCE, to - from), std::min(SUMMED_AT_ONCE<PARTS>, w.summed)));
         for (int64_t m = from; m < to; m += ROWS_AT_ONCE)
-            for (int64_t s = 0; s < w.summed; s += SUMMED_AT_ONCE) {
-                const int64_t rows = std::min(ROWS_AT_ONCE, to - m), summed = std::min(SUMMED_AT_ONCE, w.summed - s);
+            for (int64_t s = 0; s < w.summed; s += SUMMED_AT_ONCE<PARTS>) {
+                const int64_t rows = std::min(ROWS_AT_ONCE, to - m), summed = std::min(SUMMED_AT_ONCE<PARTS>, w.summed - s);
                 const auto row = [&](int64_t i) { return x + (m + i) * w.summed + s; };
-                pack_along<PARTS_OF_FP32, false>(row, rows, summed, left.data);
-                multiply_packed(left.data, rows, w.panel(s), w.columns, depths_of(summed),
+                pack_along<PARTS, false>(row, rows, summed, left.data);
+                multiply_packed<PARTS>(left.data, rows, w.panel(s), w.columns, depths_of(summed),
                                 {y + m * w.columns, w.columns}, add || s > 0);
             }
     });
 }
 
 // C[N, K] = (C +) a[M, N]^T . b[M, K]; threads share the rows of C.
-inline void multiply_transposed(int64_t M, int64_t N, int64_t K, const float* a, const float* b, float* c, bool add,
+template <int PARTS>
+void multiply_transposed(int64_t M, int64_t N, int64_t K, const float* a, const float* b, float* c, bool add,
                                 int threads) {
-    share_rows(N, M * K * NS_A_MULTIPLY, threads, [&](int64_t from, int64_t to) {
+    share_rows(N, M * K * NS_A_TILE_MULTIPLY<PARTS>, threads, [&](int64_t from, int64_t to) {
         const TileRegisters registers;
-        const int64_t own = to - from, most = std::min(SUMMED_AT_ONCE, M);
-        Buffer left(packed_floats(own, most)), right(packed_floats(std::min(COLUMNS_AT_ONCE, K), most));
-        for (int64_t m = 0; m < M; m += SUMMED_AT_ONCE) {
-            const int64_t rows = std::min(SUMMED_AT_ONCE, M - m), depth = depths_of(rows);
-            pack_across<PARTS_OF_FP32>([&](int64_t i) { return a + (m + i) * N + from; }, rows, own, left.data);
+        const int64_t own = to - from, most = std::min(SUMMED_AT_ONCE<PARTS>, M);
+        Buffer left(packed_floats<PARTS>(own, most)), right(packed_floats<PARTS>(std::min(COLUMNS_AT_ONCE, K), most));
+        for (int64_t m = 0; m < M; m += SUMMED_AT_ONCE<PARTS>) {
+            const int64_t rows = std::min(SUMMED_AT_ONCE<PARTS>, M - m), depth = depths_of(rows);
+            pack_across<PARTS>([&](int64_t i) { return a + (m + i) * N + from; }, rows, own, left.data);
             for (int64_t tile = 0; tile < squares_of(own) * depth; tile++)
-                transpose_tiles<PARTS_OF_FP32>(left.data + tile * PARTS_OF_FP32 * SQUARE);
+                transpose_tiles<PARTS>(left.data + tile * PARTS * SQUARE);
             for (int64_t k = 0; k < K; k += COLUMNS_AT_ONCE) {
                 const int64_t columns = std::min(COLUMNS_AT_ONCE, K - k);
-                pack_across<PARTS_OF_FP32>([&](int64_t i) { return b + (m + i) * K + k; }, rows, columns, right.data);
-                multiply_packed(left.data, own, right.data, columns, depth, {c + from * K + k, K}, add || m > 0);
+                pack_across<PARTS>([&](int64_t i) { return b + (m + i) * K + k; }, rows, columns, right.data);
+                multiply_packed<PARTS>(left.data, own, right.data, columns, depth, {c + from * K + k, K}, add || m > 0);
             }
         }
     });
@@ -176,11 +188,12 @@ inline void transpose_rows(int64_t N, int64_t K, const float* from, float* to, b
 }
 
 // dw[N, K] = (dw +) dy[M, N]^T . x[M, K]. The narrower factor is the one whose parts have to be transposed.
-inline void weight_gradient(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw, bool add,
+template <int PARTS>
+void weight_gradient(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw, bool add,
                             int threads) {
-    if (N <= K) return multiply_transposed(M, N, K, dy, x, dw, add, threads);
+    if (N <= K) return multiply_transposed<PARTS>(M, N, K, dy, x, dw, add, threads);
     Buffer turned(K * N);
-    multiply_transposed(M, K, N, x, dy, turned.data, false, threads);
+    multiply_transposed<PARTS>(M, K, N, x, dy, turned.data, false, threads);
     transpose_rows(N, K, turned.data, dw, add);
 }
 

@@ -1,4 +1,5 @@
-// The output layer and its cross-entropy, a block of positions at a time, fp32.
+// The output layer and its cross-entropy, a block of positions at a time, fp32. With bf16 the factors of its
+// products are rounded to bfloat16.
 //
 // Of a block the scores are made, turned into probabilities where they lie, and, where gradients are wanted,
 // multiplied again at once: the scores are computed once, and never are more of them held than a block's.
@@ -48,20 +49,21 @@ struct OutputLayer {
     int64_t D, V;
     const float* weights;
     float* d_weights;  // or null
-    int threads;
+    How how;
 
     void scores(int64_t count, const float* hidden, float* scores) const {
-        linear(count, V, D, hidden, weights, scores, false, threads);
+        linear(count, V, D, hidden, weights, scores, false, how);
     }
     void gradients(int64_t count, const float* d_scores, const float* hidden, float* d_hidden, bool first) const {
-        linear_back(count, V, D, d_scores, weights, d_hidden, false, threads);
-        linear_weight(count, V, D, d_scores, hidden, d_weights, !first, threads);
+        linear_back(count, V, D, d_scores, weights, d_hidden, false, how);
+        linear_weight(count, V, D, d_scores, hidden, d_weights, !first, how);
     }
     void finish() const {}
 };
 
 #if defined(__AVX512BF16__)
 // The same on the tile unit, with the weights packed once for all blocks and their gradient turned once.
+template <int PARTS>
 struct OutputLayerOnTiles {
     OutputLayerOnTiles(const OutputLayer& layer)
         : layer(layer), forward(layer.weights, layer.V, layer.D, false) {
@@ -70,18 +72,18 @@ struct OutputLayerOnTiles {
         turned.emplace(layer.D * layer.V);
     }
     void scores(int64_t count, const float* hidden, float* scores) const {
-        multiply_weights(count, hidden, forward, scores, false, layer.threads);
+        multiply_weights(count, hidden, forward, scores, false, layer.how.threads);
     }
     void gradients(int64_t count, const float* d_scores, const float* hidden, float* d_hidden, bool first) const {
-        multiply_weights(count, d_scores, *back, d_hidden, false, layer.threads);
-        multiply_transposed(count, layer.D, layer.V, hidden, d_scores, turned->data, !first, layer.threads);
+        multiply_weights(count, d_scores, *back, d_hidden, false, layer.how.threads);
+        multiply_transposed<PARTS>(count, layer.D, layer.V, hidden, d_scores, turned->data, !first, layer.how.threads);
     }
     void finish() const {
         if (turned) transpose_rows(layer.V, layer.D, turned->data, layer.d_weights, false);
     }
     const OutputLayer& layer;
-    PackedWeights forward;
-    std::optional<PackedWeights> back;
+    PackedWeights<PARTS> forward;
+    std::optional<PackedWeights<PARTS>> back;
     std::optional<Buffer> turned;
 };
 #endif
@@ -115,13 +117,18 @@ void nats_and_gradients(const Layer& layer, int64_t N, int64_t D, int64_t V, con
 
 void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                         const int64_t* target, const float* weights, float* nats, float* d_hidden,
-                        float* d_output, int threads) {
-    const OutputLayer layer{D, V, output, d_output, threads};
+                        float* d_output, How how) {
+    const OutputLayer layer{D, V, output, d_output, how};
+    const auto by = [&](const auto& products) {
+        nats_and_gradients(products, N, D, V, hidden, target, weights, nats, d_hidden, how.threads);
+    };
 #if defined(__AVX512BF16__)
-    if (tiles_multiply(N, V, D) && V * D <= MOST_PACKED)
-        return nats_and_gradients(OutputLayerOnTiles(layer), N, D, V, hidden, target, weights, nats, d_hidden, threads);
+    if (V * D <= MOST_PACKED) {
+        if (how.bf16) return by(OutputLayerOnTiles<1>(layer));
+        if (tiles_multiply(N, V, D)) return by(OutputLayerOnTiles<3>(layer));
+    }
 #endif
-    nats_and_gradients(layer, N, D, V, hidden, target, weights, nats, d_hidden, threads);
+    by(layer);
 }
 
 void scaled(const float* from, float factor, int64_t count, float* to, int threads) {
@@ -137,22 +144,23 @@ extern "C" {
 // Returns 0, or 1 where a target is no token and nothing was computed. Without d_hidden no gradients.
 int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                         const int64_t* target, float* nats, float* d_hidden, float* d_output,
-                        int32_t threads) {
+                        int32_t bf16, int32_t threads) {
     for (int64_t n = 0; n < N; n++)
         if (target[n] < 0 || target[n] >= V) return 1;
-    nats_and_gradients(N, D, V, hidden, output, target, nullptr, nats, d_hidden, d_output, threads);
+    nats_and_gradients(N, D, V, hidden, output, target, nullptr, nats, d_hidden, d_output, {threads, bf16 != 0});
     return 0;
 }
 
 // sum_d_hidden, sum_d_output: those of the forward pass. They serve where every position weighs the same.
 int32_t wt_nats_backward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                          const int64_t* target, const float* sum_d_hidden, const float* sum_d_output,
-                         const float* weights, float* d_hidden, float* d_output, int32_t threads) {
+                         const float* weights, float* d_hidden, float* d_output, int32_t bf16, int32_t threads) {
     if (std::all_of(weights, weights + N, [&](float w) { return w == weights[0]; })) {
         scaled(sum_d_hidden, weights[0], N * D, d_hidden, threads);
         scaled(sum_d_output, weights[0], V * D, d_output, threads);
     } else {
-        nats_and_gradients(N, D, V, hidden, output, target, weights, nullptr, d_hidden, d_output, threads);
+        nats_and_gradients(N, D, V, hidden, output, target, weights, nullptr, d_hidden, d_output,
+                           {threads, bf16 != 0});
     }
     return 0;
 }

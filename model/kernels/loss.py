@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.kernels import step
+from model.kernels import rounding, step
 from model.kernels.blas import hand_over_sgemm
 from model.kernels.compiled import FLAG, POINTER, SIZE, Operations
 
@@ -22,8 +22,8 @@ operations = Operations(
     "loss.cpp",
     "the scores and losses of the output layer",
     {
-        "wt_nats_forward": [SIZE, SIZE, SIZE, *[POINTER] * 6],
-        "wt_nats_backward": [SIZE, SIZE, SIZE, *[POINTER] * 8],
+        "wt_nats_forward": [SIZE, SIZE, SIZE, *[POINTER] * 6, FLAG],
+        "wt_nats_backward": [SIZE, SIZE, SIZE, *[POINTER] * 8, FLAG],
     },
     results={"wt_nats_forward": FLAG},
     prepare=hand_over_sgemm,
@@ -31,10 +31,12 @@ operations = Operations(
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled loss takes these: plain float32 on a CPU, no other type asked for."""
+    """Whether the compiled loss takes these: plain float32 on a CPU, no other type asked for but
+    what it can round to.
+    """
     return (
         step.serves(*tensors)
-        and not torch.is_autocast_enabled("cpu")
+        and (rounding.is_on() or not torch.is_autocast_enabled("cpu"))
         and all(t.is_contiguous() for t in tensors)
         and operations.library is not None
     )
@@ -59,7 +61,8 @@ class _TokenNats(torch.autograd.Function):
         shape = (*hidden.shape, len(weight))
         nats = hidden.new_empty(len(hidden))
         grads = [torch.empty_like(t) if with_gradients else None for t in (hidden, weight)]
-        if operations("wt_nats_forward", *shape, hidden, weight, target, nats, *grads):
+        ctx.bf16 = rounding.is_on()
+        if operations("wt_nats_forward", *shape, hidden, weight, target, nats, *grads, ctx.bf16):
             raise IndexError(f"a target lies outside the vocabulary of {len(weight)} tokens")
         ctx.save_for_backward(hidden, weight, target, *grads)
         ctx.shape = shape
@@ -71,5 +74,5 @@ class _TokenNats(torch.autograd.Function):
         hidden, weight, *_ = saved = ctx.saved_tensors
         d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
         grads = (grad_N.contiguous(), d_hidden, d_weight)
-        operations("wt_nats_backward", *ctx.shape, *saved, *grads)
+        operations("wt_nats_backward", *ctx.shape, *saved, *grads, ctx.bf16)
         return d_hidden, d_weight, None, None

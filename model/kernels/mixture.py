@@ -1,6 +1,7 @@
 """The mixture half of a block as a single operation: norm, router, routed experts, shared expert.
 
-For float32 on a CPU, of calls into ``block.cpp`` and the expert kernel; the plain way is in
+For float32 on a CPU (products in bfloat16 where asked for), of calls into ``block.cpp`` and the
+expert kernel; the plain way is in
 ``model.halves`` and ``model.moe``. As four operations of autograd it was 4 % of a step slower at a
 width of 16 (LOG.md, 2026-11-26).
 """
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.kernels import cpu
+from model.kernels import cpu, rounding
 from model.kernels.block import operations
 from model.kernels.step import Rule
 
@@ -83,14 +84,15 @@ class _Mixture(torch.autograd.Function):
         results = (normed, logits, scores, expert, gate, load)
         operations("wt_router_forward", *sizes, *rule, eps, x, norm, router, bias, *results)
 
-        products = cpu.products_for(torch.float32, down.shape[1])
+        bf16 = ctx.bf16 = rounding.is_on()
+        products = cpu.products_for(torch.bfloat16 if bf16 else torch.float32, down.shape[1])
         keep = any(ctx.needs_input_grad)
         y, kept = cpu.forward((normed, expert, gate, gate_up, down), products, keep=keep)
         inner, shared_width = None, 0
         if shared_gate_up is not None:
             inner, shared_width = x.new_empty(tokens, len(shared_gate_up)), len(shared_gate_up) // 2
         shared = (normed, shared_gate_up, shared_down, inner)
-        operations("wt_shared_forward", tokens, width, shared_width, x, *shared, y)
+        operations("wt_shared_forward", tokens, width, shared_width, x, *shared, y, bf16)
 
         ctx.save_for_backward(x, norm, router, gate_up, down, *shared, kept, scores, expert, gate)
         ctx.sizes, ctx.rule, ctx.eps, ctx.products = sizes, rule, eps, products
@@ -121,7 +123,7 @@ class _Mixture(torch.autograd.Function):
             d_shared = (torch.empty_like(shared_gate_up), torch.empty_like(shared_down))
             tensors = (normed, shared_gate_up, shared_down, inner, dy, d_normed, *d_shared)
             sizes = (*x.shape, shared_down.shape[1])
-            operations("wt_shared_backward", *sizes, *tensors)
+            operations("wt_shared_backward", *sizes, *tensors, ctx.bf16)
         incoming = [None if d is None else d.contiguous() for d in (d_scores, d_logits)]
         dx, d_norm, d_router = (torch.empty_like(t) for t in (x, norm, router))
         rule = ctx.rule

@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.kernels.recording import Call, recorded
 from model.layers import Rotary
+from model.training.config import Precision
 from model.training.learner import Gradients
+from model.training.precision import computing_here
 from model.transformer import Transformer
 
 # Shapes: B sequences, T positions, E experts.
@@ -82,8 +84,9 @@ class _Pass:
 class Captured:
     """Leaves the gradients of a batch's mean loss on the weights of a model."""
 
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, precision: Precision = "fp32") -> None:
+        """``precision``: in which the first pass of a shape is gone through."""
+        self.model, self._precision = model, precision
         self._weights = list(model.parameters())
         self._held = [*self._weights, *model.buffers()]
         self._passes: dict[torch.Size, _Pass | None] = {}
@@ -118,7 +121,8 @@ class Captured:
         rotary.tables(tokens_BT.shape[1], windows.device, torch.float32)
         even_BT = torch.ones(tokens_BT.shape) / tokens_BT.numel()
         with _Watch() as watch, recorded() as calls:
-            found = model(tokens_BT, targets_BT)
+            with computing_here(self._precision, windows.device):
+                found = model(tokens_BT, targets_BT)
             if found.mtp_token_nats_BT is not None:
                 return None
             grads = torch.autograd.grad(

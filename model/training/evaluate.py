@@ -16,7 +16,7 @@ from model.router import Routing
 from model.training.config import LOOK_EVERY, Precision, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.positions import mean_by_range
-from model.training.precision import computing_in
+from model.training.precision import computing_here
 from model.transformer import Transformer
 from model.typed import to_plain
 from model.utilisation import (
@@ -168,7 +168,7 @@ def plain_forward(model: Transformer, precision: Precision, device: torch.device
 
     def forward(windows: Tensor, looked_at: slice) -> tuple[Tensor, Sequence[LayerCounts]]:
         batch = windows.to(device)
-        with computing_in(precision, device):
+        with computing_here(precision, device):
             result = model(batch[:, :-1], batch[:, 1:], request=request)
         few = [_of_windows(stats, len(batch), looked_at) for stats in result.routing]
         return result.token_nats_BT, [layer_counts(stats) for stats in few]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from model.kernels import block, rounding
 from model.training.config import Precision
 
 
@@ -20,6 +22,24 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
     if precision in ("fp32", "bf16_weights"):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def computing_here(precision: Precision, device: torch.device) -> Iterator[None]:
+    """:func:`computing_in` for a whole model in one process.
+
+    On a CPU with a tile unit the compiled operations do bfloat16 products themselves. Autocast's
+    copies of small tensors take longer than any product they make faster: a step under it alone
+    takes 2 to 25 times one in float32 at widths below 128 (LOG.md, 2026-11-26).
+    """
+    by_itself = rounds_by_itself(precision, device)
+    with computing_in(precision, device), rounding.to_bfloat16() if by_itself else nullcontext():
+        yield
+
+
+def rounds_by_itself(precision: Precision, device: torch.device) -> bool:
+    """Whether the compiled operations do the bfloat16 products of a step."""
+    return precision == "bf16" and device.type == "cpu" and block.has_tiles()
 
 
 def weights_dtype(precision: Precision) -> torch.dtype:

@@ -35,7 +35,7 @@ from model.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from model.training.precision import computing_in, weights_dtype
+from model.training.precision import computing_here, rounds_by_itself, weights_dtype
 from model.training.runtime import describe_numerics
 from model.training.stages import Stage
 from model.training.state import RunState
@@ -71,9 +71,10 @@ class WholeModel:
         self.model = build_model(config, seed=train.seed, device=device, dtype=dtype)
         self.optimizer = build_optimizer(self.model, train.optimizer)
         self._captured = None
-        is_plain = train.precision == "fp32" and not weighs_routing(train.balance)
+        is_compiled = train.precision == "fp32" or rounds_by_itself(train.precision, device)
+        is_plain = is_compiled and not weighs_routing(train.balance)
         if is_plain and micro_batches == 1 and device.type == "cpu":
-            self._captured = Captured(self.model)
+            self._captured = Captured(self.model, train.precision)
         # Kept: to look for them takes longer than to clip them.
         self._parameters = list(self.model.parameters())
         self.forward: Forward = plain_forward(self.model, train.precision, device)
@@ -196,7 +197,7 @@ def forward_backward(
     balance = train.balance
     weigh_routing = weighs_routing(balance)
     request = RoutingRequest(losses=weigh_routing)
-    with computing_in(train.precision, windows.device):
+    with computing_here(train.precision, windows.device):
         result = model(windows[:, :-1], windows[:, 1:], request=request)
     loss, mtp_loss = result.loss_nats, result.mtp_loss_nats
     total = loss if mtp_loss is None else loss + train.mtp_loss_weight * mtp_loss

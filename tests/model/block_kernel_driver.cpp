@@ -5,30 +5,30 @@
 
 using Floats = std::vector<float>;
 
-static void attentions(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, bool norm, int threads) {
+static void attentions(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, bool norm, bool bf16, int threads) {
     const int64_t D = 5, R = 2 * (H / 2), F = (Q + 2 * G) * H, N = B * T;
     Floats x(N * D, 0.5f), norm_w(D, 1.0f), qkv_w(F * D, 0.1f), heads(2 * H, 1.0f), out_w(D * Q * H, 0.1f);
     Floats cos(T * H, 0.6f), sin(T * H, 0.8f), qkv(N * F), mixed(N * Q * H), log_sums(B * Q * T), y(N * D);
     Floats dx(N * D), d_norm(D), d_qkv(F * D), d_heads(2 * H), d_out(D * Q * H);
     const float *q = norm ? heads.data() : nullptr, *k = norm ? heads.data() + H : nullptr;
     wt_attention_forward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k, out_w.data(),
-                         cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), threads);
+                         cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), bf16, threads);
     wt_attention_backward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k, out_w.data(),
                           cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), dx.data(),
-                          d_norm.data(), d_qkv.data(), norm ? d_heads.data() : nullptr, d_out.data(), threads);
+                          d_norm.data(), d_qkv.data(), norm ? d_heads.data() : nullptr, d_out.data(), bf16, threads);
 }
 
-static void feed_forwards(int64_t N, int64_t D, int64_t W, int threads) {
+static void feed_forwards(int64_t N, int64_t D, int64_t W, bool bf16, int threads) {
     Floats x(N * D, 0.5f), norm(D, 1.0f), in(2 * W * D, 0.1f), out(D * W, 0.1f), gate_up(N * 2 * W), y(N * D);
     Floats dx(N * D), d_norm(D), d_in(2 * W * D), d_out(D * W);
     wt_feed_forward_forward(N, D, W, 1e-6f, x.data(), norm.data(), in.data(), out.data(), gate_up.data(), y.data(),
-                            threads);
+                            bf16, threads);
     wt_feed_forward_backward(N, D, W, 1e-6f, x.data(), norm.data(), in.data(), out.data(), gate_up.data(), y.data(),
-                             dx.data(), d_norm.data(), d_in.data(), d_out.data(), threads);
-    wt_shared_forward(N, D, W, x.data(), x.data(), in.data(), out.data(), gate_up.data(), y.data(), threads);
-    wt_shared_forward(N, D, 0, x.data(), x.data(), nullptr, nullptr, nullptr, y.data(), threads);
+                             dx.data(), d_norm.data(), d_in.data(), d_out.data(), bf16, threads);
+    wt_shared_forward(N, D, W, x.data(), x.data(), in.data(), out.data(), gate_up.data(), y.data(), bf16, threads);
+    wt_shared_forward(N, D, 0, x.data(), x.data(), nullptr, nullptr, nullptr, y.data(), bf16, threads);
     wt_shared_backward(N, D, W, x.data(), in.data(), out.data(), gate_up.data(), y.data(), dx.data(), d_in.data(),
-                       d_out.data(), threads);
+                       d_out.data(), bf16, threads);
 }
 
 static void routers(int64_t N, int64_t D, int64_t E, int threads) {
@@ -47,15 +47,16 @@ static void routers(int64_t N, int64_t D, int64_t E, int threads) {
 int main() {
     wt_least_ns(0);  // threads share whatever there is
     int cases = 0;
-    for (int run = 0; run < 4; run++) {
+    for (int run = 0; run < 6; run++) {
         const int threads = run % 2 ? 3 : 1;
-        wt_use_tiles(run / 2 ? ALWAYS : NEVER);
-        attentions(1, 1, 1, 1, 2, true, threads);
-        attentions(2, 37, 4, 2, 6, true, threads);
-        attentions(1, 16, 3, 1, 16, false, threads);
-        attentions(1, 33, 1, 1, 50, true, threads);
+        const bool bf16 = run / 2 == 2;
+        wt_use_tiles(run / 2 == 1 ? ALWAYS : NEVER);
+        attentions(1, 1, 1, 1, 2, true, bf16, threads);
+        attentions(2, 37, 4, 2, 6, true, bf16, threads);
+        attentions(1, 16, 3, 1, 16, false, bf16, threads);
+        attentions(1, 33, 1, 1, 50, true, bf16, threads);
         for (int64_t n : {1, 7, 33, 130}) {
-            feed_forwards(n, 5, 3, threads);
+            feed_forwards(n, 5, 3, bf16, threads);
             routers(n, 20, 9, threads);
             cases++;
         }

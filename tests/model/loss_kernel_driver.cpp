@@ -7,17 +7,18 @@
 
 using Floats = std::vector<float>;
 
-static void losses(int64_t N, int64_t D, int64_t V, int threads) {
+static void losses(int64_t N, int64_t D, int64_t V, bool bf16, int threads) {
     Floats hidden(N * D, 0.5f), output(V * D, 0.1f), nats(N), d_hidden(N * D), d_output(V * D), weights(N, 0.3f);
     Floats to_hidden(N * D), to_output(V * D);
     std::vector<int64_t> target(N, V - 1);
-    wt_nats_forward(N, D, V, hidden.data(), output.data(), target.data(), nats.data(), nullptr, nullptr, threads);
+    wt_nats_forward(N, D, V, hidden.data(), output.data(), target.data(), nats.data(), nullptr, nullptr, bf16,
+                    threads);
     wt_nats_forward(N, D, V, hidden.data(), output.data(), target.data(), nats.data(), d_hidden.data(),
-                    d_output.data(), threads);
+                    d_output.data(), bf16, threads);
     for (float last : {0.3f, 0.4f}) {
         weights.back() = last;
         wt_nats_backward(N, D, V, hidden.data(), output.data(), target.data(), d_hidden.data(), d_output.data(),
-                         weights.data(), to_hidden.data(), to_output.data(), threads);
+                         weights.data(), to_hidden.data(), to_output.data(), bf16, threads);
     }
 }
 
@@ -33,18 +34,19 @@ static void optimizers(int64_t first, int64_t second, int threads) {
     }
     wt_squared_norm(2, sizes, grads, threads);
     wt_scale(2, sizes, grads, 0.5f, threads);
-    wt_adamw(2, sizes, weights, grads, means, squares, steps, decays, 1e-3, 0.9, 0.95, 1e-8, threads);
+    wt_adamw(2, sizes, weights, grads, means, squares, steps, decays, 1e-3, 0.9, 0.95, 1e-8, 0.5, threads);
 }
 
 int main() {
     wt_least_ns(0);  // threads share whatever there is
     int cases = 0;
-    for (int run = 0; run < 4; run++) {
+    for (int run = 0; run < 6; run++) {
         const int threads = run % 2 ? 3 : 1;
-        wt_use_tiles(run / 2 ? ALWAYS : NEVER);
-        losses(1, 1, 1, threads);
-        losses(5, 3, 33, threads);
-        losses(40, 4, 40000, threads);
+        const bool bf16 = run / 2 == 2;
+        wt_use_tiles(run / 2 == 1 ? ALWAYS : NEVER);
+        losses(1, 1, 1, bf16, threads);
+        losses(5, 3, 33, bf16, threads);
+        losses(40, 4, 40000, bf16, threads);
         optimizers(1, 40000, threads);
         optimizers(16384, 37, threads);
         cases += 5;

@@ -243,9 +243,11 @@ def rest_of_a_step() -> str:
     except NoCompiledKernel:
         return "by the framework's operations: there are no compiled ones without a C++ compiler"
     products = "the framework's sgemm" if sgemm_address() else "our own tiles of vectors"
+    bf16 = "the framework, which casts more than it gains: slower than fp32 for small models"
     if block.has_tiles():
         products = f"the tile unit (AMX), small ones by {products}"
-    return f"compiled for this machine; plain fp32 products by {products}"
+        bf16 = "the tile unit"
+    return f"compiled for this machine; plain fp32 products by {products}; precision=bf16 by {bf16}"
 
 
 def slurm() -> Finding:
