@@ -16,7 +16,6 @@ from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.training import lines as run_lines
 from model.training import progress
-from model.training import whole as training_whole
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
@@ -31,7 +30,7 @@ from model.training.config import (
 )
 from model.training.data import prepare_corpus
 from model.training.learner import model_weights
-from model.training.optim import build_optimizer, clip_gradients
+from model.training.optim import build_optimizer
 from model.training.run import initial_state
 from model.training.schedules import learning_rate
 from model.training.stopping import Interrupted
@@ -345,14 +344,14 @@ def test_a_rate_beyond_the_edge_ends_as_diverged(corpus, tmp_path):
 
 
 def test_a_gradient_that_is_none_never_reaches_the_weights(corpus, tmp_path, monkeypatch):
-    clean = clip_gradients
+    clean = WholeModel.clip
     calls = []
 
-    def poisoned(parameters, clip_norm):
+    def poisoned(self, clip_norm):
         calls.append(clip_norm)
-        return math.nan if len(calls) == 5 else clean(parameters, clip_norm)
+        return math.nan if len(calls) == 5 else clean(self, clip_norm)
 
-    monkeypatch.setattr(training_whole, "clip_gradients", poisoned)
+    monkeypatch.setattr(WholeModel, "clip", poisoned)
     result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
 
     assert (result.status, result.steps) == ("diverged", 4)
