@@ -10,7 +10,15 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import POSITIVE_EXPONENT, Array, Term
+from analysis.laws import (
+    POSITIVE_EXPONENT,
+    Allocation,
+    Array,
+    LossSurface,
+    SaturatingPowerLaw,
+    Term,
+    least_loss,
+)
 from model.errors import ConfigError
 
 
@@ -64,7 +72,18 @@ class OverTrainingLaw:
 
     def optimal_ratio(self) -> float:
         """The D/N of least loss at any compute: (b/a)^(1/(2·eta))."""
+        if not (self.a > 0 and self.b > 0):
+            raise ConfigError(
+                f"no best tokens a unit of size: a = {self.a:g} and b = {self.b:g}, so loss falls "
+                f"with {'the ratio' if self.b > 0 else 'its inverse'} alone"
+            )
         return float((self.b / self.a) ** (1 / (2 * self.eta)))
+
+    def frontier(self) -> SaturatingPowerLaw:
+        """Loss at that ratio: E + 2·(a·b)^(1/2)·C^-eta."""
+        ratio = self.optimal_ratio()
+        a = self.a * ratio**self.eta + self.b * ratio**-self.eta
+        return SaturatingPowerLaw(E=self.E, a=a, b=self.eta)
 
     def inverse(self, loss: float, tokens_per_size: float) -> float:
         """Training FLOPs at which the ratio reaches ``loss``."""
@@ -85,7 +104,9 @@ class RepetitionLaw:
     """L = E + A/N^alpha + B/D'^beta, where repeated tokens count less (Muennighoff et al.,
     arXiv:2305.16264, eq. 6): D' = U·(1 + R·(1 - exp(-(D/U - 1)/R))) for U unique tokens.
 
-    R is not fitted together with the rest but held: the published 15.4 by default.
+    R is not fitted but held, at the published 15.4. The paper's second half-life, of parameters
+    beyond the best number for the unique tokens (N'), is left out: it discounts models that have
+    repeated nothing, which would no longer be Hoffmann's.
     """
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta")
@@ -150,6 +171,27 @@ class RepetitionLaw:
             return worth
         repeats = -HALF_LIFE_TOKENS * math.log(1 - (worth / unique_tokens - 1) / HALF_LIFE_TOKENS)
         return unique_tokens * (1 + repeats)
+
+    def optimum(
+        self, flops: float, unique_tokens: float, flops_per_size_token: float = 1.0
+    ) -> Allocation:
+        """The size and tokens seen of least loss at ``flops``, where so many tokens are unique.
+
+        C = flops_per_size_token · N · D. Until the tokens run out it is Hoffmann's; beyond them
+        the size grows faster, for a repeated token is worth less than a new one.
+        """
+        pairs = flops / flops_per_size_token
+        plain = LossSurface(E=self.E, A=self.A, B=self.B, alpha=self.alpha, beta=self.beta)
+        size = plain.optimum(pairs).size
+        if pairs / size > unique_tokens:
+            size = least_loss(
+                lambda sizes: self(sizes, pairs / sizes, unique_tokens),
+                size / 4,
+                pairs / unique_tokens,
+            )
+        tokens = pairs / size
+        loss = float(self(size, tokens, unique_tokens))
+        return Allocation(flops=flops, size=size, tokens=tokens, loss=loss)
 
 
 def effective_tokens(tokens: ArrayLike, unique_tokens: ArrayLike) -> Array:

@@ -22,6 +22,7 @@ from analysis.points import Points
 from analysis.results import Fit, FitError, Interval, stretched
 from analysis.robust import robust_sd
 from analysis.settings import FitSettings
+from model.errors import ConfigError
 
 FEWEST_CELLS = 3
 NEAR_OPTIMAL = 0.0025
@@ -74,7 +75,8 @@ class CellOptimum:
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneFit:
-    """log y = log a + p·log N + q·log D by least squares."""
+    """log y = log a + p·log N + q·log D by least squares: the optimal learning rate and batch
+    against size and tokens, as in Li et al. (arXiv:2503.04715, eq. 1)."""
 
     name: str
     coefficient: float
@@ -87,6 +89,13 @@ class PlaneFit:
         return float(
             self.coefficient * size**self.size_exponent.value * tokens**self.token_exponent.value
         )
+
+    def inverse(self, y: float, size: float) -> float:
+        """The tokens at which a model of ``size`` has ``y`` as its optimum."""
+        exponent = self.token_exponent.value
+        if exponent == 0:
+            raise ConfigError(f"{self.name} does not depend on the tokens: no inverse")
+        return float((y / (self.coefficient * size**self.size_exponent.value)) ** (1 / exponent))
 
 
 def cell_optima(points: Points) -> tuple[CellOptimum, ...]:

@@ -7,7 +7,7 @@ caller says which), D tokens, L loss in nats per token, E irreducible loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -245,3 +245,16 @@ class LossSurface:
                 f"loss {loss:g} is never reached at size {size:g}: its limit is {floor:g} nats"
             )
         return math.exp(-math.log(left / self.B) / self.beta)
+
+
+def least_loss(loss_at: Callable[[Array], Array], low: float, high: float) -> float:
+    """The size between two of least loss, by a grid that closes in; one valley is assumed.
+
+    ``loss_at`` takes sizes [S]. To eight digits: nearer the loss of neighbours is one float.
+    """
+    left, right = math.log(low), math.log(high)
+    while right - left > 1e-8:
+        grid = np.linspace(left, right, 33)
+        at = int(np.argmin(loss_at(np.exp(grid))))
+        left, right = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, 32)])
+    return math.exp((left + right) / 2)

@@ -13,11 +13,21 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import POSITIVE_EXPONENT, Array, Term
+from analysis.laws import (
+    POSITIVE_EXPONENT,
+    Allocation,
+    Array,
+    LossSurface,
+    Term,
+    least_loss,
+)
+from analysis.routed import saturated
 from model.errors import ConfigError
 
 PUBLISHED_START, PUBLISHED_MOST = 1.63e-2, 5.28e16
 """Where Ling's activation saturates (arXiv:2507.17702, table 3)."""
+PUBLISHED_EXPERTS = (2.0732, 290.4521)
+"""E_start and E_max, where the number of experts saturates (arXiv:2502.05172, table 3)."""
 HALVINGS = 60
 """Of an interval in log size: to the last digit of a float."""
 EITHER_SIGN = (-1.0, 1.0)
@@ -88,6 +98,21 @@ class GranularityLaw:
         limit = self.c + fine * size**-self.alpha
         return _inverse_power(loss, limit, self.b, self.beta, f"at size {size:g}")
 
+    def surface(self, granularity: float, flops_per_size_token: float = 1.0) -> LossSurface:
+        """L(N, D) at one granularity, with its optimum and frontier.
+
+        Finer is always better in this law. What ends it is the router's cost, which is none of its
+        variables (the paper's section 6 adds it to the FLOPs).
+        """
+        return LossSurface(
+            E=self.c,
+            A=self.g * granularity**-self.gamma + self.a,
+            B=self.b,
+            alpha=self.alpha,
+            beta=self.beta,
+            flops_per_size_token=flops_per_size_token,
+        )
+
     def compute(self, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike) -> Array:
         """What extrapolation is measured in: size times tokens."""
         return _product(size, tokens, granularity)
@@ -95,8 +120,9 @@ class GranularityLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class JointExpertLaw:
-    """L = c + a·E^delta·N^-(alpha + gamma·ln E) + b·E^omega·D^-(beta + zeta·ln E) (Ludziejewski et
-    al., arXiv:2502.05172, eq. 6, E experts in place of its saturated E-hat).
+    """L = c + a·Ê^delta·N^-(alpha + gamma·ln Ê) + b·Ê^omega·D^-(beta + zeta·ln Ê) (Ludziejewski et
+    al., arXiv:2502.05172, eq. 6), N active parameters, Ê the number of experts as it saturates
+    (:func:`~analysis.routed.saturated`) between the published 2.07 and 290, which are held.
     """
 
     PARAMETERS: ClassVar[tuple[str, ...]] = (
@@ -132,7 +158,7 @@ class JointExpertLaw:
             np.asarray(parameters, dtype=float), -1, 0
         )
         size, tokens = np.asarray(size, dtype=float), np.asarray(tokens, dtype=float)
-        log_experts = np.log(np.asarray(num_experts, dtype=float))
+        log_experts = np.log(saturated(num_experts, *PUBLISHED_EXPERTS))
         of_size = a * np.exp(delta * log_experts) * size ** -(alpha + gamma * log_experts)
         of_tokens = b * np.exp(omega * log_experts) * tokens ** -(beta + zeta * log_experts)
         return np.asarray(c + of_size + of_tokens)
@@ -140,7 +166,8 @@ class JointExpertLaw:
     @staticmethod
     def terms(size: Array, tokens: Array, num_experts: Array) -> tuple[Term, ...]:
         """Both powers as exponentials of sums."""
-        log_size, log_tokens, log_experts = np.log(size), np.log(tokens), np.log(num_experts)
+        log_size, log_tokens = np.log(size), np.log(tokens)
+        log_experts = np.log(saturated(num_experts, *PUBLISHED_EXPERTS))
         return (
             Term(coefficient="c"),
             Term(
@@ -172,22 +199,28 @@ class JointExpertLaw:
 
     def inverse(self, loss: float, tokens: float, num_experts: float) -> float:
         """The size that reaches ``loss`` on so many tokens; ConfigError where none does."""
-        of_size, of_tokens = self._powers(num_experts)
-        limit = self.c + of_tokens[0] * tokens ** -of_tokens[1]
-        return _inverse_power(loss, limit, *of_size, f"on {tokens:g} tokens")
+        one = self.surface(num_experts)
+        limit = one.E + one.B * tokens**-one.beta
+        return _inverse_power(loss, limit, one.A, one.alpha, f"on {tokens:g} tokens")
 
     def tokens_for(self, loss: float, size: float, num_experts: float) -> float:
         """Tokens at which a model of ``size`` reaches ``loss``; ConfigError where none do."""
-        of_size, of_tokens = self._powers(num_experts)
-        limit = self.c + of_size[0] * size ** -of_size[1]
-        return _inverse_power(loss, limit, *of_tokens, f"at size {size:g}")
+        one = self.surface(num_experts)
+        limit = one.E + one.A * size**-one.alpha
+        return _inverse_power(loss, limit, one.B, one.beta, f"at size {size:g}")
 
-    def _powers(self, num_experts: float) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Coefficient and exponent of size and of tokens with so many experts."""
-        log_experts = math.log(num_experts)
-        of_size = self.a * num_experts**self.delta, self.alpha + self.gamma * log_experts
-        of_tokens = self.b * num_experts**self.omega, self.beta + self.zeta * log_experts
-        return of_size, of_tokens
+    def surface(self, num_experts: float, flops_per_size_token: float = 1.0) -> LossSurface:
+        """L(N, D) with so many experts, with its optimum and frontier (the paper's table 4)."""
+        experts = float(saturated(num_experts, *PUBLISHED_EXPERTS))
+        log_experts = math.log(experts)
+        return LossSurface(
+            E=self.c,
+            A=self.a * experts**self.delta,
+            B=self.b * experts**self.omega,
+            alpha=self.alpha + self.gamma * log_experts,
+            beta=self.beta + self.zeta * log_experts,
+            flops_per_size_token=flops_per_size_token,
+        )
 
     def compute(self, size: ArrayLike, tokens: ArrayLike, num_experts: ArrayLike) -> Array:
         """What extrapolation is measured in: size times tokens."""
@@ -288,6 +321,39 @@ class SparsityLaw:
         where = f"at size {size:g}"
         return _inverse_power(loss, limit + sparse, self.b, self.beta, where)
 
+    def optimum(
+        self, flops: float, activation_ratio: float, flops_per_size_token: float = 1.0
+    ) -> Allocation:
+        """The size and tokens of least loss at ``flops`` and one share of experts at work.
+
+        C = flops_per_size_token · N · D; where N counts all parameters, 6 times their active share.
+        Two powers fall with size, so it has no closed form; each alone has one, and these enclose
+        it.
+        """
+        sparse = self.d * activation_ratio**-self.delta
+        powers = [p for p in ((self.a, self.alpha), (sparse, self.gamma)) if p[0] > 0]
+        if not powers or self.b <= 0:
+            raise ConfigError(
+                "no compute-optimal size: "
+                + ("no term falls with size" if not powers else f"b = {self.b:g}")
+            )
+        pairs = flops / flops_per_size_token
+        alone = [
+            LossSurface(E=0, A=factor, B=self.b, alpha=power, beta=self.beta).optimum(pairs).size
+            for factor, power in powers
+        ]
+        # Both together pull to larger sizes than either: at most as if each were all of twice both.
+        both = [
+            LossSurface(E=0, A=2 * f, B=self.b, alpha=p, beta=self.beta).optimum(pairs).size
+            for f, p in powers
+        ]
+        size = least_loss(
+            lambda sizes: self(sizes, pairs / sizes, activation_ratio), max(alone), max(both)
+        )
+        tokens = pairs / size
+        loss = float(self(size, tokens, activation_ratio))
+        return Allocation(flops=flops, size=size, tokens=tokens, loss=loss)
+
     def compute(self, size: ArrayLike, tokens: ArrayLike, activation_ratio: ArrayLike) -> Array:
         """What extrapolation is measured in: size times tokens."""
         return _product(size, tokens, activation_ratio)
@@ -323,12 +389,22 @@ class EfficiencyLeverage:
         return float(2 ** (-self.beta / (2 * self.gamma)))
 
     def inverse(self, leverage: float, granularity: float, flops: float) -> float:
-        """The activation ratio at which the mixture reaches ``leverage``."""
+        """The activation ratio at which the mixture reaches ``leverage``.
+
+        Raises:
+            ConfigError: no ratio does: the leverage of a model without active experts is finite.
+        """
         fine = math.log2(granularity)
         power = self.a + self.d * math.log10(flops) + self.gamma * fine**2 + self.beta * fine
-        saturated = leverage ** (1 / power)
+        most = float(self(0.0, granularity, flops))
+        if power == 0 or not (leverage < most if power < 0 else leverage > most):
+            raise ConfigError(
+                f"a leverage of {leverage:g} is never reached at granularity {granularity:g} and "
+                f"{flops:g} FLOPs: the limit is {most:.4g}"
+            )
+        saturation = leverage ** (1 / power)
         start = 1 / (1 / self.A_start - 1 / self.A_max)
-        return 1 / (1 / saturated - 1 / self.A_max) - start
+        return 1 / (1 / saturation - 1 / self.A_max) - start
 
 
 def saturated_activation(

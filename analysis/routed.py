@@ -79,6 +79,12 @@ class RoutedLaw:
             )
         return float(np.exp((np.log(loss) - self.d - self.b * log_experts) / slope))
 
+    def cutoff_size(self) -> float:
+        """The dense size from which on more experts help no more: exp(-b/c), its N_cutoff."""
+        if not (self.b < 0 < self.c):
+            raise ConfigError(f"no size ends the gain from experts: b = {self.b:g}, c = {self.c:g}")
+        return float(np.exp(-self.b / self.c))
+
     def base_10(self) -> dict[str, float]:
         """The coefficients as the paper prints them, for log10 of everything."""
         return {"a": self.a, "b": self.b, "c": self.c * LN10, "d": self.d / LN10}

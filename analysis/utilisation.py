@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 
+from analysis.laws import PowerLaw
 from analysis.load_laws import FITTED_AS, LoadMeasure, law_text, load_law
 from analysis.records import RunRecord
 from analysis.results import Fit, FitError, Prediction
@@ -25,7 +26,8 @@ SHARES = ("normalized_entropy", "dead_frac", "top_k_mass")
 
 @dataclass(frozen=True, kw_only=True)
 class UtilisationLaw:
-    """One measure against compute."""
+    """One measure against compute: MaxVio (Wang et al., arXiv:2408.15664, eq. 4), normalised
+    entropy, dead experts, mass of the chosen scores; the power laws are this project's own."""
 
     name: LoadMeasure
     fit: Fit | None
@@ -37,6 +39,21 @@ class UtilisationLaw:
     def formula(self) -> str:
         """The law in words; empty without one."""
         return law_text(self.fit, self.name) if self.fit is not None else ""
+
+    def __call__(self, flops: float) -> float:
+        """The measure at ``flops``; FitError without a law."""
+        found = float(self._law()(flops))
+        return 1 - found if FITTED_AS[self.name] == "1 - y" else found
+
+    def inverse(self, value: float) -> float:
+        """Training FLOPs at which the measure is ``value``; FitError without a law."""
+        return self._law().inverse(1 - value if FITTED_AS[self.name] == "1 - y" else value)
+
+    def _law(self) -> PowerLaw:
+        if self.fit is None:
+            raise FitError(f"{self.name} has no law: {self.note}")
+        assert isinstance(self.fit.law, PowerLaw), "all of these are"
+        return self.fit.law
 
     def forecast(self, flops: float, level: float) -> Prediction | None:
         """The measure at ``flops``, a share never beyond 0 and 1; None without a law."""

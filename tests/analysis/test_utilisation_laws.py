@@ -58,6 +58,8 @@ def test_powers_of_compute_come_back() -> None:
     assert entropy is not None
     assert entropy.value == pytest.approx(1 - 3.0 * 1e16**-0.1)
     assert laws["normalized_entropy"].formula == "1 - y = 3·C^-0.1"
+    for law in laws.values():
+        assert law.inverse(law(3e13)) == pytest.approx(3e13, rel=1e-5), law.name
     mass = laws["top_k_mass"].forecast(1e40, 0.9)
     assert mass is not None
     assert (mass.value, mass.high) == (1.0, 1.0), "a share is at most all"
