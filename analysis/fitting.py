@@ -23,7 +23,7 @@ from analysis.downstream_fit import fit_downstream
 from analysis.laws import Array, LossSurface, PowerLaw, SaturatingPowerLaw
 from analysis.mixed import parted_residuals
 from analysis.noise import noise_floor, unnamed_settings
-from analysis.points import Points, celled_by
+from analysis.points import Points, bare_name, celled_by
 from analysis.profile import profile_intervals
 from analysis.results import Fit, FitError, FitWarning, Interval, Objective
 from analysis.robust import new_run_spread
@@ -99,7 +99,10 @@ def _with_repeats(fit: Fit, points: Points) -> Fit:
         expected_N = law(*(points.column(name, fit.name) for name in law.VARIABLES))
         residual_N = np.log(points.array("loss")) - np.log(expected_N)
         groups = health.group_warnings(parted_residuals(points, residual_N))
-    return replace(fit, warnings=(*fit.warnings, *noise, *mixed, *groups))
+    shared: tuple[FitWarning, ...] = ()
+    if points.size and points.tokens:
+        shared = health.checkpoint_warnings([bare_name(name) for name in points.label], points)
+    return replace(fit, warnings=(*fit.warnings, *noise, *mixed, *groups, *shared))
 
 
 def fit_compute_law(points: Points, settings: FitSettings | None = None) -> Fit:

@@ -14,6 +14,7 @@ from analysis.forms import Form
 from analysis.holdout import Holdout
 from analysis.laws import Array, LossSurface
 from analysis.noise import NoiseFloor
+from analysis.points import Points
 from analysis.results import Fit, FitStatus, FitWarning
 from analysis.robust import robust_sd
 from analysis.solving import Solved, make_law
@@ -24,6 +25,9 @@ OUTLIER = 5.0
 """Robust standard deviations."""
 RIVAL = 1.1
 """An optimum is a rival when its objective is below this many times the best one's."""
+IN_STEP = 0.98
+"""Correlation of log size and log tokens from which the two are one variable. Of a square grid it
+is 0, of five IsoFLOP curves of five sizes about 0.3."""
 EDGE = 1.05
 """An optimal size this much beyond the sizes tried is still one of them."""
 FEW = 3
@@ -47,6 +51,7 @@ def examine(
             *_descent(solved),
             *_bounds(solved),
             *_ridge(solved),
+            *_in_step(solved, variables),
             *_counts(solved, budgets, variables),
             *_outliers(solved, labels),
             *_curved(solved, variables),
@@ -98,6 +103,29 @@ def group_warnings(parted: Iterable[str]) -> tuple[FitWarning, ...]:
         )
         for column in parted
     )
+
+
+def checkpoint_warnings(labels: Sequence[str], points: Points) -> tuple[FitWarning, ...]:
+    """Rows that their names say are of one run: several token counts of one name and size.
+
+    Args:
+        labels: names of runs, without the rows' numbers.
+        points: of these rows.
+    """
+    tokens_of: dict[tuple[str, float], set[float]] = {}
+    for label, size, tokens in zip(labels, points.size, points.tokens, strict=True):
+        tokens_of.setdefault((label, size), set()).add(tokens)
+    shared = {run: tokens for run, tokens in tokens_of.items() if len(tokens) >= FEW}
+    rows = sum(len(tokens) for tokens in shared.values())
+    if rows <= len(labels) / 2:
+        return ()
+    sentence = (
+        f"{rows} of {len(labels)} rows are of {len(shared)} names at one size and several token "
+        "counts. If those are checkpoints of one run, they are not independent, so the intervals "
+        "are too narrow, and before its rate has fallen a run lies above what one of that length "
+        "reaches; keep the last of each with table.last_of=COLUMN"
+    )
+    return (FitWarning(status=FitStatus.CHECKPOINTS.name, sentence=sentence),)
 
 
 def few_points(num_points: int, num_parameters: int) -> tuple[FitWarning, ...]:
@@ -208,6 +236,25 @@ def _ridge(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
         f"condition number {number:.2g}: {names} can move together and leave the fit unchanged; "
         f"read the forecasts, not these coefficients",
     )
+
+
+def _in_step(solved: Solved, variables: Sequence[Array]) -> Iterator[tuple[FitStatus, str]]:
+    """Sizes and tokens that rise together, as in a family trained at 20 tokens a parameter."""
+    if solved.form.law.VARIABLES != LossSurface.VARIABLES:
+        return
+    size_N, tokens_N = variables
+    if min(np.ptp(size_N), np.ptp(tokens_N)) == 0:
+        return
+    together = float(np.corrcoef(np.log(size_N), np.log(tokens_N))[0, 1])
+    if together > IN_STEP:
+        ratio_N = tokens_N / size_N
+        yield (
+            FitStatus.ILL_CONDITIONED,
+            f"size and tokens rise together (correlation of their logs {together:.3f}, "
+            f"{ratio_N.min():.3g} to {ratio_N.max():.3g} tokens a unit of size): what each is "
+            "worth can't be told apart, so no optimum can be read; law=compute fits the one curve "
+            "these runs lie on",
+        )
 
 
 def _counts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
@@ -132,6 +133,16 @@ def make_points(
         extra=extra or {},
         words=words or {},
     )
+
+
+def row_name(name: str, row: int) -> str:
+    """How a table's row is called, where a column names the runs."""
+    return f"{name} (row {row})"
+
+
+def bare_name(label: str) -> str:
+    """The name that :func:`row_name` was given; any other label as it is."""
+    return re.sub(r" \(row \d+\)$", "", label)
 
 
 def celled_by(points: Points, variables: Sequence[str]) -> Points:

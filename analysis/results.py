@@ -41,6 +41,7 @@ class FitStatus(Enum):
     HOLDOUT_MISSED = "the held-out points lie outside their forecast"
     MIXED_REPEATS = "runs taken for repeated seeds differ in a setting"
     MIXED_GROUPS = "the law misses runs by a column of words that parts them"
+    CHECKPOINTS = "rows seem to be checkpoints of the same runs"
     UNMEASURED_NOISE = "no repeated seeds: the noise floor is the fit's own residual"
 
 

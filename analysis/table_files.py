@@ -1,4 +1,4 @@
-"""Tables as they stand in files: CSV, TSV, JSON, JSONL, Parquet, gzipped or not.
+"""Tables as they stand in files: CSV, TSV, Markdown, JSON, JSONL, Parquet, gzipped or not.
 
 Text cells stay text; the frame's index counts rows as a spreadsheet does, where the header is row 1
 and a blank line is a row too.
@@ -17,7 +17,7 @@ import pandas as pd
 
 from model.errors import ConfigError
 
-TEXT = (".csv", ".tsv", ".txt")
+TEXT = (".csv", ".tsv", ".txt", ".md")
 MOST_SHOWN = 3
 MOST_CELL = 10_000_000
 """Characters of one cell; the standard library's own limit is 131,072."""
@@ -36,7 +36,7 @@ def read_table(path: Path) -> pd.DataFrame:
         if name.endswith((".jsonl", ".ndjson")):
             frame = _numbered(_flattened(_json_lines(path)))
         elif name.endswith(".json"):
-            frame = _numbered(_flattened(_json_list(path)))
+            frame = _numbered(_json_table(path))
         elif name.endswith(".parquet"):
             frame = pd.read_parquet(path)
             # What was made an index before it was saved is a column of the table all the same.
@@ -46,7 +46,7 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = _text(path)
         else:
             raise ConfigError(
-                f"{path}: not .csv, .tsv, .json, .jsonl or .parquet (.gz may follow). Save a "
+                f"{path}: not .csv, .tsv, .md, .json, .jsonl or .parquet (.gz may follow). Save a "
                 "spreadsheet as CSV"
             )
     except ImportError:
@@ -82,6 +82,8 @@ def _text(path: Path) -> pd.DataFrame:
     with _opened(path) as file:
         if separator is None:
             records: Iterable[list[str]] = (line.split() for line in file)
+        elif separator == "|":
+            records = map(_piped, file)
         else:
             records = csv.reader(file, delimiter=separator, skipinitialspace=True)
         rows = [(row, cells) for row, cells in enumerate(records, 1) if any(map(str.strip, cells))]
@@ -111,9 +113,17 @@ def _text(path: Path) -> pd.DataFrame:
 
 
 def _separator(header: str) -> str | None:
-    """Of tab, semicolon and comma the one that the header holds most often; None for blanks."""
-    best = max(",;\t", key=header.count)
+    """Of tab, semicolon, comma and bar the one the header holds most often; None for blanks."""
+    if header.lstrip().startswith("|"):
+        return "|"
+    best = max(",;\t|", key=header.count)
     return best if best in header or len(header.split()) < 2 else None
+
+
+def _piped(line: str) -> list[str]:
+    """The cells of a line of a Markdown table; none of the rule below its header."""
+    cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+    return [] if all(cell and set(cell) <= set("-:") for cell in cells) else cells
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -128,12 +138,20 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _json_list(path: Path) -> list[dict[str, Any]]:
+def _json_table(path: Path) -> pd.DataFrame:
+    """A list of rows, or columns by name: lists of one length, or what pandas makes of a frame."""
     with _opened(path) as file:
-        rows = json.load(file)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{path}: not a list of mappings, one a run")
-    return rows
+        found = json.load(file)
+    if isinstance(found, list) and all(isinstance(row, dict) for row in found):
+        return _flattened(found)
+    columns = list(found.values()) if isinstance(found, dict) else []
+    for kind in (list, dict):
+        if columns and all(isinstance(c, kind) and len(c) == len(columns[0]) for c in columns):
+            # Of a frame each column is a mapping from its index; all have the same one.
+            return pd.DataFrame(found).reset_index(drop=True)
+    raise ConfigError(
+        f"{path}: neither a list of mappings, one a run, nor a mapping of columns of one length"
+    )
 
 
 def _opened(path: Path) -> TextIO:

@@ -8,6 +8,7 @@ then each row is kept as an exclusion with its reason.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,24 @@ from numpy.typing import NDArray
 from analysis.exclusion import Exclusion
 from analysis.laws import Array
 from analysis.mixed import MOST_WORDS, check_repeats
-from analysis.points import FLOPS_PER_PARAM_TOKEN, OWN_COLUMNS, Points, make_points, mean_of_cells
-from analysis.table_cells import Decimal, Thousands, as_numbers, as_written, is_empty
+from analysis.points import (
+    FLOPS_PER_PARAM_TOKEN,
+    OWN_COLUMNS,
+    Points,
+    make_points,
+    mean_of_cells,
+    row_name,
+)
+from analysis.table_cells import (
+    SUFFIXES,
+    Decimal,
+    Thousands,
+    as_numbers,
+    as_written,
+    is_empty,
+)
 from analysis.table_files import read_table
-from analysis.units import check_units
+from analysis.units import check_units, check_variables
 from model.config import require
 from model.errors import ConfigError
 
@@ -33,9 +48,19 @@ ROUND_DIGITS = 4
 
 Rows = NDArray[np.bool_]
 
+PERPLEXITY = ("ppl", "perplex")
+"""How columns of them are called."""
 USUAL = {
     "params": ("n", "params", "nparams", "parameters", "modelsize", "size", "nonembeddingparams"),
-    "tokens": ("d", "tokens", "ntokens", "trainingtokens", "tokensseen", "datasize"),
+    "tokens": (
+        "d",
+        "tokens",
+        "ntokens",
+        "trainingtokens",
+        "tokensseen",
+        "datasize",
+        "pretrainingdatasize",
+    ),
     "flops": ("c", "flops", "trainingflop", "trainingflops", "compute", "budget", "trainflops"),
     "loss": ("l", "loss", "valloss", "evalloss", "validationloss", "testloss", "finalloss"),
 }
@@ -90,6 +115,10 @@ class TableRules:
     flops_unit: float = 1.0
     loss_unit: float = 1.0
     """Nats per token that 1 stands for, e.g. 0.6931 for bits per token."""
+    loss_is: Literal["loss", "perplexity"] = "loss"
+    """What the column of losses holds; the loss is a perplexity's logarithm."""
+    variables_unit: dict[str, float] = field(default_factory=dict)
+    """The same of a law's further variables, e.g. {unique_tokens: 1e9}."""
     decimal: Decimal = "."
     """What stands before decimals."""
     thousands: Thousands = ""
@@ -102,7 +131,8 @@ class TableRules:
             self.drop_highest_losses >= 0,
             f"drop_highest_losses must be >= 0, got {self.drop_highest_losses}",
         )
-        units = (self.params_unit, self.tokens_unit, self.flops_unit, self.loss_unit)
+        named = (self.params_unit, self.tokens_unit, self.flops_unit, self.loss_unit)
+        units = (*named, *self.variables_unit.values())
         require(
             min(units) > 0,
             f"units must be positive, got {', '.join(f'{unit:g}' for unit in units)}",
@@ -151,9 +181,17 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
     table = _Table(path, frame, rules)
     table.choose()
     measures, pair = _measures(table, columns)
-    loss = table.numbers("loss", columns.loss, unit=rules.loss_unit)
+    loss = table.losses(columns)
+    for name in rules.variables_unit:
+        if name not in columns.variables:
+            raise ConfigError(
+                f"table.variables_unit.{name}: no such variable; name its column with "
+                f"variables.{name}=COLUMN"
+            )
     variables = {
-        name: table.numbers(name, column, group="variables")
+        name: table.numbers(
+            name, column, unit=rules.variables_unit.get(name, 1.0), group="variables"
+        )
         for name, column in columns.variables.items()
     }
     table.refuse_or_drop(
@@ -189,6 +227,7 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
             pair=pair,
             derived=_derived(columns),
         )
+        check_variables(points, tuple(columns.variables), table.rows[kept], str(path))
         check_repeats(points, str(path))
     if rules.mean_over_seeds:
         points, merged = mean_of_cells(points)
@@ -278,6 +317,26 @@ class _Table:
         self.refuse_or_drop(f"{what} is not positive", values <= 0, cells)
         return values
 
+    def losses(self, columns: Columns) -> Array:
+        """The losses, in nats per token, of whatever their column holds."""
+        name = str(columns.loss)
+        says_so = any(word in name.lower() for word in PERPLEXITY)
+        if self.rules.loss_is == "loss":
+            if says_so and self.rules.check_units:
+                raise ConfigError(
+                    f"columns.loss: {name!r} of {self.path} seems to hold perplexities; say "
+                    "table.loss_is=perplexity, and their logarithms are taken, or if it holds "
+                    "losses table.check_units=false"
+                )
+            return self.numbers("loss", name, unit=self.rules.loss_unit)
+        values = self.numbers("loss", name)
+        cells = [f"{cell!r}" for cell in self.frame[name].astype(str)]
+        self.refuse_or_drop(
+            f"{name!r} (columns.loss) is no perplexity, which is above 1", values <= 1, cells
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.log(values) * self.rules.loss_unit)
+
     def repeated(self, columns: Columns, key: list[Array]) -> Rows:
         """Later rows of a run that is already there; the loss is the last of ``key``."""
         numbers = {f"__{index}": column for index, column in enumerate(key)}
@@ -304,11 +363,10 @@ class _Table:
 
     def labels(self, columns: Columns) -> list[str]:
         """The name of every row."""
-        rows = [f"row {row}" for row in self.rows]
         if columns.label is None:
-            return rows
+            return [f"row {row}" for row in self.rows]
         names = self._column("columns.label", columns.label).astype(str)
-        return [f"{name} ({row})" for name, row in zip(names, rows, strict=True)]
+        return [row_name(name, row) for name, row in zip(names, self.rows, strict=True)]
 
     def extra(self, at: NDArray[np.intp]) -> dict[str, tuple[float, ...]]:
         """Every further column that is all numbers, for laws in other variables."""
@@ -425,15 +483,29 @@ def _check_named(path: Path, frame: pd.DataFrame, columns: Columns) -> None:
 
 def _guess(frame: pd.DataFrame, columns: Columns) -> str:
     """Columns that are called as such columns often are."""
-    plain = {"".join(filter(str.isalnum, str(name).lower())): str(name) for name in frame.columns}
-    found = [
-        f"columns.{role}={_quoted(plain[usual])}"
-        for role, names in USUAL.items()
-        if getattr(columns, role) is None
-        for usual in names
-        if usual in plain
-    ]
+    plain: dict[str, tuple[str, str]] = {}
+    for name in map(str, frame.columns):
+        bare, _, unit = re.sub(r"[\[(](.*?)[\])]\s*$", r"|\1", name).partition("|")
+        plain["".join(filter(str.isalnum, bare.lower()))] = name, unit.strip()
+    found = []
+    for role, names in USUAL.items():
+        usual = next((usual for usual in names if usual in plain), None)
+        if usual is None or getattr(columns, role) is not None:
+            continue
+        name, unit = plain[usual]
+        found.append(f"columns.{role}={_quoted(name)}")
+        if factor := _factor(unit):
+            found.append(f"table.{role}_unit={factor}")
     return f". Perhaps {' '.join(found)}" if found else ""
+
+
+def _factor(unit: str) -> str:
+    """``1e9`` of ``B`` or ``billions``, ``1e21`` of ``1E21``; empty for what is no factor."""
+    if re.fullmatch(r"1e\d+", unit.lower()):
+        return unit.lower()
+    exponent = SUFFIXES.get(unit[:1].lower(), "")
+    is_factor = unit.upper() in ("K", "M", "B", "G", "T") or unit.lower().endswith("illions")
+    return f"1{exponent}" if is_factor and exponent else ""
 
 
 def _quoted(name: str) -> str:

@@ -20,6 +20,17 @@ PLAUSIBLE = {
     "flops": (1e8, 1e30),
 }
 """Where the median of a column lies. The smallest tunnel has 1e4 parameters and 1e5 tokens."""
+POSSIBLE = {
+    "activation_ratio": (1e-6, 1.0, "a share of the experts lies between 0 and 1"),
+    "num_experts": (1.0, 1e7, "one expert or more is usual"),
+    "granularity": (1e-2, 1e5, "0.01 to 100,000 is usual"),
+    "unique_tokens": (1e3, 1e17, "1e3 to 1e17 is usual"),
+    "peak_lr": (1e-9, 10.0, "1e-9 to 10 is usual"),
+    "batch_tokens": (16.0, 1e10, "16 to 1e10 is usual"),
+}
+"""Of a law's further variables: the least, the most, and why."""
+MOST_PASSES = 1e5
+"""Over one text. The most that was published is about 1,700 (arXiv:2305.16264: 174e9 of 1e8)."""
 MOST_NATS = 20.0
 """Log of half a billion: no vocabulary is that large."""
 FLOPS_FACTOR = 1e3
@@ -74,11 +85,47 @@ def check_units(
     if np.median(loss) > MOST_NATS:
         raise ConfigError(
             f"{where}: a loss of {np.median(loss):.3g} in the median of {len(rows)} rows can't be "
-            "nats per token; perplexities must be turned into their logarithms. If it is right say "
-            "table.check_units=false"
+            "nats per token; of perplexities the logarithm is taken with table.loss_is=perplexity. "
+            "If it is right say table.check_units=false"
         )
     if len(size) and len(tokens):
         _check_factor(points.array("flops") / (pair * size * tokens), rows, where)
+
+
+def check_variables(
+    points: Points, names: Sequence[str], rows: NDArray[np.intp], where: str
+) -> None:
+    """Refuse a law's further variable where no value of it can be what its name says.
+
+    Args:
+        points: of the table.
+        names: the variables that the caller has named a column for.
+        rows: their numbers in it.
+        where: the table.
+
+    Raises:
+        ConfigError: naming the variable, the rows and their number.
+    """
+    for name in names:
+        low, high, usual = POSSIBLE.get(name, (0.0, np.inf, ""))
+        column = points.array(name)
+        odd = np.flatnonzero((column < low) | (column > high))
+        if len(odd):
+            raise ConfigError(
+                f"{where}: {name} of {column[odd[0]]:.4g} in {_rows(rows[odd])} of {len(rows)}, "
+                f"where {usual}; if the column has another unit say table.variables_unit.{name}"
+                f"=..., if it is right table.check_units=false"
+            )
+    if "unique_tokens" in names and points.tokens:
+        passes = points.array("tokens") / points.array("unique_tokens")
+        odd = np.flatnonzero(passes > MOST_PASSES)
+        if len(odd):
+            raise ConfigError(
+                f"{where}: {_rows(rows[odd])} of {len(rows)} would have read their unique tokens "
+                f"{passes[odd[0]]:.3g} times: tokens and unique tokens have different units? Say "
+                "table.variables_unit.unique_tokens=1e9 (or 1e6), or if they are right "
+                "table.check_units=false"
+            )
 
 
 def check_falls(points: Points, where: str) -> None:

@@ -55,3 +55,8 @@ def test_sizes_and_tokens_that_grow_together_leave_a_ridge(
     sentence = next(w.sentence for w in found if w.status == "ILL_CONDITIONED")
     assert "A" in sentence
     assert "can move together and leave the fit unchanged" in sentence
+    assert any(
+        "size and tokens rise together (correlation of their logs 1.000, 20 to 20 tokens a unit"
+        in warning.sentence
+        for warning in found
+    )

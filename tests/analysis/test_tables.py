@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.fitting import fit_points
 from analysis.laws import LossSurface, SaturatingPowerLaw
+from analysis.settings import FitSettings
 from analysis.tables import Columns, TableRules, load_table, points_from_table
 from analysis.units import check_falls
 from model.errors import ConfigError
@@ -322,6 +324,71 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     assert "did you mean 'experts'" in refused(path, COLUMNS, filter={"expert": 8})
 
 
+def test_a_hint_knows_units_in_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("Model Size (B),Pretraining Data Size (T),FLOPs (1E21),Seen [millions],Loss\n")
+    with path.open("a") as file:
+        file.write("7,2,84,3,2.5\n")
+    assert refused(path, Columns(loss="Loss")).endswith(
+        "Perhaps columns.params=\"'Model Size (B)'\" table.params_unit=1e9 "
+        "columns.tokens=\"'Pretraining Data Size (T)'\" table.tokens_unit=1e12 "
+        "columns.flops=\"'FLOPs (1E21)'\" table.flops_unit=1e21"
+    )
+
+
+def test_markdown_and_columns_by_name_give_the_same_points(tmp_path: Path) -> None:
+    table = rows()
+    expected, _ = points_from_table(write(tmp_path / "a.csv", table), COLUMNS)
+    lines = [f"| {' | '.join(map(str, row.values()))} |" for row in table]
+    header = f"| {' | '.join(table[0])} |"
+    rule = "|:--|--:|---|:-:|---|"
+    (tmp_path / "a.md").write_text("\n".join([header, rule, *lines]) + "\n")
+    points, _ = points_from_table(tmp_path / "a.md", COLUMNS)
+    assert (points.size, points.loss) == (expected.size, expected.loss)
+    assert points.label[0] == "row 3", "below the header and its rule"
+    columns = {name: [row[name] for row in table] for name in table[0]}
+    (tmp_path / "lists.json").write_text(json.dumps(columns))
+    (tmp_path / "frame.json").write_text(pd.DataFrame(table).to_json())
+    for name in ("lists.json", "frame.json"):
+        points, _ = points_from_table(tmp_path / name, COLUMNS)
+        assert points.loss == pytest.approx(expected.loss), name
+
+
+def test_perplexities_are_asked_about_and_turned_into_losses(tmp_path: Path) -> None:
+    table = [row | {"test ppl": float(np.exp(row["L"]))} for row in rows()]
+    path = write(tmp_path / "a.csv", table)
+    columns = Columns(params="N", tokens="D", loss="test ppl")
+    assert "say table.loss_is=perplexity" in refused(path, columns)
+    points, _ = points_from_table(path, columns, TableRules(loss_is="perplexity"))
+    assert points.loss == pytest.approx([row["L"] for row in table])
+    worse = write(tmp_path / "b.csv", [*table, table[3] | {"test ppl": 0.9}])
+    assert "is no perplexity, which is above 1 in 1 of 21 rows: row 22" in refused(
+        worse, columns, loss_is="perplexity"
+    )
+
+
+def test_further_variables_have_units_and_values_that_can_be(tmp_path: Path) -> None:
+    table = [row | {"U": float(row["D"]) / 4e9, "A": 3.5} for row in rows()]
+    path = write(tmp_path / "a.csv", table)
+    unique = Columns(params="N", tokens="D", loss="L", variables={"unique_tokens": "U"})
+    message = refused(path, unique)
+    assert "unique_tokens of 0.05 in row 2, row 3, row 4 and 17 more (20 rows) of 20" in message
+    points, _ = points_from_table(path, unique, TableRules(variables_unit={"unique_tokens": 1e9}))
+    assert points.array("unique_tokens") == pytest.approx(points.array("tokens") / 4)
+    assert "read their unique tokens 1.82e+05 times" in refused(
+        path, unique, variables_unit={"unique_tokens": 2.2e4}
+    )
+    active = Columns(params="N", tokens="D", loss="L", variables={"activation_ratio": "A"})
+    assert "a share of the experts lies between 0 and 1" in refused(path, active)
+    points, _ = points_from_table(
+        path, active, TableRules(variables_unit={"activation_ratio": 0.01})
+    )
+    assert points.array("activation_ratio") == pytest.approx([0.035] * 20)
+    assert "table.variables_unit.G: no such variable" in refused(
+        path, active, variables_unit={"G": 2.0}
+    )
+
+
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.csv")
     (tmp_path / "a.xlsx").write_bytes(b"PK")
@@ -331,7 +398,7 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_text("N,D,L\n1,2,3\n1,000,2,3\n1,2,3,4,5\n")
     assert "more cells stand in 2 of 3 rows: row 3 (4), row 4 (5)" in refused(tmp_path / "wide.csv")
     (tmp_path / "map.json").write_text('{"N": 1}')
-    assert "not a list of mappings" in refused(tmp_path / "map.json")
+    assert "neither a list of mappings, one a run, nor" in refused(tmp_path / "map.json")
     (tmp_path / "header.csv").write_text("N,D,L\n")
     assert "without rows" in refused(tmp_path / "header.csv")
     (tmp_path / "bytes.csv").write_bytes(b"N,D,L\n\xff\xfe\x00,1,2\n")
@@ -397,3 +464,17 @@ def test_bad_rules_are_refused() -> None:
         TableRules(drop_highest_losses=-1)
     with pytest.raises(ConfigError, match="units must be positive"):
         TableRules(params_unit=0)
+
+
+def test_checkpoints_of_the_same_runs_are_asked_about(tmp_path: Path) -> None:
+    table = [row | {"run": f"size {row['N']:.0e}"} for row in rows()]
+    path = write(tmp_path / "a.csv", table)
+    named = Columns(params="N", tokens="D", loss="L", label="run")
+    points, _ = points_from_table(path, named)
+    fit = fit_points(LossSurface, points, FitSettings(starts=200, replicates=100))
+    (warning,) = [w for w in fit.warnings if w.status == "CHECKPOINTS"]
+    assert warning.sentence.startswith("20 of 20 rows are of 5 names at one size and several token")
+    own = Columns(params="N", tokens="D", loss="L", label="name")
+    points, _ = points_from_table(path, own)
+    fit = fit_points(LossSurface, points, FitSettings(starts=200, replicates=100))
+    assert "CHECKPOINTS" not in {w.status for w in fit.warnings}
