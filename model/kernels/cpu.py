@@ -22,8 +22,10 @@ from model.kernels.recording import call
 Unit = Literal["vectors", "tiles"]
 """What multiplies: the vector registers, or the tile unit (AMX)."""
 
-FP32_TILES_FROM_WIDTH = 64
-"""Expert width from which fp32 products are faster on the tile unit, see LOG.md, 2026-11-26."""
+FP32_TILES_FROM_WIDTH = 32
+"""Expert width below which fp32 products were never faster on tiles (LOG.md, 2026-11-26)."""
+FP32_TILES_FROM_PRODUCTS = 450_000
+"""Visits · width · expert width from which an expert's were: its packed weights have to pay."""
 
 
 def routed_experts(
@@ -55,20 +57,33 @@ def routed_experts(
     Raises:
         NoCompiledKernel: this machine cannot build the kernel.
     """
-    products = products_for(dtype, w_down_EHD.shape[1], unit)
+    products = products_for(dtype, expert_TK, w_down_EHD, unit)
     y_TD: Tensor = _RoutedExperts.apply(
         x_TD, expert_TK, gate_TK, w_gate_up_E2HD, w_down_EHD, products, recompute
     )
     return y_TD
 
 
-def unit_for(dtype: torch.dtype, expert_width: int) -> Unit | None:
-    """The faster unit for these products; None where this CPU has none for them."""
-    if has_tiles() and (dtype == torch.bfloat16 or expert_width >= FP32_TILES_FROM_WIDTH):
-        return "tiles"
-    if dtype == torch.float32 or (has_bfloat16() and expert_width % 2 == 0):
+def unit_for(dtype: torch.dtype, width: int, expert_width: int, visits: float) -> Unit:
+    """The faster unit for these products, where :func:`can_multiply`.
+
+    Args:
+        dtype: of the products.
+        width: of the model.
+        expert_width: inner width of an expert.
+        visits: tokens of an expert, on average.
+    """
+    if not has_tiles():
         return "vectors"
-    return None
+    is_much = visits * width * expert_width >= FP32_TILES_FROM_PRODUCTS
+    is_fast = expert_width >= FP32_TILES_FROM_WIDTH and is_much
+    return "tiles" if dtype == torch.bfloat16 or is_fast else "vectors"
+
+
+def can_multiply(dtype: torch.dtype, expert_width: int) -> bool:
+    """Whether this CPU has a unit for products of ``dtype`` with experts of this width."""
+    has_pairs = has_bfloat16() and expert_width % 2 == 0
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and (has_tiles() or has_pairs))
 
 
 def units(dtype: torch.dtype) -> list[Unit]:
@@ -94,9 +109,12 @@ class Products(NamedTuple):
     tiles: bool
 
 
-def products_for(dtype: torch.dtype, expert_width: int, unit: Unit | None = None) -> Products:
+def products_for(
+    dtype: torch.dtype, expert_TK: Tensor, w_down_EHD: Tensor, unit: Unit | None = None
+) -> Products:
     """Those of ``dtype``, on ``unit`` or else the faster one."""
-    unit = unit or unit_for(dtype, expert_width) or "vectors"
+    num_experts, expert_width, width = w_down_EHD.shape
+    unit = unit or unit_for(dtype, width, expert_width, expert_TK.numel() / num_experts)
     return Products(dtype == torch.bfloat16, unit == "tiles")
 
 

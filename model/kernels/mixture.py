@@ -85,7 +85,7 @@ class _Mixture(torch.autograd.Function):
         operations("wt_router_forward", *sizes, *rule, eps, x, norm, router, bias, *results)
 
         bf16 = ctx.bf16 = rounding.is_on()
-        products = cpu.products_for(torch.bfloat16 if bf16 else torch.float32, down.shape[1])
+        products = cpu.products_for(torch.bfloat16 if bf16 else torch.float32, expert, down)
         keep = any(ctx.needs_input_grad)
         y, kept = cpu.forward((normed, expert, gate, gate_up, down), products, keep=keep)
         inner, shared_width = None, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -58,12 +59,6 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-UNIT_WORDS = {
-    "vectors": "products in its vector registers",
-    "tiles": "products on its tile unit (AMX)",
-}
-
-
 class Choice(NamedTuple):
     """A kernel's name and the reason for it, in words for a person."""
 
@@ -103,9 +98,9 @@ def select(
             without_compiled = f"; {error}"
             _say_once(f"the compiled expert kernel is left out: {error}")
         else:
-            unit = cpu.unit_for(dtype, expert_width)
-            if unit is not None:
-                return Choice("cpu", f"compiled for this machine, {UNIT_WORDS[unit]}")
+            if cpu.can_multiply(dtype, expert_width):
+                where = _where_cpu_multiplies(dtype, width, expert_width)
+                return Choice("cpu", f"compiled for this machine, products {where}")
     if device == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16):
         if on_gpu.module("experts") is not None:
             return Choice("triton", "fused for a GPU in Triton")
@@ -116,6 +111,14 @@ def select(
             return Choice("reference", reason + without_compiled)
     taken = str(dtype).removeprefix("torch.")
     return Choice("grouped", f"grouped_mm takes {taken} and these widths{without_compiled}")
+
+
+def _where_cpu_multiplies(dtype: torch.dtype, width: int, expert_width: int) -> str:
+    few, many = (cpu.unit_for(dtype, width, expert_width, visits) for visits in (0, math.inf))
+    if few == many:
+        return "on its tile unit (AMX)" if few == "tiles" else "in its vector registers"
+    visits = -(-cpu.FP32_TILES_FROM_PRODUCTS // (width * expert_width))
+    return f"on its tile unit (AMX) from {visits} visits an expert, else in its vector registers"
 
 
 @cache

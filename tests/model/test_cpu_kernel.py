@@ -133,6 +133,17 @@ def test_recomputing_gives_the_same_bits_and_keeps_only_the_inputs(unit: cpu.Uni
     assert bytes_kept() >= 200 * 4 * 2 * 12 * 4
 
 
+@needs_tiles
+def test_fp32_takes_tiles_where_an_expert_has_much_to_do() -> None:
+    """As measured, LOG.md, 2026-11-26; the points here lie well off the border."""
+    few = [(128, 64, 16), (64, 64, 64), (128, 32, 64), (64, 32, 128), (256, 32, 32), (128, 16, 512)]
+    many = [(128, 64, 64), (64, 64, 256), (128, 32, 256), (256, 32, 128), (512, 256, 256)]
+    for expected, shapes in (("vectors", few), ("tiles", many)):
+        for width, expert_width, visits in shapes:
+            assert cpu.unit_for(torch.float32, width, expert_width, visits) == expected
+            assert cpu.unit_for(torch.bfloat16, width, expert_width, visits) == "tiles"
+
+
 @needs_bfloat16
 def test_bfloat16_keeps_half_as_much_and_refuses_odd_widths() -> None:
     floats = _kernel().wt_saved_floats
