@@ -4,6 +4,9 @@
 
 becomes COMMAND, which the kernel will end when process PARENT is gone. A parent that is killed can
 say nothing to its children; on Linux the kernel can.
+
+COMMAND does not hear of SIGUSR2, by which Slurm warns every process of a job alike: what is to be
+done about it is PARENT's to say, and would end a process that is still importing what it needs.
 """
 
 from __future__ import annotations
@@ -31,4 +34,5 @@ def end_with(parent: int) -> bool:
 if __name__ == "__main__":
     if not end_with(int(sys.argv[1])):
         sys.exit(f"process {sys.argv[1]}, which was to wait for this one, is gone")
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     os.execvp(sys.argv[2], sys.argv[2:])

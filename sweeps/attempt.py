@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import ConfigError
-from model.files import sync_folder
+from model.files import sync_folder, write_atomic
 from model.typed import build, to_plain
 from sweeps.files import read_json, write_json
 from sweeps.liveness import Owner, this_process
@@ -131,8 +131,8 @@ class Attempt:
         """Take the newest metrics and checkpoints of the attempts since the last diverged one.
 
         The metrics are copied: a worker that is not quite dead may still append to its own. The
-        checkpoints are moved, so that such a worker finds its folder gone. Metrics go first: a
-        checkpoint without the curve up to it would lose the curve.
+        checkpoints are moved, so that such a worker finds its folder gone. Metrics go first, and
+        whole: a checkpoint without the curve up to it would lose the curve.
         """
         earlier = []
         for number in range(self.number - 1, 0, -1):
@@ -143,7 +143,7 @@ class Attempt:
             earlier.append(folder)
         for folder in earlier:
             if (folder / "metrics.jsonl").exists():
-                shutil.copyfile(folder / "metrics.jsonl", self.dir / "metrics.jsonl")
+                write_atomic(self.dir / "metrics.jsonl", (folder / "metrics.jsonl").read_bytes())
                 break
         for folder in earlier:
             try:

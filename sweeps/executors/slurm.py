@@ -86,7 +86,7 @@ class WorkerJob:
         self._worker = spawner.start(self.run_dir, after, {})
         while (code := self._worker.poll()) is None:
             time.sleep(LOOK_S)
-        if code == EXIT_STOPPED:
+        if code in (EXIT_STOPPED, -signal.SIGUSR2):  # the latter: warned while it was starting
             self._await_the_warning()
         return self._end(code)
 

@@ -95,6 +95,25 @@ def test_an_attempt_takes_over_metrics_by_copy_and_checkpoints_by_moving(run_dir
     assert (third.dir / "metrics.jsonl").read_text() == "one\n"
 
 
+def test_metrics_are_taken_over_whole_or_not_at_all(run_dir, monkeypatch):
+    """Ended in the middle of copying them, an attempt leaves those before it to the next."""
+    first = Attempt.claim(run_dir, after=0, now=0.0)
+    (first.dir / "metrics.jsonl").write_text("one\n")
+    put_in_place = os.replace
+
+    def end_before(source, target):
+        if target.name == "metrics.jsonl":
+            raise KeyboardInterrupt
+        put_in_place(source, target)
+
+    monkeypatch.setattr(os, "replace", end_before)
+    with pytest.raises(KeyboardInterrupt):
+        Attempt.claim(run_dir, after=1, now=0.0)
+    monkeypatch.undo()
+    third = Attempt.claim(run_dir, after=2, now=0.0)
+    assert (third.dir / "metrics.jsonl").read_text() == "one\n"
+
+
 def test_nothing_is_taken_over_from_before_a_divergence(run_dir):
     first = Attempt.claim(run_dir, after=0, now=0.0)
     (first.dir / "checkpoints").mkdir()

@@ -14,6 +14,7 @@ import toy_worker
 
 from model.errors import ConfigError
 from model.training.config import RuntimeConfig
+from sweeps.attempt import read_outcome
 from sweeps.executors import (
     InlineConfig,
     LocalConfig,
@@ -196,17 +197,18 @@ def test_usable_cores_is_at_most_what_the_kernel_gives():
 
 
 @pytest.mark.slow
-def test_a_job_whose_worker_was_warned_before_it_is_requeued(toy, plan, tmp_path):
+@pytest.mark.parametrize("phase", ["training", "starting"])
+def test_a_job_whose_worker_was_warned_before_it_is_requeued(toy, plan, tmp_path, phase):
     """Slurm signals the processes of a job one after the other, and may be slow between two."""
     pytest.importorskip("submitit")
     toy.set(steps=4000, step_s=0.05)
     run_dir, exit_path = toy.store.create(plan.runs[0].spec), tmp_path / "exit"
-    command = [sys.executable, str(HERE / "warned_job.py"), str(run_dir), str(exit_path)]
+    command = [sys.executable, str(HERE / "warned_job.py"), str(run_dir), str(exit_path), phase]
     job = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert job.stdout.splitlines()[-1] == "requeued", job.stdout
     assert not exit_path.exists(), "the driver would take it for ended"
-    (first,) = toy.store.attempts(plan.runs[0].run_id)
-    assert json.loads((first / "outcome.json").read_text())["reason"] == "stopped on request"
+    reasons = [read_outcome(folder).reason for folder in toy.store.attempts(run_dir.name)]
+    assert reasons == (["stopped on request"] if phase == "training" else [])
 
 
 def test_a_record_says_what_was_typed_not_how_its_worker_was_started(toy, plan, tmp_path):

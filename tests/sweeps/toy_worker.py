@@ -20,6 +20,7 @@ from pathlib import Path
 
 from analysis.records import DomainLoss, RunRecord
 from model.accounting import CONVENTION, count_params, flops_per_token
+from model.files import write_atomic
 from sweeps import pulse
 from sweeps.attempt import Progress
 from sweeps.files import write_json
@@ -42,7 +43,7 @@ def measure(spec: RunSpec, attempt_dir: Path, report: Report) -> RunRecord:
         step, chain = state["step"], state["chain"]
     metrics = attempt_dir / "metrics.jsonl"
     rows = metrics.read_text().splitlines()[:step] if metrics.exists() else []
-    metrics.write_text("".join(f"{row}\n" for row in rows))
+    write_atomic(metrics, "".join(f"{row}\n" for row in rows).encode(), durable=False)
     num_steps = settings.get("steps", 20)
     holds = settings.get("hold", {}).get(run_id(spec), [])
     number = int(attempt_dir.name)

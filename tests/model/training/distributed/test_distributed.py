@@ -266,6 +266,16 @@ def test_a_rank_that_fails_says_why(tmp_path):
         run_job(job, tmp_path / "run", lambda step, num_steps, tokens_per_s: None)
 
 
+def test_a_warning_to_every_process_ends_none_that_is_starting():
+    """As Slurm sends it; what is to be done is said by the worker that started them."""
+    warned = "import os, signal; os.kill(os.getpid(), signal.SIGUSR2); print('goes on')"
+    lifeline = [sys.executable, "-m", "model.lifeline", str(os.getpid())]
+    ran = subprocess.run(
+        [*lifeline, sys.executable, "-c", warned], capture_output=True, text=True, cwd=PROJECT
+    )
+    assert ran.stdout.strip() == "goes on"
+
+
 def test_the_cause_is_told_from_what_it_took_along():
     def ended(rank, exit_code, at):
         return Failure(rank=rank, pid=100 + rank, exit_code=exit_code, said="", at=at)
