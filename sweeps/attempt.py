@@ -23,7 +23,7 @@ import errno
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,11 @@ class Progress:
     loss: float | None
     """Training loss of the last step, nats per token."""
 
+    @property
+    def frac(self) -> float:
+        """Share of the steps that are done."""
+        return self.step / max(1, self.num_steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
@@ -81,6 +86,8 @@ class Outcome:
     reason: str = ""
     ended: float
     """Seconds since 1970."""
+    done_frac: float = 0.0
+    """Share of its steps that it had done, by its last beat; of one that is done nobody asks."""
     out_of_memory: bool = False
     """It needed more memory than there was: the next attempt goes through its batch in halves."""
 
@@ -181,6 +188,10 @@ class Attempt:
         A run that is done stays so; its outcome is shown in the run's folder too, where a status
         finds it without a look at the attempts.
         """
+        if outcome.status != "done":
+            heartbeat = read_heartbeat(self.dir)
+            if heartbeat is not None and heartbeat.progress is not None:
+                outcome = replace(outcome, done_frac=heartbeat.progress.frac)
         write_json(self.dir / "outcome.json", to_plain(outcome))
         if outcome.status == "done":
             _link(self.run_dir / "outcome.json", Path("attempts") / self.dir.name / "outcome.json")

@@ -22,14 +22,16 @@ class RunReport:
     @property
     def done_frac(self) -> float:
         """Share of its steps that are done."""
-        if self.state.status not in OPEN:
+        if self.state.status == "done":
             return 1.0
         progress = self.state.heartbeat.progress if self.state.heartbeat else None
-        return progress.step / progress.num_steps if progress else 0.0
+        return progress.frac if progress else self.state.done_frac
 
     @property
     def left_s(self) -> float:
         """Seconds of one worker still to come: by its own speed where it has one, else planned."""
+        if self.state.status not in OPEN:
+            return 0.0
         if self.state.status == "running" and self.state.heartbeat:
             progress = self.state.heartbeat.progress
             if progress and progress.tokens_per_s > 0:
@@ -56,7 +58,7 @@ class SweepStatus:
 
     @property
     def train_flops_done(self) -> float:
-        """Training FLOPs of what is done, with the shares of what is half-way."""
+        """Training FLOPs of what is done, with the shares of what is half-way or ended there."""
         return sum(report.run.cost.own_flops * report.done_frac for report in self.runs)
 
     @property

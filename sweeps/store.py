@@ -48,7 +48,9 @@ class RunState:
     reason: str = ""
     """Why it failed, diverged or was interrupted."""
     heartbeat: Heartbeat | None = None
-    """Of a running one."""
+    """Of one that has not said how it ended."""
+    done_frac: float = 0.0
+    """Of one that has said so, and is not done: the share of its steps it had done by then."""
 
 
 class Store:
@@ -98,7 +100,11 @@ class Store:
         outcome = outcome_of(attempt_text(run_dir, newest))
         if outcome is not None:
             return RunState(
-                run_id=name, status=outcome.status, attempt=newest, reason=outcome.reason
+                run_id=name,
+                status=outcome.status,
+                attempt=newest,
+                reason=outcome.reason,
+                done_frac=outcome.done_frac,
             )
         folder = attempt_dir(Path(run_dir), newest)
         heartbeat = read_heartbeat(folder)

@@ -26,7 +26,7 @@ class SweepProgress(Progress):
         self._frac: dict[str, float] = {}
         self._running: dict[str, RunProgress | None] = {}
         self._started_at: dict[str, float] = {}
-        self._ended = 0
+        self._ended = self._failed = 0
         super().__init__(
             console,
             plan.name,
@@ -48,12 +48,13 @@ class SweepProgress(Progress):
         elif event.kind == "progress":
             assert event.progress is not None
             self._running[name] = event.progress
-            self._frac[name] = event.progress.step / max(1, event.progress.num_steps)
+            self._frac[name] = event.progress.frac
         else:
             self._running.pop(name, None)
             self._line_for(event)
         if event.kind in ("finished", "diverged", "failed"):
             self._ended += 1
+            self._failed += event.kind != "finished"
             self._frac[name] = 1.0
         self.advance_to(self._done_s(), self._note())
 
@@ -83,4 +84,5 @@ class SweepProgress(Progress):
         speed = sum(progress.tokens_per_s for progress in self._running.values() if progress)
         pace = f", {speed:,.0f} tokens/s" if speed else ""
         total = len(self._cost_s)
-        return f"{self._ended} of {total} runs, {len(self._running)} running{pace}"
+        failed = f", {self._failed} failed" if self._failed else ""
+        return f"{self._ended} of {total} runs{failed}, {len(self._running)} running{pace}"

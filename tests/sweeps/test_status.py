@@ -12,11 +12,12 @@ from sweeps.status import sweep_status
 
 def test_every_run_is_counted_once_in_its_state(plan, toy, tmp_path):
     done, diverged, failed, interrupted, running, planned = plan.runs
-    for run, outcome in ((done, "done"), (diverged, "diverged"), (failed, "failed")):
+    ended = ((done, "done"), (diverged, "diverged"), (failed, "failed"))
+    for run, outcome in (*ended, (interrupted, "interrupted")):
         attempt = Attempt.claim(toy.store.create(run.spec), after=0, now=time.time())
+        half = Progress(step=2, num_steps=4, tokens_per_s=1.0, loss=2.5)
+        attempt.beat(Heartbeat(beat=1, time=time.time(), phase="training", progress=half))
         attempt.end(Outcome(status=outcome, reason="because", ended=time.time()))
-    attempt = Attempt.claim(toy.store.create(interrupted.spec), after=0, now=time.time())
-    attempt.end(Outcome(status="interrupted", reason="stopped on request", ended=time.time()))
     attempt = Attempt.claim(toy.store.create(running.spec), after=0, now=time.time())
     tokens = running.spec.train.tokens
     progress = Progress(step=3, num_steps=4, tokens_per_s=tokens / 40, loss=2.5)
@@ -34,10 +35,10 @@ def test_every_run_is_counted_once_in_its_state(plan, toy, tmp_path):
         (report,) = status.with_status("running")
         assert report.done_frac == 0.75
         assert report.left_s == pytest.approx(10)  # a quarter of 40 s at its own speed
-        to_come = 10 + interrupted.cost.wall_s + planned.cost.wall_s
+        to_come = 10 + interrupted.cost.wall_s / 2 + planned.cost.wall_s
         assert status.left_s(slots=1) == pytest.approx(to_come)
-        spent = [done.cost, diverged.cost, failed.cost]
-        expected = sum(cost.train_flops for cost in spent) + 0.75 * running.cost.train_flops
+        half = sum(run.cost.train_flops for run in (diverged, failed, interrupted)) / 2
+        expected = done.cost.train_flops + half + 0.75 * running.cost.train_flops
         assert status.train_flops_done == pytest.approx(expected)
         assert status.train_flops == pytest.approx(plan.train_flops)
 

@@ -164,11 +164,15 @@ def _falling(metrics: Path) -> str:
 def _next_step(plan: Plan, status: SweepStatus) -> str:
     if status.is_complete:
         return f"All done. Next: {after_training(plan)}"
-    if status.with_status("planned", "interrupted"):
-        return "To go on: the command that started it."
     if status.with_status("running"):
         return f"Running. To watch: windtunnel status sweep={plan.name} watch=true"
-    return "To try the failed ones again: the command that started it, with retry=all."
+    if status.with_status("planned", "interrupted"):
+        return "To go on: the command that started it."
+    kinds = [kind for kind in ("failed", "diverged") if status.counts[kind]]
+    retry = kinds[0] if len(kinds) == 1 else "all"
+    return (
+        f"To try what {' or '.join(kinds)} again: the command that started it, with retry={retry}."
+    )
 
 
 def _list_sweeps(store: Store, console: Console) -> int:
