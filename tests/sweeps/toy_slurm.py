@@ -64,6 +64,7 @@ class ToySlurm:
     def __init__(self, folder: Path, nodes: int = 1) -> None:
         self.folder = folder
         self._daemons: list[subprocess.Popen] = []
+        self._hurried: set[str] = set()
         for name in ("state", "spool"):
             (folder / name).mkdir(parents=True)
         key = folder / "munge.key"
@@ -112,10 +113,16 @@ class ToySlurm:
         del os.environ["SLURM_CONF"]
 
     def hurry(self) -> None:
-        """Let requeued jobs start at once: Slurm has them wait for two minutes."""
-        for line in ask("squeue", "--noheader", "--format=%i %r").splitlines():
-            if line.endswith("BeginTime"):
-                ask("scontrol", "update", f"JobId={line.split()[0]}", "StartTime=now")
+        """Let requeued jobs start in two seconds: Slurm has them wait for two minutes.
+
+        Not at once: a node that has ended a job refuses the credentials of that second and of those
+        before it, and the job would be over instead of going on.
+        """
+        jobs = map(str.split, ask("squeue", "--noheader", "--format=%i %r").splitlines())
+        waiting = {job for job, reason, *_ in jobs if reason == "BeginTime"}
+        for job in waiting - self._hurried:
+            ask("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+        self._hurried = waiting
 
     def _start(self, program: str, *options: str) -> None:
         with open(self.folder / f"{program}.out", "wb") as out:
