@@ -40,21 +40,27 @@ inline void tile_store_rows(float* p, int64_t stride) {
 }
 #endif
 
-// Rows of floats in memory.
+// Where squares of sums lie: in rows of floats, or each by itself.
 struct Rows {
     float* data;
     int64_t stride;
+    float* at(int64_t i, int64_t j) const { return data + i * SIDE * stride + j * SIDE; }
+};
+struct Squares {
+    float* data;
+    int64_t columns;
+    static constexpr int64_t stride = SIDE;
+    float* at(int64_t i, int64_t j) const { return data + (i * columns + j) * SQUARE; }
 };
 
-// MR x NR whole squares of C.
-template <int PARTS, int MR, int NR>
-void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool add) {
+// MR x NR whole squares of C, from `depth` tiles of factors in which the next row of tiles comes after `next` floats.
+template <int PARTS, int MR, int NR, class Sums>
+void sum_squares(const float* a, const float* b, int64_t depth, int64_t next, Sums c, bool add) {
     constexpr auto all = std::make_index_sequence<MR * NR>{};
-    const int64_t next = depth * PARTS * SQUARE;
     each_square<MR, NR>(
         [&](auto r, int64_t i, int64_t j) {
             if (add)
-                tile_load_rows<decltype(r)::value>(c.data + i * SIDE * c.stride + j * SIDE, c.stride);
+                tile_load_rows<decltype(r)::value>(c.at(i, j), c.stride);
             else
                 tile_zero<decltype(r)::value>();
         },
@@ -73,7 +79,7 @@ void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool
     }
     each_square<MR, NR>(
         [&](auto r, int64_t i, int64_t j) {
-            tile_store_rows<decltype(r)::value>(c.data + i * SIDE * c.stride + j * SIDE, c.stride);
+            tile_store_rows<decltype(r)::value>(c.at(i, j), c.stride);
         },
         all);
 }
@@ -81,9 +87,10 @@ void squares_to_rows(const float* a, const float* b, int64_t depth, Rows c, bool
 // The same of `rows` x `columns` sums, at most MR x NR squares.
 template <int PARTS, int MR, int NR>
 void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, int64_t columns, Rows c, bool add) {
-    if (rows == MR * SIDE && columns == NR * SIDE) return squares_to_rows<PARTS, MR, NR>(a, b, depth, c, add);
+    const int64_t next = depth * PARTS * SQUARE;
+    if (rows == MR * SIDE && columns == NR * SIDE) return sum_squares<PARTS, MR, NR>(a, b, depth, next, c, add);
     alignas(64) float edge[MR * NR * SQUARE];
-    squares_to_rows<PARTS, MR, NR>(a, b, depth, {edge, NR * SIDE}, false);
+    sum_squares<PARTS, MR, NR>(a, b, depth, next, Rows{edge, NR * SIDE}, false);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j += SIDE) {
             const int lanes = static_cast<int>(std::min(SIDE, columns - j));
@@ -106,6 +113,22 @@ void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64
             sums(tile_at<PARTS>(a, i / SIDE, 0, depth), tile_at<PARTS>(b, j / SIDE, 0, depth), depth,
                  rows, columns, {c.data + i * c.stride + j, c.stride}, add);
         }
+}
+
+// The same in squares, of m and n squares, for a depth of any size.
+template <int PARTS>
+void multiply_squares(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, Squares c, bool add) {
+    constexpr int64_t AT_ONCE = SUMMED_AT_ONCE<PARTS> / DEPTH;
+    const int64_t next = depth * PARTS * SQUARE;
+    for (int64_t k = 0; k < depth; k += AT_ONCE)
+        for (int64_t j = 0; j < n; j += 2)
+            for (int64_t i = 0; i < m; i += 2) {
+                const bool tall = i + 1 < m, wide = j + 1 < n;
+                const auto sums = tall ? (wide ? sum_squares<PARTS, 2, 2, Squares> : sum_squares<PARTS, 2, 1, Squares>)
+                                       : (wide ? sum_squares<PARTS, 1, 2, Squares> : sum_squares<PARTS, 1, 1, Squares>);
+                sums(tile_at<PARTS>(a, i, k, depth), tile_at<PARTS>(b, j, k, depth), std::min(AT_ONCE, depth - k), next,
+                     {c.at(i, j), c.columns}, add || k > 0);
+            }
 }
 
 template <int PARTS>

@@ -5,9 +5,8 @@
 // multiplied again at once: the scores are computed once, and never are more of them held than a block's.
 // The gradients are those of the plain sum of all nats; a mean, or any even weight, is a factor on them.
 
-#include <optional>
-
 #include "linear.h"
+#include "loss_tiles.h"
 #include "rows.h"
 
 namespace {
@@ -58,47 +57,27 @@ struct OutputLayer {
         linear_back(count, V, D, d_scores, weights, d_hidden, false, how);
         linear_weight(count, V, D, d_scores, hidden, d_weights, !first, how);
     }
-    void finish() const {}
 };
-
-#if defined(__AVX512BF16__)
-// The same on the tile unit, with the weights packed once for all blocks and their gradient turned once.
-template <int PARTS>
-struct OutputLayerOnTiles {
-    OutputLayerOnTiles(const OutputLayer& layer)
-        : layer(layer), forward(layer.weights, layer.V, layer.D, false) {
-        if (!layer.d_weights) return;
-        back.emplace(layer.weights, layer.V, layer.D, true);
-        turned.emplace(layer.D * layer.V);
-    }
-    void scores(int64_t count, const float* hidden, float* scores) const {
-        multiply_weights(count, hidden, forward, scores, false, layer.how.threads);
-    }
-    void gradients(int64_t count, const float* d_scores, const float* hidden, float* d_hidden, bool first) const {
-        multiply_weights(count, d_scores, *back, d_hidden, false, layer.how.threads);
-        multiply_transposed<PARTS>(count, layer.D, layer.V, hidden, d_scores, turned->data, !first, layer.how.threads);
-    }
-    void finish() const {
-        if (turned) transpose_rows(layer.V, layer.D, turned->data, layer.d_weights, false);
-    }
-    const OutputLayer& layer;
-    PackedWeights<PARTS> forward;
-    std::optional<PackedWeights<PARTS>> back;
-    std::optional<Buffer> turned;
-};
-#endif
 
 // Nats of each position (or null), and (or null) the gradients of sum_n weight_n * nats_n, weight 1 if null.
-template <class Layer>
-void nats_and_gradients(const Layer& layer, int64_t N, int64_t D, int64_t V, const float* hidden,
-                        const int64_t* target, const float* weights, float* nats, float* d_hidden, int threads) {
+void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
+                        const int64_t* target, const float* weights, float* nats, float* d_hidden,
+                        float* d_output, How how) {
+#if defined(__AVX512BF16__)
+    if (V * D <= MOST_PACKED) {
+        const Loss loss{N, D, V, hidden, output, target, weights, nats, d_hidden, d_output};
+        if (how.bf16) return LossOnTiles<1>(loss).run(how.threads);
+        if (tiles_multiply(N, V, D)) return LossOnTiles<3>(loss).run(how.threads);
+    }
+#endif
+    const OutputLayer layer{D, V, output, d_output, how};
     const int64_t at_once = std::max(LEAST_POSITIONS, BLOCK_SCORES / V);
     Buffer scores(std::min(N, at_once) * V);
     for (int64_t first = 0; first < N; first += at_once) {
         const int64_t count = std::min(at_once, N - first);
         const float* rows = hidden + first * D;
         layer.scores(count, rows, scores.data);
-        share_rows(count, 2 * V * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {
+        share_rows(count, 2 * V * NS_A_NUMBER, how.threads, [&](int64_t from, int64_t to) {
             for (int64_t r = from; r < to; r++) {
                 float* row = scores.data + r * V;
                 const int64_t right = target[first + r];
@@ -112,23 +91,6 @@ void nats_and_gradients(const Layer& layer, int64_t N, int64_t D, int64_t V, con
         });
         if (d_hidden) layer.gradients(count, scores.data, rows, d_hidden + first * D, first == 0);
     }
-    layer.finish();
-}
-
-void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
-                        const int64_t* target, const float* weights, float* nats, float* d_hidden,
-                        float* d_output, How how) {
-    const OutputLayer layer{D, V, output, d_output, how};
-    const auto by = [&](const auto& products) {
-        nats_and_gradients(products, N, D, V, hidden, target, weights, nats, d_hidden, how.threads);
-    };
-#if defined(__AVX512BF16__)
-    if (V * D <= MOST_PACKED) {
-        if (how.bf16) return by(OutputLayerOnTiles<1>(layer));
-        if (tiles_multiply(N, V, D)) return by(OutputLayerOnTiles<3>(layer));
-    }
-#endif
-    by(layer);
 }
 
 void scaled(const float* from, float factor, int64_t count, float* to, int threads) {

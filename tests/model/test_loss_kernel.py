@@ -46,6 +46,8 @@ def test_nats_and_gradients(shape, kind, threads, products):
     factor = towards(kind, len(hidden))
     nats = loss.token_nats(hidden, weight, target)
     found = [nats, *torch.autograd.grad((nats * factor).sum(), (hidden, weight))]
+    with torch.no_grad():
+        assert torch.equal(loss.token_nats(hidden, weight, target), nats)
     exact_hidden, exact_weight = hidden.double(), weight.double()
     exact = F.cross_entropy(exact_hidden @ exact_weight.T, target, reduction="none")
     leaves = (hidden, weight)
