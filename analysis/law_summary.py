@@ -23,6 +23,7 @@ from analysis.summary_lines import (
     labelled,
     left_out_lines,
     num_points,
+    untested,
     warning_lines,
 )
 
@@ -47,6 +48,8 @@ def _lines(study: LawStudy) -> Iterator[str]:
     yield ""
     for asked in study.forecasts:
         yield from labelled("forecast", f"{asked.place}: {forecast_text(asked.forecast)}")
+        if further := untested(asked.forecast.extrapolation_ratio, study.holdouts):
+            yield from labelled("untested", further)
     yield from judged_lines(study.tests)
     yield from left_out_lines(study.exclusions)
     ranges = ", ".join(

@@ -28,6 +28,7 @@ from analysis.summary_lines import (
     left_out_lines,
     num_points,
     times,
+    untested,
     warning_lines,
 )
 
@@ -62,6 +63,8 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
     yield from _utilisation(study, flops)
     for asked in study.forecasts:
         yield from labelled("forecast", f"{asked.place}: {forecast_text(asked.forecast)}")
+        if further := untested(asked.forecast.extrapolation_ratio, study.holdouts):
+            yield from labelled("untested", further)
     yield from judged_lines(study.tests)
     yield ""
     yield from left_out_lines(study.exclusions)
@@ -133,6 +136,8 @@ def _optimum(study: Study, flops: float | None) -> Iterator[str]:
         f"({between(best.tokens)}), loss {best.loss.value:.4g} ({between(best.loss)}); "
         f"{times(best.loss.extrapolation_ratio)} times the largest compute fitted",
     )
+    if further := untested(best.loss.extrapolation_ratio, study.holdouts):
+        yield from labelled("untested", further)
 
 
 def _utilisation(study: Study, flops: float | None) -> Iterator[str]:

@@ -141,6 +141,18 @@ def forecast_text(forecast: Prediction) -> str:
     )
 
 
+def untested(ratio: float, holdouts: Sequence[Holdout]) -> str:
+    """What no interval holds, where a forecast lies further out than any that was tried; or ""."""
+    tried = max(
+        (point.forecast.extrapolation_ratio for held in holdouts for point in held.points),
+        default=1.0,
+    )
+    if ratio <= tried:
+        return ""
+    where = f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
+    return f"{where} the interval takes the law's form for granted"
+
+
 def between(interval: Interval) -> str:
     """Low to high."""
     return f"{interval.low:.4g} to {interval.high:.4g}"

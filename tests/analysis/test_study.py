@@ -71,7 +71,11 @@ def test_summary_is_one_screen(study: Study) -> None:
     for word in ("alpha", "90% interval", "1 diverged: loss 9.1 at step 40 (run-99)", "hold-out",
                  "seeds differ by", "N* =", "optima", "huber on log-loss"):  # fmt: skip
         assert word in text, word
-    assert "C = 1e+18" in study.summary(flops=1e18)
+    far = " ".join(study.summary(flops=1e18).split())
+    assert "C = 1e+18" in far
+    assert "(the hold-outs) the interval takes the law's form for granted" in far
+    near = study.summary(flops=1.01 * study.surface.largest_compute)
+    assert "untested" not in near, "no further out than the hold-outs"
 
 
 def test_hold_out_leaves_the_largest_budgets_out(study: Study) -> None:

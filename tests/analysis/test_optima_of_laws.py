@@ -1,17 +1,14 @@
-"""Every law: its inverse undoes it, its optimum is the lowest loss, its source is named."""
+"""Optima against the lowest of many losses, limits of inverses, published numbers, sources."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from analysis.catalogue import LAWS
 from analysis.data_laws import HALF_LIFE_TOKENS, OverTrainingLaw, RepetitionLaw
-from analysis.downstream import DownstreamLaw
 from analysis.hyperparams import PlaneFit
-from analysis.laws import LossSurface, PowerLaw, SaturatingPowerLaw, SizeLaw, TokenLaw, least_loss
+from analysis.laws import LossSurface, least_loss
 from analysis.leverage_law import LeverageLaw
 from analysis.moe_laws import EfficiencyLeverage, GranularityLaw, JointExpertLaw, SparsityLaw
 from analysis.results import FitError, Interval
@@ -19,10 +16,6 @@ from analysis.routed import RoutedLaw
 from analysis.utilisation import UtilisationLaw
 from model.errors import ConfigError
 
-POWER = PowerLaw(a=3.0, b=-0.15)
-BY_COMPUTE = SaturatingPowerLaw(E=1.6, a=95.0, b=0.09)
-BY_SIZE, BY_TOKENS = SizeLaw(E=1.6, a=95.0, b=0.3), TokenLaw(E=1.6, a=95.0, b=0.3)
-TASK = DownstreamLaw(epsilon=0.85, k=2.0, gamma=0.9)
 SURFACE = LossSurface(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 OVER = OverTrainingLaw(E=1.51, a=141.0, b=190.0, eta=0.121)
 REPEATED = RepetitionLaw(E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353)
@@ -40,41 +33,11 @@ SPARSE = SparsityLaw(
 ROUTED = RoutedLaw(a=-0.082, b=-0.108, c=0.009 / np.log(10), d=2.5, E_start=1.8, E_max=315.0)
 LEVER = LeverageLaw(E=1.5, a=40.0, b=0.05, be=0.0615, bd=-0.0038, bg=0.00084, bh=-0.0058)
 
-CASES: list[tuple[str, Callable[..., float], float, tuple[float, ...], float]] = [
-    ("power", POWER.inverse, float(POWER(7e9)), (), 7e9),
-    ("compute", BY_COMPUTE.inverse, float(BY_COMPUTE(1e21)), (), 1e21),
-    ("size", BY_SIZE.inverse, float(BY_SIZE(1e9)), (), 1e9),
-    ("tokens", BY_TOKENS.inverse, float(BY_TOKENS(2e10)), (), 2e10),
-    ("hoffmann", SURFACE.inverse, SURFACE.optimum(2e22).loss, (), 2e22),
-    ("hoffmann", SURFACE.tokens_for, float(SURFACE(7e9, 3e11)), (7e9,), 3e11),
-    ("gadre", OVER.inverse, float(OVER(1e21, 300.0)), (300.0,), 1e21),
-    ("muennighoff", REPEATED.inverse, float(REPEATED(1e9, 7e10, 1e10)), (1e9, 1e10), 7e10),
-    ("krajewski", FINE.inverse, float(FINE(1e9, 2e10, 8.0)), (2e10, 8.0), 1e9),
-    ("krajewski", FINE.tokens_for, float(FINE(1e9, 2e10, 8.0)), (1e9, 8.0), 2e10),
-    ("ludziejewski", JOINT.inverse, float(JOINT(1e9, 2e10, 16.0)), (2e10, 16.0), 1e9),
-    ("ludziejewski", JOINT.tokens_for, float(JOINT(1e9, 2e10, 16.0)), (1e9, 16.0), 2e10),
-    ("abnar", SPARSE.inverse, float(SPARSE(1e9, 2e10, 0.1)), (2e10, 0.1), 1e9),
-    ("abnar", SPARSE.tokens_for, float(SPARSE(1e9, 2e10, 0.1)), (1e9, 0.1), 2e10),
-    ("clark", ROUTED.inverse, float(ROUTED(1e9, 64.0)), (64.0,), 1e9),
-    ("leverage", LEVER.inverse, float(LEVER(1e21, 0.05, 8.0)), (0.05, 8.0), 1e21),
-    ("downstream", TASK.inverse, float(TASK(2.8)), (), 2.8),
-]  # fmt: skip
 
-
-@pytest.mark.parametrize(("name", "inverse", "value", "rest", "expected"), CASES)
-def test_an_inverse_undoes_its_law(
-    name: str,
-    inverse: Callable[..., float],
-    value: float,
-    rest: tuple[float, ...],
-    expected: float,
-) -> None:
-    assert inverse(value, *rest) == pytest.approx(expected, rel=1e-6), name
-
-
-def test_no_law_of_the_catalogue_is_left_out_and_each_names_its_source() -> None:
-    assert {name for name, *_ in CASES} == set(LAWS)
+def test_every_law_of_the_catalogue_has_an_inverse_and_names_its_source() -> None:
+    """That the inverses undo their laws is held in test_law_study.py."""
     for name, law in LAWS.items():
+        assert hasattr(law, "inverse"), name
         assert name == "power" or "arXiv:" in str(law.__doc__), name
 
 
