@@ -31,6 +31,8 @@ POSSIBLE = {
 """Of a law's further variables: the least, the most, and why."""
 MOST_PASSES = 1e5
 """Over one text. The most that was published is about 1,700 (arXiv:2305.16264: 174e9 of 1e8)."""
+LEAST_NATS = 1e-3
+"""Of a next token that is known to one in a thousand."""
 MOST_NATS = 20.0
 """Log of half a billion: no vocabulary is that large."""
 FLOPS_FACTOR = 1e3
@@ -82,6 +84,13 @@ def check_units(
                 f"table.{unit}_unit=1e6 (or 1e9), if it is right say table.check_units=false"
                 f"{_as_logarithms(column)}"
             )
+    _check_gap(loss, rows, where, "loss")
+    if np.median(loss) < LEAST_NATS:
+        raise ConfigError(
+            f"{where}: a loss of {np.median(loss):.3g} in the median of {len(rows)} rows can't be "
+            "nats per token: no text is known so well. Say table.loss_unit, what 1 in the column "
+            "stands for, or if it is right table.check_units=false"
+        )
     if np.median(loss) > MOST_NATS:
         raise ConfigError(
             f"{where}: a loss of {np.median(loss):.3g} in the median of {len(rows)} rows can't be "
@@ -180,11 +189,15 @@ def _check_gap(column: Array, rows: NDArray[np.intp], where: str, name: str) -> 
         return
     below, above = order[: jumps[0] + 1], order[jumps[0] + 1 :]
     odd, rest = (below, above) if len(below) <= len(above) else (above, below)
+    lies = (
+        f"is {column[odd[0]]:.3g}"
+        if len(odd) == 1
+        else f"lie between {column[odd].min():.3g} and {column[odd].max():.3g}"
+    )
     raise ConfigError(
-        f"{where}: {name} seems to hold two units: {_rows(rows[np.sort(odd)])} of {len(rows)} lie "
-        f"between {column[odd].min():.3g} and {column[odd].max():.3g}, all others between "
-        f"{column[rest].min():.3g} and {column[rest].max():.3g}. Correct the column, or if it is "
-        "right say table.check_units=false"
+        f"{where}: {name} seems to hold two units: {_rows(rows[np.sort(odd)])} of {len(rows)} "
+        f"{lies}, all others between {column[rest].min():.3g} and {column[rest].max():.3g}. "
+        "Correct the column, or if it is right say table.check_units=false"
     )
 
 

@@ -418,6 +418,17 @@ def test_one_column_in_two_units(tmp_path: Path, column: str) -> None:
     assert len(points) == 20
 
 
+@pytest.mark.parametrize("factor", [1e6, 1e-6])
+def test_a_loss_in_another_unit(tmp_path: Path, factor: float) -> None:
+    table = rows()
+    table[7]["L"] = float(str(table[7]["L"])) * factor
+    message = refused(write(tmp_path / "one.csv", table))
+    assert f"loss seems to hold two units: row 9 of 20 is {table[7]['L']:.3g}, all" in message
+    whole = [row | {"L": float(str(row["L"])) * factor} for row in rows()]
+    message = refused(write(tmp_path / "all.csv", whole))
+    assert "in the median of 20 rows can't be nats per token" in message
+
+
 def test_flops_in_another_unit(tmp_path: Path) -> None:
     columns = Columns(params="N", tokens="D", loss="L", flops="C")
     table = [row | {"C": 6 * float(str(row["N"])) * float(str(row["D"]))} for row in rows()]
