@@ -24,6 +24,7 @@ from windtunnel.commands.status import known_plan
 class FinishedSweep:
     """Everything a promotion reads from disk."""
 
+    root: Path
     plan: Plan
     config: SweepConfig
     """What the plan was made from, with the fitted variant's values."""
@@ -77,6 +78,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
             f"`windtunnel fit sweep={name}` again"
         )
     return FinishedSweep(
+        root=root,
         plan=plan,
         config=_of_variant(plan.config, variant, spec),
         records=tuple(as_planned(record, runs[record.run_id]) for record in loaded.records),

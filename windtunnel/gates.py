@@ -6,7 +6,7 @@ launch; it can be overridden by its name alone, with a reason, and the ledger ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.holdout import Holdout
@@ -15,6 +15,7 @@ from analysis.results import FitStatus, FitWarning, Prediction
 from model.config import require, require_positive
 from model.errors import ConfigError
 from windtunnel.machine.plan import MachinePlan
+from windtunnel.trials import TrialEvidence
 
 
 class LaunchRefused(RuntimeError):
@@ -37,6 +38,8 @@ class GateThresholds:
     """Fewest repeated runs beyond the first of their cell (degrees of freedom of the noise)."""
     repetitions: float
     """Most passes over the corpus."""
+    trial_gap: float
+    """Share of the loss by which a feature trial may speak for the option that is not taken."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -44,6 +47,7 @@ class GateThresholds:
             interval_width=self.interval_width,
             extrapolation=self.extrapolation,
             repetitions=self.repetitions,
+            trial_gap=self.trial_gap,
         )
         require(self.noise_runs >= 0, f"noise_runs must be >= 0, got {self.noise_runs}")
         known = [status.name for status in FitStatus]
@@ -72,6 +76,7 @@ GATES = (
     "noise_floor",
     "repetitions",
     "one_protocol",
+    "feature_trials",
     "machine",
 )
 """Every gate, by the name it is overridden with."""
@@ -185,6 +190,19 @@ def protocol_gate(seen: tuple[str, ...], promoted: str) -> GateResult:
     else:
         sentence = f"the fit is of protocol {', '.join(seen) or 'unknown'}, the run of {promoted}"
     return GateResult(name="one_protocol", passed=seen == (promoted,), sentence=sentence)
+
+
+def trial_gate(trials: Sequence[TrialEvidence], thresholds: GateThresholds) -> GateResult:
+    """No feature trial may have found the promoted configuration's option the worse one."""
+    most = thresholds.trial_gap
+    against = [trial for trial in trials if trial.contradicts(most)]
+    shown = against or trials
+    found = "; ".join(trial.sentence for trial in shown) or "no trial of its features was made"
+    return GateResult(
+        name="feature_trials",
+        passed=not against,
+        sentence=f"{found}; at most {most:.2%} for what is not taken",
+    )
 
 
 def machine_gate(plan: MachinePlan | None, why_not: str) -> GateResult:

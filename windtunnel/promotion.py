@@ -29,8 +29,9 @@ from windtunnel.load_forecast import LoadForecast
 from windtunnel.machine.plan import MachinePlan
 from windtunnel.published import FieldComparison
 from windtunnel.targets import Target
+from windtunnel.trials import TrialEvidence
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 HEADER = (
     "# A promotion: what will be trained, its forecast and its evidence. Frozen: a launch checks\n"
@@ -57,6 +58,8 @@ class Evidence:
     convention: str
     """Version of the FLOP and parameter counting convention."""
     protocol_fingerprints: tuple[str, ...]
+    trials: tuple[TrialEvidence, ...]
+    """Feature trials that speak of this configuration."""
     largest_train_flops: float
     """Of the sweep's largest run."""
 
@@ -132,6 +135,7 @@ def sealed(promotion: Promotion, slug: str) -> Promotion:
         "spec": to_plain(promotion.spec),
         "study_hash": promotion.evidence.study_hash,
         "unfinished": promotion.evidence.unfinished,
+        "trials": to_plain(promotion.evidence.trials),
     }
     named = replace(promotion, id=f"{slug}-{content_hash(grounds, digits=8)}")
     return replace(named, content_hash=promotion_hash(to_plain(named)))

@@ -49,6 +49,7 @@ from windtunnel.targets import (
     require_beyond,
     target_name,
 )
+from windtunnel.trials import TrialEvidence, trial_evidence
 
 FIRST_UTILISATION = 0.3
 SETTLING_ROUNDS = 4
@@ -119,6 +120,10 @@ def promotion_of(
     if machine is not None and found.begun_from is not None:
         # What the launched run has done is paid for.
         machine = machine.of_steps(spec.train.num_steps - found.begun_from.step)
+    trials = trial_evidence(
+        sweep.root,
+        _config_at_target(sweep.config, target) if isinstance(target, LingTarget) else sweep.config,
+    )
     size = flops_per_token(spec.model, spec.train.sequence_length).house
     counts = count_params(spec.model)
     forecast = study.surface.predict(size, spec.train.tokens, level=settings.level)
@@ -149,13 +154,14 @@ def promotion_of(
         choices=found.choices,
         gates=(
             *_gates(sweep, spec, forecast, settings.thresholds),
+            gates.trial_gate(trials, settings.thresholds),
             gates.machine_gate(machine, why_not),
         ),
         thresholds=settings.thresholds,
         published=found.published,
         begun_from=found.begun_from,
         machine=machine,
-        evidence=_evidence(sweep, max(study.points.flops)),
+        evidence=_evidence(sweep, trials),
         notes=(*_notes(sweep, second, forecast), *found.notes),
         spec=spec,
         provenance={"git": git_state(), "hardware": hardware()},
@@ -446,7 +452,7 @@ def _as_planned(spec: RunSpec, config: SweepConfig) -> RunSpec:
     return replace(spec, train=replace(spec.train, schedule=schedule))
 
 
-def _evidence(sweep: FinishedSweep, largest_flops: float) -> Evidence:
+def _evidence(sweep: FinishedSweep, trials: tuple[TrialEvidence, ...]) -> Evidence:
     study = sweep.study
     law = study.surface.law
     assert isinstance(law, LossSurface)
@@ -461,7 +467,8 @@ def _evidence(sweep: FinishedSweep, largest_flops: float) -> Evidence:
         noise=study.noise,
         convention=study.convention,
         protocol_fingerprints=study.protocol_fingerprints,
-        largest_train_flops=largest_flops,
+        trials=trials,
+        largest_train_flops=max(study.points.flops),
     )
 
 

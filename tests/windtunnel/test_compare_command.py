@@ -15,8 +15,12 @@ from analysis.feature_trial import Trial
 from analysis.results import FitError
 from model.errors import ConfigError
 from model.typed import build
+from sweeps.grid import replaced
+from sweeps.store import Store
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import compare
+from windtunnel.commands.status import known_plan
+from windtunnel.trials import trial_evidence
 
 AXES = (
     "ladder.sizes=3",
@@ -62,6 +66,25 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
     trial = build(Trial, json.loads((folder / "trial.json").read_text()))
     assert trial.mean.contains(0.0296)
     assert [target.name for target in trial.targets] == ["16B", "100B", "1T"]
+
+
+def test_a_promotion_is_held_against_the_trials_of_its_features(root: Path) -> None:
+    """Without QK-norm every loss is 3% higher: who leaves it out is told, who has it may pass."""
+    config = known_plan(Store(root), "quickstart").config
+    assert config is not None
+    assert trial_evidence(root, config) == (), "none was made yet"
+    run(root, VARIANT)
+    (kept,) = trial_evidence(root, replaced(config, {"recipe.shape.qk_norm": True}))
+    assert (kept.takes, kept.contradicts(0.0025)) == ("baseline", False)
+    (without,) = trial_evidence(root, replaced(config, {"recipe.shape.qk_norm": False}))
+    assert without.takes == "variant"
+    assert without.contradicts(0.0025)
+    assert without.gap.contains(0.0296)
+    assert "recipe.shape.qk_norm=False against True +" in without.sentence
+    broken = next((root / "sweeps").glob("*/trials/*/trial.json"))
+    broken.write_text("{}")
+    with pytest.raises(ConfigError, match=r"trial\.json"):
+        trial_evidence(root, config)
 
 
 def test_what_cannot_be_compared_is_named(root: Path, known_sweep: ModuleType) -> None:

@@ -1,15 +1,17 @@
 """Gates refuse by name, pass by name and reason, and judge by their thresholds."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.noise import NoiseFloor
-from analysis.results import FitWarning, Prediction
+from analysis.results import FitWarning, Interval, Prediction
 from model.errors import ConfigError
 from windtunnel import gates
 from windtunnel.gates import GateResult, GateThresholds, LaunchRefused, check_gates
+from windtunnel.trials import TrialEvidence
 
 THRESHOLDS = GateThresholds(
     holdout_error=0.02,
@@ -18,6 +20,7 @@ THRESHOLDS = GateThresholds(
     refuse_statuses=("AT_START",),
     noise_runs=2,
     repetitions=4.0,
+    trial_gap=0.0025,
 )
 
 
@@ -35,6 +38,12 @@ def holdout(error: float) -> Holdout:
         forecast=forecast(),
     )
     return Holdout(budgets=1, points=(point,), rate=0.0, rate_sd=0.01)
+
+
+def trial(takes: Literal["variant", "baseline"], low: float) -> TrialEvidence:
+    """Its gap from ``low`` to 0.001 above."""
+    gap = Interval(value=low + 5e-4, low=low, high=low + 1e-3)
+    return TrialEvidence(sweep="t", feature="x=1 against 2", takes=takes, gap=gap)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,15 @@ def holdout(error: float) -> Holdout:
             gates.repetition_gate({"code": 1.0, "prose": 4.01}, THRESHOLDS),
         ),
         (gates.protocol_gate(("p",), "p"), gates.protocol_gate(("p",), "q")),
+        (
+            gates.trial_gate([trial("variant", 0.002), trial("baseline", 0.9)], THRESHOLDS),
+            gates.trial_gate([trial("variant", 0.003)], THRESHOLDS),
+        ),
+        (
+            gates.trial_gate([trial("baseline", -0.0034)], THRESHOLDS),
+            gates.trial_gate([trial("baseline", -0.0036)], THRESHOLDS),
+        ),
+        (gates.trial_gate([], THRESHOLDS), gates.trial_gate([trial("variant", 0.1)], THRESHOLDS)),
     ],
 )
 def test_each_gate_turns_at_its_threshold(passing: GateResult, failing: GateResult) -> None:

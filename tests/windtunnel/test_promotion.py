@@ -94,7 +94,7 @@ def corpus(plan: Plan) -> PreparedCorpus:
 
 
 @pytest.fixture(scope="module")
-def draw(known_sweep: ModuleType, plan: Plan, corpus: PreparedCorpus) -> Any:
+def draw(known_sweep: ModuleType, root: Path, plan: Plan, corpus: PreparedCorpus) -> Any:
     """A finished sweep in memory, its losses drawn from the truth with the noise of a seed."""
 
     def finished(
@@ -108,6 +108,7 @@ def draw(known_sweep: ModuleType, plan: Plan, corpus: PreparedCorpus) -> Any:
         )
         assert plan.config is not None
         return FinishedSweep(
+            root=root,
             plan=plan,
             config=plan.config,
             records=records,
@@ -545,10 +546,10 @@ def test_a_promotion_altered_by_hand_is_refused(kept: Path, change: Any) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("schema_version: 99\n", "not a promotion of schema version 4"),
+        ("schema_version: 99\n", "not a promotion of schema version 5"),
         ("- a\n- list\n", "not a promotion"),
         ("a: [unclosed\n", "not readable as YAML"),
-        ("schema_version: 4\nid: x\n", "missing"),
+        ("schema_version: 5\nid: x\n", "missing"),
         ("!!python/object/apply:os.system ['true']\n", "not readable as YAML"),
     ],
 )
