@@ -91,11 +91,4 @@ struct WeightGradients {
     std::vector<std::unique_ptr<Buffer>> share;
 };
 
-// Brings the next tile's rows near while the current tile is computed.
-inline void prefetch_rows(const float* source, const Routing& r, int64_t t, int64_t end, int64_t D) {
-    if (t + 1 >= end) return;
-    const Tile& next = r.tiles[t + 1];
-    for (int64_t i = 0; i < next.n; i++) prefetch(source + r.token[next.first + i] * D, D);
-}
-
 }  // namespace

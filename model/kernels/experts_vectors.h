@@ -173,7 +173,6 @@ int32_t vectors_forward(const Layer& l, float* y, float* saved) {
             float* kept = saved ? saved + tile.saved * 2 * H / PER : nullptr;
             float* hT = BF16 || !saved ? own_h.data : kept;
             gather_columns<BF16>(x, &r.token[tile.first], tile.n, np, D, xT.data);
-            prefetch_rows(x, r, t, r.range[me + 1], D);
             project_up<BF16>(w_in, xT.data, H, D, np, hT);
             for (int64_t j = 0; j < H; j += PER)
                 for (int64_t i = 0; i < np; i += LANES) {
@@ -239,12 +238,10 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
                 current = e;
             }
             gather_columns<BF16>(dy, token, n, np, D, dyT.data);
-            prefetch_rows(dy, r, t, r.range[me + 1], D);
             if (!saved) {
                 gather_columns<BF16>(x, token, n, np, D, xT.data);
                 project_up<BF16>(w_in, xT.data, H, D, np, own_h.data);
             }
-            prefetch_rows(x, r, t, r.range[me + 1], D);
             multiply<BF16>({w_out, dw, 1, {dyT.data, np, nullptr}, H, np, dw,
                             {daT.data, np, nullptr, nullptr, false}});
 
