@@ -119,13 +119,13 @@ def trained(
         found = None if captured is None else captured.forward_backward(windows)
         if found is not None:
             return found.loss_nats
+        optimizer.zero_grad(set_to_none=True)
         nats = loss(windows[:, :-1], windows[:, 1:])
         nats.backward()
         return nats.item()
 
     def step() -> float:
         windows = torch.randint(rung.vocabulary, (rung.sequences, rung.length + 1), generator=draw)
-        optimizer.zero_grad(set_to_none=True)
         nats = forward_backward(windows)
         if by_framework:
             nn.utils.clip_grad_norm_(parameters, 1.0)

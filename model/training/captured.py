@@ -136,7 +136,7 @@ class Captured:
             rotary,
             torch.get_num_threads(),
             self._addresses(),
-            calls,
+            [call.ready() for call in calls],
             found.token_nats_BT.detach(),
             list(grads),
             [stats.load_E for stats in found.routing],
@@ -154,6 +154,7 @@ class Captured:
 
     def _gradients(self, known: _Pass) -> Gradients:
         for weight, grad in zip(self._weights, known.grads, strict=True):
-            weight.grad = grad
+            if weight.grad is not grad:  # which is seen faster than set
+                weight.grad = grad
         loss_nats = known.nats_BT.mean().item()
         return Gradients(loss_nats, 0.0, known.loads)

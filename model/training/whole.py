@@ -86,11 +86,11 @@ class WholeModel:
 
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of a batch [windows, T + 1] on the weights."""
-        self.optimizer.zero_grad(set_to_none=True)
         if self._captured is not None:
-            found = self._captured.forward_backward(windows)
+            found = self._captured.forward_backward(windows)  # in the place of earlier gradients
             if found is not None:
                 return found
+        self.optimizer.zero_grad(set_to_none=True)
         loss_nats = mtp_nats = 0.0
         loads: list[Tensor] = []
         for part in windows.to(self._device).tensor_split(self._micro_batches):
