@@ -129,7 +129,7 @@ class _Driver:
         self._account = Account(store, on_event)
         self._spending = Spending(budget)
         self._retries = Retries()
-        self._attempt_seen: dict[str, int] = {}
+        self._attempt_over: dict[str, int] = {}
         self._elsewhere: set[str] = set()
 
     def drive(self) -> SweepResult:
@@ -137,7 +137,7 @@ class _Driver:
         for run in self._plan.runs:
             state = self._store.state(run.run_id)
             if not self._account.skip(run, state, self._retry):
-                self._attempt_seen[run.run_id] = state.attempt
+                self._note(run, state)
                 self._queue.put(run)
         while (self._queue or self._active) and not self.stop.is_set():
             self._fill_slots()
@@ -157,7 +157,7 @@ class _Driver:
             if run is None:
                 return
             state = self._store.state(run.run_id, self._watch)
-            is_new = state.attempt > self._attempt_seen[run.run_id]
+            is_new = state.attempt > self._attempt_over[run.run_id]
             if state.status == "running":
                 self._show_elsewhere(run, state)
                 self._queue.put(run, PROGRESS_S)
@@ -173,6 +173,10 @@ class _Driver:
                 self._account.leave(run, stopped=reason)
             else:
                 self._start(run, state)
+
+    def _note(self, run: PlannedRun, state: RunState) -> None:
+        """Remember the newest attempt that is over: how a later one ends is news."""
+        self._attempt_over[run.run_id] = state.attempt - (state.status == "running")
 
     def _busy_slots(self) -> int:
         return len({id(active.handle) for active in self._active})
@@ -252,7 +256,7 @@ class _Driver:
             return
         self._active.remove(active)
         state = self._store.state(run.run_id, self._watch)
-        self._attempt_seen[run.run_id] = state.attempt
+        self._note(run, state)
         has_claimed = state.attempt >= active.attempt
         if has_claimed and state.status in ("done", "failed", "diverged"):
             if exit_code != EXIT_HELD:

@@ -3,14 +3,17 @@
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 
 import pytest
+import toy_worker
 
 from model.errors import RunFailed
 from sweeps import run as run_module
-from sweeps.attempt import attempt_dir, read_claim
+from sweeps.attempt import Attempt, Outcome, attempt_dir, read_claim
 from sweeps.budget import Budget
+from sweeps.ending import publish
 from sweeps.events import Event
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.local import LocalExecutor, Spawner
@@ -166,6 +169,33 @@ def test_a_run_that_gets_on_between_kills_is_never_given_up(plan, toy, monkeypat
     result = run_sweep(one, toy.store, toy.executor(), kill_where_it_waits)
     assert result.is_complete
     assert killed_at == waits_at
+
+
+@pytest.mark.parametrize("claimed", ["before", "while it starts"])
+@pytest.mark.parametrize("status", ["done", "diverged", "failed"])
+def test_what_another_driver_ends_is_over_here_too(plan, toy, claimed, status):
+    one = replace(plan, runs=plan.runs[:1])
+    run = one.runs[0]
+    theirs: list[Attempt] = []
+
+    def claim():
+        theirs.append(Attempt.claim(toy.store.create(run.spec), after=0, now=time.time()))
+
+    def be_the_other(event):
+        if event.kind == "started" and not event.elsewhere:
+            claim()  # a moment before the worker that is started now
+        elif event.kind == "started" and status == "failed":
+            theirs[0].end(Outcome(status="failed", reason="theirs", ended=time.time()))
+        elif event.kind == "started":
+            record = toy_worker.toy_record(run.spec, 1.0, diverged=status == "diverged")
+            publish(theirs[0], run.spec, record)
+
+    if claimed == "before":
+        claim()
+    result = run_sweep(one, toy.store, toy.executor(), be_the_other)
+    of_status = {"done": result.finished, "diverged": result.diverged, "failed": result.failed}
+    assert list(of_status[status]) == [run.run_id]
+    assert toy.store.state(run.run_id).attempt == 1
 
 
 def test_a_grown_plan_runs_only_what_is_new(plan, sweep_config, corpus, toy):

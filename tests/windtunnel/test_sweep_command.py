@@ -226,24 +226,31 @@ def test_exit_codes_and_last_words(
 
 
 def test_redo_and_retry_reach_the_engine_but_not_in_a_dry_run(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     redone: list[str] = []
     retried: list[object] = []
+    ids: list[str] = []
 
     def drive(plan: Plan, *args: object, **options: object) -> SweepResult:
         retried.append(options["retry"])
-        return SweepResult(finished=tuple(run.run_id for run in plan.runs))
+        ids[:] = [run.run_id for run in plan.runs]
+        return SweepResult(finished=tuple(ids))
 
     monkeypatch.setattr(Store, "redo", lambda store, name: redone.append(name))
     monkeypatch.setattr(command, "run_sweep", drive)
-    assert sweep(root, "redo=[a,b]", "retry=all", "dry_run=true") == 0
-    assert (redone, retried) == ([], [])
-    assert sweep(root, "redo=[a,b]", "retry=all") == 0
-    assert redone == ["a", "b"]
-    assert sweep(root, "retry=failed") == 0
     assert sweep(root) == 0
-    assert retried == [("failed", "diverged"), ("failed",), ()]
+    two = f"redo=[{ids[0]},{ids[3]}]"
+    assert sweep(root, two, "retry=all", "dry_run=true") == 0
+    assert (redone, retried) == ([], [()])
+    assert sweep(root, two, "retry=all") == 0
+    assert redone == [ids[0], ids[3]]
+    assert sweep(root, "retry=failed") == 0
+    assert retried == [(), ("failed", "diverged"), ("failed",)]
+    capsys.readouterr()
+    assert sweep(root, f"redo=[{ids[0]},r0-s7]") == 2
+    assert "redo: no run 'r0-s7' in sweep smoke" in capsys.readouterr().err
+    assert len(redone) == 2, "nothing is set aside"
 
 
 def test_a_sweep_whose_runs_all_failed_is_one_line_and_exit_code_3(

@@ -104,6 +104,19 @@ class Config:
     dry_run: bool
 
 
+def _redo(config: Config, plan: Plan, store: Store) -> None:
+    """Set aside what is to be measured anew."""
+    planned = {run.run_id for run in plan.runs}
+    for name in config.redo:
+        if name not in planned:
+            raise ConfigError(
+                f"redo: no run {name!r} in sweep {plan.name}; its runs are the folders' names "
+                f"under {store.runs_dir}, and `windtunnel status sweep={plan.name}` lists them"
+            )
+    for name in () if config.dry_run else config.redo:
+        store.redo(name)
+
+
 def run(config: Config, console: Console) -> int:
     """Plan, show, and unless it is a dry run, train what is missing."""
     sweep = sweep_config(config)
@@ -111,8 +124,7 @@ def run(config: Config, console: Console) -> int:
     if not config.dry_run:
         bring_over(store, console)
     plan = priced_plan(sweep, prepared(sweep.corpus, sweep.runtime.data_dir, console), store)
-    for name in () if config.dry_run else config.redo:
-        store.redo(name)
+    _redo(config, plan, store)
     status = sweep_status(plan, store)
     slots = expected_slots(config.executor, sweep.runtime)
     retried = RETRIED[config.retry]
