@@ -9,11 +9,12 @@ size and tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from analysis.fitting import fit_power_law
@@ -25,6 +26,8 @@ from analysis.settings import FitSettings
 from model.errors import ConfigError
 
 FEWEST_CELLS = 3
+SAME_TOKENS = 1.03
+"""A budget in whole batches of several sizes is nearly the same count: so near, it is one."""
 NEAR_OPTIMAL = 0.0025
 """Within 0.25% of the least loss a learning rate counts as near-optimal (arXiv:2507.17702)."""
 
@@ -68,6 +71,8 @@ class CellOptimum:
     lr_range: tuple[float, float]
     """Learning rates whose loss the bowl puts within 0.25% of the least."""
     num_runs: int
+    varied: tuple[str, ...] = ("peak_lr", "batch_tokens")
+    """Settings of which the cell tried several values: of no other has it an optimum."""
     note: str = ""
     bowl: Bowl | None = None
     """What was fitted to the cell; None where too few settings were tried."""
@@ -105,22 +110,28 @@ def cell_optima(points: Points) -> tuple[CellOptimum, ...]:
     has_batch = "batch_tokens" in points.extra
     batch = points.array("batch_tokens") if has_batch else np.ones_like(lr)
     loss, flops = points.array("loss"), points.array("flops")
-    found = []
-    cells = list(zip(points.size, points.tokens, strict=True))
-    for cell in dict.fromkeys(cells):
-        rows = np.array([i for i, other in enumerate(cells) if other == cell])
-        first = int(rows[0])
-        found.append(
-            _cell(
-                points.size[first],
-                points.tokens[first],
-                flops[first],
-                lr[rows],
-                batch[rows],
-                loss[rows],
-            )
+    size, tokens = points.array("size"), points.array("tokens")
+    found = [
+        _cell(
+            size[rows[0]],
+            float(np.median(tokens[rows])),
+            float(np.median(flops[rows])),
+            lr[rows],
+            batch[rows],
+            loss[rows],
         )
+        for rows in rows_of_cells(size, tokens)
+    ]
     return tuple(sorted(found, key=lambda optimum: optimum.flops))
+
+
+def rows_of_cells(size_N: Array, tokens_N: Array) -> Iterator[NDArray[np.intp]]:
+    """The rows of each size and token count; what is whole batches of one budget is one count."""
+    for size in dict.fromkeys(size_N.tolist()):
+        rows = np.flatnonzero(size_N == size)
+        rows = rows[np.argsort(tokens_N[rows], kind="stable")]
+        apart = np.flatnonzero(np.diff(np.log(tokens_N[rows])) > np.log(SAME_TOKENS)) + 1
+        yield from (np.sort(part) for part in np.split(rows, apart))
 
 
 def against_compute(
@@ -182,9 +193,13 @@ def _rank(rows: Array) -> int:
 
 
 def _inside(optima: Sequence[CellOptimum], what: str) -> list[CellOptimum]:
-    inside = [optimum for optimum in optima if optimum.status == "inside"]
+    inside = [o for o in optima if o.status == "inside" and what in o.varied]
     if len(inside) < FEWEST_CELLS:
-        rest = ", ".join(f"{o.flops:.2g} FLOPs {o.status}" for o in optima if o.status != "inside")
+        rest = ", ".join(
+            f"{o.flops:.2g} FLOPs {o.status if what in o.varied else 'of one value'}"
+            for o in optima
+            if o not in inside
+        )
         raise FitError(
             f"{what}: {len(inside)} of {len(optima)} cells have their optimum inside what was "
             f"tried, three are needed ({rest or 'too few cells'}); widen the range"
@@ -196,6 +211,12 @@ def _cell(
     size: float, tokens: float, flops: float, lr: Array, batch: Array, loss: Array
 ) -> CellOptimum:
     best = int(loss.argmin())
+    names = ("peak_lr", "batch_tokens")
+    axes = tuple(
+        name
+        for name, tried_at in zip(names, (lr, batch), strict=True)
+        if len(np.unique(tried_at)) > 1
+    )
 
     def made(
         status: CellStatus,
@@ -216,6 +237,7 @@ def _cell(
             status=status,
             lr_range=ends,
             num_runs=len(loss),
+            varied=axes,
             note=note,
             bowl=bowl,
         )
@@ -229,12 +251,6 @@ def _cell(
         return made("too_few", lr_at, batch_at, low, tried, note)
     centers = [float(axis.mean()) for axis in varied]
     x = np.stack([axis - c for axis, c in zip(varied, centers, strict=True)], axis=1)
-    names = ("peak_lr", "batch_tokens")
-    axes = tuple(
-        name
-        for name, tried_at in zip(names, (lr, batch), strict=True)
-        if len(np.unique(tried_at)) > 1
-    )
     bowl = _bowl(x, np.log(loss), axes, tuple(centers))
     if not (np.linalg.eigvalsh(bowl.hessian_KK) > 0).all():
         return made("opens_downward", lr_at, batch_at, low, tried, "the bowl opens downward", bowl)

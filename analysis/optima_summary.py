@@ -71,7 +71,7 @@ def _cells(study: OptimaStudy) -> Iterator[str]:
     )
     for cell in study.cells:
         ends = f"{cell.lr_range[0]:.3g} to {cell.lr_range[1]:.3g}"
-        batch = f"{cell.batch_tokens:>11.3g}" if has_batch else ""
+        batch = f"{cell.batch_tokens:>11.4g}" if has_batch else ""
         yield (
             f"    {cell.size:>10.3g}{cell.tokens:>11.3g}{cell.num_runs:>6}{cell.peak_lr:>11.3g}"
             f"{ends:>24}{batch}{cell.loss:>9.4f}  {cell.status}"

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.hyperparams import NEAR_OPTIMAL, CellOptimum, against_compute, cell_optima
+from analysis.hyperparams import (
+    NEAR_OPTIMAL,
+    CellOptimum,
+    against_compute,
+    cell_optima,
+    rows_of_cells,
+)
 from analysis.plots_evidence import Evidence, size_legend
 from analysis.plots_loss import NO_RUNS
 from analysis.plots_recipe_surface import draw_surface
@@ -123,15 +129,19 @@ def _cells(evidence: Evidence) -> list[Cell]:
     groups: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
     for record in evidence.done:
         # A variant of another shape has another rate by the recipe's law: no trial of the rate.
-        model = record.rung, record.flops_per_token, record.total_params
-        groups[*model, record.tokens, record.protocol_fingerprint].append(record)
+        if record.role in ("grid", "noise"):
+            model = record.rung, record.flops_per_token, record.total_params
+            groups[*model, record.protocol_fingerprint].append(record)
     found = []
     for runs in groups.values():
-        measured = [record for record in runs if record.role in ("grid", "noise")]
-        if len({(record.peak_lr, record.batch_tokens) for record in measured}) > 1:
-            points, _ = points_from_records(RecordSet(records=tuple(measured), excluded=()))
-            (optimum,) = cell_optima(points)
-            found.append(Cell(tuple(measured), optimum))
+        size = np.array([record.flops_per_token for record in runs])
+        tokens = np.array([record.tokens for record in runs], dtype=float)
+        for rows in rows_of_cells(size, tokens):
+            cell = tuple(runs[row] for row in rows)
+            if len({(record.peak_lr, record.batch_tokens) for record in cell}) > 1:
+                points, _ = points_from_records(RecordSet(records=cell, excluded=()))
+                (optimum,) = cell_optima(points)
+                found.append(Cell(cell, optimum))
     return sorted(found, key=lambda cell: cell.optimum.flops)
 
 

@@ -40,8 +40,8 @@ def feature_trial(trial: Trial) -> Drawing:
     with style():
         figure, (axes,) = new_figure(2.6)
         axes.axhline(0, color=INK, linewidth=0.6)
-        axes.plot(ends, line, color=FORECAST, linewidth=1.2)
-        axes.plot(flops, gaps, "o", color=INK, markersize=3, alpha=0.5)
+        axes.plot(ends, line, color=FORECAST, linewidth=1.2, label="trend")
+        axes.plot(flops, gaps, "o", color=INK, alpha=0.5, markeredgewidth=0, label="pair of runs")
         axes.vlines(
             at,
             _percent([gap.low for gap in means]),
@@ -49,10 +49,13 @@ def feature_trial(trial: Trial) -> Drawing:
             color=FORECAST,
             linewidth=1.0,
         )
-        axes.plot(at, _percent([gap.value for gap in means]), "s", color=FORECAST, markersize=4)
+        means_at = _percent([gap.value for gap in means])
+        mean = f"mean of a size, {trial.mean.level:.0%}"
+        axes.plot(at, means_at, "s", color=FORECAST, markersize=4, label=mean)
         flops_axis(axes.xaxis, *padded(flops))
         axes.set_ylabel("Loss against the baseline (%)")
         light_grid(axes)
+        figure.legend(loc="outside lower left", ncols=3, columnspacing=1)
     rows = [
         *tidy("pair", {"train_flops": flops, "gap_percent": gaps}),
         *tidy("trend", {"train_flops": ends, "gap_percent": line}),

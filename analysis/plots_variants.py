@@ -163,13 +163,13 @@ def leverage(evidence: Evidence) -> Drawing:
     data = pd.DataFrame(rows)
     with style():
         figure, panels = new_figure(4.2, rows=2)
-        for axes, column, label in zip(
-            panels,
-            ("activation_ratio", "granularity"),
-            ("Activation ratio", "Granularity"),
-            strict=True,
-        ):
-            _draw_leverage(axes, evidence, data, column)
+        columns = ("activation_ratio", "granularity")
+        labels = ("Activation ratio", "Granularity")
+        for axes, column, other, label in zip(panels, columns, columns[::-1], labels, strict=True):
+            alone = data[other] == (getattr(base, other) if base is not None else np.nan)
+            _draw_leverage(
+                axes, evidence, data.assign(alone=alone if alone.any() else True), column
+            )
             if base is not None:
                 axes.axvline(getattr(base, column), color=MUTED, linewidth=0.6, linestyle=":")
             axes.set_xlabel(label)
@@ -187,8 +187,8 @@ def leverage(evidence: Evidence) -> Drawing:
         how_to_read="A dot is a run of another variant: the compute the fitted variant would need "
         "for the loss it reached, over what it would need for the loss its own law gives at the "
         "same size and tokens. Above 1 the variant saves compute. Bars are 90% intervals from the "
-        "bootstrap and the noise of a run, sizes side by side; the dotted line is the fitted one."
-        + never,
+        "bootstrap and the noise of a run, sizes side by side; the dotted line is the fitted one. "
+        "Full dots differ from it in this ratio alone, pale ones in the other too." + never,
         distrust="Where activation and granularity move together, neither panel shows the effect "
         "of one alone. The reference is the fitted variant; a leverage over a dense model needs a "
         "dense ladder.",
@@ -248,8 +248,10 @@ def _draw_leverage(axes: Axes, evidence: Evidence, data: pd.DataFrame, column: s
     for index, (rung, color) in enumerate(evidence.colors.items()):
         own = seen[seen["rung"] == rung]
         beside = own[column] * np.exp(0.02 * (index - middle))  # sizes side by side, not stacked
-        axes.vlines(beside, own["low"], own["high"], color=color, linewidth=0.8)
-        axes.plot(beside, own["leverage"], "o", color=color)
+        for rows, alpha in ((~own["alone"], 0.25), (own["alone"], 1.0)):
+            x, drawn = beside[rows], own[rows]
+            axes.vlines(x, drawn["low"], drawn["high"], color=color, linewidth=0.8, alpha=alpha)
+            axes.plot(x, drawn["leverage"], "o", color=color, alpha=alpha, markeredgewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ends = [1.0, *seen["low"].dropna(), *seen["high"].dropna()]
@@ -262,5 +264,5 @@ def _draw_leverage(axes: Axes, evidence: Evidence, data: pd.DataFrame, column: s
     axes.set_xticks(places, [f"{place:.3g}" for place in places])
     axes.set_xticks([], minor=True)
     axes.set_xlim(*padded(places, 0.15))
-    axes.set_ylabel("Leverage")
+    axes.set_ylabel("Leverage (ratio of compute)")
     light_grid(axes)

@@ -170,8 +170,9 @@ def times(ratio: float) -> str:
 
 def labelled(label: str, text: str) -> list[str]:
     """A label and its text, wrapped beside it."""
-    lines = wrap(text, WIDTH - INDENT, break_on_hyphens=False)
-    return [f"  {label if i == 0 else '':<{INDENT - 2}}{line}" for i, line in enumerate(lines)]
+    lines = wrap(text, WIDTH - max(INDENT, len(label) + 3), break_on_hyphens=False)
+    head = f"  {label:<{INDENT - 3}} "  # a long label still ends before the text
+    return [f"{head if i == 0 else ' ' * INDENT}{line}" for i, line in enumerate(lines)]
 
 
 def _weights(weighting: Weighting) -> str:

@@ -57,10 +57,18 @@ def say(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
+def folded(text: str) -> Text:
+    """Sentences in lines of 100 columns, the later ones set in; a long path or name stays whole."""
+    inner = " " * (len(text) - len(text.lstrip()) + 2)
+    lines = wrap(
+        text, WIDTH, subsequent_indent=inner, break_on_hyphens=False, break_long_words=False
+    )
+    return Text("\n".join(lines))
+
+
 def prose(console: Console, text: str) -> None:
-    """Sentences without paths, in lines of 100 columns."""
-    for line in wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
-        say(console, line)
+    """:func:`folded`, printed."""
+    say(console, folded(text).plain)
 
 
 def table(

@@ -13,7 +13,7 @@ from model.memory import activation_memory, state_memory
 from sweeps.spec import RunSpec
 from windtunnel.along import Evaluated, Waypoint
 from windtunnel.choices import Choice
-from windtunnel.console import si, table
+from windtunnel.console import folded, si, table
 from windtunnel.ledger import Entry
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.machine.memory_plan import FP32
@@ -26,18 +26,18 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
     yield Text(f"Promotion {promotion.id}")
     yield from _what(promotion)
     forecast, evidence = promotion.forecast, promotion.evidence
-    yield Text(
+    yield folded(
         f"Forecast: {nats(forecast)}, {forecast.extrapolation_ratio:.3g} times the compute of the "
         "largest run"
     )
-    yield Text(f"  by {evidence.law}, fitted to {len(evidence.run_ids)} runs")
+    yield folded(f"  by {evidence.law}, fitted to {len(evidence.run_ids)} runs")
     if promotion.second_opinion is not None:
-        yield Text(f"  by L(C) through the lowest losses: {nats(promotion.second_opinion)}")
-    yield Text(f"  {promotion.along_the_run}")
+        yield folded(f"  by L(C) through the lowest losses: {nats(promotion.second_opinion)}")
+    yield folded(f"  {promotion.along_the_run}")
     for waypoint in promotion.waypoints:
         yield Text(f"    at step {waypoint.step}: {nats(waypoint.forecast)}")
     for load in promotion.loads:
-        yield Text(f"  {load.name}: {load.note or interval_text(load)}")
+        yield folded(f"  {load.name}: {load.note or interval_text(load)}")
     yield table(
         ["choice", "law", "wanted", "interval", "used", "cost nats"],
         map(_choice_row, promotion.choices),
@@ -46,7 +46,7 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
     )
     for note in dict.fromkeys(choice.note for choice in promotion.choices if choice.note):
         names = [choice.name for choice in promotion.choices if choice.note == note]
-        yield Text(f"  {', '.join(names)}: {note}")
+        yield folded(f"  {', '.join(names)}: {note}")
     if promotion.published:
         yield table(
             ["field", "ours", "published", "why"],
@@ -69,7 +69,7 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
         title="Gates",
     )
     for note in promotion.notes:
-        yield Text(f"Note: {note}")
+        yield folded(f"Note: {note}")
 
 
 def nats(forecast: Interval) -> str:
@@ -118,7 +118,7 @@ def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
         forecast = row.forecast
         measured = outcome.loss_nats if outcome is not None else None
         yield (
-            row.promotion_id,
+            _in_two(row.promotion_id),
             row.registered_at[:10],
             f"{forecast.extrapolation_ratio:.3g}x",
             f"{forecast.value:.4f}",
@@ -128,10 +128,17 @@ def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
         )
 
 
+def _in_two(name: str) -> str:
+    """A name that the table has no room for, folded before its hash and not one character off."""
+    head, _, tail = name.rpartition("-")
+    return name if len(name) <= LONGEST_ID else f"{head}-\n{tail}"
+
+
+LONGEST_ID = 34
 LEDGER_COLUMNS = (
     "promotion",
     "registered",
-    "beyond",
+    "ahead",
     "forecast",
     "interval",
     "measured",

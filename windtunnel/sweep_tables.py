@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
 from sweeps.plan import Plan, PlannedRun
 from sweeps.status import RunReport, SweepStatus
-from windtunnel.console import brief, duration, sci, si, table
+from windtunnel.console import WIDTH, brief, duration, sci, si, table
 
 STATUS_ORDER = (
     "done",
@@ -31,7 +31,11 @@ def plan_table(plan: Plan, status: SweepStatus) -> Table:
     for report in sorted(status.runs, key=_in_ladder_order):
         run, train = report.run, report.run.spec.train
         rung = _rung_label(run)
-        words = [rung, *[report.state.status] * has_states, *[variant_text(run)] * has_variants]
+        words = [
+            rung,
+            *[report.state.status] * has_states,
+            *[variant_text(run.variant)] * has_variants,
+        ]
         rows.append(
             [
                 *words,
@@ -69,11 +73,9 @@ def _rung_label(run: PlannedRun) -> str:
     return f"{spec.rung}{seed}"
 
 
-def variant_text(run: PlannedRun, between: str = " ") -> str:
+def variant_text(variant: Mapping[str, object], between: str = " ") -> str:
     """``peak_lr_factor=0.5``: what the axes set, each path by its last name."""
-    return between.join(
-        f"{_short(path, run.variant)}={value}" for path, value in run.variant.items()
-    )
+    return between.join(f"{_short(path, variant)}={value}" for path, value in variant.items())
 
 
 def _short(path: str, among: Iterable[str]) -> str:
@@ -91,7 +93,7 @@ def _short(path: str, among: Iterable[str]) -> str:
 def run_label(run: PlannedRun) -> str:
     """A run for people: rung, role where it is not the grid's, and its id."""
     role = "" if run.spec.role in ("grid", run.spec.rung) else f" {run.spec.role}"
-    variant = f" {variant_text(run)}" if run.variant else ""
+    variant = f" {variant_text(run.variant)}" if run.variant else ""
     return f"{run.spec.rung}{role}{variant} {run.run_id}"
 
 
@@ -103,9 +105,9 @@ def counts_text(status: SweepStatus) -> str:
 
 def quoted(log_tail: str, lines: int = 5) -> list[str]:
     """The last lines of a log, set off from ours."""
-    return [f"    | {brief(line)}" for line in log_tail.splitlines()[-lines:]]
+    return [f"    | {brief(line, most=WIDTH - 6)}" for line in log_tail.splitlines()[-lines:]]
 
 
 def _in_ladder_order(report: RunReport) -> tuple[float, str, int, int]:
     run, train = report.run, report.run.spec.train
-    return run.cost.flops_per_token, variant_text(run), train.tokens, train.seed
+    return run.cost.flops_per_token, variant_text(run.variant), train.tokens, train.seed

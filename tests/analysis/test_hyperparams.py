@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,29 @@ def test_minima_of_bowls_in_two_settings() -> None:
         assert optimum.loss == pytest.approx(2 + 3 * optimum.tokens**-0.05, rel=1e-6)
         low, high = optimum.lr_range
         assert low < optimum.peak_lr < high
+
+
+def test_a_budget_in_whole_batches_is_one_cell() -> None:
+    """Five batches leave five token counts a fraction of a percent apart."""
+    points = swept()
+    batch, tokens = np.array(points.extra["batch_tokens"]), points.array("tokens")
+    whole = np.ceil(tokens / batch) * batch
+    assert len(set(whole.tolist())) > 9
+    rounded = replace(points, tokens=tuple(whole.tolist()), flops=tuple(points.size * whole))
+    optima = cell_optima(rounded)
+    assert [(o.status, o.num_runs) for o in optima] == [("inside", 25)] * 9
+    law = against_size_and_tokens(optima, "batch_tokens")
+    assert law.token_exponent.value == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_batch_that_was_not_varied_is_no_optimum() -> None:
+    alone = cell_optima(swept(batches=False))
+    assert {optimum.varied for optimum in alone} == {("peak_lr",)}
+    with pytest.raises(FitError, match=r"0 of 9 cells .* of one value"):
+        against_compute(alone, "batch_tokens", QUICK)
+    both = (*cell_optima(swept()), *alone)
+    assert against_compute(both, "batch_tokens", QUICK).num_points == 9
+    assert against_compute(both, "peak_lr", QUICK).num_points == 18
 
 
 def test_near_optimal_learning_rates_lose_a_quarter_percent() -> None:

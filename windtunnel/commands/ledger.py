@@ -17,7 +17,7 @@ from rich.console import Console
 
 from model.errors import ConfigError
 from windtunnel.calibration import calibration, calibration_sentence
-from windtunnel.console import table
+from windtunnel.console import prose, table
 from windtunnel.launch import ledger_of
 from windtunnel.ledger import Entry
 from windtunnel.promotion import Promotions
@@ -45,11 +45,11 @@ def run(config: Config, console: Console) -> int:
     for entry in entries:
         for gate, reason in entry.forecast.overrides.items():
             name = entry.forecast.promotion_id
-            console.print(f"{name}: gate {gate} was overridden: {reason}", markup=False)
-    console.print(f"Calibration: {calibration_sentence(calibration(entries))}", markup=False)
+            prose(console, f"{name}: gate {gate} was overridden: {reason}")
+    prose(console, f"Calibration: {calibration_sentence(calibration(entries))}")
     differing = disagreements(entries, Promotions(config.root))
     for problem in (*(f"{ledger.path}, {text}" for text in problems), *differing):
-        console.print(f"! {problem}", markup=False)
+        prose(console, f"! {problem}")
     return 2 if differing or ledger.is_damaged() else 0
 
 

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from sweeps.store import Store
 from windtunnel.choices import SizeRange
+from windtunnel.console import prose
 from windtunnel.finished import load_sweep
 from windtunnel.gates import GateThresholds
 from windtunnel.machine.hardware import Hardware
@@ -85,10 +86,10 @@ def run(config: Config, console: Console) -> int:
     )
     failed = [gate.name for gate in kept.gates if not gate.passed]
     if failed:
-        console.print(
+        prose(
+            console,
             f"A launch will be refused by {', '.join(failed)}; it can be overridden by name with "
             f"a reason, e.g. override.{failed[0]}='...'",
-            markup=False,
         )
     console.print("Next: windtunnel launch promotion=latest dry_run=true", markup=False)
     return 0

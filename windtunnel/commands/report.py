@@ -38,7 +38,7 @@ class Config:
 def run(config: Config, console: Console) -> int:
     """Gather, draw, typeset, write."""
     from analysis.plots import draw_all
-    from windtunnel.console import say
+    from windtunnel.console import prose, say
     from windtunnel.report.content import gather
     from windtunnel.report.page import render
     from windtunnel.report.write import write_report
@@ -55,7 +55,7 @@ def run(config: Config, console: Console) -> int:
     page = write_report(folder, render(content, drawings), drawings)
     for drawing in drawings:
         if drawing.missing:
-            console.print(f"No figure {drawing.name}: {drawing.missing}", markup=False)
+            prose(console, f"No figure {drawing.name}: {drawing.missing}")
     drawn = sum(drawing.figure is not None for drawing in drawings)
     console.print(f"{drawn} figures (PNG, SVG, PDF, CSV) in {folder}", markup=False)
     console.print(f"Report: {page}", markup=False, soft_wrap=True)

@@ -25,7 +25,7 @@ from model.errors import ConfigError
 from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, say, sci, si, table
+from windtunnel.console import brief, duration, folded, say, sci, si, table
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
@@ -100,12 +100,12 @@ def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterat
     for kind in ("failed", "diverged", "interrupted"):
         reports = status.with_status(kind)
         for report in reports[:rows]:
-            yield Text(f"{kind}: {run_label(report.run)}: {brief(report.state.reason)}")
+            yield folded(f"{kind}: {run_label(report.run)}: {brief(report.state.reason)}")
             if kind == "failed":
                 yield from map(Text, quoted(store.log_tail(report.state.run_id)))
         yield from _rest(kind, len(reports), rows)
     if status.counts["done"]:
-        yield from map(Text, fallen_lines(plan, store))
+        yield from map(folded, fallen_lines(plan, store))
     cost = f"Cost: {sci(status.train_flops_done)} of {sci(status.train_flops)} training FLOPs"
     left_s = status.left_s(slots=1)
     yield Text(f"{cost}; about {duration(left_s)} of one worker to come" if left_s else cost)

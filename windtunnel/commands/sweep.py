@@ -48,7 +48,7 @@ from sweeps.recipe import Recipe
 from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, say, sci
+from windtunnel.console import brief, duration, prose, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
@@ -289,7 +289,7 @@ def _print_plan(plan: Plan, status: SweepStatus, console: Console, *, rows: bool
     if rows:
         console.print(plan_table(plan, status))
     for note in plan.notes:
-        say(console, f"Note: {note}")
+        prose(console, f"Note: {note}")
     say(
         console, f"Sweep {plan.name}: {len(plan.runs)} runs, {sci(plan.train_flops)} training FLOPs"
     )
@@ -322,9 +322,9 @@ def _conclude(
         if reasons:
             say(console, f"{len(reasons)} {kind}; try again with retry={kind}:")
         for name, reason in reasons.items():
-            say(console, f"  {labels[name]}: {brief(reason)}")
+            prose(console, f"  {labels[name]}: {brief(reason)}")
     for line in fallen_lines(plan, store):
-        say(console, line)
+        prose(console, line)
     if result.stopped:
         say(console, f"Stopped: {result.stopped}.")
     if not result.is_complete:

@@ -51,7 +51,7 @@ from sweeps.spec import RunSpec, run_id
 from sweeps.spread import set_spread
 from sweeps.status import sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, say
+from windtunnel.console import brief, duration, prose, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
@@ -156,7 +156,7 @@ def run(config: Config, console: Console) -> int:
     pace = f"{record.tokens_per_s:,.0f} tokens/s"
     say(console, f"{record.tokens:,} tokens in {duration(record.wall_s)}, {pace}")
     for line in fallen_lines(plan, store):
-        say(console, line)
+        prose(console, line)
     tell_mirror(console, runtime.tracker)
     say(console, f"Everything about it: {store.run_dir(name)}")
     return 0

@@ -20,6 +20,7 @@ from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
 from windtunnel.ledger import Entry, Ledger
+from windtunnel.next_step import SEED
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.report.sources import Sources
 from windtunnel.sweep_tables import variant_text
@@ -146,7 +147,7 @@ def gather(
         records=tuple(records.values()),
         study=study,
         promoted=promoted_of(answer),
-        variants={run.run_id: variant_text(run, ", ") for run in plan.measured},
+        variants={run.run_id: _variant(run) for run in plan.measured},
     )
     curves = {
         record.run_id: curve
@@ -173,6 +174,11 @@ def gather(
         protocol=protocol_rows(evidence.records, study),
         provenance=provenance_rows(evidence.records),
     )
+
+
+def _variant(run: PlannedRun) -> str:
+    """In words; a seed is a repetition, and has a column of its own."""
+    return variant_text({p: value for p, value in run.variant.items() if p != SEED}, ", ")
 
 
 def run_rows(
@@ -203,7 +209,7 @@ def run_row(
         status=state.status,
         reason=excluded or state.reason,
         use=use,
-        variant=variant_text(run, ", "),
+        variant=_variant(run),
         seed=train.seed,
         total_params=run.cost.total_params,
         active_params=run.cost.active_params,
