@@ -23,7 +23,10 @@ def after_training(plan: Plan) -> str:
     if varied == [LEARNING_RATE]:
         return f"{command} law=learning_rate"
     trial = f"windtunnel compare sweep={plan.name}"
-    if len({path for run in plan.measured for path in run.variant} - {SEED}) > 1:
+    together = plan.config.zipped if plan.config else {}
+    if len({path for run in plan.measured for path in run.variant} - {SEED} - {*together}) > (
+        0 if together else 1
+    ):
         trial += f" {as_option('variant', {varied[0]: last[varied[0]]})}"
     return f"{trial}, or {command} {as_option('variant', last)}"
 

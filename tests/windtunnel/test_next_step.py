@@ -13,9 +13,11 @@ from windtunnel.yaml_folders import config_dirs
 EXPERTS, SEED = "recipe.modules.experts", "ladder.seed"
 
 
-def plan(*variants):
+def plan(*variants, zipped=()):
     return SimpleNamespace(
-        name="s", measured=[SimpleNamespace(variant=variant) for variant in variants]
+        name="s",
+        measured=[SimpleNamespace(variant=variant) for variant in variants],
+        config=SimpleNamespace(zipped=dict.fromkeys(zipped)),
     )
 
 
@@ -47,3 +49,13 @@ def test_an_option_comes_back_as_it_was_said(value):
     (word,) = shlex.split(as_option("variant", variant))
     config = load("compare", compare.Config, ["sweep=s", word], config_dirs(()))
     assert config.variant == variant
+
+
+def test_what_moves_together_is_one_feature():
+    both = [{"a.x": 1, "b.y": 1, SEED: 0}, {"a.x": 2, "b.y": 2, SEED: 0}]
+    assert after_training(plan(*both, zipped=("a.x", "b.y"))).startswith(
+        "windtunnel compare sweep=s, or"
+    )
+    more = [{**each, "c.z": z} for each in both for z in (0, 1)]
+    chosen = after_training(plan(*more, zipped=("a.x", "b.y")))
+    assert chosen.startswith("windtunnel compare sweep=s variant='{a.x: 2}'")
