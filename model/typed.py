@@ -20,7 +20,17 @@ import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from model.errors import ConfigError
 
@@ -40,18 +50,24 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where or 'config'}: expected a mapping, got {_show(mapping)}")
-    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
+    fields = _fields(cast(Any, cls))
     unknown = [key for key in mapping if key not in fields]
     if unknown:
         raise ConfigError(_unknown_message(where, str(unknown[0]), sorted(fields)))
-    hints = _hints(cast(Any, cls))
     values: dict[str, Any] = {}
     for name, field in fields.items():
-        path = f"{where}.{name}" if where else name
-        if name in mapping:
-            values[name] = _convert(hints[name], mapping[name], path)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{path}: missing; give it a value ({_describe(hints[name])})")
+        if name not in mapping:
+            if field.is_required:
+                path = f"{where}.{name}" if where else name
+                raise ConfigError(f"{path}: missing; give it a value ({_describe(field.hint)})")
+            continue
+        value = mapping[name]
+        # Most values of most files are of the very type already.
+        if type(value) in field.as_it_is and (type(value) is not float or math.isfinite(value)):
+            values[name] = value
+        else:
+            path = f"{where}.{name}" if where else name
+            values[name] = _convert(field.hint, value, path)
     try:
         return cls(**values)
     except ConfigError as error:
@@ -83,23 +99,62 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
+class _Field(NamedTuple):
+    hint: Any
+    is_required: bool
+    as_it_is: frozenset[type]
+
+
+@cache
+def _fields(cls: type) -> dict[str, _Field]:
+    hints = _hints(cls)
+    return {
+        field.name: _Field(
+            hints[field.name],
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+            _as_it_is(hints[field.name]),
+        )
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
+
+
+@cache
+def _as_it_is(hint: Any) -> frozenset[type]:
+    """Types whose values :func:`_convert` would return unchanged; of floats the finite ones."""
+    if hint in (bool, int, float, str, type(None)):
+        return frozenset({hint})
+    if get_origin(hint) in (Union, types.UnionType) and len(get_args(hint)) == 2:
+        one, other = get_args(hint)
+        if type(None) in (one, other):
+            return _as_it_is(one) | _as_it_is(other)
+    return frozenset()
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin = get_origin(hint)
+    origin, args = _parts(hint)
     if origin in (Union, types.UnionType):
-        return _convert_union(get_args(hint), value, path)
+        return _convert_union(args, value, path)
     if origin is Literal:
-        if value not in get_args(hint) or isinstance(value, bool) != any(
-            isinstance(option, bool) for option in get_args(hint) if option == value
+        if value not in args or isinstance(value, bool) != any(
+            isinstance(option, bool) for option in args if option == value
         ):
-            allowed = ", ".join(str(option) for option in get_args(hint))
+            allowed = ", ".join(str(option) for option in args)
             raise ConfigError(f"{path}: {_show(value)} is not one of: {allowed}")
         return value
     if origin is tuple:
-        return _convert_tuple(get_args(hint), value, path)
+        return _convert_tuple(args, value, path)
     if origin is dict or origin is Mapping or hint is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: expected a mapping, got {_show(value)}")
-        item_hint = get_args(hint)[1] if get_args(hint) else Any
+        item_hint = args[1] if args else Any
+        if item_hint is Any:
+            return {str(k): v for k, v in value.items()}
         return {str(k): _convert(item_hint, v, f"{path}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(cast(type, hint), value, where=path)
@@ -134,6 +189,9 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, .
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise ConfigError(f"{path}: expected a list, got {_show(value)}")
     if len(args) == 2 and args[1] is Ellipsis:
+        found = set(map(type, value))
+        if found <= _as_it_is(args[0]) and (float not in found or _are_finite(value)):
+            return tuple(value)
         return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if len(value) != len(args):
         raise ConfigError(f"{path}: expected {len(args)} values, got {len(value)}")
@@ -141,6 +199,10 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, .
         _convert(hint, item, f"{path}[{i}]")
         for i, (hint, item) in enumerate(zip(args, value, strict=True))
     )
+
+
+def _are_finite(values: Sequence[Any]) -> bool:
+    return all(value is None or math.isfinite(value) for value in values)
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

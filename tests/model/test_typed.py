@@ -1,6 +1,8 @@
 """The strict builder: what goes in comes back, and everything else is named by its path."""
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -120,3 +122,31 @@ def test_union_at_the_top() -> None:
 def test_not_a_mapping() -> None:
     with pytest.raises(ConfigError, match="config: expected a mapping, got 3"):
         build(Drawing, 3)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    exact: float | None = None
+    many: tuple[float, ...] = ()
+    holes: tuple[float | None, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+def test_values_that_are_taken_as_they_are_are_checked_all_the_same() -> None:
+    """Files are read by a short way where every value has its type already."""
+    read = build(Numbers, {"exact": 2, "many": [1, 2.5], "holes": [None, 1.0], "counts": [3, 4.0]})
+    assert read == Numbers(exact=2.0, many=(1.0, 2.5), holes=(None, 1.0), counts=(3, 4))
+    assert [type(value) for value in (read.exact, *read.many)] == [float] * 3
+    assert [type(value) for value in read.counts] == [int] * 2
+    for field, value, where in [
+        ("exact", math.inf, "exact"),
+        ("exact", True, "exact"),
+        ("many", [1.0, math.nan], "many[1]"),
+        ("many", [1.0, True], "many[1]"),
+        ("many", [None], "many[0]"),
+        ("holes", [None, math.inf], "holes[1]"),
+        ("counts", [1, False], "counts[1]"),
+        ("counts", "12", "counts"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{re.escape(where)}: "):
+            build(Numbers, {field: value})

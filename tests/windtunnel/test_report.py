@@ -35,8 +35,9 @@ from model.errors import ConfigError
 from model.training.config import JsonlTracker, WandbTracker
 from windtunnel.commands import report
 from windtunnel.report import numbers
-from windtunnel.report.content import Content, gather
+from windtunnel.report.content import Content, gather, protocol_rows
 from windtunnel.report.conventions import CONVENTIONS
+from windtunnel.report.numbers import sentence
 from windtunnel.report.page import render
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
@@ -584,3 +585,27 @@ def test_hostile_names_show_as_text_in_the_browser(finished: Any, tmp_path: Path
     assert (body["data-tip"] or "").startswith(HOSTILE)
     assert int(body["data-wide"] or "1") <= 0
     assert page.count("img") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no run is done", "No run is done."),
+        ("tunnel/promotions/a.yaml: changed", "tunnel/promotions/a.yaml: changed."),
+        ("data: it changed!", "Data: it changed!"),
+        ("variant=x names none", "variant=x names none."),
+    ],
+)
+def test_a_fragment_becomes_a_sentence_and_a_path_stays_a_path(text: str, shown: str) -> None:
+    assert sentence(text) == shown
+
+
+def test_where_protocols_differ_the_runs_are_counted_by_value(finished: Any) -> None:
+    records = [record for record in finished.records if record.role == "grid"]
+    assert dict(protocol_rows(records, None))["precision"] == "fp32"
+    other = {**records[0].protocol, "precision": "fp8"}
+    mixed = [*records[1:], replace(records[0], protocol=other, protocol_fingerprint="f" * 16)]
+    rows = dict(protocol_rows(mixed, None))
+    assert rows["precision"] == f"fp32 ({len(records) - 1} runs), fp8 (1 run)"
+    assert f"{'f' * 16} (1 run)" in rows["fingerprint"]
+    assert rows["balance.rule"] == "zero_mean_sign"

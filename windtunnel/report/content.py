@@ -290,15 +290,17 @@ def promoted_of(answer: Answer | None) -> Promoted | None:
 
 
 def protocol_rows(records: Iterable[RunRecord], study: Study | None) -> tuple[tuple[str, str], ...]:
-    """What all runs share, one line a value; several protocols are told apart by fingerprint."""
+    """What the runs share, one line a value; where protocols differ, how many runs have which."""
+    records = tuple(records)
+    runs = Counter(record.protocol_fingerprint for record in records)
     protocols = {record.protocol_fingerprint: record.protocol for record in records}
     if not protocols and study is not None:
         protocols = {", ".join(study.protocol_fingerprints): study.protocol}
-    rows = []
+    seen: dict[str, Counter[str]] = {}
     for fingerprint, protocol in protocols.items():
-        rows.append(("fingerprint", fingerprint))
-        rows += flat(protocol)
-    return tuple(rows)
+        for name, value in flat({"fingerprint": fingerprint, **protocol}):
+            seen.setdefault(name, Counter())[value] += runs[fingerprint]
+    return tuple((name, _values(counter, most=12)) for name, counter in seen.items())
 
 
 def provenance_rows(records: Iterable[RunRecord]) -> tuple[tuple[str, str], ...]:
@@ -371,6 +373,8 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             rows += flat(value, f"{prefix}{key}.")
         elif isinstance(value, (list, tuple)):
             rows.append((f"{prefix}{key}", ", ".join(str(item) for item in value) or "none"))
+        elif isinstance(value, float):
+            rows.append((f"{prefix}{key}", f"{value:.6g}"))
         else:
             rows.append((f"{prefix}{key}", "none" if value is None else str(value)))
     return rows

@@ -64,8 +64,13 @@ def prose(text: str) -> Markup:
 
 
 def sentence(text: str) -> str:
-    """``text`` with a capital and a full stop, wherever it was written as a fragment."""
+    """``text`` with a capital and a full stop, wherever it was written as a fragment.
+
+    A path or a name at its beginning stays as it is.
+    """
     text = text.strip()
     if not text:
         return ""
-    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
+    is_name = any(char in text.split()[0].rstrip(".,:;") for char in "/._=")
+    first = text[0] if is_name else text[0].upper()
+    return first + text[1:] + ("" if text[-1] in ".!?:" else ".")

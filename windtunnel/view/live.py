@@ -132,8 +132,15 @@ class Live:
         promotion = content.answer.promotion if content.answer else None
         self._launched = promotion.run_id if promotion else None
         self._show_rows(RunTable(content.runs))
-        self._typeset(content)
+        is_fitted_anew = self._views[0] is not content.study
+        own = own_view(content.evidence)
+        if not is_fitted_anew or own is None:
+            self._typeset(content, self._views_of(content))
+        else:
+            self._typeset(content, (own,))
         self._draw(content)
+        if is_fitted_anew:  # each other convention is a fit of all runs: last, and once a fit
+            self._typeset(content, self._views_of(content))
         self._seen = seen
 
     def _what_is_there(self, plan: Plan) -> object:
@@ -150,14 +157,7 @@ class Live:
             stamp_of(launched) if launched else None,
         )
 
-    def _typeset(self, content: Content) -> None:
-        """The sweep's own fit at once; the other conventions, each a fit of all runs, after it."""
-        own = own_view(content.evidence)
-        if own is not None and self._views[0] is not content.study:
-            self._typeset_in(content, (own,))
-        self._typeset_in(content, self._views_of(content))
-
-    def _typeset_in(self, content: Content, views: tuple[View, ...]) -> None:
+    def _typeset(self, content: Content, views: tuple[View, ...]) -> None:
         shared = values(content, (), views, live=True)
         for name in SECTIONS:
             template = environment().get_template(f"parts/{name}.html")
