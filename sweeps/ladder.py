@@ -43,12 +43,14 @@ class LadderConfig:
         for name in ("size_ratio", "budget_ratio"):
             value = getattr(self, name)
             require(value > 1, f"{name} must be above 1, got {value}")
-        for name, value, count in (
-            ("noise_size", self.noise_size, self.sizes),
-            ("noise_budget", self.noise_budget, self.budgets),
+        for name, value, of, count in (
+            ("noise_size", self.noise_size, "sizes", self.sizes),
+            ("noise_budget", self.noise_budget, "budgets", self.budgets),
         ):
             require(
-                0 <= value < count, f"{name} ({value}) must be between 0 and {count - 1}, from 0"
+                not self.noise_seeds or 0 <= value < count,
+                f"{name} ({value}) counts from 0, and {of} is {count}: at most {count - 1}; or "
+                "noise_seeds=[] for no repeated cell",
             )
         require(
             self.seed not in self.noise_seeds

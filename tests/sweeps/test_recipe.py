@@ -180,10 +180,14 @@ def test_a_ladder_is_sizes_times_budgets_and_the_seeds_of_one_cell():
     [
         ({"sizes": 0}, "sizes must be positive, got 0"),
         ({"size_ratio": 1.0}, "size_ratio must be above 1"),
-        ({"noise_size": 3}, r"noise_size \(3\) must be between 0 and 2"),
+        ({"noise_size": 3}, r"noise_size \(3\) counts from 0, and sizes is 3: at most 2"),
         ({"noise_seeds": (0, 1)}, "equal seeds measure no noise"),
     ],
 )
 def test_a_ladder_that_cannot_be_climbed_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         replace(LADDER, **change)
+
+
+def test_the_place_of_a_noise_cell_that_is_not_asked_for_does_not_matter():
+    assert replace(LADDER, budgets=1, noise_seeds=(), noise_budget=1).noise_seeds == ()

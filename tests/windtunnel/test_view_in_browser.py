@@ -228,13 +228,15 @@ def test_hostile_names_show_as_text_on_the_live_page(finished: Any, serve: Any, 
     )
     live.sweep = HOSTILE
     live._show_rows(RunTable(rows))
-    live._typeset(poisoned)
+    live._typeset(poisoned, ())
     page = visit(address)
     page.wait_for_selector(".chart-stage [data-runs]")
     page.locator(".chart-stage").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".tip strong").text_content().startswith(HOSTILE[:80])
     assert page.locator("h1").text_content() == HOSTILE
+    struck = page.locator('.legend .key[aria-pressed="false"]').count()
+    assert struck == 0, "without a fit no size is left out of it"
     page.wait_for_selector("#runs-table tbody tr[data-run]")
     assert page.locator("#runs-table tbody th").first.text_content() == HOSTILE
     assert page.locator("img").count() == 0

@@ -270,7 +270,7 @@ def _say_if_text_changed(plan: Plan, store: Store, console: Console) -> None:
     if before in {run.spec.corpus_fingerprint for run in plan.runs}:
         return
     done = sum(store.record(run.run_id) is not None for run in earlier.runs)
-    say(
+    prose(
         console,
         f"Note: the corpus is not the one that sweep {plan.name} was planned for (fingerprint "
         f"{now[:12]}, before {before[:12]}). Its {done} finished runs stay in {store.root}/runs "

@@ -48,8 +48,8 @@ class Hashes:
             except ValueError:
                 self._kept = {}  # it only saves time
 
-    def of(self, path: Path) -> tuple[int, str]:
-        """(size, sha256) of the file.
+    def of(self, path: Path, where: str = "data.paths") -> tuple[int, str]:
+        """(size, sha256) of the file; ``where`` names the field it was given in.
 
         Raises:
             ConfigError: when it cannot be read.
@@ -64,7 +64,7 @@ class Hashes:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise ConfigError(f"data.paths: cannot read {path}: {error.strerror}") from None
+            raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from None
         if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED_S:
             self._kept[name] = [*signature, digest]
             self._is_changed = True

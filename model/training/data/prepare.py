@@ -120,7 +120,7 @@ def _keys(corpus: CorpusConfig, jobs: Sequence[Job]) -> tuple[str, str]:
     """What decides the tokens, and that with what decides their mixture."""
     tokenizer: Any = to_plain(corpus.tokenizer)
     if isinstance(corpus.tokenizer, FileTokenizer):
-        _, tokenizer = Hashes().of(corpus.tokenizer.path)
+        _, tokenizer = Hashes().of(corpus.tokenizer.path, "data.tokenizer.path")
     elif isinstance(corpus.tokenizer, BpeTokenizer):
         tokenizer["library"] = tokenizers.__version__
     settings = [corpus.heldout_frac, corpus.order_seed, corpus.max_similarity]

@@ -13,8 +13,10 @@ const chartControls = (data, state, view, act) => {
   const keys = [];
   const runsOf = (rung) => view().points.filter((p) => p.rung === rung && p.fitted).map((p) => p.id);
   function press() {
-    for (const [rung, key] of keys)
-      key.setAttribute("aria-pressed", String(!runsOf(rung).every((id) => state.out.has(id))));
+    for (const [rung, key] of keys) {
+      const ids = runsOf(rung);  // none before a fit: then nothing is left out either
+      key.setAttribute("aria-pressed", String(!ids.length || !ids.every((id) => state.out.has(id))));
+    }
   }
   function legend() {
     const list = node("div", "legend");
