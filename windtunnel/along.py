@@ -155,5 +155,20 @@ def forecast_along(
     waypoints = falling(waypoints, by_run)
     return tuple(waypoints), (
         f"along the run each evaluation is forecast by a surface of its own, fitted to the same "
-        f"moment of the {len(by_run)} runs; {final} speak of them"
+        f"moment of the {len(by_run)} runs; {final} speak of them{level_text(waypoints)}"
+    )
+
+
+def level_text(waypoints: Sequence[Waypoint]) -> str:
+    """Why several moments have one forecast; empty where none do."""
+    level: dict[float, list[int]] = {}
+    for waypoint in waypoints:
+        level.setdefault(waypoint.forecast.value, []).append(waypoint.step)
+    blocks = [steps for steps in level.values() if len(steps) > 1]
+    if not blocks:
+        return ""
+    listed = "; ".join(f"{', '.join(map(str, steps[:-1]))} and {steps[-1]}" for steps in blocks)
+    return (
+        f". At steps {listed} the surfaces would rise where the runs fell: they know too little to "
+        "tell these moments apart, and are drawn level, with an interval that holds them all"
     )

@@ -30,7 +30,15 @@ from sweeps.protocol import fingerprint, protocol_of
 from sweeps.spec import run_id
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders
-from windtunnel.along import Evaluated, Waypoint, evaluations_in, falling, forecast_along
+from windtunnel.along import (
+    Evaluated,
+    Waypoint,
+    evaluations_in,
+    falling,
+    forecast_along,
+    level_text,
+)
+from windtunnel.commands import machine as machine_command
 from windtunnel.commands import promote as promote_command
 from windtunnel.commands.status import known_plan
 from windtunnel.finished import FinishedSweep, load_sweep
@@ -295,6 +303,27 @@ def test_a_promotion_says_how_it_is_spread(promotion: Promotion, settings: Setti
     assert promotion.machine.tokens_per_s > 0
 
 
+def test_a_promotion_is_handed_over_by_its_own_plan(promotion: Promotion, tmp_path: Path) -> None:
+    kept, _ = Promotions(tmp_path).save(promotion)
+    screen = io.StringIO()
+
+    def plan(*words: str) -> int:
+        words = (f"root={tmp_path}", f"promotion={kept.id}", *words)
+        config = composition.load(
+            "machine", machine_command.Config, words, (yaml_folders.CONF_DIR,)
+        )
+        return machine_command.run(config, Console(file=screen, width=100))
+
+    assert plan(f"export={tmp_path / 'over'}") == 0
+    assert "1 laptop, 2 a node" in screen.getvalue()
+    assert {path.name for path in (tmp_path / "over").iterdir()} == {
+        "megatron.args",
+        "torchtitan.args",
+    }
+    assert plan("hardware=h100", "gpus=1") == 0
+    assert "1 h100, 8 a node" in screen.getvalue()
+
+
 def test_a_batch_is_whole_sequences_of_every_gpu(sweep: FinishedSweep, settings: Settings) -> None:
     target = ComputeBudget(train_flops=40 * max(sweep.study.points.flops))
     alone = recommend(sweep, target, settings).spec.train
@@ -404,6 +433,8 @@ def test_forecasts_do_not_rise_where_the_runs_fell() -> None:
     assert (middle.low, middle.high) == pytest.approx((1.27, 1.67))
     rose = [[Evaluated(step=k, loss_nats=3.0 + 0.1 * k) for k in range(4)]] * 20
     assert falling(asked, rose) == asked, "a stage may make every run's loss rise"
+    assert level_text(level).startswith(". At steps 2 and 3 the surfaces would rise where the runs")
+    assert level_text(asked) == ""
 
 
 def test_without_evaluations_there_is_a_reason_and_no_number(

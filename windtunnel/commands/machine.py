@@ -1,14 +1,16 @@
 """Plan a run on a machine: parallel sizes, memory a GPU, time, GPU-hours. Trains nothing.
 
-For a model of `conf/model` or for a promotion. Without sizes given (`parallel=...`) the fastest
-that fit are searched. `build=true` builds each rank's stages for that many
-GPUs on the meta device; `export=DIR` writes the run for Megatron-LM and torchtitan.
+For a model of `conf/model` or for a promotion, whose own plan is taken where no `gpus` are given.
+Without sizes (`parallel=...`) the fastest that fit are searched. `build=true` builds each rank's
+stages for that many GPUs on the meta device; `export=DIR` writes the run for Megatron-LM and
+torchtitan.
 
 Example:
   windtunnel machine model=ling_1t_mtp hardware=h800 gpus=2016 parallel=ling_1t build=true
   windtunnel machine model=ling_mini hardware=h100 gpus=256
   windtunnel machine model=ling_mini hardware=h200 gpus=1 parallel=one_gpu
-  windtunnel machine promotion=latest hardware=laptop gpus=2 export=handover
+  windtunnel machine promotion=latest export=handover
+  windtunnel machine promotion=latest hardware=h100 gpus=64
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 from model.config import ModelConfig, require, require_positive
+from model.errors import ConfigError
 from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
@@ -33,10 +36,13 @@ from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.handover import write_handover
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.one_gpu import one_gpu_plan
-from windtunnel.machine.plan import best_plan, plan_for
+from windtunnel.machine.plan import MachinePlan, best_plan, plan_for
 from windtunnel.machine.sizes import FixedSizes, SearchedSizes
 from windtunnel.machine.tables import describe_dry_run, describe_one_gpu, describe_plan
-from windtunnel.promotion import Promotions
+from windtunnel.promotion import Promotion, Promotions
+
+LING_1T_GPUS = 2016
+"""Of its pre-training (arXiv:2510.22115, section 5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,8 @@ class Config:
     root: Path
     model: ModelConfig
     hardware: Hardware
-    gpus: int
+    gpus: int | None
+    """None: those of the sizes, or of the promotion's plan, or of Ling-1T."""
     parallel: SearchedSizes | FixedSizes | OneGpu
     promotion: str | None
     """In place of the model and the training below."""
@@ -71,27 +78,32 @@ class Config:
     export: Path | None
 
     def __post_init__(self) -> None:
-        require_positive(gpus=self.gpus, tokens=self.tokens)
+        require_positive(tokens=self.tokens)
+        if self.gpus is not None:
+            require_positive(gpus=self.gpus)
 
 
 def run(config: Config, console: Console) -> int:
     """Plan, and build or write if asked."""
     model, train = config.model, _training(config)
+    promotion: Promotion | None = None
     if config.promotion is not None:
-        spec = Promotions(config.root).find(config.promotion).spec
-        model, train = spec.model, spec.train
+        promotion = Promotions(config.root).find(config.promotion)
+        model, train = promotion.spec.model, promotion.spec.train
     if isinstance(config.parallel, OneGpu):
         return _on_one_gpu(config, config.parallel, model, train.sequence_length, console)
     if isinstance(config.parallel, FixedSizes):
         sizes = config.parallel.sizes
         require(
-            sizes.world_size == config.gpus,
+            config.gpus in (None, sizes.world_size),
             f"parallel.sizes multiply to {sizes.world_size}, gpus is {config.gpus}",
         )
         sizes.check(model, train)
         plan = plan_for(model, train, config.hardware, sizes)
+    elif promotion is not None and config.gpus is None:
+        plan = _plan_of(promotion)
     else:
-        plan = best_plan(model, train, config.hardware, config.gpus)
+        plan = best_plan(model, train, config.hardware, config.gpus or LING_1T_GPUS)
     for part in describe_plan(plan):
         console.print(part)
     if config.build:
@@ -103,10 +115,20 @@ def run(config: Config, console: Console) -> int:
     return 0
 
 
+def _plan_of(promotion: Promotion) -> MachinePlan:
+    """What it was promoted for."""
+    if promotion.machine is None:
+        raise ConfigError(
+            f"promotion: {promotion.id} fits no plan of the machine it was promoted for; name "
+            "another with hardware=... gpus=N"
+        )
+    return promotion.machine
+
+
 def _on_one_gpu(
     config: Config, how: OneGpu, model: ModelConfig, sequence_length: int, console: Console
 ) -> int:
-    require(config.gpus == 1, f"parallel=one_gpu plans for one GPU, gpus is {config.gpus}")
+    require(config.gpus in (None, 1), f"parallel=one_gpu plans for one GPU, gpus is {config.gpus}")
     require(
         not config.build and config.export is None,
         "parallel=one_gpu has no ranks to build and no engine to export to; leave out build and "

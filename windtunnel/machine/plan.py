@@ -170,7 +170,7 @@ def best_plan(model: ModelConfig, train: TrainConfig, hardware: Hardware, gpus: 
         windows = train.batch_tokens // train.sequence_length
         raise ConfigError(
             f"gpus: no parallel sizes of {gpus} divide a batch of {windows} sequences; choose "
-            "other gpus"
+            "other gpus, or another batch_tokens"
         )
     if fitting is None:
         raise ConfigError(
