@@ -190,7 +190,7 @@ def test_failed_gates_refuse_before_anything_is_registered(root: Path, made: Pro
     bad = failing(made, "extrapolation", "noise_floor")
     with pytest.raises(LaunchRefused, match=r"- extrapolation: .*\n- noise_floor: "):
         fly(root, bad, never)
-    with pytest.raises(LaunchRefused, match="by 1 of 8 gates\n- noise_floor"):
+    with pytest.raises(LaunchRefused, match="by 1 of 9 gates\n- noise_floor"):
         fly(root, bad, never, extrapolation="a test")
     assert not ledger_of(root).path.exists()
     assert Store(root).state(bad.run_id).status == "planned"
