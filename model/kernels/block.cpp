@@ -163,7 +163,9 @@ void wt_router_forward(int64_t N, int64_t D, int64_t E, int64_t K, int64_t group
     norm_rows(N, D, x, norm_weight, eps, normed, threads);
     linear(N, E, D, normed, router_weight, logits, false, {threads, false});
     const Choice choice{E, K, groups, kept, normalize != 0, scale, bias};
-    share_rows(N, choice.ns(), threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
+    share_rows(N, choice.ns(), threads, [&](int64_t from, int64_t to) {
+        choose(choice, from, to, logits, scores, expert, gate);
+    });
     std::fill_n(load, E, 0);
     for (int64_t i = 0; i < N * K; i++) load[expert[i]]++;
 }

@@ -20,77 +20,14 @@ template <int PARTS>
 constexpr double NS_A_TILE_MULTIPLY = PARTS == 1 ? NS_A_MULTIPLY / 3 : NS_A_MULTIPLY;
 constexpr int64_t ROWS_AT_ONCE = 256, COLUMNS_AT_ONCE = 512;  // of a packed factor: it stays in the second-level cache
 
-#if defined(WT_TILE_UNIT)
-template <int R>
-inline void tile_load_rows(const float* p, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride * 4), "i"(R) : "memory");
-}
-template <int R>
-inline void tile_store_rows(float* p, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride * 4), "i"(R) : "memory");
-}
-#else
-template <int R>
-inline void tile_load_rows(const float* p, int64_t stride) {
-    for (int64_t i = 0; i < SIDE; i++) store(tile_register[R] + i * SIDE, load(p + i * stride));
-}
-template <int R>
-inline void tile_store_rows(float* p, int64_t stride) {
-    for (int64_t i = 0; i < SIDE; i++) store(p + i * stride, load(tile_register[R] + i * SIDE));
-}
-#endif
-
-// Where squares of sums lie: in rows of floats, or each by itself.
-struct Rows {
-    float* data;
-    int64_t stride;
-    float* at(int64_t i, int64_t j) const { return data + i * SIDE * stride + j * SIDE; }
-};
-struct Squares {
-    float* data;
-    int64_t columns;
-    static constexpr int64_t stride = SIDE;
-    float* at(int64_t i, int64_t j) const { return data + (i * columns + j) * SQUARE; }
-};
-
-// MR x NR whole squares of C, from `depth` tiles of factors in which the next row of tiles comes after `next` floats.
-template <int PARTS, int MR, int NR, class Sums>
-void sum_squares(const float* a, const float* b, int64_t depth, int64_t next, Sums c, bool add) {
-    constexpr auto all = std::make_index_sequence<MR * NR>{};
-    each_square<MR, NR>(
-        [&](auto r, int64_t i, int64_t j) {
-            if (add)
-                tile_load_rows<decltype(r)::value>(c.at(i, j), c.stride);
-            else
-                tile_zero<decltype(r)::value>();
-        },
-        all);
-    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
-        if constexpr (PARTS == 1) {
-            step<1, MR, NR, 0, 0, true, true>(a, b, next);
-        } else {
-            step<3, MR, NR, 0, 2, true, true>(a, b, next);
-            step<3, MR, NR, 0, 1, false, true>(a, b, next);
-            step<3, MR, NR, 1, 1, true, false>(a, b, next);
-            step<3, MR, NR, 1, 0, false, true>(a, b, next);
-            step<3, MR, NR, 2, 0, true, false>(a, b, next);
-            step<3, MR, NR, 0, 0, true, false>(a, b, next);
-        }
-    }
-    each_square<MR, NR>(
-        [&](auto r, int64_t i, int64_t j) {
-            tile_store_rows<decltype(r)::value>(c.at(i, j), c.stride);
-        },
-        all);
-}
-
-// The same of `rows` x `columns` sums, at most MR x NR squares.
+// `rows` x `columns` sums, at most MR x NR squares; those that reach over an edge go through a buffer.
 template <int PARTS, int MR, int NR>
-void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, int64_t columns, Rows c, bool add) {
+void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, int64_t columns, SquaresInRows c,
+                  bool add) {
     const int64_t next = depth * PARTS * SQUARE;
-    if (rows == MR * SIDE && columns == NR * SIDE) return sum_squares<PARTS, MR, NR>(a, b, depth, next, c, add);
+    if (rows == MR * SIDE && columns == NR * SIDE) return sum_squares<PARTS, MR, NR>(a, b, depth, next, c, add, [] {});
     alignas(64) float edge[MR * NR * SQUARE];
-    sum_squares<PARTS, MR, NR>(a, b, depth, next, Rows{edge, NR * SIDE}, false);
+    sum_squares<PARTS, MR, NR>(a, b, depth, next, SquaresInRows{edge, NR * SIDE}, false, [] {});
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j += SIDE) {
             const int lanes = static_cast<int>(std::min(SIDE, columns - j));
@@ -102,7 +39,7 @@ void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, i
 
 // C[M, N] = or += A . B of packed factors with `depth` tiles along the dimension summed over.
 template <int PARTS>
-void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64_t depth, Rows c, bool add) {
+void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64_t depth, SquaresInRows c, bool add) {
     constexpr int64_t PAIR = 2 * SIDE;
     for (int64_t j = 0; j < N; j += PAIR)
         for (int64_t i = 0; i < M; i += PAIR) {
@@ -115,17 +52,22 @@ void multiply_packed(const float* a, int64_t M, const float* b, int64_t N, int64
         }
 }
 
-// The same in squares, of m and n squares, for a depth of any size.
+template <int PARTS, int MR, int NR>
+void squares_apart(const float* a, const float* b, int64_t depth, int64_t next, SquaresApart c, bool add) {
+    sum_squares<PARTS, MR, NR>(a, b, depth, next, c, add, [] {});
+}
+
+// C of m and n squares, each by itself, for a depth of any size.
 template <int PARTS>
-void multiply_squares(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, Squares c, bool add) {
+void multiply_squares(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, SquaresApart c, bool add) {
     constexpr int64_t AT_ONCE = SUMMED_AT_ONCE<PARTS> / DEPTH;
     const int64_t next = depth * PARTS * SQUARE;
     for (int64_t k = 0; k < depth; k += AT_ONCE)
         for (int64_t j = 0; j < n; j += 2)
             for (int64_t i = 0; i < m; i += 2) {
                 const bool tall = i + 1 < m, wide = j + 1 < n;
-                const auto sums = tall ? (wide ? sum_squares<PARTS, 2, 2, Squares> : sum_squares<PARTS, 2, 1, Squares>)
-                                       : (wide ? sum_squares<PARTS, 1, 2, Squares> : sum_squares<PARTS, 1, 1, Squares>);
+                const auto sums = tall ? (wide ? squares_apart<PARTS, 2, 2> : squares_apart<PARTS, 2, 1>)
+                                       : (wide ? squares_apart<PARTS, 1, 2> : squares_apart<PARTS, 1, 1>);
                 sums(tile_at<PARTS>(a, i, k, depth), tile_at<PARTS>(b, j, k, depth), std::min(AT_ONCE, depth - k), next,
                      {c.at(i, j), c.columns}, add || k > 0);
             }
@@ -163,7 +105,8 @@ void multiply_weights(int64_t M, const float* x, const PackedWeights<PARTS>& w, 
         Buffer left(packed_floats<PARTS>(std::min(ROWS_AT_ONCE, to - from), std::min(SUMMED_AT_ONCE<PARTS>, w.summed)));
         for (int64_t m = from; m < to; m += ROWS_AT_ONCE)
             for (int64_t s = 0; s < w.summed; s += SUMMED_AT_ONCE<PARTS>) {
-                const int64_t rows = std::min(ROWS_AT_ONCE, to - m), summed = std::min(SUMMED_AT_ONCE<PARTS>, w.summed - s);
+                const int64_t rows = std::min(ROWS_AT_ONCE, to - m),
+                              summed = std::min(SUMMED_AT_ONCE<PARTS>, w.summed - s);
                 const auto row = [&](int64_t i) { return x + (m + i) * w.summed + s; };
                 pack_along<PARTS, false>(row, rows, summed, left.data);
                 multiply_packed<PARTS>(left.data, rows, w.panel(s), w.columns, depths_of(summed),

@@ -94,7 +94,7 @@ struct LossOnTiles {
             const int64_t wide = squares_of(all.columns(p)), begin = p * PANEL_COLUMNS;
             float* squares = scores_of(p);
             multiply_squares<PARTS>(left.data, squares_of(n), all.forward_of(p), wide, all.D_depth,
-                                    Squares{squares, wide}, false);
+                                    SquaresApart{squares, wide}, false);
             for (int64_t i = 0; i < squares_of(n); i++) {
                 float* strip = squares + i * wide * SQUARE;
                 const int64_t rows = std::min(SIDE, n - i * SIDE);
@@ -204,8 +204,10 @@ struct LossOnTiles {
                     }
                 }
             }
-            multiply_squares<PARTS>(rows.data, squares_of(n), all.back_of(p), D, depth, Squares{d_hidden.data, D}, p > 0);
-            multiply_squares<PARTS>(left_turned.data, D, columns.data, wide, n_depth, Squares{d_output_of(p), wide}, true);
+            multiply_squares<PARTS>(rows.data, squares_of(n), all.back_of(p), D, depth,
+                                    SquaresApart{d_hidden.data, D}, p > 0);
+            multiply_squares<PARTS>(left_turned.data, D, columns.data, wide, n_depth,
+                                    SquaresApart{d_output_of(p), wide}, true);
         }
         static void put(const vec (&words)[PARTS], float* at) {
             for (int part = 0; part < PARTS; part++) store(at + part * SQUARE, words[part]);

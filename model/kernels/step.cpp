@@ -44,7 +44,9 @@ void wt_route(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, int
               float scale, const float* logits, const float* bias, float* scores, int64_t* expert,
               float* gate, int32_t threads) {
     const Choice choice{E, K, groups, kept, normalize != 0, scale, bias};
-    share_rows(T, choice.ns(), threads, [&](int64_t from, int64_t to) { choose(choice, from, to, logits, scores, expert, gate); });
+    share_rows(T, choice.ns(), threads, [&](int64_t from, int64_t to) {
+        choose(choice, from, to, logits, scores, expert, gate);
+    });
 }
 
 // d_logits from the gates' gradients and (or null) the scores'.

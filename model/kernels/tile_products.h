@@ -13,40 +13,8 @@ namespace {
 template <int PARTS, int MR, int NR, bool B_PASSES>
 void square_block(const float* a, const float* b, int64_t depth, float* c, int64_t c_columns, bool add,
                   Asides& beside) {
-    constexpr auto all = std::make_index_sequence<MR * NR>{};
-    const int64_t next = depth * PARTS * SQUARE;
-    each_square<MR, NR>(
-        [&](auto r, int64_t i, int64_t j) {
-            if (add)
-                tile_load<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
-            else
-                tile_zero<decltype(r)::value>();
-        },
-        all);
-    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
-        if constexpr (PARTS == 1) {
-            step<1, MR, NR, 0, 0, true, true, B_PASSES>(a, b, next);
-            beside.some();
-        } else {  // small products first, so that few digits are lost
-            step<3, MR, NR, 0, 2, true, true, B_PASSES>(a, b, next);
-            beside.some();
-            step<3, MR, NR, 0, 1, false, true, B_PASSES>(a, b, next);
-            beside.some();
-            step<3, MR, NR, 1, 1, true, false, B_PASSES>(a, b, next);
-            beside.some();
-            step<3, MR, NR, 1, 0, false, true, B_PASSES>(a, b, next);
-            beside.some();
-            step<3, MR, NR, 2, 0, true, false, B_PASSES>(a, b, next);
-            beside.some();
-            step<3, MR, NR, 0, 0, true, false, B_PASSES>(a, b, next);
-            beside.some();
-        }
-    }
-    each_square<MR, NR>(
-        [&](auto r, int64_t i, int64_t j) {
-            tile_store<decltype(r)::value>(c + (i * c_columns + j) * SQUARE);
-        },
-        all);
+    sum_squares<PARTS, MR, NR, B_PASSES>(a, b, depth, depth * PARTS * SQUARE, SquaresApart{c, c_columns}, add,
+                                         [&] { beside.some(); });
 }
 
 template <int PARTS, int MR, int NR>

@@ -74,10 +74,6 @@ inline void tile_load(const float* p) {
     else
         asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
 }
-template <int R>
-inline void tile_store(float* p) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(int64_t{64}), "i"(R) : "memory");
-}
 template <int SUM, int A, int B>
 inline void tile_multiply() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUM), "i"(A), "i"(B));
@@ -95,10 +91,6 @@ inline void tile_zero() {
 template <int R, bool PASSES = false>
 inline void tile_load(const float* p) {
     std::copy_n(p, SQUARE, tile_register[R]);
-}
-template <int R>
-inline void tile_store(float* p) {
-    std::copy_n(tile_register[R], SQUARE, p);
 }
 template <int SUM, int A, int B>
 inline void tile_multiply() {
@@ -261,6 +253,75 @@ constexpr int sum_register(int i, int j) {
 template <int MR, int NR, class Do, size_t... S>
 inline void each_square(Do of, std::index_sequence<S...>) {
     (of(std::integral_constant<int, sum_register<MR, NR>(S / NR, S % NR)>{}, S / NR, S % NR), ...);
+}
+
+#if defined(WT_TILE_UNIT)
+template <int R>
+inline void tile_load_rows(const float* p, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride * 4), "i"(R) : "memory");
+}
+template <int R>
+inline void tile_store_rows(float* p, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride * 4), "i"(R) : "memory");
+}
+#else
+template <int R>
+inline void tile_load_rows(const float* p, int64_t stride) {
+    for (int64_t i = 0; i < SIDE; i++) store(tile_register[R] + i * SIDE, load(p + i * stride));
+}
+template <int R>
+inline void tile_store_rows(float* p, int64_t stride) {
+    for (int64_t i = 0; i < SIDE; i++) store(p + i * stride, load(tile_register[R] + i * SIDE));
+}
+#endif
+
+// Where squares of sums lie: in rows of floats, or each by itself.
+struct SquaresInRows {
+    float* data;
+    int64_t stride;
+    float* at(int64_t i, int64_t j) const { return data + i * SIDE * stride + j * SIDE; }
+};
+struct SquaresApart {
+    float* data;
+    int64_t columns;
+    static constexpr int64_t stride = SIDE;
+    float* at(int64_t i, int64_t j) const { return data + (i * columns + j) * SQUARE; }
+};
+
+// MR x NR squares of sums = or += A . B, over `depth` tiles of factors whose next row of tiles comes after `next`
+// floats. turn() is called after every step.
+template <int PARTS, int MR, int NR, bool B_PASSES = false, class Sums, class Turn>
+inline void sum_squares(const float* a, const float* b, int64_t depth, int64_t next, Sums c, bool add, Turn turn) {
+    constexpr auto all = std::make_index_sequence<MR * NR>{};
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) {
+            if (add)
+                tile_load_rows<decltype(r)::value>(c.at(i, j), c.stride);
+            else
+                tile_zero<decltype(r)::value>();
+        },
+        all);
+    for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE) {
+        if constexpr (PARTS == 1) {
+            step<1, MR, NR, 0, 0, true, true, B_PASSES>(a, b, next);
+            turn();
+        } else {  // small products first, so that few digits are lost
+            step<3, MR, NR, 0, 2, true, true, B_PASSES>(a, b, next);
+            turn();
+            step<3, MR, NR, 0, 1, false, true, B_PASSES>(a, b, next);
+            turn();
+            step<3, MR, NR, 1, 1, true, false, B_PASSES>(a, b, next);
+            turn();
+            step<3, MR, NR, 1, 0, false, true, B_PASSES>(a, b, next);
+            turn();
+            step<3, MR, NR, 2, 0, true, false, B_PASSES>(a, b, next);
+            turn();
+            step<3, MR, NR, 0, 0, true, false, B_PASSES>(a, b, next);
+            turn();
+        }
+    }
+    each_square<MR, NR>(
+        [&](auto r, int64_t i, int64_t j) { tile_store_rows<decltype(r)::value>(c.at(i, j), c.stride); }, all);
 }
 
 }  // namespace
