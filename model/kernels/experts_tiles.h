@@ -144,13 +144,12 @@ struct TilesPass {
     }
     // Queued: H rows of weights, padded to whole squares, become columns of a right factor.
     void pack_as_columns(Beside& beside, const float* w, float* out) {
-        const int64_t D = l.D, H = l.H, depth = s.D_depth;
-        for (int64_t r = 0; r < s.H; r++)
-            beside.add(depth * COLUMN_PIECES<PARTS>, [=](int64_t piece) {
-                const int64_t k = piece / COLUMN_PIECES<PARTS>;
-                pack_columns<PARTS>(w + r * SIDE * D, H - r * SIDE, D, k, piece % COLUMN_PIECES<PARTS>,
-                                    tile_at<PARTS>(out, r, k, depth));
-            });
+        const int64_t D = l.D, H = l.H, depth = s.D_depth, pieces = depth * COLUMN_PIECES<PARTS>;
+        beside.add(s.H * pieces, [=](int64_t i) {
+            const int64_t r = i / pieces, piece = i % pieces, k = piece / COLUMN_PIECES<PARTS>;
+            pack_columns<PARTS>(w + r * SIDE * D, H - r * SIDE, D, k, piece % COLUMN_PIECES<PARTS>,
+                                tile_at<PARTS>(out, r, k, depth));
+        });
     }
     // Queued: a right factor in which the rows of weights row(i) are summed over.
     template <class Row>
