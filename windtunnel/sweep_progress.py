@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
 
 from sweeps.attempt import Progress as RunProgress
@@ -25,7 +23,6 @@ class SweepProgress(Progress):
         self._cost_s = {run.run_id: run.cost.wall_s for run in plan.runs}
         self._frac: dict[str, float] = {}
         self._running: dict[str, RunProgress | None] = {}
-        self._started_at: dict[str, float] = {}
         self._ended = self._failed = 0
         super().__init__(
             console,
@@ -44,7 +41,6 @@ class SweepProgress(Progress):
             return
         if event.kind == "started":
             self._running[name] = None
-            self._started_at.setdefault(name, time.monotonic())
         elif event.kind == "progress":
             assert event.progress is not None
             self._running[name] = event.progress
@@ -63,9 +59,13 @@ class SweepProgress(Progress):
         where = " by another driver" if event.elsewhere else ""
         if event.kind == "finished":
             record = self._store.record(event.run.run_id)
-            loss = f"loss {record.heldout_nats:.4f} nats, " if record else ""
-            took = time.monotonic() - self._started_at.get(event.run.run_id, time.monotonic())
-            self.line(f"done      {label}: {loss}{duration(took)}{where}")
+            # Its own time, as the status has it: it may have waited for hours in a cluster's queue.
+            measured = (
+                f": loss {record.heldout_nats:.4f} nats, {duration(record.wall_s)}"
+                if record
+                else ""
+            )
+            self.line(f"done      {label}{measured}{where}")
         elif event.kind == "failed":
             self.line(f"FAILED    {label}: {reason}")
             for line in quoted(event.log_tail):
