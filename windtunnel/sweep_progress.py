@@ -8,7 +8,7 @@ from sweeps.attempt import Progress as RunProgress
 from sweeps.events import Event
 from sweeps.plan import Plan
 from sweeps.store import Store
-from windtunnel.console import Progress, brief, duration
+from windtunnel.console import Progress, brief, counted, duration
 from windtunnel.sweep_tables import quoted, run_label
 
 
@@ -85,4 +85,5 @@ class SweepProgress(Progress):
         pace = f", {speed:,.0f} tokens/s" if speed else ""
         total = len(self._cost_s)
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._ended} of {total} runs{failed}, {len(self._running)} running{pace}"
+        runs = counted(total, "run", "runs")
+        return f"{self._ended} of {runs}{failed}, {len(self._running)} running{pace}"

@@ -25,7 +25,7 @@ from model.errors import ConfigError
 from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, folded, say, sci, si, table
+from windtunnel.console import brief, counted, duration, folded, say, sci, si, table
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
@@ -86,7 +86,9 @@ def sweep_names(store: Store) -> list[str]:
 
 def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterator[Table | Text]:
     """What there is to say, part by part; of each kind of run at most ``rows``."""
-    yield Text(f"Sweep {plan.name}: {len(plan.runs)} runs, {counts_text(status)}")
+    yield Text(
+        f"Sweep {plan.name}: {counted(len(plan.runs), 'run', 'runs')}, {counts_text(status)}"
+    )
     running = status.with_status("running")
     if running:
         columns = ["running", "phase", "step", "loss", "curve", "tokens/s", "left"]

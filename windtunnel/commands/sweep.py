@@ -48,7 +48,7 @@ from sweeps.recipe import Recipe
 from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, prose, say, sci
+from windtunnel.console import brief, counted, duration, prose, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
@@ -134,8 +134,8 @@ def run(config: Config, console: Console) -> int:
     if config.design == "grid" and not status.is_complete:
         say(
             console,
-            f"{status.counts['done']} of {len(plan.runs)} runs already done; the rest "
-            f"takes about {duration(expected_s)} on {slots} "
+            f"{status.counts['done']} of {counted(len(plan.runs), 'run', 'runs')} "
+            f"already done; the rest takes about {duration(expected_s)} on {slots} "
             f"{'worker' if slots == 1 else 'workers'}",
         )
     if config.design == "next":
@@ -172,7 +172,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
         if batch is None or not batch.runs:
             stop = batch.why if batch else "the budget is spent"
             break
-        say(console, f"Next {len(batch.runs)} runs: {batch.why}")
+        say(console, f"Next {counted(len(batch.runs), 'run', 'runs')}: {batch.why}")
         if config.dry_run:
             for run in batch.runs:
                 say(console, f"  {run_label(run)}: {sci(run.cost.train_flops)} FLOPs")
@@ -193,7 +193,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
             return 1
     say(
         console,
-        f"The design ends: {stop}. {made} runs in this session; "
+        f"The design ends: {stop}. {counted(made, 'run', 'runs')} now; "
         f"{sci((given or plan.train_flops) - left)} of the grid's {sci(plan.train_flops)} FLOPs.",
     )
     say(console, f"Next: {after_training(plan)}")
@@ -291,7 +291,9 @@ def _print_plan(plan: Plan, status: SweepStatus, console: Console, *, rows: bool
     for note in plan.notes:
         prose(console, f"Note: {note}")
     say(
-        console, f"Sweep {plan.name}: {len(plan.runs)} runs, {sci(plan.train_flops)} training FLOPs"
+        console,
+        f"Sweep {plan.name}: {counted(len(plan.runs), 'run', 'runs')}, "
+        f"{sci(plan.train_flops)} training FLOPs",
     )
     num_trunks = len(plan.runs) - len(plan.measured)
     if num_trunks:
@@ -309,12 +311,13 @@ def _conclude(
 ) -> int:
     """Say how it ended and what to do next; the exit code."""
     total, done = len(plan.runs), len(result.finished) + len(result.skipped)
+    all_runs = counted(total, "run", "runs")
     bad = {**result.failed, **result.diverged}
     if len(bad) == total:
         name, reason = next(iter(bad.items()))
         raise RunFailed(
             name,
-            f"{brief(reason)} (all {total} runs of sweep {plan.name} failed; the log of this one: "
+            f"{brief(reason)} (all {all_runs} of sweep {plan.name} failed; the log of this one: "
             f"{store.run_dir(name) / 'log.txt'})",
         )
     labels = {run.run_id: run_label(run) for run in plan.runs}
@@ -330,12 +333,12 @@ def _conclude(
     if not result.is_complete:
         left = len(result.unfinished)
         tail = f", {left} left; the same command goes on with them" if left else ""
-        say(console, f"{done} of {total} runs done{tail}.")
+        say(console, f"{done} of {all_runs} done{tail}.")
         return 1
     if not result.finished:
-        say(console, f"{total} of {total} runs already done; nothing was trained.")
+        say(console, f"{total} of {all_runs} already done; nothing was trained.")
     else:
         before = f", {len(result.skipped)} of them before" if result.skipped else ""
-        say(console, f"{total} of {total} runs done{before}, in {duration(wall_s)}.")
+        say(console, f"{total} of {all_runs} done{before}, in {duration(wall_s)}.")
     say(console, f"Next: {after_training(plan)}")
     return 0

@@ -19,6 +19,7 @@ from model.errors import ConfigError
 from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
+from windtunnel.console import counted
 from windtunnel.ledger import Entry, Ledger
 from windtunnel.next_step import SEED
 from windtunnel.promotion import Promotion, Promotions
@@ -349,13 +350,11 @@ def _values(counter: Counter[str], most: int = 4) -> str:
     if len(counter) > most and None not in numbers:  # seconds, epochs: their range says more
         known = [number for number in numbers if number is not None]
         return f"{min(known):.4g} to {max(known):.4g}"
-    listed = [f"{value} ({_runs(count)})" for value, count in counter.most_common(most)]
+    listed = [
+        f"{value} ({counted(count, 'run', 'runs')})" for value, count in counter.most_common(most)
+    ]
     rest = len(counter) - len(listed)
     return ", ".join(listed) + (f", and {rest} other values" if rest else "")
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _number(text: str) -> float | None:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.results import FitWarning
-from windtunnel.console import duration
+from windtunnel.console import counted, duration
 from windtunnel.fallen import fallen_sentence, layers_text
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.next_step import as_option, variants_in
@@ -74,7 +74,7 @@ def troubles(content: Content) -> list[str]:
     if failed:
         names = ", ".join(row.run_id for row in failed[:3])
         more = ", and others" if len(failed) > 3 else ""
-        runs = _counted(len(failed), "run", "runs")
+        runs = counted(len(failed), "run", "runs")
         found.append(f"{runs} failed or diverged ({names}{more}); see Runs.")
     fallen = [row.record for row in content.runs if row.record and row.record.fp8_fallen]
     if fallen:
@@ -89,7 +89,7 @@ def troubles(content: Content) -> list[str]:
         )
     if content.unfitted:
         found.append(
-            f"The fit is older than {_counted(content.unfitted, 'finished run', 'finished runs')}; "
+            f"The fit is older than {counted(content.unfitted, 'finished run', 'finished runs')}; "
             f"`windtunnel fit sweep={content.sweep}` takes them in."
         )
     statuses = list(dict.fromkeys(warning.status for _, warning in warnings(content)))
@@ -217,7 +217,7 @@ def fit_sentence(content: Content) -> str:
     fit = study.surface
     objective = fit.objective
     delta = "" if objective.delta is None else f" with delta {objective.delta:.3g}"
-    optima = _counted(objective.basins, "optimum", "optima")
+    optima = counted(objective.basins, "optimum", "optima")
     own = own_view(content.evidence)
     assert own is not None
     return (
@@ -267,11 +267,7 @@ def runs_sentence(content: Content) -> str:
     listed = _joined([f"{count} {status}" for status, count in counts.items()])
     duplicates = content.plan.num_duplicates
     note = f" {duplicates} cells came out as a run already planned." if duplicates else ""
-    return f"{len(content.runs)} runs: {listed}.{note} Click a heading to sort."
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+    return f"{counted(len(content.runs), 'run', 'runs')}: {listed}.{note} Click a heading to sort."
 
 
 def _joined(words: Sequence[str]) -> str:
