@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -14,11 +15,11 @@ from model.kernels import adamw
 
 
 class _Seen(NamedTuple):
-    """A parameter, as an update has seen it."""
+    """A parameter, as an update has seen it. Its gradient is not kept alive: most are used once."""
 
     parameter: Tensor
     address: int
-    grad: Tensor | None
+    grad: ref[Tensor] | None
     state: dict[str, Tensor]
     mean: Tensor | None
     square: Tensor | None
@@ -85,7 +86,9 @@ class AdamW(torch.optim.AdamW):
         clip, self._clip = self._clip, 1.0
         if lined is None:
             if clip != 1.0:
-                torch._foreach_mul_([s.grad for s in self._seen if s.grad is not None], clip)
+                torch._foreach_mul_(
+                    [g for s in self._seen if (g := s.parameter.grad) is not None], clip
+                )
             return super().step(closure)
         beta1, beta2 = first["betas"]
         decays = array("f")
@@ -109,7 +112,8 @@ class AdamW(torch.optim.AdamW):
         updated = [s for s in self._seen if s.grad is not None]
         if not updated:
             return None
-        weights, _, grads, _, means, squares, steps = zip(*updated, strict=True)
+        weights, _, _, _, means, squares, steps = zip(*updated, strict=True)
+        grads = [weight.grad for weight in weights]
         slots = adamw.Slots(weights, grads, means, squares, steps)
         if adamw.serves([t for column in slots for t in column]):
             self._lined = adamw.line_up(slots)
@@ -119,10 +123,13 @@ class AdamW(torch.optim.AdamW):
         if not self._seen or self._state_seen is not self.state or not self.state:
             return False
         for p, address, grad, state, mean, square, step in self._seen:
-            if p.grad is not grad or p.data_ptr() != address:
+            if p.data_ptr() != address or (p.grad is None) != (grad is None):
                 return False
             if grad is not None and not (
-                state["exp_avg"] is mean and state["exp_avg_sq"] is square and state["step"] is step
+                grad() is p.grad
+                and state["exp_avg"] is mean
+                and state["exp_avg_sq"] is square
+                and state["step"] is step
             ):
                 return False
         return True
@@ -136,4 +143,4 @@ class AdamW(torch.optim.AdamW):
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
         moments = (state["exp_avg"], state["exp_avg_sq"], state["step"])
-        return _Seen(p, p.data_ptr(), p.grad, state, *moments)
+        return _Seen(p, p.data_ptr(), ref(p.grad), state, *moments)

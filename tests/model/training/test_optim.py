@@ -1,6 +1,7 @@
 """The compiled optimizer against the framework's, and clipping against its definition."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -145,6 +146,19 @@ def test_what_is_left_to_the_framework_is_clipped_as_well():
     doubles = Some().double()
     with_gradients(doubles, 0)
     assert build_optimizer(doubles, CONFIG).clip(1.0) is None
+
+
+def test_gradients_are_let_go_of():
+    """A model's worth of memory, at the height of the next pass."""
+    model = Some()
+    optimizer = build_optimizer(model, CONFIG)
+    with_gradients(model, 0)
+    optimizer.clip(1.0)
+    optimizer.step()
+    grads = [weakref.ref(p.grad) for p in model.parameters() if p.grad is not None]
+    assert all(grad() is not None for grad in grads)
+    optimizer.zero_grad()
+    assert all(grad() is None for grad in grads)
 
 
 def test_tensors_put_in_the_place_of_others_are_seen():
