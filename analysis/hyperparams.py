@@ -9,6 +9,7 @@ size and tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,11 @@ NEAR_OPTIMAL = 0.0025
 """Within 0.25% of the least loss a learning rate counts as near-optimal (arXiv:2507.17702)."""
 
 CellStatus = Literal["inside", "at_edge", "opens_downward", "too_few"]
+_WHY_NOT: dict[CellStatus, str] = {
+    "at_edge": "at the edge",
+    "opens_downward": "without a lowest point",
+    "too_few": "of too few values",
+}
 
 
 @dataclass(frozen=True)
@@ -195,11 +201,12 @@ def _rank(rows: Array) -> int:
 def _inside(optima: Sequence[CellOptimum], what: str) -> list[CellOptimum]:
     inside = [o for o in optima if o.status == "inside" and what in o.varied]
     if len(inside) < FEWEST_CELLS:
-        rest = ", ".join(
-            f"{o.flops:.2g} FLOPs {o.status if what in o.varied else 'of one value'}"
+        whys = Counter(
+            _WHY_NOT[o.status] if what in o.varied else "with one value of it"
             for o in optima
             if o not in inside
         )
+        rest = ", ".join(f"{count} {why}" for why, count in whys.items())
         raise FitError(
             f"{what}: {len(inside)} of {len(optima)} cells have their optimum inside what was "
             f"tried, three are needed ({rest or 'too few cells'}); widen the range"

@@ -22,6 +22,8 @@ from analysis.study import Study
 
 MOST_CURVES = 60
 """More lines than this are a smear; then only the longest run of each size is drawn."""
+PALE = 0.35
+"""Opacity of a run that the law beside it is not about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,14 @@ class Evidence:
         """Runs the law was fitted to."""
         return frozenset(self.study.points.label) if self.study else frozenset()
 
+    def is_of_other_variant(self, run_id: str) -> bool:
+        """Whether the fit passed a run over because its axes are set otherwise."""
+        return (
+            self.study is not None
+            and run_id not in self.fitted
+            and self.variants.get(run_id, "") not in self.fitted_variants
+        )
+
     @cached_property
     def fitted_variants(self) -> frozenset[str]:
         """The variants those runs are of."""
@@ -147,6 +157,7 @@ def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, floa
             kind, color = "x", EXCLUDED
         else:
             kind = "hollow" if run_id in evidence.held_out else "dot"
+            kind = "pale" if evidence.is_of_other_variant(run_id) else kind
             color = evidence.colors.get(rung, MUTED)
         groups[kind, color].append((x, y))
     for (kind, color), places in groups.items():
@@ -156,8 +167,9 @@ def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, floa
             marker="x" if kind == "x" else "o",
             color=color,
             markerfacecolor=PAPER if kind == "hollow" else color,
-            markeredgewidth=0.9,
-            zorder=4,
+            markeredgewidth=0 if kind == "pale" else 0.9,
+            alpha=PALE if kind == "pale" else 1,
+            zorder=2 if kind == "pale" else 4,
         )
 
 

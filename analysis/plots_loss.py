@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array
-from analysis.plots_evidence import Evidence, Promoted, draw_dots, size_legend, surface_of
+from analysis.plots_evidence import PALE, Evidence, Promoted, draw_dots, size_legend, surface_of
 from analysis.plots_style import (
     EXCLUDED,
     FORECAST,
@@ -66,6 +66,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
         "The curve is the loss of the best split of each compute budget between size and tokens, "
         "by the fitted surface; solid where runs were measured, dashed beyond, with the 90% band "
         f"of one new run. Runs lie above it because most are not at the best split.{band_leaves} "
+        + _others(evidence)
         if study is not None
         else "No law is drawn, since none has been fitted. "
     )
@@ -88,6 +89,13 @@ def loss_compute(evidence: Evidence) -> Drawing:
         else "Runs of unlike size and budget differ for more than one reason at once.",
         data=data,
         figure=figure,
+    )
+
+
+def _others(evidence: Evidence) -> str:
+    count = sum(evidence.is_of_other_variant(record.run_id) for record in evidence.done)
+    return (
+        f"Pale dots, {count} of them, are other variants: the law is not theirs. " if count else ""
     )
 
 
@@ -121,7 +129,8 @@ def loss_tokens(evidence: Evidence) -> Drawing:
         how_to_read="Dots are finished runs, coloured by model size. "
         + (
             "The line through one colour is the fitted surface at that size. Where it flattens, "
-            "more tokens buy that size little and a larger model is the better use of compute."
+            "more tokens buy that size little and a larger model is the better use of compute. "
+            + _others(evidence)
             if evidence.study is not None
             else ""
         ),
@@ -163,9 +172,9 @@ def use_of(record: RunRecord, evidence: Evidence) -> str:
         return f"left out: {evidence.excluded[record.run_id]}"
     if evidence.study is None:
         return "not fitted yet"
+    if evidence.is_of_other_variant(record.run_id):
+        return "another variant than the fitted one"
     if record.run_id not in evidence.fitted:
-        if evidence.variants.get(record.run_id, "") not in evidence.fitted_variants:
-            return "another variant than the fitted one"
         return "finished after the fit"
     return "fitted, and held out in the check" if record.run_id in evidence.held_out else "fitted"
 
@@ -287,6 +296,8 @@ def _legends(figure: Figure, evidence: Evidence, *, law: bool) -> None:
         marks.append(Line2D([], [], color=INK, label="law along the optimum, 90% band"))
     if evidence.held_out:
         marks.append(_mark("o", MUTED, PAPER, "held out, with its forecast"))
+    if any(evidence.is_of_other_variant(record.run_id) for record in evidence.done):
+        marks.append(_mark("o", MUTED, MUTED, "another variant", alpha=PALE))
     if any(record.run_id in evidence.excluded for record in evidence.done):
         marks.append(_mark("x", EXCLUDED, EXCLUDED, "left out of the fit"))
     if evidence.promoted is not None:
@@ -297,7 +308,7 @@ def _legends(figure: Figure, evidence: Evidence, *, law: bool) -> None:
         figure.legend(handles=marks, loc="outside lower left", ncols=2, columnspacing=1)
 
 
-def _mark(marker: str, color: str, face: str, label: str) -> Line2D:
-    return Line2D(
-        [], [], linestyle="", marker=marker, color=color, markerfacecolor=face, label=label
-    )
+def _mark(marker: str, color: str, face: str, label: str, alpha: float = 1) -> Line2D:
+    line = Line2D([], [], linestyle="", marker=marker, color=color, label=label, alpha=alpha)
+    line.set_markerfacecolor(face)
+    return line

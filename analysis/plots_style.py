@@ -230,15 +230,13 @@ def flops_axis(
 def count_axis(axis: Axis, low: float, high: float, label: str) -> None:
     """A logarithmic axis of tokens, parameters or FLOPs per token, ticks as 10K, 2M, 5B."""
     low, high = _at_least(low, high, 2.0)
-    _log_axis(axis, low, high, log_ticks(low, high), si)
+    _log_axis(axis, low, high, _at_least_two(low, high), si)
     axis.set_label_text(label)
 
 
 def rate_axis(axis: Axis, low: float, high: float, label: str = "Peak learning rate") -> None:
     """A logarithmic axis of learning rates, ticks as 0.002 or 5e-05."""
-    ticks = log_ticks(low, high)
-    ticks = ticks if len(ticks) > 1 else even_ticks(low, high)
-    _log_axis(axis, low, high, ticks, lambda value: f"{value:g}")
+    _log_axis(axis, low, high, _at_least_two(low, high), lambda value: f"{value:g}")
     axis.set_label_text(label)
 
 
@@ -247,6 +245,12 @@ def loss_axis(axis: Axis, low: float, high: float, label: str = "Loss (nats per 
     ticks = even_ticks(low, high) if high / low < 8 else log_ticks(low, high)
     _log_axis(axis, low, high, ticks, lambda value: f"{value:.4g}")
     axis.set_label_text(label)
+
+
+def _at_least_two(low: float, high: float) -> list[float]:
+    """Round ticks, evenly spaced where only one would be: one tick gives no scale."""
+    ticks = log_ticks(low, high)
+    return ticks if len(ticks) > 1 else even_ticks(low, high)
 
 
 def _at_least(low: float, high: float, factor: float) -> tuple[float, float]:

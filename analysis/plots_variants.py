@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
@@ -90,16 +91,20 @@ def feature_trials(evidence: Evidence) -> Drawing:
     study = evidence.study
     noise = (study.noise.sd if study.noise else study.surface.noise_sd) if study else None
     with style():
-        figure, (axes,) = new_figure(2.7)
+        drawn = others[:MOST_VARIANTS]
+        labels, columns = _legend_labels(drawn)
+        figure, (axes,) = new_figure(2.7 if columns == 2 else 2.5 + 0.12 * len(drawn))
         axes.axhline(0, color=INK, linewidth=0.8)
         if noise is not None:  # a difference of two runs: the noise of both
             half = 164.5 * float(np.sqrt(2)) * noise
             axes.axhspan(-half, half, color=INK, alpha=0.08, linewidth=0)
-        handles = _draw_trials(axes, data, others[:MOST_VARIANTS])
+        handles = _draw_trials(axes, data, drawn)
+        for handle, label in zip(handles, labels, strict=True):
+            handle.set_label(label)
         flops_axis(axes.xaxis, *padded(data["train_flops"].to_numpy(), 0.05))
         axes.set_ylabel("Loss over the reference's, minus 1 (%)")
         light_grid(axes)
-        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1)
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1)
     left_out = len(others) - MOST_VARIANTS
     more = f" {left_out} further variants are in the data only." if left_out > 0 else ""
     band = (
@@ -121,6 +126,14 @@ def feature_trials(evidence: Evidence) -> Drawing:
     )
 
 
+def _legend_labels(variants: Sequence[str]) -> tuple[list[str], int]:
+    """A label for each variant and in how many columns: one where shorter ones would be alike."""
+    labels = [safe_label(variant, 30) for variant in variants]
+    if len(set(labels)) == len(labels):
+        return labels, 2
+    return [safe_label(variant, 64) for variant in variants], 1
+
+
 def _draw_trials(axes: Axes, data: pd.DataFrame, variants: list[str]) -> list[Line2D]:
     handles = []
     inks = cycle((INK, MUTED, EXCLUDED))  # colours stand for sizes elsewhere, so markers tell apart
@@ -135,7 +148,6 @@ def _draw_trials(axes: Axes, data: pd.DataFrame, variants: list[str]) -> list[Li
         handles.append(
             Line2D([], [], color=color, marker=marker, markerfacecolor=PAPER, linewidth=0.9)
         )
-        handles[-1].set_label(safe_label(variant, 30))
     return handles
 
 

@@ -17,7 +17,7 @@ from analysis import plots, plots_style
 from analysis.curves import read_curve, thin
 from analysis.plots import FIGURES, Evidence, Promoted, draw_all
 from analysis.plots_balance import expert_balance
-from analysis.plots_evidence import OnTheWay
+from analysis.plots_evidence import PALE, OnTheWay
 from analysis.plots_experts import expert_load, expert_training
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
@@ -370,6 +370,10 @@ def test_ticks_are_round_and_inside() -> None:
         assert 1 <= len(ticks) <= 6
         assert all(low * 0.99 <= tick <= high * 1.01 for tick in ticks)
     assert plots_style.even_ticks(1.74, 3.52) == [2.0, 2.5, 3.0, 3.5]
+    for low in np.geomspace(1e4, 1e5, 40):  # a single tick gives no scale
+        axis = plots_style.new_figure(1)[1][0].xaxis
+        plots_style.count_axis(axis, low, 1.1 * low, "Training tokens")
+        assert len(axis.get_majorticklocs()) > 1
     assert plots_style.even_ticks(2.0, 3.0, most=10) == pytest.approx(np.linspace(2, 3, 11))
 
 
@@ -435,6 +439,37 @@ def test_a_variant_is_shown_against_the_fitted_one_cell_by_cell(evidence: Eviden
     plots.to_svg(drawing)
     alone = feature_trials(evidence)
     assert "one variant" in alone.missing
+
+
+def test_variants_with_long_common_names_keep_labels_that_differ(evidence: Evidence) -> None:
+    both = with_variant(evidence, 0.98, 0.08)
+    start = "peak_lr_factor=0.0125, batch_factor="
+    third = tuple(replace(r, run_id=f"third-{r.run_id}") for r in evidence.records)
+    names = {
+        run_id: f"{start}{1 if name == 'num_experts=32' else 2}"
+        for run_id, name in both.variants.items()
+    }
+    names |= {record.run_id: f"{start}0.5" for record in third}
+    drawing = feature_trials(replace(both, records=(*both.records, *third), variants=names))
+    assert drawing.figure is not None
+    (legend,) = drawing.figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {f"{start}2", f"{start}0.5"}
+
+
+def test_runs_of_other_variants_are_pale_beside_a_law_that_is_not_theirs(
+    evidence: Evidence,
+) -> None:
+    both = with_variant(evidence, 0.98, 0.08)
+    for draw in (loss_compute, loss_tokens):
+        drawing = draw(both)
+        assert drawing.figure is not None
+        lines = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "o"]
+        pale = sum(len(line.get_xdata()) for line in lines if line.get_alpha() == PALE)
+        assert pale == len(evidence.records)
+        assert f"Pale dots, {pale} of them" in drawing.how_to_read
+        labels = [t.get_text() for legend in drawing.figure.legends for t in legend.get_texts()]
+        assert "another variant" in labels
+        assert "Pale" not in draw(evidence).how_to_read
 
 
 def test_leverage_is_the_compute_the_law_needs_for_what_a_variant_reached(

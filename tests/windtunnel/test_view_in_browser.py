@@ -263,3 +263,23 @@ def test_the_report_hides_a_run_prints_and_loads_nothing(
         page.emulate_media(media="screen")
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_table_with_variants_fits_the_paper_and_its_heads_can_be_repeated(
+    finished: Any, visit: Any, tmp_path: Path
+) -> None:
+    content = gather("quickstart", finished.root, made_at="2026-11-23", version="0")
+    variant = "recipe.training.peak_lr_factor=0.0125, recipe.training.batch_factor=0.5"
+    rows = tuple(replace(row, variant=variant) for row in content.runs)
+    path = tmp_path / "index.html"
+    drawing = live_module.FIGURES[0](content.evidence)
+    path.write_text(render(replace(content, runs=rows), (drawing,)))
+    page = visit(f"file://{path}")
+    page.wait_for_selector("#runs-table thead button")
+    page.emulate_media(media="print")
+    width = 688  # of A4 between the margins; what is wider makes Chromium print everything smaller
+    page.set_viewport_size({"width": width, "height": 900})
+    assert variant in page.locator("#runs-table tbody tr").first.text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = "[...document.querySelectorAll('thead button')].map(b => getComputedStyle(b).display)"
+    assert set(page.evaluate(boxes)) == {"contents"}

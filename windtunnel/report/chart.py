@@ -146,6 +146,7 @@ def _points(
                 "high": forecast.high if forecast else None,
                 "fitted": record.run_id in evidence.fitted,
                 "excluded": record.run_id in evidence.excluded,
+                "other": evidence.is_of_other_variant(record.run_id),
                 "note": use_of(record, evidence),
             }
         )

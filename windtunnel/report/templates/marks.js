@@ -17,7 +17,8 @@ const marks = (() => {
     const groups = new Map();
     for (const { mark, cx, cy } of places) {
       if (mark.kind !== "run") continue;
-      const kind = mark.excluded ? "excluded" : mark.low === null ? "dot" : "dot hollow";
+      const kind = mark.excluded ? "excluded" : mark.other ? "dot other"
+        : mark.low === null ? "dot" : "dot hollow";
       const name = isOut(mark) ? `${kind} out` : kind;
       const key = `${name} ${mark.color}`;
       let group = groups.get(key);
