@@ -130,8 +130,17 @@ def duration(seconds: float) -> str:
 
 
 def brief(text: str, most: int = 240) -> str:
-    """One line of at most ``most`` characters; a log has the rest."""
-    line = " ".join(text.split())
+    """One line of at most ``most`` characters; a log has the rest.
+
+    A word that no line could hold, such as a long path, keeps its two ends.
+    """
+    longest = WIDTH - 10
+    line = " ".join(
+        word
+        if len(word) <= longest
+        else f"{word[: longest // 2 - 2]}...{word[-longest // 2 + 2 :]}"
+        for word in text.split()
+    )
     return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 

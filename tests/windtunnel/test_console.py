@@ -5,7 +5,17 @@ import io
 import pytest
 from rich.console import Console
 
-from windtunnel.console import Progress, brief, duration, make_console, sci, si, table
+from windtunnel.console import (
+    WIDTH,
+    Progress,
+    brief,
+    duration,
+    folded,
+    make_console,
+    sci,
+    si,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,10 @@ def test_short_exponents_and_brief_lines() -> None:
     assert (sci(4.784e9), sci(0.000336), sci(1)) == ("4.78e9", "3.36e-4", "1.00e0")
     assert brief("a\n  b") == "a b"
     assert len(brief("word " * 100)) == 240
+    path = f"/data/{'folder/' * 40}train.jsonl"
+    told = folded(f"failed: r1 w48: {brief(f'no such file: {path}, it is gone')}").plain
+    assert all(len(line) <= WIDTH for line in told.splitlines())
+    assert "/data/folder" in told and "train.jsonl, it is gone" in " ".join(told.split())
 
 
 def test_piped_tables_are_plain_and_fit() -> None:

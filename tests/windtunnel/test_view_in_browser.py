@@ -283,3 +283,19 @@ def test_a_table_with_variants_fits_the_paper_and_its_heads_can_be_repeated(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = "[...document.querySelectorAll('thead button')].map(b => getComputedStyle(b).display)"
     assert set(page.evaluate(boxes)) == {"contents"}
+
+
+def test_no_tick_of_the_chart_is_cut_on_a_phone(finished: Any, visit: Any, tmp_path: Path) -> None:
+    content = gather("quickstart", finished.root, made_at="2026-11-23", version="0")
+    # Without the promotion the axis ends close to a tick.
+    content = replace(content, evidence=replace(content.evidence, promoted=None))
+    path = tmp_path / "index.html"
+    path.write_text(render(content, (live_module.FIGURES[0](content.evidence),)))
+    page = visit(f"file://{path}")
+    page.set_viewport_size({"width": 390, "height": 900})
+    until(page, "document.querySelector('.chart-stage svg').getBoundingClientRect().width < 390")
+    cut = """[...document.querySelectorAll('.chart-stage text')].filter((t) => {
+      const own = t.getBoundingClientRect(), all = t.ownerSVGElement.getBoundingClientRect();
+      return own.left < all.left - 1 || own.right > all.right + 1;
+    }).map((t) => t.textContent)"""
+    assert page.evaluate(cut) == []

@@ -104,7 +104,9 @@ const lossChart = (host, data, note, kept) => {
       svg.append(make("line", {
         class: "axis", x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4,
       }));
-      svg.append(make("text", { class: "tick mid", x: x(tick), y: box.bottom + 18 }, power(tick)));
+      const text = power(tick);
+      const at = Math.min(x(tick), width - 3.2 * text.length); // the last one stays in the picture
+      svg.append(make("text", { class: "tick mid", x: at, y: box.bottom + 18 }, text));
     }
     svg.append(make("path", {
       class: "axis", d: `M${box.left} ${box.top}V${box.bottom}H${box.right}`,
