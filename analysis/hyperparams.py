@@ -202,7 +202,7 @@ def _inside(optima: Sequence[CellOptimum], what: str) -> list[CellOptimum]:
     inside = [o for o in optima if o.status == "inside" and what in o.varied]
     if len(inside) < FEWEST_CELLS:
         whys = Counter(
-            _WHY_NOT[o.status] if what in o.varied else "with one value of it"
+            _WHY_NOT[o.status] if what in o.varied else "of one value"
             for o in optima
             if o not in inside
         )

@@ -242,7 +242,7 @@ def rate_axis(axis: Axis, low: float, high: float, label: str = "Peak learning r
 
 def loss_axis(axis: Axis, low: float, high: float, label: str = "Loss (nats per token)") -> None:
     """A logarithmic axis of loss with evenly spaced ticks, as losses span less than a decade."""
-    ticks = even_ticks(low, high) if high / low < 8 else log_ticks(low, high)
+    ticks = even_ticks(low, high, most=8) if high / low < 8 else log_ticks(low, high)
     _log_axis(axis, low, high, ticks, lambda value: f"{value:.4g}")
     axis.set_label_text(label)
 
