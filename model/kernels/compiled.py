@@ -49,6 +49,21 @@ class NoCompiledKernel(RuntimeError):
     """There is no compiled kernel on this machine; the message says why."""
 
 
+class SourcesChanged(RuntimeError):
+    """The C++ was replaced under a running process, whose Python may call it by other arguments."""
+
+
+def _sources() -> str:
+    found = hashlib.sha256()
+    for path in sorted((*SOURCE.parent.glob("*.h"), *SOURCE.parent.glob("*.cpp"))):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+_SOURCES = _sources()
+"""As they were when the callers' Python was read."""
+
+
 class Operations:
     """The functions of one C++ file by name, for callers that have a plain way beside them.
 
@@ -110,7 +125,13 @@ def load_library(source: Path = SOURCE) -> ctypes.CDLL:
 
     Raises:
         NoCompiledKernel: no compiler was found, or it failed; with its first error line.
+        SourcesChanged: since this process began.
     """
+    if _sources() != _SOURCES:
+        raise SourcesChanged(
+            f"{SOURCE.parent}: the kernels' sources have changed since this process began; "
+            "start it again"
+        )
     compiler = find_compiler()
     path = cache_dir() / f"{source.stem}-{_key(compiler, source)}.so"
     if not path.exists():

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from model.kernels import block
+from model.kernels import block, compiled
 
 PROGRAM = """
 import json, logging, torch
@@ -63,13 +64,28 @@ def trained(path: str) -> tuple[list[list[float]], str]:
 @pytest.mark.slow
 @pytest.mark.skipif(block.operations.library is None, reason="no compiled operations here")
 def test_the_framework_serves_and_the_numbers_agree(tmp_path: Path) -> None:
-    compiled, quiet = trained(os.environ["PATH"])
+    fast, quiet = trained(os.environ["PATH"])
     plain, said = trained(str(tmp_path))
     assert "no C++ compiler" not in quiet
-    for mine, other in zip(compiled, plain, strict=True):
+    for mine, other in zip(fast, plain, strict=True):
         assert mine == pytest.approx(other, rel=2e-5)
     lines = [line for line in said.splitlines() if "no C++ compiler found" in line]
     subjects = {line.partition(": ")[0] for line in lines}
     assert len(lines) == len(subjects)
     assert any("small operations" in subject for subject in subjects)
     assert sum("expert kernel" in subject for subject in subjects) == 1
+
+
+@pytest.mark.skipif(block.operations.library is None, reason="no compiled operations here")
+def test_sources_replaced_under_a_running_process_are_refused(tmp_path, monkeypatch):
+    """An update meets a worker that has not computed yet: other arguments, other numbers."""
+    for path in compiled.SOURCE.parent.glob("*.[hc]*"):
+        if path.suffix in (".h", ".cpp"):
+            shutil.copy(path, tmp_path)
+    monkeypatch.setattr(compiled, "SOURCE", tmp_path / compiled.SOURCE.name)
+    load = compiled.load_library.__wrapped__
+    assert load(compiled.SOURCE)._name.startswith(str(compiled.cache_dir()))
+    header = tmp_path / "rows.h"
+    header.write_text(header.read_text() + "// another version\n")
+    with pytest.raises(compiled.SourcesChanged, match="have changed since this process began"):
+        load(compiled.SOURCE)
