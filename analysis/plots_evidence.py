@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -144,6 +145,16 @@ def surface_of(study: Study) -> LossSurface:
     law = study.surface.law
     assert isinstance(law, LossSurface)
     return law
+
+
+def sizes_in_units(data: pd.DataFrame, study: Study | None) -> pd.DataFrame:
+    """A figure's data with ``size`` under the name of what the law was fitted in: its unit."""
+    if study is None or "size" not in data:
+        return data
+    unit = study.points.size_variable
+    size = data["size"].combine_first(data[unit]) if unit in data else data["size"]
+    named = {"size_low": f"{unit}_low", "size_high": f"{unit}_high"}
+    return data.drop(columns="size").assign(**{unit: size}).rename(columns=named)
 
 
 def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, float, str]]) -> None:

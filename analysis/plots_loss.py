@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array
-from analysis.plots_evidence import PALE, Evidence, Promoted, draw_dots, size_legend, surface_of
+from analysis.plots_evidence import (
+    PALE,
+    Evidence,
+    Promoted,
+    draw_dots,
+    size_legend,
+    sizes_in_units,
+    surface_of,
+)
 from analysis.plots_style import (
     EXCLUDED,
     FORECAST,
@@ -59,7 +67,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
         _legends(figure, evidence, law=evidence.study is not None)
     band_leaves = (
         " The band is wider than the picture: the law hardly knows the loss there."
-        if "high" in data and data["high"].max() > axes.get_ylim()[1]
+        if "loss_nats_high" in data and data["loss_nats_high"].max() > axes.get_ylim()[1]
         else ""
     )
     law = (
@@ -87,7 +95,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
         f"learning rate and batch is equally good at every size.{_warned(study)}"
         if study is not None
         else "Runs of unlike size and budget differ for more than one reason at once.",
-        data=data,
+        data=sizes_in_units(data, evidence.study),
         figure=figure,
     )
 
@@ -136,7 +144,7 @@ def loss_tokens(evidence: Evidence) -> Drawing:
         ),
         distrust="Every budget is a run of its own with its own learning-rate schedule, so these "
         "are final losses, not snapshots along one run.",
-        data=data,
+        data=sizes_in_units(data, evidence.study),
         figure=figure,
     )
 
@@ -200,7 +208,9 @@ def _draw_frontier(
     axes.plot(flops[inside], value[inside], color=INK, zorder=3)
     axes.plot(flops[~inside], value[~inside], color=INK, dashes=(4, 2), zorder=3)
     columns = {"train_flops": flops, "size": size, "tokens": tokens, "loss_nats": value}
-    return tidy("law along the optimum", columns | {"low": below, "high": above})
+    return tidy(
+        "law along the optimum", columns | {"loss_nats_low": below, "loss_nats_high": above}
+    )
 
 
 def _draw_rung_lines(
@@ -242,8 +252,8 @@ def _draw_holdout(axes: Axes, evidence: Evidence, *, against: str) -> list[dict[
                 "tokens": point.tokens,
                 "train_flops": point.flops,
                 "loss_nats": point.forecast.value,
-                "low": point.forecast.low,
-                "high": point.forecast.high,
+                "loss_nats_low": point.forecast.low,
+                "loss_nats_high": point.forecast.high,
             }
         )
     if bars:
@@ -270,8 +280,8 @@ def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, A
             **where,
             "series": "forecast",
             "loss_nats": forecast.value,
-            "low": forecast.low,
-            "high": forecast.high,
+            "loss_nats_low": forecast.low,
+            "loss_nats_high": forecast.high,
         }
     ]
     if promoted.measured is not None:
@@ -283,7 +293,7 @@ def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, A
 def _loss_extent(data: pd.DataFrame) -> Array:
     """What the axis must hold: everything but the law's band, which may be wider than any page."""
     seen = data[data["series"] != "law along the optimum"]
-    columns = [c for c in ("loss_nats", "low", "high") if c in data]
+    columns = [c for c in ("loss_nats", "loss_nats_low", "loss_nats_high") if c in data]
     values = np.append(seen[columns].to_numpy(dtype=float).ravel(), data["loss_nats"])
     return np.asarray(values[np.isfinite(values)])
 

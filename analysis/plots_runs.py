@@ -93,10 +93,10 @@ def flight(evidence: Evidence) -> Drawing:
         {
             "series": "end" if point is end else "on the way",
             "tokens": point.tokens,
-            "forecast": point.forecast.value,
-            "low": point.forecast.low,
-            "high": point.forecast.high,
-            "measured": point.measured,
+            "forecast_nats": point.forecast.value,
+            "forecast_nats_low": point.forecast.low,
+            "forecast_nats_high": point.forecast.high,
+            "loss_nats": point.measured,
         }
         for point in points
     ]
@@ -105,8 +105,11 @@ def flight(evidence: Evidence) -> Drawing:
         figure, (axes,) = new_figure(2.5)
         axes.errorbar(
             forecast["tokens"],
-            forecast["forecast"],
-            yerr=[forecast["forecast"] - forecast["low"], forecast["high"] - forecast["forecast"]],
+            forecast["forecast_nats"],
+            yerr=[
+                forecast["forecast_nats"] - forecast["forecast_nats_low"],
+                forecast["forecast_nats_high"] - forecast["forecast_nats"],
+            ],
             color=FORECAST,
             linestyle="",
             linewidth=1.6,
@@ -115,16 +118,20 @@ def flight(evidence: Evidence) -> Drawing:
             markersize=5,
             zorder=4,
         )
-        shown = [*forecast["low"], *forecast["high"], *forecast["measured"].dropna()]
+        shown = [
+            *forecast["forecast_nats_low"],
+            *forecast["forecast_nats_high"],
+            *forecast["loss_nats"].dropna(),
+        ]
         handles = [Line2D([], [], linestyle="", marker="|", color=FORECAST, label="forecast, 90%")]
         if curve is not None:
             late = curve.tokens >= 0.4 * points[0].tokens
             axes.plot(curve.tokens[late], curve.loss[late], color=EXCLUDED, linewidth=0.8)
             shown += list(curve.loss[late])
             handles.append(Line2D([], [], color=EXCLUDED, label="training loss"))
-            rows += tidy("training loss", {"tokens": curve.tokens, "measured": curve.loss})
-        if forecast["measured"].notna().any():
-            axes.plot(forecast["tokens"], forecast["measured"], "D", color=INK, markersize=3.6)
+            rows += tidy("training loss", {"tokens": curve.tokens, "loss_nats": curve.loss})
+        if forecast["loss_nats"].notna().any():
+            axes.plot(forecast["tokens"], forecast["loss_nats"], "D", color=INK, markersize=3.6)
             handles.append(
                 Line2D([], [], linestyle="", marker="D", color=INK, label="held-out loss")
             )

@@ -10,7 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.laws import LossSurface
-from analysis.plots_evidence import Evidence, draw_dots, size_legend, surface_of
+from analysis.plots_evidence import (
+    Evidence,
+    draw_dots,
+    size_legend,
+    sizes_in_units,
+    surface_of,
+)
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
     EXCLUDED,
@@ -107,7 +113,7 @@ def isoflop(evidence: Evidence) -> Drawing:
         f"whose compute lies within {SAME_COMPUTE:.0%} of the curve's.",
         distrust="The curves are cuts through one fitted surface, not parabolas through dots, so "
         "an optimum can lie outside the sizes that were tried; an arrow at the edge marks that.",
-        data=data,
+        data=sizes_in_units(data, study),
         figure=figure,
     )
 
@@ -185,7 +191,7 @@ def contours(evidence: Evidence) -> Drawing:
         "runs, hollow where held out.",
         distrust="Where the path leaves the cloud of dots, the split between size and tokens is "
         "extrapolated; a wide band there says that another split would cost about the same.",
-        data=pd.DataFrame(rows),
+        data=sizes_in_units(pd.DataFrame(rows), study),
         figure=figure,
     )
 

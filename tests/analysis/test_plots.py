@@ -83,11 +83,13 @@ def test_the_drawn_law_is_the_cheapest_split_with_the_fits_own_band(evidence: Ev
     law = loss_compute(evidence).data.query("series == 'law along the optimum'")
     surface = evidence.study.surface
     for row in law.iloc[::24].itertuples():
-        sizes = row.size * np.geomspace(0.2, 5, 401)
+        sizes = row.flops_per_token * np.geomspace(0.2, 5, 401)
         split = surface.law(sizes, row.train_flops / sizes)
         assert row.loss_nats == pytest.approx(split.min(), rel=1e-5)
-        forecast = surface.predict(row.size, row.tokens)
-        assert (row.low, row.high) == pytest.approx((forecast.low, forecast.high))
+        forecast = surface.predict(row.flops_per_token, row.tokens)
+        assert (row.loss_nats_low, row.loss_nats_high) == pytest.approx(
+            (forecast.low, forecast.high)
+        )
     assert law["train_flops"].max() > evidence.promoted.flops  # type: ignore[union-attr]
 
 
@@ -97,7 +99,7 @@ def test_forecast_measurement_and_holdout_stand_in_the_data(
     data = loss_compute(evidence).data
     forecast = data.query("series == 'forecast'").iloc[0]
     assert forecast["loss_nats"] == finished.promotion.forecast.value
-    assert forecast["low"] == finished.promotion.forecast.low
+    assert forecast["loss_nats_low"] == finished.promotion.forecast.low
     measured = data.query("series == 'measured'").iloc[0]
     assert measured["loss_nats"] == finished.outcome.loss_nats
     held = data.query("series == 'held-out forecast'")
@@ -113,10 +115,10 @@ def test_an_isoflop_optimum_is_the_lowest_point_of_its_curve(evidence: Evidence)
     optima = data.query("series == 'optimum'")
     assert len(optima) >= 3
     for best in optima.itertuples():
-        sizes = np.geomspace(best.size / 30, best.size * 30, 20_001)
+        sizes = np.geomspace(best.flops_per_token / 30, best.flops_per_token * 30, 20_001)
         loss = evidence.study.surface.law(sizes, best.train_flops / sizes)
-        assert sizes[loss.argmin()] == pytest.approx(best.size, rel=1e-3)
-        assert best.size_low <= best.size <= best.size_high
+        assert sizes[loss.argmin()] == pytest.approx(best.flops_per_token, rel=1e-3)
+        assert best.flops_per_token_low <= best.flops_per_token <= best.flops_per_token_high
     runs = data.query("series == 'run'")
     level = np.array([optima["train_flops"]]).T
     off = np.abs(np.log(runs["train_flops"].to_numpy() / level)).min(axis=0)
@@ -129,7 +131,7 @@ def test_no_step_off_the_drawn_path_at_equal_compute_is_cheaper(evidence: Eviden
     path = contours(evidence).data.query("series == 'optimal path'")
     assert len(path) > 10
     for factor in (0.9, 1.1):
-        beside = law(path["size"] * factor, path["tokens"] / factor)
+        beside = law(path["flops_per_token"] * factor, path["tokens"] / factor)
         assert np.all(beside > path["loss_nats"])
 
 
@@ -230,7 +232,7 @@ def test_the_flight_holds_every_waypoint_and_counts_the_hits(evidence: Evidence)
     drawing = flight(replace(evidence, promoted=ongoing))
     assert "1 of 2 measurements so far lie inside" in drawing.how_to_read
     assert list(drawing.data["tokens"]) == [w.tokens for w in waypoints] + [promoted.tokens]
-    assert list(drawing.data["measured"].dropna()) == [band.high * 1.01, band.value]
+    assert list(drawing.data["loss_nats"].dropna()) == [band.high * 1.01, band.value]
     assert "Only the end was forecast" in flight(evidence).how_to_read
     assert "Nothing has been promoted" in flight(replace(evidence, promoted=None)).missing
 
@@ -346,6 +348,15 @@ def test_every_file_is_whole_and_the_same_data_give_the_same_svg(
     width = float(root.attrib["width"].removesuffix("pt")) / 72
     assert width == pytest.approx(plots_style.COLUMN_WIDTH)
     assert plots.to_svg(loss_compute(evidence)) == written[".svg"].read_text(encoding="utf-8")
+
+
+def test_columns_of_the_data_have_units_in_their_names(evidence: Evidence) -> None:
+    """A loss, a size or an end of an interval says what it is of."""
+    for draw in (loss_compute, loss_tokens, isoflop, contours, flight):
+        columns = set(draw(evidence).data.columns)
+        assert not columns & {"size", "low", "high", "size_low", "forecast", "measured"}
+        ends = {c.removesuffix("_low") for c in columns if c.endswith("_low")}
+        assert ends <= columns
 
 
 def test_sizes_keep_their_order_without_colour_vision() -> None:
