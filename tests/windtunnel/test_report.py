@@ -356,8 +356,15 @@ def test_runs_in_trouble_stand_above_the_table_with_their_reasons(
     assert "1 run failed or diverged" in words
     assert "1 run is not finished" in words
     listed = words[words.index("Failed, diverged or left out") :]
-    assert HOSTILE in listed[: listed.index("Bits per byte")]
-    assert plan.runs[1].run_id not in listed[: listed.index("Bits per byte")]
+    listed = listed[: listed.index("Bits per byte")]
+    assert HOSTILE in listed
+    assert plan.runs[1].run_id not in listed
+    known_sweep.fail(root, plan.runs[1].spec, f"no such file: /data/{'deep/' * 200}train.jsonl")
+    told = words_of(root)
+    listed = told[told.index("Failed, diverged or left out") : told.index("Bits per byte")]
+    assert "train.jsonl" in listed
+    assert "deep/" * 100 not in listed  # the table has the whole of it
+    assert "deep/" * 200 in told
 
 
 @pytest.mark.slow

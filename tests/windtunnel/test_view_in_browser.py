@@ -276,6 +276,11 @@ def test_a_table_with_variants_fits_the_paper_and_its_heads_can_be_repeated(
     path.write_text(render(replace(content, runs=rows), (drawing,)))
     page = visit(f"file://{path}")
     page.wait_for_selector("#runs-table thead button")
+    rows_of = "[...document.querySelectorAll('#runs-table tr')]"
+    tall = f"{rows_of}.map(row => row.getBoundingClientRect().height)"
+    for width in (1440, 800, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert all(height == round(height) for height in page.evaluate(tall))
     page.emulate_media(media="print")
     width = 688  # of A4 between the margins; what is wider makes Chromium print everything smaller
     page.set_viewport_size({"width": width, "height": 900})

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from analysis.plots_style import Drawing
 from windtunnel.calibration import calibration, calibration_sentence
-from windtunnel.console import duration
+from windtunnel.console import brief, duration
 from windtunnel.report import sentences, theme
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
@@ -94,6 +94,7 @@ def environment(package: str = "windtunnel.report") -> Environment:
         "duration": duration,
         "prose": prose,
         "sentence": sentence,
+        "brief": brief,
     }
     return made
 
