@@ -18,6 +18,7 @@ from analysis.points import Points
 from analysis.results import Fit, FitStatus, FitWarning
 from analysis.robust import robust_sd
 from analysis.solving import Solved, make_law
+from analysis.wording import counted, joined, largest_budgets
 
 RIDGE = 1e3
 """Condition number, columns scaled to length one, from which a direction counts as free."""
@@ -156,7 +157,7 @@ def holdout_warnings(holdouts: Sequence[Holdout]) -> tuple[FitWarning, ...]:
         outside = len(holdout.points) - holdout.num_inside
         if outside and _tail(len(holdout.points), outside, 1 - holdout.points[0].forecast.level):
             sentence = (
-                f"without the {_budgets(holdout.budgets)}, {outside} of "
+                f"without the {largest_budgets(holdout.budgets)}, {outside} of "
                 f"{len(holdout.points)} held-out points lie outside their intervals, the forecast "
                 f"off by {holdout.mean_abs_error:.2%} on average"
             )
@@ -195,7 +196,7 @@ def _descent(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
     if rivals:
         yield (
             FitStatus.STARTS_DISAGREE,
-            f"{'1 other optimum fits' if len(rivals) == 1 else f'{len(rivals)} other optima fit'} "
+            f"{counted(len(rivals), 'other optimum fits', 'other optima fit')} "
             "almost as well, the nearest with an objective "
             f"{rivals[0] / max(solved.optima[0], 1e-300) - 1:.2%} above the best one's",
         )
@@ -323,11 +324,7 @@ def _edge(solved: Solved, variables: Sequence[Array]) -> Iterator[tuple[FitStatu
 
 def _listed(solved: Solved, chosen_P: NDArray[np.bool_]) -> str:
     names = [n for n, is_chosen in zip(solved.form.parameters, chosen_P, strict=True) if is_chosen]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _budgets(count: int) -> str:
-    return "largest budget" if count == 1 else f"{count} largest budgets"
+    return joined(names)
 
 
 def _tail(trials: int, hits: int, chance: float) -> bool:

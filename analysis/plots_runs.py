@@ -31,6 +31,7 @@ from analysis.plots_style import (
     style,
     tidy,
 )
+from analysis.wording import counted
 
 
 def training_curves(evidence: Evidence) -> Drawing:
@@ -205,8 +206,7 @@ def residuals(evidence: Evidence) -> Drawing:
         figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1)
     band = (
         f"The grey band holds 90% of the scatter of repeated seeds ({study.noise.sd:.2%} standard "
-        f"deviation, {study.noise.degrees_of_freedom} "
-        f"{'degree' if study.noise.degrees_of_freedom == 1 else 'degrees'} of freedom). "
+        f"deviation, {counted(study.noise.degrees_of_freedom, 'degree', 'degrees')} of freedom). "
         if study.noise
         else "No cell was repeated with other seeds, so the grey band is the fit's own scatter "
         f"({noise:.2%} standard deviation) and can't show that the law is too coarse. "

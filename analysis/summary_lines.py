@@ -13,6 +13,7 @@ from analysis.judging import Comparison
 from analysis.noise import NoiseFloor
 from analysis.results import Fit, Interval, Prediction
 from analysis.seed_weights import Weighting
+from analysis.wording import counted, largest_budgets
 
 WIDTH = 100
 INDENT = 14
@@ -51,7 +52,7 @@ def fit_lines(fit: Fit, noise: NoiseFloor | None) -> Iterator[str]:
     objective = fit.objective
     delta = "" if objective.delta is None else f", delta {objective.delta:.3g}"
     of = "log-loss" if objective.residual == "log" else "the loss"
-    basins = "1 optimum" if objective.basins == 1 else f"{objective.basins} optima"
+    basins = counted(objective.basins, "optimum", "optima")
     yield from labelled(
         "objective",
         f"{objective.loss} on {of}{delta} ({objective.delta_rule}); sum {objective.value:.7g}, "
@@ -76,10 +77,10 @@ def holdout_lines(holdouts: Sequence[Holdout], drift: Drift | None) -> Iterator[
     """The largest budgets forecast from the rest, and what that says of the law's form."""
     for holdout in holdouts:
         largest = max(point.forecast.extrapolation_ratio for point in holdout.points)
-        which = "largest budget" if holdout.budgets == 1 else f"{holdout.budgets} largest budgets"
         yield from labelled(
             "hold-out",
-            f"without the {which}: {num_points(len(holdout.points))} up to {times(largest)} times "
+            f"without the {largest_budgets(holdout.budgets)}: "
+            f"{num_points(len(holdout.points))} up to {times(largest)} times "
             f"beyond, "
             f"off by {holdout.mean_abs_error:.2%} on average, {holdout.num_inside} of "
             f"{len(holdout.points)} inside their intervals",
@@ -160,7 +161,7 @@ def between(interval: Interval) -> str:
 
 def num_points(count: int) -> str:
     """``1 point``, ``2 points``."""
-    return f"{count} point" if count == 1 else f"{count} points"
+    return counted(count, "point", "points")
 
 
 def times(ratio: float) -> str:

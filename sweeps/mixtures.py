@@ -27,6 +27,11 @@ def is_share(path: str) -> bool:
     return path == "data" or path.startswith("data.")
 
 
+def without_shares(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """What a variant sets besides shares: values of the sweep's own config."""
+    return {path: value for path, value in variant.items() if not is_share(path)}
+
+
 def with_shares(
     corpus: CorpusConfig, measured_by: Mapping[str, float], variant: Mapping[str, Any]
 ) -> CorpusConfig:

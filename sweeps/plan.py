@@ -33,7 +33,7 @@ from sweeps import grid
 from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
 from sweeps.files import read_json
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells
-from sweeps.mixtures import is_share, with_shares
+from sweeps.mixtures import with_shares, without_shares
 from sweeps.order import makespan_s, start_order
 from sweeps.own import check_parts, own_sources
 from sweeps.recipe import Recipe, Trunk, shape_for, train_for
@@ -195,8 +195,7 @@ def _varied(
     config: SweepConfig, corpus: PreparedCorpus, variant: dict[str, Any]
 ) -> tuple[SweepConfig, PreparedCorpus]:
     """What a variant's runs are made from: the sweep with its values, and its mixture."""
-    others = {path: value for path, value in variant.items() if not is_share(path)}
-    varied = grid.replaced(config, others)
+    varied = grid.replaced(config, without_shares(variant))
     mixture = with_shares(config.corpus, corpus.weights, variant)
     if mixture is config.corpus:
         return varied, corpus

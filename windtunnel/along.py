@@ -21,6 +21,7 @@ import numpy as np
 from analysis.fitting import fit_surface
 from analysis.results import FitError, Prediction
 from analysis.study import Study
+from analysis.wording import joined
 from model.training.config import TrainConfig
 
 
@@ -167,7 +168,7 @@ def level_text(waypoints: Sequence[Waypoint]) -> str:
     blocks = [steps for steps in level.values() if len(steps) > 1]
     if not blocks:
         return ""
-    listed = "; ".join(f"{', '.join(map(str, steps[:-1]))} and {steps[-1]}" for steps in blocks)
+    listed = "; ".join(joined([str(step) for step in steps]) for steps in blocks)
     return (
         f". At steps {listed} the surfaces would rise where the runs fell: they know too little to "
         "tell these moments apart, and are drawn level, with an interval that holds them all"

@@ -113,11 +113,6 @@ def sci(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """``1 run``, ``23 runs``."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def duration(seconds: float) -> str:
     """Seconds for people: ``0.4 s``, ``42 s``, ``3 min 20 s``, ``5 h 10 min``, ``3 d 4 h``."""
     if seconds < 9.95:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from analysis.records import RunRecord
+from analysis.wording import counted
 from sweeps.plan import Plan
 from sweeps.store import Store
 from windtunnel.sweep_tables import run_label
@@ -47,5 +48,5 @@ def layers_text(record: RunRecord) -> str:
     """The layers that fell back, counted and the first of them named."""
     layers = record.fp8_fallen
     more = f" and {len(layers) - MOST_LAYERS} more" if len(layers) > MOST_LAYERS else ""
-    noun = "layer" if len(layers) == 1 else "layers"
-    return f"{len(layers)} {noun}: {', '.join(layers[:MOST_LAYERS])}{more}"
+    listed = ", ".join(layers[:MOST_LAYERS])
+    return f"{counted(len(layers), 'layer', 'layers')}: {listed}{more}"

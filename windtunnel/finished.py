@@ -12,7 +12,7 @@ from model.errors import ConfigError
 from model.training.data import PreparedCorpus
 from sweeps import grid
 from sweeps.measure import planned_corpus
-from sweeps.mixtures import is_share
+from sweeps.mixtures import without_shares
 from sweeps.plan import Plan, SweepConfig, as_planned
 from sweeps.spec import RunSpec
 from sweeps.store import Store
@@ -94,8 +94,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
 
 def _of_variant(config: SweepConfig, variant: dict[str, Any], spec: RunSpec) -> SweepConfig:
     """The sweep with the variant's values; its mixture is that of ``spec``, one of its runs."""
-    others = {path: value for path, value in variant.items() if not is_share(path)}
-    return replace(grid.replaced(config, others), corpus=spec.corpus)
+    return replace(grid.replaced(config, without_shares(variant)), corpus=spec.corpus)
 
 
 def _is_measured(store: Store, run_id: str) -> bool:

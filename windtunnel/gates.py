@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from analysis.holdout import Holdout
 from analysis.noise import NoiseFloor
 from analysis.results import FitStatus, FitWarning, Prediction
+from analysis.wording import largest_budgets
 from model.config import require, require_positive
 from model.errors import ConfigError
 from windtunnel.machine.plan import MachinePlan
@@ -89,7 +90,7 @@ def holdout_gate(holdouts: tuple[Holdout, ...], thresholds: GateThresholds) -> G
         return GateResult(name="holdout_error", passed=False, sentence=sentence)
     worst, most = max(held.mean_abs_error for held in holdouts), thresholds.holdout_error
     found = "; ".join(
-        f"without the {_largest(held.budgets)} {held.mean_abs_error:.2%} over "
+        f"without the {largest_budgets(held.budgets)} {held.mean_abs_error:.2%} over "
         f"{len(held.points)} run{'s' * (len(held.points) > 1)}, {held.num_inside} inside"
         for held in holdouts
     )
@@ -98,10 +99,6 @@ def holdout_gate(holdouts: tuple[Holdout, ...], thresholds: GateThresholds) -> G
         passed=worst <= most,
         sentence=f"mean miss {found}; at most {most:.2%}",
     )
-
-
-def _largest(budgets: int) -> str:
-    return "largest budget" if budgets == 1 else f"{budgets} largest budgets"
 
 
 def width_gate(forecast: Prediction, thresholds: GateThresholds) -> GateResult:

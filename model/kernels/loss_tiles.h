@@ -192,15 +192,16 @@ struct LossOnTiles {
                     d_scores(first, n, p, j, k, lower);
                     if (i < round_up(n, SIDE)) {
                         words_along(upper[0], upper[1], words);
-                        put(words, tile_at<PARTS>(rows.data, i / SIDE, k, depth) + i % SIDE * SIDE);
+                        store_words<PARTS>(words, tile_at<PARTS>(rows.data, i / SIDE, k, depth) + i % SIDE * SIDE);
                     }
                     if (j < round_up(n, SIDE)) {
                         words_along(lower[0], lower[1], words);
-                        put(words, tile_at<PARTS>(rows.data, j / SIDE, k, depth) + j % SIDE * SIDE);
+                        store_words<PARTS>(words, tile_at<PARTS>(rows.data, j / SIDE, k, depth) + j % SIDE * SIDE);
                     }
                     for (int64_t c = 0; c < 2 && 2 * k + c < wide; c++) {
                         words_across(upper[c], lower[c], words);
-                        put(words, tile_at<PARTS>(columns.data, 2 * k + c, pair / SIDE, n_depth) + w * SIDE);
+                        float* tile = tile_at<PARTS>(columns.data, 2 * k + c, pair / SIDE, n_depth);
+                        store_words<PARTS>(words, tile + w * SIDE);
                     }
                 }
             }
@@ -208,9 +209,6 @@ struct LossOnTiles {
                                     SquaresApart{d_hidden.data, D}, p > 0);
             multiply_squares<PARTS>(left_turned.data, D, columns.data, wide, n_depth,
                                     SquaresApart{d_output_of(p), wide}, true);
-        }
-        static void put(const vec (&words)[PARTS], float* at) {
-            for (int part = 0; part < PARTS; part++) store(at + part * SQUARE, words[part]);
         }
 
         void write_d_hidden(int64_t first, int64_t n) {

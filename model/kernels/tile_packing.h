@@ -7,11 +7,6 @@
 
 namespace {
 
-template <int PARTS>
-inline void store_words(const vec (&words)[PARTS], float* at) {
-    for (int part = 0; part < PARTS; part++) store(at + part * SQUARE, words[part]);
-}
-
 // A row of `width` values, which are summed over, at its place in the first of a left factor's tiles.
 template <int PARTS>
 inline void pack_row(const float* row, int64_t width, float* out) {

@@ -136,6 +136,12 @@ inline void words_along(vec first, vec second, vec (&words)[3]) { words_of_parts
 inline void words_across(vec first, vec second, vec (&words)[1]) { words[0] = pair_words(first, second); }
 inline void words_across(vec first, vec second, vec (&words)[3]) { words_of_parts(first, second, words); }
 
+// At their place in the tiles of a factor's parts.
+template <int PARTS>
+inline void store_words(const vec (&words)[PARTS], float* at) {
+    for (int part = 0; part < PARTS; part++) store(at + part * SQUARE, words[part]);
+}
+
 // The vector of a row of `width` values that begins at `at`, zeros beyond the row.
 inline vec row_part(const float* row, int64_t at, int64_t width) {
     if (at + SIDE <= width) return load(row + at);
@@ -172,7 +178,7 @@ void pack_along(Row row, int64_t n, int64_t width, float* out) {
                 if (source)
                     words_along(row_part(source, at, width), row_part(source, at + SIDE, width), words);
                 float* tile = tile_at<PARTS>(out, i0 / SIDE, k, depth) + i * SIDE;
-                for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE, words[part]);
+                store_words<PARTS>(words, tile);
             }
         }
         if constexpr (TRANSPOSED)
@@ -194,7 +200,7 @@ void pack_across(Row row, int64_t n, int64_t width, float* out) {
                 words_across(first ? row_part(first, c, width) : vec{}, second ? row_part(second, c, width) : vec{},
                              words);
                 float* tile = tile_at<PARTS>(out, c / SIDE, k, depth) + w * SIDE;
-                for (int part = 0; part < PARTS; part++) store(tile + part * SQUARE, words[part]);
+                store_words<PARTS>(words, tile);
             }
         }
 }

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from analysis.wording import counted
 from model.errors import ConfigError, RunFailed
 from model.training.config import (
     BalanceConfig,
@@ -48,7 +49,7 @@ from sweeps.recipe import Recipe
 from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, counted, duration, prose, say, sci
+from windtunnel.console import brief, duration, prose, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
@@ -135,8 +136,8 @@ def run(config: Config, console: Console) -> int:
         say(
             console,
             f"{status.counts['done']} of {counted(len(plan.runs), 'run', 'runs')} "
-            f"already done; the rest takes about {duration(expected_s)} on {slots} "
-            f"{'worker' if slots == 1 else 'workers'}",
+            f"already done; the rest takes about {duration(expected_s)} on "
+            f"{counted(slots, 'worker', 'workers')}",
         )
     if config.design == "next":
         return _run_design(config, plan, store, console)

@@ -132,11 +132,12 @@ def run(config: Config, console: Console) -> int:
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
         return 0
+    run_dir = store.create(spec)
     if given is not None:
         from model.training.initial import place_weights  # here: it needs torch
 
-        place_weights(given, store.create(spec) / "begins")
-    set_spread(store.create(spec), spread)
+        place_weights(given, run_dir / "begins")
+    set_spread(run_dir, spread)
     with SweepProgress(console, plan, store) as progress:
         executor = make_executor(config.executor, runtime, store.root, spread)
         result = run_sweep(plan, store, executor, progress.show, retry=("failed", "diverged"))

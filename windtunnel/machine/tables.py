@@ -8,6 +8,7 @@ from itertools import groupby
 from rich.console import RenderableType
 from rich.text import Text
 
+from analysis.wording import counted
 from model.training.distributed.config import ParallelConfig, Schedule
 from windtunnel.console import duration, table
 from windtunnel.machine.dry_run import DryRun, built_memory
@@ -114,7 +115,7 @@ def describe_one_gpu(plan: OneGpuPlan, hardware: Hardware) -> RenderableType:
 
 
 def _sequences(count: int) -> str:
-    return "1 sequence" if count == 1 else f"{count} sequences"
+    return counted(count, "sequence", "sequences")
 
 
 def _gigabytes(count: int) -> str:

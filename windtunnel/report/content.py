@@ -14,12 +14,12 @@ from analysis.plots_evidence import Evidence, OnTheWay, Promoted
 from analysis.plots_loss import use_of
 from analysis.records import RunRecord
 from analysis.study import Study
+from analysis.wording import counted
 from model.accounting import count_params
 from model.errors import ConfigError
 from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
-from windtunnel.console import counted
 from windtunnel.ledger import Entry, Ledger
 from windtunnel.next_step import SEED
 from windtunnel.promotion import Promotion, Promotions

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from markupsafe import Markup
 
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.results import FitWarning
-from windtunnel.console import counted, duration
+from analysis.wording import counted, joined
+from windtunnel.console import duration
 from windtunnel.fallen import fallen_sentence, layers_text
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.next_step import as_option, variants_in
@@ -94,7 +93,7 @@ def troubles(content: Content) -> list[str]:
         )
     statuses = list(dict.fromkeys(warning.status for _, warning in warnings(content)))
     if statuses:
-        found.append(f"The law's health check warns of {_joined(statuses)}; see The law.")
+        found.append(f"The law's health check warns of {joined(statuses)}; see The law.")
     if content.study is not None and content.study.exclusions:
         left_out = len(content.study.exclusions)
         runs = "1 run was" if left_out == 1 else f"{left_out} runs were"
@@ -264,11 +263,7 @@ def unwell(content: Content) -> list[RunRow]:
 def runs_sentence(content: Content) -> str:
     """What the table of runs holds."""
     counts = content.counts
-    listed = _joined([f"{count} {status}" for status, count in counts.items()])
+    listed = joined([f"{count} {status}" for status, count in counts.items()])
     duplicates = content.plan.num_duplicates
     note = f" {duplicates} cells came out as a run already planned." if duplicates else ""
     return f"{counted(len(content.runs), 'run', 'runs')}: {listed}.{note} Click a heading to sort."
-
-
-def _joined(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
