@@ -34,7 +34,7 @@ from model.training.config import (
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.packed import Member, train_packed
 from model.training.trainer import train
-from sweeps.recipe import shape_for
+from sweeps.shape import shape_for
 from windtunnel.commands.sweep import Config
 from windtunnel.composition import load
 

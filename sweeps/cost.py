@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from model.config import ModelConfig
 from model.training.config import TrainConfig
 from model.training.schedules import trunk_steps
-from sweeps.recipe import sizes_of
+from sweeps.shape import sizes_of
 
 # Weight of the shipped prices against one finished run, in relative errors. Low: five runs of
 # different shapes decide all four prices, one run still scales them together.

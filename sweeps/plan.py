@@ -12,21 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from model.config import ModelConfig, require, require_positive
+from model.config import ModelConfig, require
 from model.errors import ConfigError
 from model.files import write_atomic
 from model.own.parts import refuse_own
 from model.training.config import (
-    STANDARD_HEALTH,
-    BalanceConfig,
-    CheckpointConfig,
     CorpusConfig,
-    EvaluationConfig,
-    HealthConfig,
-    Precision,
     RuntimeConfig,
-    ScheduleConfig,
-    StageConfig,
 )
 from model.typed import build, to_plain
 from sweeps import grid
@@ -36,8 +28,9 @@ from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.mixtures import with_shares, without_shares
 from sweeps.order import makespan_s, start_order
 from sweeps.own import check_parts, own_sources
-from sweeps.recipe import Recipe, Trunk, shape_for, train_for
+from sweeps.shape import shape_for
 from sweeps.spec import SPEC_VERSION, RunSpec, run_id
+from sweeps.training import TrainingSettings, Trunk, train_for
 from sweeps.trunks import with_trunks
 
 if TYPE_CHECKING:  # a status reads plans, and would import numpy and the tokenizers for nothing
@@ -46,24 +39,14 @@ if TYPE_CHECKING:  # a status reads plans, and would import numpy and the tokeni
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(TrainingSettings):
     """A ladder climbed under one protocol, and the variants that are compared on it."""
 
     name: str
     """Names the folder of the plan and the fit; runs are shared between sweeps."""
     ladder: LadderConfig
-    recipe: Recipe
     corpus: CorpusConfig
-    sequence_length: int
-    schedule: ScheduleConfig
-    balance: BalanceConfig
-    evaluation: EvaluationConfig
-    checkpoint: CheckpointConfig
-    precision: Precision
-    mtp_loss_weight: float
     runtime: RuntimeConfig
-    health: HealthConfig = STANDARD_HEALTH
-    stages: tuple[StageConfig, ...] = ()
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Dotted path of this very config to the values tried there; every combination is run, e.g.
     ``recipe.training.peak_lr_factor: [0.5, 1, 2]``; of the text its shares (sweeps.mixtures)."""
@@ -71,14 +54,11 @@ class SweepConfig:
     """The same, but these move together: first values, second values, and so on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             bool(self.name.strip("."))
             and all(char.isalnum() or char in "-_." for char in self.name),
             f"name: {self.name!r} must be letters, digits, '-', '_' or '.', it names a folder",
-        )
-        require_positive(sequence_length=self.sequence_length)
-        require(
-            self.mtp_loss_weight >= 0, f"mtp_loss_weight must be >= 0, got {self.mtp_loss_weight}"
         )
 
 
@@ -250,19 +230,10 @@ def spec_for(
     if config.precision == "fp8":
         refuse_own(model.own, "precision fp8")
     train = train_for(
-        config.recipe.training,
+        config,
         model=model,
         tokens=tokens,
-        sequence_length=config.sequence_length,
         seed=seed,
-        schedule=config.schedule,
-        balance=config.balance,
-        evaluation=config.evaluation,
-        checkpoint=config.checkpoint,
-        precision=config.precision,
-        mtp_loss_weight=config.mtp_loss_weight,
-        health=config.health,
-        stages=config.stages,
         trunk=_trunk(config.ladder, tokens) if config.schedule.trunk else None,
     )
     return RunSpec(

@@ -44,6 +44,23 @@ SHAPE = ShapeRecipe(
     init_width=2048,
 )
 
+# Ling-mini-2.0 (arXiv:2510.22115, table 1; the published converter): 20 layers of width 2048, 16
+# query and 4 key-value heads of 128, experts of 512, a dense layer of 5120.
+LING_MINI = replace(
+    SHAPE,
+    width_multiple=256,
+    head_dim=128,
+    heads_per_kv_head=4,
+    width_per_layer=102.4,
+    min_layers=1,
+    dense_layer_frac=1 / 20,
+    num_experts=256,
+    experts_per_token=8,
+    expert_width_multiple=128,
+    num_groups=8,
+    groups_per_token=4,
+)
+
 TRAINING = TrainingRecipe(
     peak_lr=PowerLawRule(coefficient=1.1576, exponent=-0.1529),
     peak_lr_factor=0.5,

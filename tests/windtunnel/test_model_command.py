@@ -9,7 +9,7 @@ import pytest
 
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
-from sweeps.recipe import shape_for
+from sweeps.shape import shape_for
 from windtunnel.cli import main
 from windtunnel.commands import model as command
 from windtunnel.commands import train

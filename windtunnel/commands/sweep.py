@@ -25,18 +25,7 @@ from rich.console import Console
 
 from analysis.wording import counted
 from model.errors import ConfigError, RunFailed
-from model.training.config import (
-    BalanceConfig,
-    CheckpointConfig,
-    CorpusConfig,
-    EvaluationConfig,
-    HealthConfig,
-    Precision,
-    RuntimeConfig,
-    ScheduleConfig,
-    StageConfig,
-    TrackerConfig,
-)
+from model.training.config import CorpusConfig, RuntimeConfig, TrackerConfig
 from model.training.data import PreparedCorpus
 from sweeps.budget import Budget
 from sweeps.cost import SHIPPED, Sample, calibrated, usage_of
@@ -45,10 +34,10 @@ from sweeps.executors import ExecutorConfig, expected_slots, make_executor, pack
 from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
 from sweeps.plan import Plan, SweepConfig, make_plan, skim_plan, write_plan
-from sweeps.recipe import Recipe
 from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
+from sweeps.training import TrainingSettings
 from windtunnel.console import brief, duration, prose, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
@@ -69,24 +58,13 @@ RETRIED: dict[Retry, tuple[Literal["failed", "diverged"], ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(TrainingSettings):
     """``conf/sweep.yaml``: the sweep, and how it is run."""
 
     root: Path
     name: str
     data: CorpusConfig
     ladder: LadderConfig
-    recipe: Recipe
-    sequence_length: int
-    schedule: ScheduleConfig
-    balance: BalanceConfig
-    evaluation: EvaluationConfig
-    checkpoint: CheckpointConfig
-    precision: Precision
-    mtp_loss_weight: float
-    health: HealthConfig
-    stages: tuple[StageConfig, ...]
-    """What changes with the stages of the data."""
     axes: dict[str, Any]
     zipped: dict[str, Any]
     tracker: TrackerConfig
@@ -206,17 +184,7 @@ def sweep_config(config: Config) -> SweepConfig:
     return SweepConfig(
         name=config.name,
         ladder=config.ladder,
-        recipe=config.recipe,
         corpus=config.data,
-        sequence_length=config.sequence_length,
-        schedule=config.schedule,
-        balance=config.balance,
-        evaluation=config.evaluation,
-        checkpoint=config.checkpoint,
-        precision=config.precision,
-        mtp_loss_weight=config.mtp_loss_weight,
-        health=config.health,
-        stages=config.stages,
         runtime=RuntimeConfig(
             threads=config.threads,
             device=config.device,
@@ -225,6 +193,7 @@ def sweep_config(config: Config) -> SweepConfig:
         ),
         axes=dict(_flat("axes", config.axes)),
         zipped=dict(_flat("zipped", config.zipped)),
+        **config.settings(),
     )
 
 

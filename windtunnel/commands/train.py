@@ -28,16 +28,9 @@ from rich.console import Console
 from model.config import ModelConfig, require, require_positive
 from model.errors import RunFailed
 from model.training.config import (
-    BalanceConfig,
-    CheckpointConfig,
     CorpusConfig,
-    EvaluationConfig,
-    HealthConfig,
     InitialWeights,
-    Precision,
     RuntimeConfig,
-    ScheduleConfig,
-    StageConfig,
     TrackerConfig,
 )
 from model.training.data import PreparedCorpus
@@ -45,12 +38,12 @@ from sweeps.cost import SHIPPED, cost_of
 from sweeps.executors import ExecutorConfig, make_executor
 from sweeps.executors.config import usable_cores
 from sweeps.plan import Plan, PlannedRun, epochs_of
-from sweeps.recipe import Recipe, train_for
 from sweeps.run import run_sweep
 from sweeps.spec import RunSpec, run_id
 from sweeps.spread import set_spread
 from sweeps.status import sweep_status
 from sweeps.store import Store
+from sweeps.training import TrainingSettings, train_for
 from windtunnel.console import brief, duration, prose, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
@@ -65,8 +58,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """``conf/train.yaml``."""
+class Config(TrainingSettings):
+    """``conf/train.yaml``; of the recipe only the training half is read."""
 
     root: Path
     model: ModelConfig
@@ -75,19 +68,7 @@ class Config:
     data: CorpusConfig
     tokens: int
     """Training tokens, rounded to whole batches."""
-    sequence_length: int
     seed: int
-    recipe: Recipe
-    """Only its training half is read."""
-    schedule: ScheduleConfig
-    balance: BalanceConfig
-    evaluation: EvaluationConfig
-    checkpoint: CheckpointConfig
-    precision: Precision
-    mtp_loss_weight: float
-    health: HealthConfig
-    stages: tuple[StageConfig, ...]
-    """What changes with the stages of the data."""
     tracker: TrackerConfig
     threads: int | None
     """Null: all cores of this machine."""
@@ -97,7 +78,8 @@ class Config:
     dry_run: bool
 
     def __post_init__(self) -> None:
-        require_positive(tokens=self.tokens, sequence_length=self.sequence_length)
+        super().__post_init__()
+        require_positive(tokens=self.tokens)
         if self.threads is not None:
             require_positive(threads=self.threads)
 
@@ -195,19 +177,10 @@ def spec_of(
     else:
         model, initial = given.model, InitialWeights(sha256=given.digest())
     train = train_for(
-        config.recipe.training,
+        config,
         model=model,
         tokens=config.tokens,
-        sequence_length=config.sequence_length,
         seed=config.seed,
-        schedule=config.schedule,
-        balance=config.balance,
-        evaluation=config.evaluation,
-        checkpoint=config.checkpoint,
-        precision=config.precision,
-        mtp_loss_weight=config.mtp_loss_weight,
-        health=config.health,
-        stages=config.stages,
     )
     spec = RunSpec(
         rung="single",
