@@ -313,18 +313,20 @@ def read_plan(path: Path) -> Plan:
 
 
 def skim_plan(path: Path) -> Plan:
-    """The plan without its config, its specs built only where they are asked for, unchecked.
+    """The plan with its specs built only where they are asked for, unchecked.
 
     Enough for a status, which looks at all runs but asks for the specs of few.
     """
     head, _, rest = path.read_bytes().decode().partition('"runs": [\n')
     body, _, tail = rest.partition("\n ]")
     try:
-        name = _checked_version(json.loads(f'{head}"runs": []{tail}'), path)["name"]
+        whole = _checked_version(json.loads(f'{head}"runs": []{tail}'), path)
         lines = [line.partition(_SPEC) for line in body.split(",\n")]
         plain = json.loads(f"[{'},'.join(head for head, _, _ in lines)}}}]")  # one parse for all
         runs = map(_SkimmedRun, plain, (spec for _, _, spec in lines))
-        return Plan(name=name, runs=tuple(runs))
+        return replace(build(Plan, whole, where=str(path)), runs=tuple(runs))
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a plan ({error}); plan the sweep again") from None
 

@@ -1,46 +1,77 @@
 """The next command of a finished sweep, as it would be typed."""
 
 import shlex
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from sweeps.plan import skim_plan
+from sweeps.store import Store
 from windtunnel.commands import compare
+from windtunnel.commands.status import known_plan
 from windtunnel.composition import load
+from windtunnel.features import SEED
 from windtunnel.next_step import LEARNING_RATE, after_training, as_option
 from windtunnel.yaml_folders import config_dirs
 
-EXPERTS, SEED = "recipe.modules.experts", "ladder.seed"
+
+def advice(known_sweep: ModuleType, root: Path, *words: str) -> str:
+    ladder = ("ladder.sizes=2", "ladder.budgets=2", "ladder.noise_seeds=[]")
+    told = after_training(known_sweep.make(root, "name=s", *ladder, *words))
+    assert told == after_training(skim_plan(Store(root).plan_path("s"))), "a status skims its plan"
+    return told
 
 
-def plan(*variants, zipped=()):
-    return SimpleNamespace(
-        name="s",
-        measured=[SimpleNamespace(variant=variant) for variant in variants],
-        config=SimpleNamespace(zipped=dict.fromkeys(zipped)),
-    )
+NORM, CLIP, RULE = "recipe.shape.qk_norm", "recipe.training.clip_norm", "balance.rule"
+FIT = "windtunnel fit sweep=s"
 
 
 @pytest.mark.parametrize(
-    ("variants", "expected"),
+    ("words", "expected"),
     [
-        ([{}], "windtunnel fit sweep=s"),
-        ([{SEED: 0}, {SEED: 1}], "windtunnel fit sweep=s"),
-        ([{LEARNING_RATE: 1}, {LEARNING_RATE: 2}], "windtunnel fit sweep=s law=learning_rate"),
+        ([], FIT),
+        ([f"axes.{SEED}=[0,1]"], FIT),
+        ([f"axes.{LEARNING_RATE}=[1,2]"], f"{FIT} law=learning_rate"),
         (
-            [{EXPERTS: None}, {EXPERTS: "a:B"}],
-            "windtunnel compare sweep=s, or windtunnel fit sweep=s "
-            f"variant='{{{EXPERTS}: \"a:B\"}}'",
+            [f"axes.{NORM}=[true,false]"],
+            f"windtunnel compare sweep=s, or {FIT} variant='{{{NORM}: false}}'",
         ),
         (
-            [{EXPERTS: e, SEED: s} for e in (None, "a:B") for s in (0, 1)],
-            "windtunnel compare sweep=s, or "
-            f"windtunnel fit sweep=s variant='{{{EXPERTS}: \"a:B\"}}'",
+            [f"axes.{NORM}=[true,false]", f"axes.{SEED}=[0,1]", f"axes.{CLIP}=[0.5]"],
+            f"windtunnel compare sweep=s, or {FIT} variant='{{{NORM}: false, {CLIP}: 0.5}}'",
+        ),
+        (
+            [f"axes.{NORM}=[true,false]", f"axes.{CLIP}=[1.0,0.5]"],
+            f"windtunnel compare sweep=s variant='{{{NORM}: false}}', or "
+            f"{FIT} variant='{{{NORM}: false, {CLIP}: 0.5}}'",
+        ),
+        (
+            [f"zipped.{NORM}=[true,false]", f"zipped.{CLIP}=[1.0,0.5]", f"axes.{SEED}=[0,1]"],
+            f"windtunnel compare sweep=s, or {FIT} variant='{{{NORM}: false, {CLIP}: 0.5}}'",
+        ),
+        (
+            [
+                f"zipped.{NORM}=[true,false]",
+                f"zipped.{CLIP}=[1.0,0.5]",
+                "axes.balance.rule=[sign,none]",
+            ],
+            f"windtunnel compare sweep=s variant='{{{RULE}: none}}', or "
+            f"{FIT} variant='{{{RULE}: none, {NORM}: false, {CLIP}: 0.5}}'",
         ),
     ],
 )
-def test_the_command_fits_what_was_varied(variants, expected):
-    assert after_training(plan(*variants)) == expected
+def test_the_command_fits_what_was_varied_and_compare_takes_it(
+    words: list[str], expected: str, tmp_path: Path, known_sweep: ModuleType
+) -> None:
+    assert advice(known_sweep, tmp_path, *words) == expected
+    told = shlex.split(expected.partition(", or ")[0])
+    if told[1] == "compare":
+        config = load("compare", compare.Config, [f"root={tmp_path}", *told[2:]], config_dirs(()))
+        plan = known_plan(Store(tmp_path), "s")
+        assert plan.config is not None
+        variant, baseline = compare._sides(plan.config, config.variant, config.baseline)
+        assert variant != baseline
 
 
 @pytest.mark.parametrize("value", ["sigmoid", "a.b:C", None, True, False, 2048, 1e-3, "a b"])
@@ -49,13 +80,3 @@ def test_an_option_comes_back_as_it_was_said(value):
     (word,) = shlex.split(as_option("variant", variant))
     config = load("compare", compare.Config, ["sweep=s", word], config_dirs(()))
     assert config.variant == variant
-
-
-def test_what_moves_together_is_one_feature():
-    both = [{"a.x": 1, "b.y": 1, SEED: 0}, {"a.x": 2, "b.y": 2, SEED: 0}]
-    assert after_training(plan(*both, zipped=("a.x", "b.y"))).startswith(
-        "windtunnel compare sweep=s, or"
-    )
-    more = [{**each, "c.z": z} for each in both for z in (0, 1)]
-    chosen = after_training(plan(*more, zipped=("a.x", "b.y")))
-    assert chosen.startswith("windtunnel compare sweep=s variant='{a.x: 2}'")

@@ -30,7 +30,7 @@ from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
-from windtunnel.next_step import SEED
+from windtunnel.features import features_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +79,21 @@ def _sides(
     config: SweepConfig, variant: Mapping[str, Any], baseline: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The feature's axes with the variant's values, and with the baseline's."""
-    axes = {**config.axes, **config.zipped}
-    if not axes:
+    features = features_of(config)
+    if not features:
         raise ConfigError(
-            f"sweep={config.name} varies nothing: a trial needs an axis, e.g. "
+            f"sweep={config.name} varies nothing to compare: a trial needs an axis, e.g. "
             f"`windtunnel sweep sweep=quickstart name=qk axes.recipe.shape.qk_norm=[true,false]`"
         )
+    axes = {**config.axes, **config.zipped}
     listed = "; ".join(f"{path}: {list(values)}" for path, values in axes.items())
     if not variant:
-        features = [path for path in config.axes if path != SEED]  # seeds are paired
-        if len(features) + bool(config.zipped) > 1:
+        if len(features) > 1:
             raise ConfigError(
                 f"variant: missing; sweep={config.name} has several axes ({listed}). Say which one "
                 "is the feature, e.g. variant={PATH: VALUE}"
             )
-        variant = {path: axes[path][-1] for path in (*features, *config.zipped)}
+        variant = {path: axes[path][-1] for path in features[0]}
     baseline = baseline or {path: axes[path][0] for path in variant if path in axes}
     for side, chosen in (("variant", variant), ("baseline", baseline)):
         for path, value in chosen.items():

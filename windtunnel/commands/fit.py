@@ -50,7 +50,8 @@ from model.typed import to_plain
 from sweeps.plan import Plan, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan, sweep_names
-from windtunnel.next_step import as_option, variants_in
+from windtunnel.features import variants_in
+from windtunnel.next_step import as_option
 
 SURFACE = "hoffmann"
 """The law that recommends a model."""

@@ -20,8 +20,8 @@ from model.errors import ConfigError
 from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
+from windtunnel.features import without_seed
 from windtunnel.ledger import Entry, Ledger
-from windtunnel.next_step import SEED
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.report.sources import Sources
 from windtunnel.sweep_tables import variant_text
@@ -179,7 +179,7 @@ def gather(
 
 def _variant(run: PlannedRun) -> str:
     """In words; a seed is a repetition, and has a column of its own."""
-    return variant_text({p: value for p, value in run.variant.items() if p != SEED}, ", ")
+    return variant_text(without_seed(run.variant), ", ")
 
 
 def run_rows(

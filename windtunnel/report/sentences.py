@@ -9,8 +9,9 @@ from analysis.results import FitWarning
 from analysis.wording import counted, joined
 from windtunnel.console import duration
 from windtunnel.fallen import fallen_sentence, layers_text
+from windtunnel.features import variants_in
 from windtunnel.load_forecast import LoadForecast
-from windtunnel.next_step import as_option, variants_in
+from windtunnel.next_step import as_option
 from windtunnel.report.content import Answer, Content, RunRow
 from windtunnel.report.conventions import own_view
 from windtunnel.report.numbers import flops, loss, percent, si
