@@ -39,6 +39,7 @@ from windtunnel.report.content import Content, gather, protocol_rows
 from windtunnel.report.conventions import CONVENTIONS
 from windtunnel.report.numbers import sentence
 from windtunnel.report.page import render
+from windtunnel.report.unwell import unwell
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
 LONG = "x" * 10_000
@@ -365,6 +366,19 @@ def test_runs_in_trouble_stand_above_the_table_with_their_reasons(
     assert "train.jsonl" in listed
     assert "deep/" * 100 not in listed  # the table has the whole of it
     assert "deep/" * 200 in told
+
+
+def test_one_reason_is_said_once_and_that_of_most_runs_first(finished: Any) -> None:
+    content = gather("quickstart", finished.root, made_at="", version="0")
+    reasons = ["rare", HOSTILE, HOSTILE, "also rare", HOSTILE]
+    failed = [
+        replace(row, status="failed", reason=f"failed: {reason}")
+        for row, reason in zip(content.runs, reasons, strict=False)
+    ]
+    groups = unwell(replace(content, runs=(*failed, *content.runs[5:])))
+    assert [group.reason for group in groups] == [HOSTILE, "rare", "also rare"]
+    assert groups[0].run_ids == tuple(failed[n].run_id for n in (1, 2, 4))
+    assert {group.what for group in groups} == {"failed"}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from model.errors import ConfigError
 from windtunnel.commands.view import newest_sweep
 from windtunnel.report.content import gather
 from windtunnel.view.guard import Guard, is_loopback
-from windtunnel.view.live import FIGURE_NAMES, SECTIONS, Live
+from windtunnel.view.live import FIGURE_NAMES, PARTS, Live
 from windtunnel.view.server import Server
 from windtunnel.view.table import Question, RunTable
 
@@ -68,7 +68,7 @@ def server(finished: Any) -> Iterator[Server]:
 
 def test_every_section_figure_and_the_chart_are_served(server: Server, finished: Any) -> None:
     state = json.loads(ask(server, "/state").body)
-    names = {*SECTIONS, "chart", *(f"figure-{name}" for name in FIGURE_NAMES)}
+    names = {*PARTS, "chart", *(f"figure-{name}" for name in FIGURE_NAMES)}
     assert set(state["versions"]) == names
     assert state["now"]["counts"] == {"done": len(finished.plan.runs)}
     assert state["now"]["complete"]
@@ -240,8 +240,13 @@ def test_what_changes_gets_a_new_version_and_nothing_else_does(
     live.refresh()
     later = json.loads(live.state())
     assert later["now"]["counts"] == {"planned": len(plan.runs) - 2, "done": 1, "failed": 1}
-    changed = {name for name in SECTIONS if later["versions"][name] != first["versions"][name]}
-    assert {"asked", "answer", "protocol"} <= changed
+    changed = {name for name in PARTS if later["versions"][name] != first["versions"][name]}
+    assert {"asked", "answer", "protocol", "unwell"} <= changed
+    told = (live.part("unwell") or b"").decode()
+    assert "&lt;script&gt;" in told
+    assert HOSTILE not in told
+    assert plan.runs[0].run_id in told
+    assert plan.runs[1].run_id not in told
     assert "ledger" not in changed
     assert len(json.loads(live.part("chart") or b"{}")["points"]) == 1
     assert (

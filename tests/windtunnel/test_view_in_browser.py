@@ -179,6 +179,41 @@ def test_the_live_page_follows_the_sweep_without_a_reload(
     assert page.locator("img").count() == 0
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # Status and loss are in sight beside the name of the run, without a scroll to the side.
+    edge = page.evaluate("document.getElementById('runs-window').getBoundingClientRect().right")
+    for column in ("run", "status", "loss"):
+        box = page.locator(f"#runs-table th[data-column={column}]").bounding_box()
+        assert box["x"] + box["width"] <= edge
+
+
+def test_failed_runs_stand_above_the_live_table_and_many_reasons_are_folded(
+    finished: Any, known_sweep: ModuleType, serve: Any, visit: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root / "data", root / "data")
+    runs = [run.spec for run in known_sweep.make(root).runs]
+    for spec in runs[:4]:
+        known_sweep.fail(root, spec, "out of memory" if spec in runs[:2] else HOSTILE)
+    live, address = serve(root)
+    page = visit(address)
+    items = "[...document.querySelectorAll('#runs .gates li')]"
+    shown = f"{items}.filter((li) => li.checkVisibility()).length"
+    until(page, f"{shown} === 2")
+    assert page.locator("#runs details").count() == 0
+    assert "and 1 more" in page.locator("#runs .gates li").first.text_content()
+    for number, spec in enumerate(runs[4:8]):
+        known_sweep.fail(root, spec, f"lost node {number}")
+    live.refresh()
+    until(page, "!!document.querySelector('#runs details')")
+    assert page.locator("#runs summary").text_content() == "3 other reasons"
+    assert page.evaluate(shown) == 3
+    page.locator("#runs summary").click()
+    assert page.evaluate(shown) == 6
+    known_sweep.fail(root, runs[8], "lost node 9")
+    live.refresh()
+    until(page, f"{shown} === 7")  # new, and as unfolded as it was
+    assert "owned" not in page.title()
+    assert page.locator("img").count() == 0
 
 
 def test_ten_thousand_rows_scroll_with_a_few_in_the_page(

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.plots_style import Drawing
+from analysis.wording import counted
 from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.console import brief, duration
 from windtunnel.report import sentences, theme
@@ -19,12 +20,16 @@ from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
 from windtunnel.report.conventions import View, views_of
 from windtunnel.report.numbers import flops, interval, loss, number, percent, prose, sentence, si
+from windtunnel.report.unwell import unwell
 
 LARGEST_CSV_BYTES = 400_000
 """Larger data stays beside the page, so that the page opens at once."""
 
 MOST_UNWELL = 12
-"""Failed, diverged and excluded runs listed above the table; the table has them all."""
+"""Reasons for failed, diverged and excluded runs above the table; the table has them all."""
+MOST_OPEN = 3
+"""Of them on the live page, where they come and go and the table should stay near; the others are
+folded. A report may be printed, and shows them."""
 
 CHART_SCRIPTS = (
     "numbers",
@@ -67,8 +72,6 @@ def render(content: Content, drawings: Sequence[Drawing]) -> str:
             sections=SECTIONS,
             chart=chart_data(content.evidence, views),
             runs_sentence=sentences.runs_sentence(content),
-            unwell=sentences.unwell(content),
-            most_unwell=MOST_UNWELL,
             has_variants=any(row.variant for row in content.runs),
         )
     )
@@ -129,6 +132,10 @@ def values(
         "warnings": sentences.warnings(content),
         "most_held_out": MOST_HELD_OUT,
         "worst_misses": sentences.worst_misses,
+        "unwell": unwell(content),
+        "most_open": MOST_OPEN if live else MOST_UNWELL,
+        "most_unwell": MOST_UNWELL,
+        "counted": counted,
     }
 
 

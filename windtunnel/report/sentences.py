@@ -12,7 +12,7 @@ from windtunnel.fallen import fallen_sentence, layers_text
 from windtunnel.features import variants_in
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.next_step import as_option
-from windtunnel.report.content import Answer, Content, RunRow
+from windtunnel.report.content import Answer, Content
 from windtunnel.report.conventions import own_view
 from windtunnel.report.numbers import flops, loss, percent, si
 
@@ -249,16 +249,6 @@ def worst_misses(holdout: Holdout, most: int) -> list[HeldOutPoint]:
     if len(points) <= most:
         return points
     return sorted(points, key=lambda point: -abs(point.error))[:most]
-
-
-def unwell(content: Content) -> list[RunRow]:
-    """Runs that failed, diverged, or were measured and left out of the fit."""
-    excluded = content.evidence.excluded
-    return [
-        row
-        for row in content.runs
-        if row.status in ("failed", "diverged") or (row.status == "done" and row.run_id in excluded)
-    ]
 
 
 def runs_sentence(content: Content) -> str:

@@ -32,7 +32,7 @@ from windtunnel.view.table import Question, RunTable
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("asked", "answer", "ledger", "law", "protocol", "provenance")
+PARTS = ("asked", "answer", "ledger", "law", "unwell", "protocol", "provenance")
 FIGURE_NAMES = tuple(draw.__name__ for draw in FIGURES)
 BUSY_SHARE = 0.1
 """Of one core, at most, spent on typesetting and drawing."""
@@ -159,7 +159,7 @@ class Live:
 
     def _typeset(self, content: Content, views: tuple[View, ...]) -> None:
         shared = values(content, (), views, live=True)
-        for name in SECTIONS:
+        for name in PARTS:
             template = environment().get_template(f"parts/{name}.html")
             self._put(name, template.render(shared).encode())
         self._put("chart", _json(chart_data(content.evidence, views)))

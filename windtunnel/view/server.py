@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from windtunnel.report.page import SECTIONS, asset, environment, look
 from windtunnel.view.guard import SECURITY_HEADERS, Guard, content_security_policy
-from windtunnel.view.live import FIGURE_NAMES, Live
+from windtunnel.view.live import FIGURE_NAMES, PARTS, Live
 from windtunnel.view.table import Question
 
 VIEW_SCRIPTS = ("curve", "runs", "view")
@@ -131,8 +131,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def page(live: Live, nonce: str) -> str:
-    """The page with the sections that are ready; figures and rows are fetched once it is shown."""
-    ready = {name: live.part(name) for name, _ in SECTIONS}
+    """The page with the parts that are ready; figures and rows are fetched once it is shown."""
+    ready = {name: live.part(name) for name in PARTS}
     return (
         environment("windtunnel.view")
         .get_template("view.html")

@@ -11,13 +11,14 @@ from windtunnel.report.content import RunRow
 Value = str | float | None
 Line = list[Value]
 
+# Status and loss beside the name: a phone shows three columns without a scroll to the side.
 COLUMNS: Mapping[str, Callable[[RunRow], Value]] = {
     "run": lambda row: row.run_id,
+    "status": lambda row: row.status,
+    "loss": lambda row: row.record.loss_nats if row.record else None,
     "size": lambda row: row.rung,
     "role": lambda row: row.role,
     "variant": lambda row: row.variant,
-    "status": lambda row: row.status,
-    "loss": lambda row: row.record.loss_nats if row.record else None,
     "bits_per_byte": lambda row: row.record.bits_per_byte if row.record else None,
     "flops_per_token": lambda row: row.flops_per_token,
     "tokens": lambda row: row.tokens,

@@ -3,9 +3,9 @@
 const runsTable = (get) => {
   "use strict";
   const ROW = 34, BEYOND = 12; // pixels of a row, as view.css has it; rows held ready on either side
-  const COLUMNS = {
-    run: ["Run", 17, "name"], size: ["Size", 6.5, "name word"], role: ["Role", 5.5, "word"],
-    variant: ["Variant", 11, "name word"], status: ["Status", 6.5, "word"], loss: ["Loss, nats", 6.5],
+  const COLUMNS = { // heading, width in rem (a run's name has its own in view.css), class
+    run: ["Run", null, "name"], status: ["Status", 6.5, "word"], loss: ["Loss, nats", 6.5],
+    size: ["Size", 6.5, "name word"], role: ["Role", 5.5, "word"], variant: ["Variant", 11, "name word"],
     bits_per_byte: ["Bits per byte", 7.5], flops_per_token: ["FLOPs per token", 8.5],
     tokens: ["Tokens", 5.5], flops: ["Compute, FLOPs", 8.5], peak_lr: ["Peak LR", 6],
     batch: ["Batch, tokens", 7.5], seed: ["Seed", 4.5], max_vio: ["MaxVio", 5.5],
@@ -95,12 +95,11 @@ const runsTable = (get) => {
 
   // ---- its parts ------------------------------------------------------------------------------------
   function headings(columns) {
-    const narrow = matchMedia("(max-width: 760px)").matches; // the first column stays in sight
-    const widths = columns.map((column, i) => (narrow && !i ? 10 : (COLUMNS[column] ?? [column, 8])[1]));
-    table.style.width = `${widths.reduce((a, b) => a + b, 0)}rem`;
+    const widths = columns.map((column) => (column === "run" ? "var(--name-width)" : `${(COLUMNS[column] ?? [column, 8])[1]}rem`));
+    table.style.width = `calc(${widths.join(" + ")})`;
     table.querySelector("colgroup").append(...widths.map((width) => {
       const col = node("col");
-      col.style.width = `${width}rem`;
+      col.style.width = width;
       return col;
     }));
     head.append(...columns.map(heading));

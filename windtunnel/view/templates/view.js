@@ -65,7 +65,9 @@
       const place = document.querySelector(`[data-part="${CSS.escape(name)}"]`);
       if (!place) return;
       const parsed = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const unfolded = place.querySelector("details")?.open ?? false; // stays as the reader left it
       place.replaceChildren(...parsed.body.childNodes);
+      place.querySelector("details")?.toggleAttribute("open", unfolded);
       if (name === "law" && chart) chart.showView();
     }
     shown[name] = version;
