@@ -8,14 +8,10 @@ from torch import Tensor
 from model import halves
 from model.attention import Attention
 from model.balance import RoutingRequest
-from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.config import AttentionConfig, MoEConfig
 from model.kernels import block, loss, rounding
 from model.layers import RMSNorm, Rotary, SwiGLU
 from model.moe import MoE
-from model.training import precision
-from model.training.captured import Captured
-from model.training.precision import computing_here, computing_in
-from model.transformer import build_model
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -117,50 +113,3 @@ def test_factors_are_rounded_and_nothing_else(run, threads, monkeypatch):
 
 def test_a_mixture_rounds_its_products_and_chooses_in_float32(threads):
     assert A_FEW_ROUNDED_THE_OTHER_WAY < worst(mixture) < BFLOAT16_ERROR
-
-
-MODEL = ModelConfig(
-    vocab_size=31,
-    hidden_size=16,
-    num_layers=3,
-    num_dense_layers=1,
-    dense_width=24,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(
-        num_experts=8, experts_per_token=2, expert_width=8, num_groups=4, groups_per_token=2
-    ),
-)
-
-
-def gradients_of(model, windows, context) -> list[Tensor]:
-    model.zero_grad()
-    with context("bf16", CPU):
-        nats = model(windows[:, :-1], windows[:, 1:]).loss_nats
-    nats.backward()
-    return [nats.detach(), *(p.grad.clone() for p in model.parameters())]
-
-
-def test_a_pass_is_played_back_in_the_same_bits():
-    model = build_model(MODEL, seed=0)
-    captured = Captured(model, "bf16")
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-        windows = torch.randint(31, (3, 10), generator=generator)
-        model.zero_grad()
-        found = captured.forward_backward(windows)
-        mine = [torch.tensor(found.loss_nats), *(p.grad.clone() for p in model.parameters())]
-        for a, b in zip(mine, gradients_of(model, windows, computing_here), strict=True):
-            assert torch.equal(a, b)
-
-
-def test_without_a_tile_unit_bfloat16_is_the_frameworks(monkeypatch):
-    model = build_model(MODEL, seed=0)
-    windows = torch.randint(31, (3, 10), generator=torch.Generator().manual_seed(0))
-    by_framework = gradients_of(model, windows, computing_in)
-    by_itself = gradients_of(model, windows, computing_here)
-    assert not torch.equal(by_framework[1], by_itself[1])
-    torch.testing.assert_close(by_framework[0], by_itself[0], rtol=1e-2, atol=0)
-    monkeypatch.setattr(precision.block, "has_tiles", lambda: False)
-    for a, b in zip(by_framework, gradients_of(model, windows, computing_here), strict=True):
-        assert torch.equal(a, b)
-    assert not rounding.is_on()

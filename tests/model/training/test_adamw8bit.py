@@ -4,20 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy_runs
+from toy_runs import RUNTIME, train_until
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
-from model.training import progress
 from model.training.adamw8bit import AdamW8bit, update_in_backward
 from model.training.config import (
     BalanceConfig,
-    CheckpointConfig,
     EvaluationConfig,
     OptimizerConfig,
-    RuntimeConfig,
-    ScheduleConfig,
     SyntheticCorpus,
-    TrainConfig,
 )
 from model.training.data import prepare_corpus
 from model.training.distributed.config import ParallelConfig
@@ -193,16 +190,15 @@ MODEL = ModelConfig(
     moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=32),
     init_std=0.1,
 )
-TRAIN = TrainConfig(
+TRAIN = replace(
+    toy_runs.TRAIN,
     tokens=256 * 60,
     batch_tokens=256,
     sequence_length=64,
     seed=0,
     optimizer=OptimizerConfig(kind="adamw8bit", peak_lr=5e-3),
-    schedule=ScheduleConfig(),
     balance=BalanceConfig(),
     evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=0),
-    checkpoint=CheckpointConfig(every_s=1e9),
 )
 
 
@@ -216,31 +212,24 @@ def test_a_run_reaches_the_loss_of_float32_moments(corpus, tmp_path):
     losses = {}
     for kind in ("adamw", "adamw8bit"):
         config = replace(TRAIN, optimizer=replace(TRAIN.optimizer, kind=kind))
-        losses[kind] = train(MODEL, config, corpus, RuntimeConfig(), tmp_path / kind).loss_nats
+        losses[kind] = train(MODEL, config, corpus, RUNTIME, tmp_path / kind).loss_nats
     assert losses["adamw"] < 2.2  # it learns: an even guess costs 5.5 nats, the symbols' 2.08
     assert losses["adamw8bit"] != losses["adamw"]
     assert losses["adamw8bit"] == pytest.approx(losses["adamw"], abs=0.01)
 
 
-def test_a_run_goes_on_to_the_bit(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+def test_a_run_goes_on_to_the_bit(corpus, tmp_path):
     config = replace(TRAIN, tokens=256 * 12)
-
-    def stop(step, *_):
-        if step == 7:
-            raise KeyError
-
-    whole = train(MODEL, config, corpus, RuntimeConfig(), tmp_path / "whole")
-    with pytest.raises(KeyError):
-        train(MODEL, config, corpus, RuntimeConfig(), tmp_path / "run", on_progress=stop)
-    resumed = train(MODEL, config, corpus, RuntimeConfig(), tmp_path / "run")
+    whole = train(MODEL, config, corpus, RUNTIME, tmp_path / "whole")
+    train_until(7, MODEL, config, corpus, tmp_path / "run")
+    resumed = train(MODEL, config, corpus, RUNTIME, tmp_path / "run")
     assert resumed.loss_nats == whole.loss_nats
     assert resumed.train_loss_nats == whole.train_loss_nats
 
 
 def test_a_run_without_float32_weights(corpus, tmp_path):
     config = replace(TRAIN, precision="bf16_weights")
-    result = train(MODEL, config, corpus, RuntimeConfig(), tmp_path)
+    result = train(MODEL, config, corpus, RUNTIME, tmp_path)
     assert result.loss_nats < 2.25
     weights = open_checkpoint_weights(max((tmp_path / "checkpoints").iterdir()))
     types = {name: weight.dtype for name, weight in weights.items()}

@@ -1,9 +1,12 @@
 """Passes played back against the same passes through autograd: the same bits, whatever changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import toy_runs
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig
+from model.config import YarnConfig
 from model.kernels import block
 from model.layers import Rotary
 from model.training import captured as captured_module
@@ -17,16 +20,11 @@ pytestmark = [
     pytest.mark.skipif(not block.serves(torch.ones(1)), reason="no compiled operations here"),
 ]
 
-MODEL = ModelConfig(
-    vocab_size=31,
-    hidden_size=16,
+MODEL = replace(
+    toy_runs.MODEL,
     num_layers=3,
-    num_dense_layers=1,
-    dense_width=24,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(
-        num_experts=8, experts_per_token=2, expert_width=8, num_groups=4, groups_per_token=2
-    ),
+    mtp_depth=0,
+    moe=replace(toy_runs.MODEL.moe, num_groups=4, groups_per_token=2),
 )
 
 
@@ -65,7 +63,7 @@ def played(monkeypatch):
 
 @pytest.mark.parametrize("moe", [True, False])
 def test_the_same_bits_step_after_step(moe, played):
-    model = build_model(MODEL if moe else ModelConfig(**{**vars(MODEL), "moe": None}), seed=0)
+    model = build_model(MODEL if moe else replace(MODEL, moe=None), seed=0)
     captured, optimizer = Captured(model), build_optimizer(model, OptimizerConfig(peak_lr=1e-2))
     for seed in range(4):
         assert_same(model, captured, batch(seed))
@@ -86,7 +84,7 @@ def test_what_was_changed_in_between_is_seen(played):
     before = len(played)
     assert before > 0
     yarn = YarnConfig(factor=4.0, original_positions=8)
-    model.rotary = Rotary(AttentionConfig(**{**vars(MODEL.attention), "yarn": yarn}))
+    model.rotary = Rotary(replace(MODEL.attention, yarn=yarn))
     assert_same(model, captured, batch(2))
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -102,7 +100,7 @@ def test_what_was_changed_in_between_is_seen(played):
 def test_a_pass_of_more_than_compiled_calls_is_left_to_autograd(why):
     config = MODEL
     if why == "prediction of a second token":
-        config = ModelConfig(**{**vars(MODEL), "mtp_depth": 1})
+        config = replace(MODEL, mtp_depth=1)
     model = build_model(config, seed=0)
     if why == "an operation of the framework":
         model.blocks[1].register_forward_hook(lambda _, __, out: (out[0] * 1.0, out[1]))

@@ -1,32 +1,21 @@
 """A run begun with weights trained before: those of the published layout to the bit, no others."""
 
-import json
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import toy_runs
+from toy_runs import RUNTIME, last_weights, lines, train_until, train_whole
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.hf import ExportOptions, export_checkpoint
 from model.tensor_files import TensorHeader
-from model.training import progress
-from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
-    BalanceConfig,
-    CheckpointConfig,
-    EvaluationConfig,
     InitialWeights,
-    OptimizerConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-    SyntheticCorpus,
-    TrainConfig,
 )
-from model.training.data import prepare_corpus
 from model.training.initial import given_weights, place_weights
-from model.training.learner import model_weights
 from model.training.run import initial_state
 from model.training.schedules import learning_rate
 from model.training.trainer import train
@@ -34,36 +23,11 @@ from model.training.whole import WholeModel
 from model.transformer import build_model
 from model.weights import write_weights
 
-RUNTIME = RuntimeConfig()
-MODEL = ModelConfig(
-    vocab_size=320,
-    hidden_size=16,
-    num_layers=2,
-    dense_width=32,
-    mtp_depth=1,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
-)
+MODEL = replace(toy_runs.MODEL, vocab_size=320, num_dense_layers=0, init_std=0.006)
 """Its table is padded: the corpus has 257 tokens."""
-TRAIN = TrainConfig(
-    tokens=128 * 20,
-    batch_tokens=128,
-    sequence_length=32,
-    seed=3,
-    optimizer=OptimizerConfig(peak_lr=1e-2),
-    schedule=ScheduleConfig(),
-    balance=BalanceConfig(update_rate=0.01),
-    evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=1),
-    checkpoint=CheckpointConfig(every_s=1e9),
-)
+TRAIN = replace(toy_runs.TRAIN, tokens=128 * 20)
 TRAINED = build_model(MODEL, seed=9).state_dict()
 STEPS = TRAIN.num_steps
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
-    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -73,17 +37,12 @@ def published(tmp_path):
     return given_weights(tmp_path / "published")
 
 
-def begun(published, folder, corpus, *, step=0, config=TRAIN, **options):
+def begun(published, folder, corpus, *, step=0, config=TRAIN, by=train_whole):
     begins = folder / "begins"
     place_weights(published, begins)
     initial = InitialWeights(sha256=published.digest(), step=step)
     config = replace(config, initial_weights=initial)
-    return train(MODEL, config, corpus, RUNTIME, folder, trunk_dir=begins, **options)
-
-
-def train_lines(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "train"]
+    return by(MODEL, config, corpus, folder, trunk_dir=begins)
 
 
 def test_the_weights_come_through_the_published_layout_to_the_bit(published, tmp_path):
@@ -104,9 +63,7 @@ def test_the_weights_come_through_the_published_layout_to_the_bit(published, tmp
         assert torch.equal(tensor, TRAINED[name.removeprefix("model.")]), name
 
 
-def test_a_run_begins_with_them_and_goes_on_like_any_other(
-    published, corpus, tmp_path, monkeypatch
-):
+def test_a_run_begins_with_them_and_goes_on_like_any_other(published, corpus, tmp_path):
     whole = begun(published, tmp_path / "whole", corpus)
     with pytest.raises(ConfigError, match=r"model.vocab_size \(320\) must be that of the corpus"):
         train(MODEL, TRAIN, corpus, RUNTIME, tmp_path / "scratch")
@@ -114,17 +71,9 @@ def test_a_run_begins_with_them_and_goes_on_like_any_other(
     still = replace(TRAIN, optimizer=optimizer)
     folder = tmp_path / "still"
     begun(published, folder, corpus, config=still)
-    left = model_weights(read_checkpoint(checkpoint_paths(folder / "checkpoints")[0]).tensors)
-    assert torch.equal(left["output.weight"], TRAINED["output.weight"])
+    assert torch.equal(last_weights(folder)["output.weight"], TRAINED["output.weight"])
 
-    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
-
-    def stop(step, *_):
-        if step == 7:
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        begun(published, tmp_path / "run", corpus, on_progress=stop)
+    begun(published, tmp_path / "run", corpus, by=partial(train_until, 7))
     (tmp_path / "run" / "begins" / "weights.safetensors").unlink()
     resumed = train(
         MODEL,
@@ -138,9 +87,9 @@ def test_a_run_begins_with_them_and_goes_on_like_any_other(
 
 def test_weights_with_steps_behind_them_begin_at_that_step(published, corpus, tmp_path):
     begun(published, tmp_path / "run", corpus, step=12)
-    lines = train_lines(tmp_path / "run")
-    assert [line["step"] for line in lines] == list(range(13, STEPS + 1))
-    assert lines[0]["lr"] == learning_rate(TRAIN, 12)
+    trained = lines(tmp_path / "run", "train")
+    assert [line["step"] for line in trained] == list(range(13, STEPS + 1))
+    assert trained[0]["lr"] == learning_rate(TRAIN, 12)
     with pytest.raises(ConfigError, match=r"initial_weights.step \(20\) must be less than"):
         replace(TRAIN, initial_weights=InitialWeights(sha256="0", step=STEPS))
 

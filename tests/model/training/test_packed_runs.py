@@ -1,53 +1,31 @@
 """Runs trained in a stack measure what each measures by itself, and end each in its own way."""
 
-import json
 from dataclasses import replace
 
 import pytest
+import toy_runs
+from toy_runs import MODEL, RUNTIME, Enough, enough_at, lines, lines_without_clock, train_until
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.training import progress
 from model.training.alike import why_alone
 from model.training.config import (
     BalanceConfig,
-    CheckpointConfig,
     EvaluationConfig,
     HealthConfig,
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
     StageConfig,
-    SyntheticCorpus,
-    TrainConfig,
     WandbTracker,
 )
-from model.training.data import prepare_corpus
 from model.training.packed import Member, train_packed
 from model.training.trainer import train
 
-RUNTIME = RuntimeConfig()
-MODEL = ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    num_layers=2,
-    dense_width=32,
-    num_dense_layers=1,
-    mtp_depth=1,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
-    init_std=0.02,
-)
-TRAIN = TrainConfig(
+TRAIN = replace(
+    toy_runs.TRAIN,
     tokens=128 * 40,
-    batch_tokens=128,
-    sequence_length=32,
-    seed=3,
-    optimizer=OptimizerConfig(peak_lr=1e-2),
-    schedule=ScheduleConfig(),
-    balance=BalanceConfig(update_rate=0.01),
     evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=2),
-    checkpoint=CheckpointConfig(every_s=1e9),
 )
 CONFIGS = (
     TRAIN,
@@ -62,12 +40,6 @@ the same bits to the end, but products may be summed in another order elsewhere.
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
-    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def alone(corpus, tmp_path_factory):
     """Each run by itself: its result and its lines."""
     root = tmp_path_factory.mktemp("alone")
@@ -75,13 +47,7 @@ def alone(corpus, tmp_path_factory):
         train(MODEL, config, corpus, RUNTIME, root / str(index))
         for index, config in enumerate(CONFIGS)
     ]
-    return results, [lines(root / str(index)) for index in range(len(CONFIGS))]
-
-
-def lines(run_dir):
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    clock = ("tokens_per_s", "wall_s")
-    return [{k: v for k, v in line.items() if k not in clock} for line in found]
+    return results, [lines_without_clock(root / str(index)) for index in range(len(CONFIGS))]
 
 
 def packed(corpus, root, configs=CONFIGS, on_progress=None):
@@ -117,7 +83,7 @@ def test_every_run_of_a_stack_is_the_run_by_itself(corpus, alone, tmp_path):
     results = packed(corpus, tmp_path)
     assert sorted(results) == [0, 1, 2, 3]
     for index, result in results.items():
-        curve = lines(tmp_path / str(index))
+        curve = lines_without_clock(tmp_path / str(index))
         assert_same(result, alone[0][index], curve, alone[1][index])
         assert result.numerics["packed"] == 4
     losses = {result.loss_nats for result in results.values()}
@@ -131,33 +97,22 @@ def test_one_that_diverges_ends_alone(corpus, alone, tmp_path):
     assert results[1].status == by_itself.status == "diverged"
     assert results[1].reason == by_itself.reason
     assert results[1].steps == by_itself.steps < TRAIN.num_steps
-    assert lines(tmp_path / "1")[-1]["kind"] == lines(tmp_path / "wild")[-1]["kind"]
+    kinds = [lines(tmp_path / name)[-1]["kind"] for name in ("1", "wild")]
+    assert kinds[0] == kinds[1]
     for index, same in ((0, 0), (2, 1)):
-        curve = lines(tmp_path / str(index))
+        curve = lines_without_clock(tmp_path / str(index))
         assert_same(results[index], alone[0][same], curve, alone[1][same])
-
-
-class Enough(Exception):
-    pass
 
 
 def test_stopped_in_a_stack_it_goes_on_by_itself_and_back(corpus, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
 
-    def stop_at(last):
-        def on_progress(step, num_steps, tokens_per_s):
-            if step == last:
-                raise Enough
-
-        return on_progress
-
     with pytest.raises(Enough):
-        packed(corpus, tmp_path, on_progress=stop_at(7))
-    with pytest.raises(Enough):  # one of them gets ahead by itself
-        train(MODEL, CONFIGS[1], corpus, RUNTIME, tmp_path / "1", on_progress=stop_at(19))
+        packed(corpus, tmp_path, on_progress=enough_at(7))
+    train_until(19, MODEL, CONFIGS[1], corpus, tmp_path / "1")  # one gets ahead by itself
     results = packed(corpus, tmp_path)
     for index, result in results.items():
-        curve = lines(tmp_path / str(index))
+        curve = lines_without_clock(tmp_path / str(index))
         assert_same(result, alone[0][index], curve, alone[1][index])
 
 

@@ -1,26 +1,20 @@
 """Going back after a loss spike: to before it, past its text, and to the same bits if killed."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import toy_runs
+from toy_runs import CORPUS, RUNTIME, assert_same_run, lines
 
-from model.config import AttentionConfig, ModelConfig
 from model.errors import ConfigError
 from model.training import progress, reader
-from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
     BalanceConfig,
-    CheckpointConfig,
     EvaluationConfig,
     HealthConfig,
-    OptimizerConfig,
-    RuntimeConfig,
     ScheduleConfig,
-    SyntheticCorpus,
-    TrainConfig,
 )
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.health import HealthState
@@ -28,24 +22,13 @@ from model.training.rewind import LEAD_STEPS, Point, RewindPoints
 from model.training.trainer import train
 from model.training.whole import WholeModel
 
-MODEL = ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    num_layers=1,
-    dense_width=32,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    init_std=0.02,
-)
-TRAIN = TrainConfig(
+MODEL = replace(toy_runs.MODEL, num_layers=1, num_dense_layers=0, mtp_depth=0, moe=None)
+TRAIN = replace(
+    toy_runs.TRAIN,
     tokens=64 * 200,
     batch_tokens=64,
-    sequence_length=32,
-    seed=3,
-    optimizer=OptimizerConfig(peak_lr=1e-2),
-    schedule=ScheduleConfig(),
     balance=BalanceConfig(),
     evaluation=EvaluationConfig(heldout_tokens=1024, num_intermediate=0),
-    checkpoint=CheckpointConfig(every_s=1e9),
     health=HealthConfig(on_spike="rewind"),
 )
 BAD = range(130, 175)
@@ -55,7 +38,7 @@ BAD = range(130, 175)
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A learnable source with uniform noise where a run reads its steps BAD; the steps read."""
-    config = SyntheticCorpus(tokens=60_000, num_symbols=4, order=1, heldout_frac=0.1)
+    config = replace(CORPUS, num_symbols=4)
     prepared = prepare_corpus(config, tmp_path_factory.mktemp("data"))
     clean = PreparedCorpus.batch
     read = []
@@ -79,17 +62,13 @@ def whole(corpus, tmp_path_factory):
     prepared, read = corpus
     run_dir = tmp_path_factory.mktemp("whole")
     read.clear()
-    result = train(MODEL, TRAIN, prepared, RuntimeConfig(), run_dir)
+    result = train(MODEL, TRAIN, prepared, RUNTIME, run_dir)
     return result, run_dir, tuple(read)
-
-
-def lines(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_without_the_option_a_spike_ends_the_run(corpus, tmp_path):
     ending = replace(TRAIN, health=HealthConfig())
-    result = train(MODEL, ending, corpus[0], RuntimeConfig(), tmp_path / "run")
+    result = train(MODEL, ending, corpus[0], RUNTIME, tmp_path / "run")
     assert result.status == "diverged"
     assert result.reason.startswith("loss spike: the smoothed loss is")
     assert result.rewinds == ()
@@ -107,10 +86,9 @@ def test_a_spike_is_left_behind_with_its_text(whole):
     assert rewind["reason"].endswith("; lower the learning rate"), "it goes back already"
     # Nothing is read twice; the few steps of noise after it was noticed are read, and heal.
     assert list(read) == list(range(noticed + 200 - 64))
-    found = lines(run_dir)
-    steps = [line["step"] for line in found if line["kind"] == "train"]
+    steps = [line["step"] for line in lines(run_dir, "train")]
     assert steps == list(range(1, 201)), "what was dropped left no line"
-    (told,) = [line for line in found if line["kind"] == "rewind"]
+    (told,) = lines(run_dir, "rewind")
     assert told["skipped_tokens"] == 64 * (noticed - 64)
 
 
@@ -128,23 +106,12 @@ def test_killed_before_or_after_it_went_back_it_is_the_same_run(
             raise KeyError
 
     with pytest.raises(KeyError):
-        train(MODEL, TRAIN, corpus[0], RuntimeConfig(), tmp_path, on_progress=stop)
-    result = train(MODEL, TRAIN, corpus[0], RuntimeConfig(), tmp_path)
+        train(MODEL, TRAIN, corpus[0], RUNTIME, tmp_path, on_progress=stop)
+    result = train(MODEL, TRAIN, corpus[0], RUNTIME, tmp_path)
 
     assert result.loss_nats == whole[0].loss_nats
     assert result.rewinds == whole[0].rewinds
-    clock = ("tokens_per_s", "wall_s")
-    one, other = (
-        [{k: v for k, v in line.items() if k not in clock} for line in lines(run_dir)]
-        for run_dir in (tmp_path, whole[1])
-    )
-    assert one == other
-    tensors, others = (
-        read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0]).tensors
-        for run_dir in (tmp_path, whole[1])
-    )
-    for name, tensor in others.items():
-        assert torch.equal(tensor, tensors[name]), name
+    assert_same_run(tmp_path, whole[1])
 
 
 def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, request):
@@ -160,7 +127,7 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
 
     monkeypatch.setattr(WholeModel, "clip", poisoned)
     short = replace(TRAIN, tokens=64 * 132)
-    result = train(MODEL, short, prepared, RuntimeConfig(), tmp_path / "run")
+    result = train(MODEL, short, prepared, RUNTIME, tmp_path / "run")
 
     assert result.status == "done"
     said = "gradient norm is nan at step 129; lower the learning rate"
@@ -170,7 +137,7 @@ def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, re
 
 def test_after_too_many_it_has_diverged(corpus, tmp_path):
     stubborn = replace(TRAIN, health=HealthConfig(on_spike="rewind", max_rewinds=0))
-    result = train(MODEL, stubborn, corpus[0], RuntimeConfig(), tmp_path / "run")
+    result = train(MODEL, stubborn, corpus[0], RUNTIME, tmp_path / "run")
     assert result.status == "diverged"
 
 

@@ -1,25 +1,18 @@
 """Stages: text, context, rate and balance change at their step, and each stage is measured."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+import toy_runs
+from toy_runs import CORPUS, RUNTIME, last_weights, lines, train_until
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig
+from model.config import YarnConfig
 from model.errors import ConfigError
-from model.training import progress
-from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
-    BalanceConfig,
-    CheckpointConfig,
     EvaluationConfig,
-    OptimizerConfig,
-    RuntimeConfig,
     ScheduleConfig,
     StageConfig,
-    SyntheticCorpus,
-    TrainConfig,
 )
 from model.training.data import prepare_corpus
 from model.training.evaluate import Evaluator, plain_forward
@@ -30,25 +23,12 @@ from model.training.stages import lay_out_stages, stage_at
 from model.training.trainer import train
 from model.transformer import build_model
 
-MODEL = ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    num_layers=1,
-    dense_width=32,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
-    init_std=0.02,
-)
-TRAIN = TrainConfig(
+MODEL = replace(toy_runs.MODEL, num_layers=1, num_dense_layers=0, mtp_depth=0)
+TRAIN = replace(
+    toy_runs.TRAIN,
     tokens=128 * 20,
-    batch_tokens=128,
-    sequence_length=32,
-    seed=3,
-    optimizer=OptimizerConfig(peak_lr=1e-2),
     schedule=ScheduleConfig(kind="constant", warmup_frac=0.0),
-    balance=BalanceConfig(update_rate=0.01),
     evaluation=EvaluationConfig(heldout_tokens=1024, num_intermediate=1),
-    checkpoint=CheckpointConfig(every_s=1e9),
     stages=(
         StageConfig(name="long", rope_base=1e5, yarn_factor=2.0, lr_factor=0.5, balance_rate=0.0),
     ),
@@ -58,11 +38,8 @@ ALL = {"synthetic": 1.0}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    config = SyntheticCorpus(
-        tokens=60_000,
-        num_symbols=8,
-        order=1,
-        heldout_frac=0.1,
+    config = replace(
+        CORPUS,
         stages=(
             DataStage(name="short", frac=0.6, weights=ALL),
             DataStage(name="long", frac=0.4, weights=ALL, sequence_length=64),
@@ -74,7 +51,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole")
-    return train(MODEL, TRAIN, corpus, RuntimeConfig(), run_dir), run_dir
+    return train(MODEL, TRAIN, corpus, RUNTIME, run_dir), run_dir
 
 
 def spans_of(corpus):
@@ -105,9 +82,8 @@ def test_an_entry_without_its_stage_is_refused(corpus):
 
 def test_a_run_changes_at_its_stages_and_measures_each(whole):
     result, run_dir = whole
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["lr"] for line in lines if line["kind"] == "train"]
-    told = [line for line in lines if line["kind"] == "stage"]
+    rates = [line["lr"] for line in lines(run_dir, "train")]
+    told = lines(run_dir, "stage")
 
     assert rates == [1e-2] * 12 + [5e-3] * 8
     assert [(s["name"], s["steps"], s["sequence_length"]) for s in result.stages] == [
@@ -120,31 +96,17 @@ def test_a_run_changes_at_its_stages_and_measures_each(whole):
 
 
 def test_with_a_rate_of_zero_the_biases_stand_still(corpus, whole, tmp_path):
-    biases = [
-        read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0]).tensors[
-            "model.blocks.0.feed_forward.router.selection_bias"
-        ]
-        for run_dir in (whole[1], tmp_path)
-        if run_dir is whole[1]
-        or train(MODEL, replace(TRAIN, stages=()), corpus, RuntimeConfig(), run_dir)
-    ]
+    train(MODEL, replace(TRAIN, stages=()), corpus, RUNTIME, tmp_path)
+    name = "blocks.0.feed_forward.router.selection_bias"
+    biases = [last_weights(run_dir)[name] for run_dir in (whole[1], tmp_path)]
     assert biases[0].abs().max() <= 12 * 0.02
     assert not torch.equal(biases[0], biases[1])
 
 
 @pytest.mark.parametrize("stop_at", [5, 12, 15])
-def test_stopped_in_any_stage_it_goes_on_to_the_same_bits(
-    corpus, whole, tmp_path, monkeypatch, stop_at
-):
-    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
-
-    def stop(step, *_):
-        if step == stop_at:
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        train(MODEL, TRAIN, corpus, RuntimeConfig(), tmp_path, on_progress=stop)
-    result = train(MODEL, TRAIN, corpus, RuntimeConfig(), tmp_path)
+def test_stopped_in_any_stage_it_goes_on_to_the_same_bits(corpus, whole, tmp_path, stop_at):
+    train_until(stop_at, MODEL, TRAIN, corpus, tmp_path)
+    result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
 
     assert result.loss_nats == whole[0].loss_nats
     assert result.stages == whole[0].stages

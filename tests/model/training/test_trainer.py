@@ -1,6 +1,5 @@
 """One run from beginning to end: what it measures, how it goes wrong, how it goes on."""
 
-import json
 import math
 import os
 import signal
@@ -11,25 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_runs
+from toy_runs import MODEL, RUNTIME, assert_same_run, last_tensors, last_weights, lines, train_until
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.training import lines as run_lines
 from model.training import progress
-from model.training.checkpoint import checkpoint_paths, read_checkpoint
+from model.training.checkpoint import checkpoint_paths
 from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
     EvaluationConfig,
     OptimizerConfig,
     RuntimeConfig,
-    ScheduleConfig,
     SyntheticCorpus,
     TextCorpus,
-    TrainConfig,
 )
 from model.training.data import prepare_corpus
-from model.training.learner import model_weights
 from model.training.optim import build_optimizer
 from model.training.run import initial_state
 from model.training.schedules import learning_rate
@@ -39,57 +36,9 @@ from model.training.whole import WholeModel
 from model.transformer import build_model
 
 PROJECT = Path(__file__).resolve().parents[3]
-RUNTIME = RuntimeConfig()
-
-MODEL = ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    num_layers=2,
-    dense_width=32,
-    num_dense_layers=1,
-    mtp_depth=1,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
-    init_std=0.02,
+TRAIN = replace(
+    toy_runs.TRAIN, evaluation=EvaluationConfig(heldout_tokens=4096, num_intermediate=2)
 )
-TRAIN = TrainConfig(
-    tokens=128 * 30,
-    batch_tokens=128,
-    sequence_length=32,
-    seed=3,
-    optimizer=OptimizerConfig(peak_lr=1e-2),
-    schedule=ScheduleConfig(),
-    balance=BalanceConfig(update_rate=0.01),
-    evaluation=EvaluationConfig(heldout_tokens=4096, num_intermediate=2),
-    checkpoint=CheckpointConfig(every_s=1e9),
-)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
-    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
-
-
-def lines(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clock(line):
-    return {k: v for k, v in line.items() if k not in ("tokens_per_s", "wall_s")}
-
-
-def assert_same_run(one, other):
-    """Weights, optimizer, biases, random state, and every line but for the clock."""
-    assert [without_clock(line) for line in lines(one)] == [
-        without_clock(line) for line in lines(other)
-    ]
-    tensors, others = (
-        read_checkpoint(checkpoint_paths(run / "checkpoints")[0]).tensors for run in (one, other)
-    )
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +52,7 @@ def test_what_a_run_leaves_behind(unbroken, corpus):
 
     assert (result.status, result.reason) == ("done", "")
     assert (result.steps, result.tokens) == (30, 3840)
-    written = lines(run_dir)
-    train_lines = [line for line in written if line["kind"] == "train"]
+    train_lines = lines(run_dir, "train")
     assert [line["step"] for line in train_lines] == list(range(1, 31))
     assert [line["tokens"] for line in train_lines] == list(range(128, 3841, 128))
     assert train_lines[7]["lr"] == learning_rate(TRAIN, 7)
@@ -113,7 +61,7 @@ def test_what_a_run_leaves_behind(unbroken, corpus):
     assert train_lines[0]["train_loss_nats"] == pytest.approx(math.log(257), abs=0.1)
     tail = [line["train_loss_nats"] for line in train_lines[-3:]]
     assert result.train_loss_nats == pytest.approx(sum(tail) / 3)
-    evaluations = [line for line in written if line["kind"] == "eval"]
+    evaluations = lines(run_dir, "eval")
     assert [(line["step"], line.get("final")) for line in evaluations] == [
         (10, None),
         (20, None),
@@ -131,9 +79,8 @@ def test_what_a_run_leaves_behind(unbroken, corpus):
 def test_heldout_loss_and_load_equal_a_plain_count(unbroken, corpus):
     """The last checkpoint, evaluated token by token in one go."""
     run_dir, result = unbroken
-    checkpoint = read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0])
     model = build_model(MODEL, seed=0)
-    model.load_state_dict(model_weights(checkpoint.tensors))
+    model.load_state_dict(last_weights(run_dir))
     windows = torch.from_numpy(corpus.heldout("synthetic", 32, 4096))
 
     with torch.no_grad():
@@ -215,24 +162,13 @@ def test_a_run_stopped_by_its_caller_goes_on_bit_for_bit(
 def test_a_run_stopped_between_two_lines_goes_on_bit_for_bit(corpus, tmp_path, monkeypatch):
     """Sums and loads since the last line are in the checkpoint: stopped at 11, with and without an
     earlier stop at 9, when lines are written every 6 steps."""
-    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
     monkeypatch.setattr(run_lines, "LINES_PER_RUN", 5)
-
-    def run_until(stop_at, run_dir):
-        def stop(step, *_):
-            if step == stop_at:
-                raise KeyError
-
-        with pytest.raises(KeyError):
-            train(MODEL, TRAIN, corpus, RUNTIME, run_dir, on_progress=stop)
-
-    run_until(11, tmp_path / "once")
-    run_until(9, tmp_path / "twice")
-    run_until(11, tmp_path / "twice")
+    train_until(11, MODEL, TRAIN, corpus, tmp_path / "once")
+    train_until(9, MODEL, TRAIN, corpus, tmp_path / "twice")
+    train_until(11, MODEL, TRAIN, corpus, tmp_path / "twice")
 
     assert [line["step"] for line in lines(tmp_path / "once")] == [6, 10]
-    newest = checkpoint_paths(tmp_path / "once" / "checkpoints")[0]
-    assert read_checkpoint(newest).tensors["run.load"].sum(-1).tolist() == [5 * 128 * 2] * 2
+    assert last_tensors(tmp_path / "once")["run.load"].sum(-1).tolist() == [5 * 128 * 2] * 2
     assert_same_run(tmp_path / "once", tmp_path / "twice")
 
 

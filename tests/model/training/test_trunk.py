@@ -1,53 +1,25 @@
 """Runs that share a trunk measure what they would have measured by themselves, to the bit."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+import toy_runs
+from toy_runs import RUNTIME, TRAIN, assert_same_tensors, last_weights, lines, train_until
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.files import step_folder
-from model.training import progress
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import (
-    BalanceConfig,
     CheckpointConfig,
-    EvaluationConfig,
-    OptimizerConfig,
-    RuntimeConfig,
     ScheduleConfig,
-    SyntheticCorpus,
-    TrainConfig,
 )
-from model.training.data import prepare_corpus
-from model.training.learner import model_weights
 from model.training.schedules import learning_rate, merged_steps, trunk_schedule, trunk_steps
 from model.training.trainer import train
 
-RUNTIME = RuntimeConfig()
-MODEL = ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    num_layers=2,
-    dense_width=32,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(num_experts=8, experts_per_token=2, expert_width=8),
-    init_std=0.02,
-)
+MODEL = replace(toy_runs.MODEL, num_dense_layers=0, mtp_depth=0)
 SHARED = ScheduleConfig(kind="wsd", trunk=True, warmup_tokens=500, decay_frac=0.25, num_merged=4)
-BRANCH = TrainConfig(
-    tokens=128 * 20,
-    batch_tokens=128,
-    sequence_length=32,
-    seed=3,
-    optimizer=OptimizerConfig(peak_lr=1e-2),
-    schedule=SHARED,
-    balance=BalanceConfig(update_rate=0.01),
-    evaluation=EvaluationConfig(heldout_tokens=2048, num_intermediate=1),
-    checkpoint=CheckpointConfig(every_s=1e9),
-)
+BRANCH = replace(TRAIN, tokens=128 * 20, schedule=SHARED)
 MERGE = replace(BRANCH, schedule=replace(SHARED, kind="wsm"))
 TRUNK = replace(
     BRANCH,
@@ -63,20 +35,10 @@ TRUNK = replace(
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    config = SyntheticCorpus(tokens=60_000, num_symbols=8, order=1, heldout_frac=0.1)
-    return prepare_corpus(config, tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def trunk(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trunk")
     train(MODEL, TRUNK, corpus, RUNTIME, folder)
     return folder / "snapshots"
-
-
-def final_weights(run_dir):
-    return model_weights(read_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0]).tensors)
 
 
 def assert_same_measurement(one, one_dir, other, other_dir):
@@ -84,9 +46,7 @@ def assert_same_measurement(one, one_dir, other, other_dir):
         assert getattr(one, name) == getattr(other, name), name
     # Summed in another order: the part before the branch came with the trunk.
     assert one.train_loss_nats == pytest.approx(other.train_loss_nats, rel=1e-12)
-    weights, others = final_weights(one_dir), final_weights(other_dir)
-    for name, tensor in weights.items():
-        assert torch.equal(tensor, others[name]), name
+    assert_same_tensors(last_weights(one_dir), last_weights(other_dir))
 
 
 def test_the_steps_of_a_trunk():
@@ -103,9 +63,8 @@ def test_shared_or_alone_it_is_the_same_measurement(corpus, trunk, tmp_path, con
     shared = train(MODEL, config, corpus, RUNTIME, tmp_path / "shared", trunk_dir=trunk)
 
     assert_same_measurement(shared, tmp_path / "shared", alone, tmp_path / "alone")
-    lines = (tmp_path / "shared" / "metrics.jsonl").read_text().splitlines()
-    trained = [line for line in map(json.loads, lines) if line["kind"] == "train"]
-    assert [line["step"] for line in trained] == ([] if config is MERGE else list(range(16, 21)))
+    trained = [line["step"] for line in lines(tmp_path / "shared", "train")]
+    assert trained == ([] if config is MERGE else list(range(16, 21)))
     assert (shared.tokens_per_s == 0) == (config is MERGE)
 
 
@@ -122,22 +81,15 @@ def test_a_merge_is_not_the_last_checkpoint(corpus, trunk, tmp_path):
         c * t[name].double() for c, t in zip((1 - w1, w1 - w2, w2 - w3, w3), steps, strict=True)
     )
     torch.testing.assert_close(
-        final_weights(tmp_path / "merged")["output.weight"], by_hand.float(), rtol=1e-6, atol=1e-8
+        last_weights(tmp_path / "merged")["output.weight"], by_hand.float(), rtol=1e-6, atol=1e-8
     )
 
 
 @pytest.mark.parametrize("stop_at", [3, 16, 20])
 @pytest.mark.parametrize("config", [BRANCH, MERGE, TRUNK], ids=["branch", "merge", "trunk"])
-def test_stopped_and_gone_on_it_is_the_same(corpus, tmp_path, monkeypatch, config, stop_at):
+def test_stopped_and_gone_on_it_is_the_same(corpus, tmp_path, config, stop_at):
     whole = train(MODEL, config, corpus, RUNTIME, tmp_path / "whole")
-    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
-
-    def stop(step, *_):
-        if step == stop_at:
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        train(MODEL, config, corpus, RUNTIME, tmp_path / "run", on_progress=stop)
+    train_until(stop_at, MODEL, config, corpus, tmp_path / "run")
     resumed = train(MODEL, config, corpus, RUNTIME, tmp_path / "run")
     again = train(MODEL, config, corpus, RUNTIME, tmp_path / "run")
 
@@ -147,8 +99,7 @@ def test_stopped_and_gone_on_it_is_the_same(corpus, tmp_path, monkeypatch, confi
     if config is not BRANCH:
         for path in checkpoint_paths(tmp_path / "whole" / "snapshots"):
             tensors = read_checkpoint(tmp_path / "run" / "snapshots" / path.name).tensors
-            for name, tensor in read_checkpoint(path).tensors.items():
-                assert torch.equal(tensor, tensors[name]), (path, name)
+            assert_same_tensors(read_checkpoint(path).tensors, tensors)
 
 
 def test_a_snapshot_that_is_missing_costs_time_only(corpus, trunk, tmp_path):
