@@ -12,7 +12,6 @@ from analysis.laws import PowerLaw
 from analysis.leverage_law import LeverageLaw
 from analysis.routed import RoutedLaw
 from analysis.summary_lines import (
-    WIDTH,
     coefficient_lines,
     comparison_lines,
     fit_lines,
@@ -26,6 +25,7 @@ from analysis.summary_lines import (
     untested,
     warning_lines,
 )
+from analysis.wording import WIDTH
 
 
 def summarise_law(study: LawStudy) -> str:

@@ -7,13 +7,13 @@ from textwrap import wrap
 
 from analysis.optima_study import OptimaStudy
 from analysis.summary_lines import (
-    WIDTH,
     between,
     forecast_text,
     labelled,
     left_out_lines,
     num_points,
 )
+from analysis.wording import WIDTH
 
 
 def summarise_optima(study: OptimaStudy) -> str:

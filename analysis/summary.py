@@ -16,7 +16,6 @@ from analysis.sparkline import sparkline
 from analysis.study import Study
 from analysis.summary_lines import (
     INDENT,
-    WIDTH,
     between,
     coefficient_lines,
     comparison_lines,
@@ -31,6 +30,7 @@ from analysis.summary_lines import (
     untested,
     warning_lines,
 )
+from analysis.wording import WIDTH
 
 AHEAD = 10.0
 """Without a compute of the caller's, the optimum is shown at this many times the largest run's."""

@@ -13,11 +13,13 @@ from analysis.judging import Comparison
 from analysis.noise import NoiseFloor
 from analysis.results import Fit, Interval, Prediction
 from analysis.seed_weights import Weighting
-from analysis.wording import counted, largest_budgets
+from analysis.wording import WIDTH, brief, counted, largest_budgets
 
-WIDTH = 100
 INDENT = 14
 MOST_LABELS = 3
+MOST_REASONS = 8
+LONGEST_REASON = 160
+"""Characters: two lines of the screen."""
 MOST_TESTS = 12
 
 
@@ -34,17 +36,24 @@ def coefficient_lines(fit: Fit, level: float) -> Iterator[str]:
 
 
 def left_out_lines(exclusions: Sequence[Exclusion]) -> Iterator[str]:
-    """Each reason once, with its count and first labels."""
-    if not exclusions:
-        return
+    """Each reason once, with its count and first labels; that of most runs first."""
     by_reason: dict[str, list[str]] = {}
     for exclusion in exclusions:
         by_reason.setdefault(exclusion.reason, []).append(exclusion.label)
-    parts = []
-    for reason, labels in by_reason.items():
+    reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    is_whole = len(reasons) <= MOST_REASONS
+    head = "left out"
+    for reason, labels in reasons[:MOST_REASONS]:
         more = ", ..." if len(labels) > MOST_LABELS else ""
-        parts.append(f"{len(labels)} {reason} ({', '.join(labels[:MOST_LABELS])}{more})")
-    yield from labelled("left out", "; ".join(parts))
+        told = brief(reason, LONGEST_REASON)
+        is_whole = is_whole and told == " ".join(reason.split())
+        named = f"{', '.join(labels[:MOST_LABELS])}{more}"
+        yield from labelled(head, f"{len(labels)} {told} ({named})")
+        head = ""
+    if not is_whole:
+        rest = len(reasons) - MOST_REASONS
+        begins = counted(rest, "more reason", "more reasons") if rest > 0 else "shortened here"
+        yield from labelled("", f"{begins}; the file written below has all, whole, as exclusions")
 
 
 def fit_lines(fit: Fit, noise: NoiseFloor | None) -> Iterator[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+WIDTH = 100
+"""Columns of every screen."""
+
 
 def counted(count: int, one: str, many: str) -> str:
     """``1 run``, ``23 runs``."""
@@ -18,3 +21,18 @@ def joined(words: Sequence[str]) -> str:
 def largest_budgets(count: int) -> str:
     """``largest budget``, ``3 largest budgets``."""
     return "largest budget" if count == 1 else f"{count} largest budgets"
+
+
+def brief(text: str, most: int = 240) -> str:
+    """One line of at most ``most`` characters; a log has the rest.
+
+    A word that no line could hold, such as a long path, keeps its two ends.
+    """
+    longest = WIDTH - 10
+    line = " ".join(
+        word
+        if len(word) <= longest
+        else f"{word[: longest // 2 - 2]}...{word[-longest // 2 + 2 :]}"
+        for word in text.split()
+    )
+    return line if len(line) <= most else f"{line[: most - 4]} ..."

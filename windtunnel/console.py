@@ -20,7 +20,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 100
+from analysis.wording import WIDTH
+
 PLAIN = dict(zip("▁▂▃▄▅▆▇·\u00d7≤≥…─", ".,-~=+*.x<>.-", strict=True))
 """For a screen or a pipe that takes ASCII alone; anything else becomes a question mark."""
 PLAIN_LINE_EVERY_S = 10.0
@@ -122,21 +123,6 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // step} {lower}"
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
-
-
-def brief(text: str, most: int = 240) -> str:
-    """One line of at most ``most`` characters; a log has the rest.
-
-    A word that no line could hold, such as a long path, keeps its two ends.
-    """
-    longest = WIDTH - 10
-    line = " ".join(
-        word
-        if len(word) <= longest
-        else f"{word[: longest // 2 - 2]}...{word[-longest // 2 + 2 :]}"
-        for word in text.split()
-    )
-    return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 
 class Progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from analysis.wording import counted
 from model.errors import ConfigError
 from sweeps.migrate import migrate
 from sweeps.store import Store
@@ -33,6 +34,6 @@ def usable_root(root: Path) -> Path:
 def bring_over(store: Store, console: Console) -> None:
     """Bring runs of an earlier version under this one's names, so that none is trained anew."""
     if brought := migrate(store):
-        say(
-            console, f"{brought} runs of an earlier version of this program are kept under new ids."
-        )
+        runs = counted(brought, "run", "runs")
+        kept = "is kept under a new id" if brought == 1 else "are kept under new ids"
+        say(console, f"{runs} of an earlier version of this program {kept}.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from analysis.wording import counted
+from analysis.wording import brief, counted
 from sweeps.attempt import Progress as RunProgress
 from sweeps.events import Event
 from sweeps.plan import Plan
 from sweeps.store import Store
-from windtunnel.console import Progress, brief, duration
+from windtunnel.console import Progress, duration
 from windtunnel.sweep_tables import quoted, run_label
 
 

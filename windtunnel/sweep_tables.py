@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+from analysis.wording import WIDTH, brief
 from sweeps.plan import Plan, PlannedRun
 from sweeps.status import RunReport, SweepStatus
-from windtunnel.console import WIDTH, brief, duration, sci, si, table
+from windtunnel.console import duration, sci, si, table
 
 STATUS_ORDER = (
     "done",

@@ -5,10 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from analysis.wording import WIDTH, brief
 from windtunnel.console import (
-    WIDTH,
     Progress,
-    brief,
     duration,
     folded,
     make_console,

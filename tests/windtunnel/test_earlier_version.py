@@ -24,9 +24,9 @@ def test_a_single_run_of_an_earlier_version_is_not_trained_again(tmp_path, monke
     (tmp_path / "tunnel/spec_version").unlink()
     capsys.readouterr()
     assert cli.main([*words, "dry_run=true"]) == 0
-    assert "kept under new ids" not in capsys.readouterr().out, "a dry run touches nothing"
+    assert "earlier version" not in capsys.readouterr().out, "a dry run touches nothing"
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert "1 runs of an earlier version of this program are kept under new ids" in said
+    assert "1 run of an earlier version of this program is kept under a new id." in said
     assert "This run was done before; nothing was trained." in said
     assert [path.name for path in (tmp_path / "tunnel/runs").iterdir()] == [run.name]

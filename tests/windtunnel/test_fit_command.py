@@ -158,6 +158,19 @@ def test_runs_without_a_record_are_counted_with_their_state(
     study = Study.load(root / "sweeps/smoke/fit.json")
     reasons = {e.label: e.reason for e in study.exclusions}
     assert reasons == {lost: "planned", diverged: "diverged: loss 9 at step 3"}
+    # A long reason is shortened on the screen, and whole in the file that the screen names.
+    long = f"no such file: /data/{'folder/' * 60}train.jsonl"
+    write(store, replace(bad, reason=long))
+    assert fit(root, "sweep=smoke") == 0
+    said = capsys.readouterr().out
+    told = " ".join(said.split())
+    assert all(len(line) <= 100 for line in said.splitlines() if "written" not in line)
+    assert "train.jsonl" in told
+    assert "folder/" * 20 not in told.replace(" ", "")
+    assert "shortened here; the file written below has all, whole, as exclusions" in told
+    assert f"1 planned ({lost})" in told
+    kept = Study.load(root / "sweeps/smoke/fit.json").exclusions
+    assert f"diverged: {long}" in {e.reason for e in kept}
 
 
 def test_mixed_protocols_are_refused_by_name(measured: tuple[Path, Plan], capsys: Capture) -> None:

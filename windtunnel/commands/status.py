@@ -20,13 +20,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from analysis.wording import counted
+from analysis.wording import brief, counted
 from model.config import require_positive
 from model.errors import ConfigError
 from sweeps.plan import Plan, read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import brief, duration, folded, say, sci, si, table
+from windtunnel.console import duration, folded, say, sci, si, table
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from analysis.wording import counted
+from analysis.wording import brief, counted
 from model.errors import ConfigError, RunFailed
 from model.training.config import CorpusConfig, RuntimeConfig, TrackerConfig
 from model.training.data import PreparedCorpus
@@ -38,7 +38,7 @@ from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
 from sweeps.training import TrainingSettings
-from windtunnel.console import brief, duration, prose, say, sci
+from windtunnel.console import duration, prose, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines

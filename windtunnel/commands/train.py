@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from analysis.wording import brief
 from model.config import ModelConfig, require, require_positive
 from model.errors import RunFailed
 from model.training.config import (
@@ -44,7 +45,7 @@ from sweeps.spread import set_spread
 from sweeps.status import sweep_status
 from sweeps.store import Store
 from sweeps.training import TrainingSettings, train_for
-from windtunnel.console import brief, duration, prose, say
+from windtunnel.console import duration, prose, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of

@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.plots_style import Drawing
-from analysis.wording import counted
+from analysis.wording import brief, counted
 from windtunnel.calibration import calibration, calibration_sentence
-from windtunnel.console import brief, duration
+from windtunnel.console import duration
 from windtunnel.report import sentences, theme
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
