@@ -15,6 +15,7 @@ from analysis.laws import (
     Allocation,
     Array,
     LossSurface,
+    Parametric,
     SaturatingPowerLaw,
     Term,
     least_loss,
@@ -23,7 +24,7 @@ from model.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverTrainingLaw:
+class OverTrainingLaw(Parametric):
     """L = E + (a·m^eta + b·m^-eta)·C^-eta with m = D/N (Gadre et al., arXiv:2403.08540, eq. 4).
 
     One exponent for size and tokens: the loss at a fixed ratio m falls by the same power of C
@@ -56,11 +57,6 @@ class OverTrainingLaw:
             Term(coefficient="a", factors={"eta": log_ratio - log_flops}),
             Term(coefficient="b", factors={"eta": -log_ratio - log_flops}),
         )
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.E, self.a, self.b, self.eta])
 
     def __call__(self, flops: ArrayLike, tokens_per_size: ArrayLike) -> Array:
         """Loss at training FLOPs and tokens per unit of size."""
@@ -100,7 +96,7 @@ HALF_LIFE_TOKENS = 15.387756
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepetitionLaw:
+class RepetitionLaw(Parametric):
     """L = E + A/N^alpha + B/D'^beta, where repeated tokens count less (Muennighoff et al.,
     arXiv:2305.16264, eq. 6): D' = U·(1 + R·(1 - exp(-(D/U - 1)/R))) for U unique tokens.
 
@@ -142,11 +138,6 @@ class RepetitionLaw:
                 coefficient="B", factors={"beta": -np.log(effective_tokens(tokens, unique_tokens))}
             ),
         )
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.E, self.A, self.B, self.alpha, self.beta])
 
     def __call__(self, size: ArrayLike, tokens: ArrayLike, unique_tokens: ArrayLike) -> Array:
         """Loss at size, tokens seen and unique tokens."""

@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import Array
+from analysis.laws import Array, Parametric
 from model.errors import ConfigError
 
 GAMMA_RANGE = (1e-3, 30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownstreamLaw:
+class DownstreamLaw(Parametric):
     """y = epsilon - k·exp(-gamma·L), the error y against the loss L (Gadre et al.,
     arXiv:2403.08540, eq. 5)."""
 
@@ -35,11 +35,6 @@ class DownstreamLaw:
         epsilon, k, gamma = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
         loss = np.asarray(pretraining_loss, dtype=float)
         return np.asarray(np.maximum(epsilon - k * np.exp(-gamma * loss), 1e-6))
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.epsilon, self.k, self.gamma])
 
     def __call__(self, pretraining_loss: ArrayLike) -> Array:
         """Error at a loss."""

@@ -16,7 +16,7 @@ from analysis.exclusion import Exclusion
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
-from analysis.kept import SCHEMA_VERSION, Kept, read_back, software_versions
+from analysis.kept import SCHEMA_VERSION, Kept, software_versions
 from analysis.laws import Array
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points, celled_by
@@ -50,11 +50,6 @@ class LawStudy(Kept):
     source: dict[str, Any] = field(default_factory=dict)
     """Where the points came from: files, columns, rules."""
     software: dict[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def from_json(text: str, *, where: str = "fit.json") -> LawStudy:
-        """The study written by :meth:`to_json`."""
-        return read_back(LawStudy, text, where)
 
 
 def make_law_study(

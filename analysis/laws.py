@@ -42,8 +42,19 @@ class Allocation:
     loss: float
 
 
+class Parametric:
+    """A law that is decided by the parameters it names."""
+
+    PARAMETERS: ClassVar[tuple[str, ...]]
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters in the order of ``PARAMETERS``."""
+        return np.array([getattr(self, name) for name in self.PARAMETERS])
+
+
 @dataclass(frozen=True, kw_only=True)
-class PowerLaw:
+class PowerLaw(Parametric):
     """y = a · x^b."""
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("a", "b")
@@ -65,11 +76,6 @@ class PowerLaw:
         """a · exp(b·ln x)."""
         return (Term(coefficient="a", factors={"b": np.log(x)}),)
 
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.a, self.b])
-
     def __call__(self, x: ArrayLike) -> Array:
         """y at ``x``."""
         return self.formula(self.parameters, x)
@@ -86,7 +92,7 @@ class PowerLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaturatingPowerLaw:
+class SaturatingPowerLaw(Parametric):
     """L(C) = E + a · C^-b (Henighan et al., arXiv:2010.14701)."""
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "a", "b")
@@ -108,11 +114,6 @@ class SaturatingPowerLaw:
     def terms(flops: Array) -> tuple[Term, ...]:
         """E + a · exp(-b·ln C)."""
         return (Term(coefficient="E"), Term(coefficient="a", factors={"b": -np.log(flops)}))
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.E, self.a, self.b])
 
     def __call__(self, flops: ArrayLike) -> Array:
         """Loss at ``flops``."""
@@ -151,7 +152,7 @@ class TokenLaw(SaturatingPowerLaw):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSurface:
+class LossSurface(Parametric):
     """L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al., arXiv:2203.15556, eq. 2)."""
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta")
@@ -185,11 +186,6 @@ class LossSurface:
             Term(coefficient="A", factors={"alpha": -np.log(size)}),
             Term(coefficient="B", factors={"beta": -np.log(tokens)}),
         )
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.E, self.A, self.B, self.alpha, self.beta])
 
     def __call__(self, size: ArrayLike, tokens: ArrayLike) -> Array:
         """Loss at ``size`` and ``tokens``."""

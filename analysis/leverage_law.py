@@ -17,13 +17,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import POSITIVE_EXPONENT, Array, Term
+from analysis.laws import POSITIVE_EXPONENT, Array, Parametric, Term
 from analysis.moe_laws import EfficiencyLeverage, saturated_activation
 from model.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeverageLaw:
+class LeverageLaw(Parametric):
     """L = E + a·(C·EL(A, G, C))^-b, EL = Â^(e + d·log10 C + g·(log2 G)² + h·log2 G)
     (arXiv:2507.17702, eq. 13).
 
@@ -77,11 +77,6 @@ class LeverageLaw:
                 },
             ),
         )
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([getattr(self, name) for name in self.PARAMETERS])
 
     def __call__(
         self, flops: ArrayLike, activation_ratio: ArrayLike, granularity: ArrayLike

@@ -18,6 +18,7 @@ from analysis.laws import (
     Allocation,
     Array,
     LossSurface,
+    Parametric,
     Term,
     least_loss,
 )
@@ -36,7 +37,7 @@ CROSS = (-0.1, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GranularityLaw:
+class GranularityLaw(Parametric):
     """L = c + (g/G^gamma + a)/N^alpha + b/D^beta (Krajewski et al., arXiv:2402.07871, eq. 9)."""
 
     PARAMETERS: ClassVar[tuple[str, ...]] = ("c", "g", "a", "b", "gamma", "alpha", "beta")
@@ -77,11 +78,6 @@ class GranularityLaw:
             Term(coefficient="b", factors={"beta": -np.log(tokens)}),
         )
 
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([self.c, self.g, self.a, self.b, self.gamma, self.alpha, self.beta])
-
     def __call__(self, size: ArrayLike, tokens: ArrayLike, granularity: ArrayLike) -> Array:
         """Loss at size, tokens and granularity."""
         return self.formula(self.parameters, size, tokens, granularity)
@@ -119,7 +115,7 @@ class GranularityLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointExpertLaw:
+class JointExpertLaw(Parametric):
     """L = c + a·Ê^delta·N^-(alpha + gamma·ln Ê) + b·Ê^omega·D^-(beta + zeta·ln Ê) (Ludziejewski et
     al., arXiv:2502.05172, eq. 6), N active parameters, Ê the number of experts as it saturates
     (:func:`~analysis.routed.saturated`) between the published 2.07 and 290, which are held.
@@ -188,11 +184,6 @@ class JointExpertLaw:
             ),
         )
 
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([getattr(self, name) for name in self.PARAMETERS])
-
     def __call__(self, size: ArrayLike, tokens: ArrayLike, num_experts: ArrayLike) -> Array:
         """Loss at size, tokens and number of experts."""
         return self.formula(self.parameters, size, tokens, num_experts)
@@ -228,7 +219,7 @@ class JointExpertLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsityLaw:
+class SparsityLaw(Parametric):
     """L = e + a/N^alpha + b/D^beta + c/A^lambda_ + d/(A^delta·N^gamma), A = 1 - S the share of
     experts at work (Abnar et al., arXiv:2501.12370, eq. 5).
     """
@@ -281,11 +272,6 @@ class SparsityLaw:
             Term(coefficient="c", factors={"lambda_": -log_active}),
             Term(coefficient="d", factors={"delta": -log_active, "gamma": -log_size}),
         )
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([getattr(self, name) for name in self.PARAMETERS])
 
     def __call__(self, size: ArrayLike, tokens: ArrayLike, activation_ratio: ArrayLike) -> Array:
         """Loss at size, tokens and activation ratio."""

@@ -20,7 +20,7 @@ from analysis.hyperparams import (
     cell_optima,
 )
 from analysis.isoflop import IsoflopOptimum, isoflop_laws, isoflop_loss, isoflop_optima
-from analysis.kept import SCHEMA_VERSION, Kept, read_back, software_versions
+from analysis.kept import SCHEMA_VERSION, Kept, software_versions
 from analysis.points import Points
 from analysis.results import Fit, FitError, Prediction
 from analysis.settings import FitSettings
@@ -54,11 +54,6 @@ class OptimaStudy(Kept):
     settings: FitSettings
     source: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def from_json(text: str, *, where: str = "fit.json") -> OptimaStudy:
-        """The study written by :meth:`to_json`."""
-        return read_back(OptimaStudy, text, where)
 
 
 def make_optima_study(

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from analysis.load_laws import band, law_text, load_law
 from analysis.plots_evidence import Evidence, Promoted, size_legend
 from analysis.plots_loss import NO_RUNS
+from analysis.plots_promoted import draw_promoted
 from analysis.plots_style import (
     FORECAST,
     INK,
@@ -150,21 +151,11 @@ def _draw_load_forecast(axes: Axes, promoted: Promoted, measure: str) -> list[di
     if measure not in promoted.loads:
         return []
     forecast, measured = promoted.loads[measure]
-    axes.errorbar(
-        promoted.flops,
-        forecast.value,
-        yerr=[[forecast.value - forecast.low], [forecast.high - forecast.value]],
-        color=FORECAST,
-        linewidth=1.6,
-        capsize=4,
-        marker="_",
-        markersize=5,
-    )
+    draw_promoted(axes, promoted.flops, forecast, measured)
     where = {"measure": measure, "run_id": promoted.label, "train_flops": promoted.flops}
     ends = {"mean": forecast.value, "low": forecast.low, "high": forecast.high}
     rows = [{"series": "forecast", **where, **ends}]
     if measured is not None:
-        axes.plot(promoted.flops, measured, "D", color=INK, markersize=3.6)
         rows.append({"series": "measured", **where, "mean": measured})
     return rows
 

@@ -20,6 +20,7 @@ from analysis.plots_evidence import (
     sizes_in_units,
     surface_of,
 )
+from analysis.plots_promoted import draw_promoted
 from analysis.plots_style import (
     EXCLUDED,
     FORECAST,
@@ -263,17 +264,7 @@ def _draw_holdout(axes: Axes, evidence: Evidence, *, against: str) -> list[dict[
 
 def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, Any]]:
     forecast = promoted.forecast
-    axes.errorbar(
-        x,
-        forecast.value,
-        yerr=[[forecast.value - forecast.low], [forecast.high - forecast.value]],
-        color=FORECAST,
-        linewidth=1.6,
-        capsize=4,
-        marker="_",
-        markersize=5,
-        zorder=5,
-    )
+    draw_promoted(axes, x, forecast, promoted.measured)
     where = {"label": promoted.label, "tokens": promoted.tokens, "train_flops": promoted.flops}
     rows = [
         {
@@ -285,7 +276,6 @@ def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, A
         }
     ]
     if promoted.measured is not None:
-        axes.plot(x, promoted.measured, "D", color=INK, markersize=3.6, zorder=6)
         rows.append({**where, "series": "measured", "loss_nats": promoted.measured})
     return rows
 

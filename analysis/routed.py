@@ -15,14 +15,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import Array
+from analysis.laws import Array, Parametric
 from model.errors import ConfigError
 
 LN10 = float(np.log(10))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutedLaw:
+class RoutedLaw(Parametric):
     """ln L = a·ln N + b·ln Ê + c·ln N·ln Ê + d, Ê between E_start and E_max (Clark et al.,
     arXiv:2202.01169, eq. 8)."""
 
@@ -50,11 +50,6 @@ class RoutedLaw:
         log_size = np.log(np.asarray(size, dtype=float))
         log_experts = np.log(saturated(num_experts, start, most))
         return np.asarray(np.exp(a * log_size + (b + c * log_size) * log_experts + d))
-
-    @property
-    def parameters(self) -> Array:
-        """The parameters in the order of ``PARAMETERS``."""
-        return np.array([getattr(self, name) for name in self.PARAMETERS])
 
     def __call__(self, size: ArrayLike, num_experts: ArrayLike) -> Array:
         """Loss at size and number of experts."""

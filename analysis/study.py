@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from analysis import health
 from analysis.asked import Asked
@@ -12,7 +12,7 @@ from analysis.exclusion import Exclusion
 from analysis.fitting import fit_compute_law, fit_surface, frontier_fit
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
 from analysis.judging import Comparison, hold_out
-from analysis.kept import SCHEMA_VERSION, Kept, mapping_in, read_back, software_versions
+from analysis.kept import SCHEMA_VERSION, Kept, mapping_in, software_versions
 from analysis.laws import LossSurface
 from analysis.noise import NoiseFloor, noise_floor
 from analysis.points import Points
@@ -63,8 +63,8 @@ class Study(Kept):
     software: dict[str, str] = field(default_factory=dict)
     """Versions the fit was made with."""
 
-    @staticmethod
-    def from_json(text: str, *, where: str = "fit.json") -> Study:
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "fit.json") -> Self:
         """The study written by :meth:`to_json`."""
         mapping = mapping_in(text, where)
         kind = mapping.get("kind") if isinstance(mapping, dict) else None
@@ -73,7 +73,7 @@ class Study(Kept):
                 f"{where}: holds a fit of {mapping.get('law_name', kind)}; here the law of size "
                 "and tokens is needed: run `windtunnel fit` with law=hoffmann"
             )
-        return read_back(Study, text, where)
+        return super().from_json(text, where=where)
 
     @staticmethod
     def load(path: Path) -> Study:

@@ -18,6 +18,7 @@ from model.training.distributed.job import Job, free_address, run_job
 from model.training.result import TrainResult
 from model.typed import build, to_plain
 from sweeps.attempt import Progress
+from sweeps.described import described
 from sweeps.memory import micro_batches
 from sweeps.protocol import fingerprint, protocol_of
 from sweeps.provenance import provenance
@@ -175,43 +176,19 @@ def record_of(
     A diverged run whose weights give no number has no held-out loss. ``text_fingerprint`` is of the
     tokens in whatever shares: runs that differ in those alone can be told from runs of other text.
     """
-    protocol = protocol_of(spec)
-    params = count_params(spec.model)
-    flops = flops_per_token(spec.model, spec.train.sequence_length)
-    moe = spec.model.moe
     origin = provenance(
         attempt_dir.parents[1], attempt=int(attempt_dir.name), threads=spec.runtime.threads
     )
+    seen = described(spec)
+    seen |= {
+        "tokens": result.tokens,
+        "steps": result.steps,
+        "train_flops": seen["flops_per_token"] * result.tokens,
+    }
     return RunRecord(
-        run_id=run_id(spec),
+        **seen,
         status=result.status,
         reason=result.reason,
-        role=spec.role,
-        rung=spec.rung,
-        seed=spec.train.seed,
-        protocol=protocol,
-        protocol_fingerprint=fingerprint(protocol),
-        total_params=params.total,
-        active_params=params.active,
-        active_non_embedding_params=params.active_non_embedding,
-        convention=CONVENTION,
-        flops_per_token=flops.house,
-        train_flops=flops.house * result.tokens,
-        other_flops_per_token=flops.others,
-        tokens=result.tokens,
-        batch_tokens=spec.train.batch_tokens,
-        steps=result.steps,
-        sequence_length=spec.train.sequence_length,
-        peak_lr=spec.train.optimizer.peak_lr,
-        num_layers=spec.model.num_layers,
-        hidden_size=spec.model.hidden_size,
-        # A dense model is the mixture of one expert that every token visits.
-        num_experts=moe.num_experts if moe else 1,
-        experts_per_token=moe.experts_per_token if moe else 1,
-        num_shared_experts=moe.num_shared_experts if moe else 0,
-        expert_width=moe.expert_width if moe else spec.model.dense_width,
-        activation_ratio=moe.activation_ratio if moe else 1.0,
-        granularity=spec.model.granularity or 2 * spec.model.hidden_size / spec.model.dense_width,
         loss_nats=result.loss_nats,
         bits_per_byte=result.bits_per_byte,
         train_loss_nats=result.train_loss_nats,

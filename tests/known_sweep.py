@@ -19,14 +19,14 @@ from analysis.points import points_from_records
 from analysis.records import DomainLoss, LayerLoad, RecordSet, RunRecord
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
-from model.accounting import CONVENTION, count_params, flops_per_token
+from model.accounting import CONVENTION
 from model.training.data import prepare_corpus
 from model.typed import to_plain
 from sweeps.attempt import Attempt, Outcome
+from sweeps.described import described
 from sweeps.files import write_json
 from sweeps.plan import Plan, make_plan, write_plan
-from sweeps.protocol import fingerprint, protocol_of
-from sweeps.spec import RunSpec, run_id
+from sweeps.spec import RunSpec
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import promote as promote_command
@@ -72,40 +72,14 @@ def make(root: Path, *overrides: str) -> Plan:
 
 def measured(spec: RunSpec, *, truth: LossSurface = TRUTH, noise_sd: float = NOISE_SD) -> RunRecord:
     """The record a run of ``spec`` would leave if ``truth`` were the world."""
-    name = run_id(spec)
-    rng = np.random.default_rng(int(name.rpartition("-")[2], 16))
-    counts = count_params(spec.model)
-    flops = flops_per_token(spec.model, spec.train.sequence_length)
-    loss = float(truth(flops.house, spec.train.tokens) * np.exp(rng.normal(0, noise_sd)))
+    told = described(spec)
+    rng = np.random.default_rng(int(told["run_id"].rpartition("-")[2], 16))
+    flops_per_token = told["flops_per_token"]
+    loss = float(truth(flops_per_token, spec.train.tokens) * np.exp(rng.normal(0, noise_sd)))
     moe = spec.model.moe
     return RunRecord(
-        run_id=name,
+        **told,
         status="done",
-        role=spec.role,
-        rung=spec.rung,
-        seed=spec.train.seed,
-        protocol=protocol_of(spec),
-        protocol_fingerprint=fingerprint(protocol_of(spec)),
-        total_params=counts.total,
-        active_params=counts.active,
-        active_non_embedding_params=counts.active_non_embedding,
-        convention=CONVENTION,
-        flops_per_token=flops.house,
-        train_flops=flops.house * spec.train.tokens,
-        other_flops_per_token=dict(flops.others),
-        tokens=spec.train.tokens,
-        batch_tokens=spec.train.batch_tokens,
-        steps=spec.train.num_steps,
-        sequence_length=spec.train.sequence_length,
-        peak_lr=spec.train.optimizer.peak_lr,
-        num_layers=spec.model.num_layers,
-        hidden_size=spec.model.hidden_size,
-        num_experts=moe.num_experts if moe else 0,
-        experts_per_token=moe.experts_per_token if moe else 0,
-        num_shared_experts=moe.num_shared_experts if moe else 0,
-        expert_width=moe.expert_width if moe else 0,
-        activation_ratio=moe.activation_ratio if moe else 1.0,
-        granularity=spec.model.granularity or 0.0,
         loss_nats=loss,
         bits_per_byte=loss / np.log(2),
         train_loss_nats=1.01 * loss,
@@ -117,8 +91,8 @@ def measured(spec: RunSpec, *, truth: LossSurface = TRUTH, noise_sd: float = NOI
             for layer in range(spec.model.num_layers)
             if moe and spec.model.is_moe_layer(layer)
         ),
-        wall_s=3 + flops.house * spec.train.tokens / 3e10,
-        tokens_per_s=3e10 / flops.house,
+        wall_s=3 + told["train_flops"] / 3e10,
+        tokens_per_s=3e10 / flops_per_token,
         provenance={"packages": {"torch": "2.13.0"}, "started": 1.7e9, "ended": 1.7e9 + 60},
     )
 

@@ -19,12 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.records import DomainLoss, RunRecord
-from model.accounting import CONVENTION, count_params, flops_per_token
 from model.files import write_atomic
 from sweeps import pulse
 from sweeps.attempt import Progress
+from sweeps.described import described
 from sweeps.files import write_json
-from sweeps.protocol import fingerprint, protocol_of
 from sweeps.spec import RunSpec, run_id
 from sweeps.worker import Report, main
 
@@ -88,40 +87,10 @@ def _misbehave(seed: int, settings: dict) -> None:
 
 
 def toy_record(spec: RunSpec, loss: float, *, diverged: bool = False) -> RunRecord:
-    protocol = protocol_of(spec)
-    params = count_params(spec.model)
-    flops = flops_per_token(spec.model, spec.train.sequence_length)
-    moe = spec.model.moe
-    assert moe is not None
     return RunRecord(
-        run_id=run_id(spec),
+        **described(spec),
         status="diverged" if diverged else "done",
         reason="the toy was told to diverge" if diverged else "",
-        role=spec.role,
-        rung=spec.rung,
-        seed=spec.train.seed,
-        protocol=protocol,
-        protocol_fingerprint=fingerprint(protocol),
-        total_params=params.total,
-        active_params=params.active,
-        active_non_embedding_params=params.active_non_embedding,
-        convention=CONVENTION,
-        flops_per_token=flops.house,
-        train_flops=flops.house * spec.train.tokens,
-        other_flops_per_token=flops.others,
-        tokens=spec.train.tokens,
-        batch_tokens=spec.train.batch_tokens,
-        steps=spec.train.num_steps,
-        sequence_length=spec.train.sequence_length,
-        peak_lr=spec.train.optimizer.peak_lr,
-        num_layers=spec.model.num_layers,
-        hidden_size=spec.model.hidden_size,
-        num_experts=moe.num_experts,
-        experts_per_token=moe.experts_per_token,
-        num_shared_experts=moe.num_shared_experts,
-        expert_width=moe.expert_width,
-        activation_ratio=moe.activation_ratio,
-        granularity=spec.model.granularity or 0.0,
         loss_nats=loss,
         bits_per_byte=loss / 0.6931,
         train_loss_nats=loss,

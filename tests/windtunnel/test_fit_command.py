@@ -15,11 +15,11 @@ from analysis.laws import LossSurface
 from analysis.optima_study import OptimaStudy
 from analysis.records import RunRecord
 from analysis.study import Study
-from model.accounting import CONVENTION, count_params, flops_per_token
+from model.accounting import CONVENTION, flops_per_token
 from model.typed import to_plain
+from sweeps.described import described
 from sweeps.events import SweepResult
 from sweeps.plan import Plan, PlannedRun, read_plan
-from sweeps.protocol import fingerprint, protocol_of
 from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import sweep as sweep_command
@@ -31,39 +31,9 @@ QUICK = ["fit.replicates=100", "fit.starts=300"]
 
 def record_of(run: PlannedRun, loss: float) -> RunRecord:
     """What a worker would have measured."""
-    spec = run.spec
-    moe = spec.model.moe
-    assert moe is not None
-    params = count_params(spec.model)
-    flops = flops_per_token(spec.model, spec.train.sequence_length).house
     return RunRecord(
-        run_id=run.run_id,
+        **described(run.spec),
         status="done",
-        role=spec.role,
-        rung=spec.rung,
-        seed=spec.train.seed,
-        protocol=protocol_of(spec),
-        protocol_fingerprint=fingerprint(protocol_of(spec)),
-        total_params=params.total,
-        active_params=params.active,
-        active_non_embedding_params=params.active_non_embedding,
-        convention=CONVENTION,
-        flops_per_token=flops,
-        train_flops=flops * spec.train.tokens,
-        other_flops_per_token={},
-        tokens=spec.train.tokens,
-        batch_tokens=spec.train.batch_tokens,
-        steps=spec.train.num_steps,
-        sequence_length=spec.train.sequence_length,
-        peak_lr=spec.train.optimizer.peak_lr,
-        num_layers=spec.model.num_layers,
-        hidden_size=spec.model.hidden_size,
-        num_experts=moe.num_experts,
-        experts_per_token=moe.experts_per_token,
-        num_shared_experts=moe.num_shared_experts,
-        expert_width=moe.expert_width,
-        activation_ratio=moe.activation_ratio,
-        granularity=spec.model.granularity or 0.0,
         loss_nats=loss,
         bits_per_byte=loss / np.log(2),
         train_loss_nats=loss,
