@@ -20,7 +20,8 @@ from toy_plans import CORPUS, wide_sweep
 from model.training.data import prepare_corpus
 from sweeps.executors.config import usable_cores
 from sweeps.executors.local import LocalExecutor
-from sweeps.plan import make_plan, skim_plan, write_plan
+from sweeps.plan import make_plan
+from sweeps.plan_file import skim_plan, write_plan
 from sweeps.run import run_sweep
 from sweeps.status import sweep_status
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sweeps.plan import read_plan
+from sweeps.plan_file import read_plan
 from sweeps.store import Store
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -21,7 +21,8 @@ from toy_plans import CORPUS, wide_sweep
 
 from model.training.data import prepare_corpus
 from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress
-from sweeps.plan import make_plan, write_plan
+from sweeps.plan import make_plan
+from sweeps.plan_file import write_plan
 from sweeps.store import Store
 
 PROGRESS = Progress(step=1, num_steps=2, tokens_per_s=10.0, loss=2.0)

@@ -25,7 +25,8 @@ from model.typed import to_plain
 from sweeps.attempt import Attempt, Outcome
 from sweeps.described import described
 from sweeps.files import write_json
-from sweeps.plan import Plan, make_plan, write_plan
+from sweeps.plan import Plan, make_plan
+from sweeps.plan_file import write_plan
 from sweeps.spec import RunSpec
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders

@@ -21,7 +21,8 @@ from sweeps.attempt import Progress
 from sweeps.executors.local import LocalExecutor
 from sweeps.files import write_json
 from sweeps.grid import replaced
-from sweeps.plan import make_plan, write_plan
+from sweeps.plan import make_plan
+from sweeps.plan_file import write_plan
 from sweeps.run import run_sweep
 from sweeps.store import Store
 from sweeps.worker import main

@@ -27,7 +27,7 @@ from sweeps.executors.config import usable_cores
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor, Spawner
-from sweeps.plan import write_plan
+from sweeps.plan_file import write_plan
 from sweeps.run import run_sweep
 
 HERE = Path(__file__).parent

@@ -1,6 +1,5 @@
 """A plan: every run once, costs known, reproducible from its file alone."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -19,8 +18,8 @@ from sweeps.cost import (
     usage_of,
 )
 from sweeps.order import SCOUT_FRAC, makespan_s, start_order
-from sweeps.plan import PlannedRun, as_planned, make_plan, read_plan, skim_plan, write_plan
-from sweeps.spec import SPEC_VERSION, run_id
+from sweeps.plan import PlannedRun, as_planned, make_plan
+from sweeps.spec import run_id
 
 
 def test_every_cell_of_the_ladder_and_the_noise_seeds(plan):
@@ -75,15 +74,6 @@ def test_what_comes_out_the_same_is_run_once_and_said(sweep_config, corpus):
     assert "10 of 12 cells came out as a run already planned" in plan.notes[0]
 
 
-def test_a_plan_with_notes_can_be_skimmed(sweep_config, corpus, tmp_path):
-    ladder = replace(sweep_config.ladder, smallest_tokens=200_000)
-    plan = make_plan(replace(sweep_config, ladder=ladder), corpus)
-    assert plan.notes
-    write_plan(plan, tmp_path / "plan.json")
-    skimmed = skim_plan(tmp_path / "plan.json")
-    assert [run.spec for run in skimmed.runs] == [run.spec for run in plan.runs]
-
-
 def test_reading_the_corpus_more_than_once_is_said(sweep_config, corpus):
     ladder = replace(sweep_config.ladder, smallest_tokens=200_000)
     (note,) = make_plan(replace(sweep_config, ladder=ladder), corpus).notes
@@ -98,25 +88,6 @@ def test_a_corpus_too_short_for_a_run_is_refused_beyond_its_limit(sweep_config, 
         ConfigError, match=r"'synthetic' .* 3\.0 times, the limit is 2; give it more"
     ):
         make_plan(replace(config, corpus=replace(config.corpus, max_epochs=2.0)), corpus)
-
-
-def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
-    path = tmp_path / "sweeps" / "small" / "plan.json"
-    write_plan(plan, path)
-    assert read_plan(path) == plan
-    assert len(path.read_text().splitlines()) > len(plan.runs)
-    skimmed = skim_plan(path)
-    assert [run.cost for run in skimmed.runs] == [run.cost for run in plan.runs]
-    assert [run.spec for run in skimmed.runs] == [run.spec for run in plan.runs]
-    edited = json.loads(path.read_text())
-    edited["runs"][0]["spec"]["train"]["seed"] = 77
-    path.write_text(json.dumps(edited))
-    with pytest.raises(ConfigError, match="does not follow from its spec"):
-        read_plan(path)
-    edited["spec_version"] = 0
-    path.write_text(json.dumps(edited))
-    with pytest.raises(ConfigError, match=f"spec version 0, this program reads {SPEC_VERSION}"):
-        read_plan(path)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress
-from sweeps.plan import skim_plan, write_plan
+from sweeps.plan_file import skim_plan, write_plan
 from sweeps.run import run_sweep
 from sweeps.status import sweep_status
 

@@ -20,7 +20,8 @@ from sweeps.events import Event
 from sweeps.executors.local import LocalExecutor
 from sweeps.grid import replaced
 from sweeps.measure import check_record, measure_run
-from sweeps.plan import make_plan, read_plan, write_plan
+from sweeps.plan import make_plan
+from sweeps.plan_file import read_plan, write_plan
 from sweeps.run import run_sweep
 from sweeps.spec import run_id
 from sweeps.store import Store

@@ -18,7 +18,8 @@ from pathlib import Path
 from model.typed import to_plain
 from sweeps.attempt import read_claim
 from sweeps.liveness import known_dead
-from sweeps.plan import Plan, write_plan
+from sweeps.plan import Plan
+from sweeps.plan_file import write_plan
 from sweeps.store import Store
 
 DRIVER = Path(__file__).parent / "toy_driver.py"

@@ -6,7 +6,7 @@ from pathlib import Path
 from sweeps import retries, run
 from sweeps.executors.local import LocalExecutor
 from sweeps.packing import Packing
-from sweeps.plan import read_plan
+from sweeps.plan_file import read_plan
 from sweeps.store import Store
 
 retries.BACKOFF_S = (0.05,) * 1000

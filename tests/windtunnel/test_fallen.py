@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from analysis.records import RunRecord
-from sweeps.plan import Plan, skim_plan
+from sweeps.plan import Plan
+from sweeps.plan_file import skim_plan
 from sweeps.store import Store
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import compare, status

@@ -19,7 +19,8 @@ from model.accounting import CONVENTION, flops_per_token
 from model.typed import to_plain
 from sweeps.described import described
 from sweeps.events import SweepResult
-from sweeps.plan import Plan, PlannedRun, read_plan
+from sweeps.plan import Plan, PlannedRun
+from sweeps.plan_file import read_plan
 from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import sweep as sweep_command

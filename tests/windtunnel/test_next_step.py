@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from sweeps.plan import skim_plan
+from sweeps.plan_file import skim_plan
 from sweeps.store import Store
 from windtunnel.commands import compare
 from windtunnel.commands.status import known_plan

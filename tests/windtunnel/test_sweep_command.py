@@ -12,7 +12,8 @@ import pytest
 
 from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress
 from sweeps.events import SweepResult
-from sweeps.plan import Plan, read_plan
+from sweeps.plan import Plan
+from sweeps.plan_file import read_plan
 from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import sweep as command

@@ -23,7 +23,8 @@ from rich.text import Text
 from analysis.wording import brief, counted
 from model.config import require_positive
 from model.errors import ConfigError
-from sweeps.plan import Plan, read_plan, skim_plan
+from sweeps.plan import Plan
+from sweeps.plan_file import read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
 from windtunnel.console import duration, folded, say, sci, si, table

@@ -33,7 +33,8 @@ from sweeps.events import SweepResult
 from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
 from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
-from sweeps.plan import Plan, SweepConfig, make_plan, skim_plan, write_plan
+from sweeps.plan import Plan, SweepConfig, make_plan
+from sweeps.plan_file import skim_plan, write_plan
 from sweeps.run import run_sweep
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store

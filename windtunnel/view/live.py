@@ -20,7 +20,8 @@ from typing import Any
 
 from analysis.plots import FIGURES, Drawing
 from analysis.study import Study
-from sweeps.plan import Plan, skim_plan
+from sweeps.plan import Plan
+from sweeps.plan_file import skim_plan
 from windtunnel.commands.status import known_plan
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content, gather
