@@ -19,6 +19,7 @@ from scipy.special import stdtr, stdtrit
 from analysis.laws import Array
 from analysis.records import RunRecord
 from analysis.results import FitError, FitWarning, Interval, Prediction
+from analysis.wording import counted
 from model.config import require
 
 LEAST_PAIRS = 4
@@ -376,7 +377,8 @@ def _warnings(
             )
         )
     if unpaired:
-        found.append((TrialStatus.UNPAIRED, f"{unpaired} runs have no finished partner"))
+        lonely = counted(unpaired, "run has", "runs have")
+        found.append((TrialStatus.UNPAIRED, f"{lonely} no finished partner"))
     fallen = [record for pair in pairs for record in pair if record.fp8_fallen]
     if fallen:
         layers = sum(len(record.fp8_fallen) for record in fallen)

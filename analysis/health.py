@@ -158,7 +158,7 @@ def holdout_warnings(holdouts: Sequence[Holdout]) -> tuple[FitWarning, ...]:
         if outside and _tail(len(holdout.points), outside, 1 - holdout.points[0].forecast.level):
             sentence = (
                 f"without the {largest_budgets(holdout.budgets)}, {outside} of "
-                f"{len(holdout.points)} held-out points lie outside their intervals, the forecast "
+                f"{len(holdout.points)} held-out points outside the interval, the forecast "
                 f"off by {holdout.mean_abs_error:.2%} on average"
             )
             found.append(FitWarning(status=FitStatus.HOLDOUT_MISSED.name, sentence=sentence))

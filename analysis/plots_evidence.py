@@ -184,7 +184,12 @@ def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, floa
         )
 
 
-def size_legend(figure: Figure, evidence: Evidence, most: int = 7) -> None:
+def size_legend(
+    figure: Figure,
+    evidence: Evidence,
+    most: int = 7,
+    title: str = "Model size, training FLOPs per token",
+) -> None:
     """The colours of the sizes in a row above the panels; a long ladder shows some of its rungs."""
     sizes = {record.rung: record.flops_per_token for record in evidence.done}
     items = list(evidence.colors.items())
@@ -195,7 +200,7 @@ def size_legend(figure: Figure, evidence: Evidence, most: int = 7) -> None:
             Line2D([], [], linestyle="", marker="o", color=color, label=si(sizes[rung]))
             for rung, color in items
         ],
-        title="Model size, training FLOPs per token",
+        title=title,
         title_fontsize=6.5,
         alignment="left",
         loc="outside upper left",

@@ -27,6 +27,7 @@ from analysis.plots_style import (
     tidy,
 )
 from analysis.records import RunRecord
+from analysis.wording import counted
 
 T = TypeVar("T")
 
@@ -85,7 +86,8 @@ def expert_load(evidence: Evidence) -> Drawing:
         axes.set_xticks([0.5, width - 0.5], ["busiest", "idlest"])
         color_bar(figure, axes, mappable, LOAD_STEPS, "Load over the mean load of the layer")
     left_out = len(runs) - len(chosen)
-    thinned = f" {left_out} sizes between them are not drawn." if left_out else ""
+    between = counted(left_out, "size between them is", "sizes between them are")
+    thinned = f" {between} not drawn." if left_out else ""
     return Drawing(
         name=name,
         title=title,

@@ -39,6 +39,7 @@ from analysis.plots_style import (
 from analysis.points import points_from_records
 from analysis.records import RecordSet, RunRecord
 from analysis.results import FitError
+from analysis.wording import counted
 
 Setting = Literal["peak_lr", "batch_tokens"]
 SETTINGS: dict[Setting, str] = {"peak_lr": "Peak learning rate", "batch_tokens": "Batch (tokens)"}
@@ -105,20 +106,16 @@ def recipe(evidence: Evidence) -> Drawing:
             laws.append(sentence)
             axes.set_xlabel("")
         panels[-1].set_xlabel("Training compute (FLOPs)")
-        size_legend(figure, evidence)
+        # The squares of a surface have colours of their own, for the loss.
+        where = "Lower panels: model" if both else "Model"
+        size_legend(figure, evidence, title=f"{where} size, training FLOPs per token")
     return Drawing(
         name=name,
         title=title,
         how_to_read=f"{how} Below, each cell's optimum against compute; a bar spans the learning "
         f"rates within {NEAR_OPTIMAL:.2%} of its least loss. An arrow is an optimum beyond what "
         f"was tried, a cross one that is so in the other setting. {' '.join(laws)}",
-        distrust=(
-            "A best value lies at the edge of what was tried, so it is a bound and not an optimum: "
-            "widen the axis. "
-            if any(_at_edge(cell) for cell in cells)
-            else ""
-        )
-        + "Differences below the noise floor between seeds say nothing.",
+        distrust=f"{_edges(cells)}Differences below the noise floor between seeds say nothing.",
         data=pd.DataFrame(rows),
         figure=figure,
     )
@@ -237,7 +234,7 @@ def _draw_law(
     try:
         fit = against_compute(optima, setting)
     except FitError as error:
-        return [], f"No law for the {what}: {error}."
+        return [], f"No law for the {what}: {str(error).removeprefix(f'{setting}: ')}."
     inside = [optimum.flops for optimum in optima if optimum.status == "inside"]
     flops = np.geomspace(min(inside), max(inside), 40)
     value, low, high = fit.predict_many(flops)
@@ -258,6 +255,16 @@ def _setting_axis(axes: Axes, along: str, setting: Setting, values: list[float])
         rate_axis(axis, low, high)
     else:
         count_axis(axis, low, high, SETTINGS[setting])
+
+
+def _edges(cells: list[Cell]) -> str:
+    count = sum(_at_edge(cell) for cell in cells)
+    if not count:
+        return ""
+    return (
+        f"In {count} of {counted(len(cells), 'cell', 'cells')} the best run lies at the edge of "
+        "what was tried, which makes it a bound and not an optimum: widen the axis. "
+    )
 
 
 def _at_edge(cell: Cell) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
 from matplotlib.lines import Line2D
 
-from analysis.laws import LossSurface
+from analysis.laws import Array, LossSurface
 from analysis.plots_evidence import (
     Evidence,
     draw_dots,
@@ -17,6 +18,7 @@ from analysis.plots_evidence import (
     sizes_in_units,
     surface_of,
 )
+from analysis.plots_labels import label_contours
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
     EXCLUDED,
@@ -141,8 +143,9 @@ def contours(evidence: Evidence) -> Drawing:
     )
     with style():
         figure, (axes,) = new_figure(3.0)
-        _draw_contours(axes, law, (x0, x1), (y0, y1))
-        rows += _draw_path(axes, study, (x0, x1), (y0, y1))
+        drawn, equal = _draw_contours(axes, law, (x0, x1), (y0, y1))
+        path = _draw_path(axes, study, (x0, x1), (y0, y1))
+        rows += path
         rung = {record.run_id: record.rung for record in evidence.done}
         draw_dots(
             axes,
@@ -180,6 +183,10 @@ def contours(evidence: Evidence) -> Drawing:
             )
         count_axis(axes.xaxis, x0, x1, SIZE_NAMES.get(study.points.size_variable, "Model size"))
         count_axis(axes.yaxis, y0, y1, "Training tokens")
+        along_path = np.array([[row["size"], row["tokens"]] for row in path])
+        runs = np.column_stack([marked_size, marked_tokens])
+        taken = np.vstack([runs, along_path, equal])
+        label_contours(axes, drawn, taken, color=MUTED, fontsize=6)
         size_legend(figure, evidence)
         figure.legend(handles=handles, loc="outside lower left", ncols=3, columnspacing=1)
     return Drawing(
@@ -253,7 +260,8 @@ def replicate_surfaces(study: Study, most: int = 1000) -> list[LossSurface]:
 
 def _draw_contours(
     axes: Axes, law: LossSurface, x: tuple[float, float], y: tuple[float, float]
-) -> None:
+) -> tuple[ContourSet, Array]:
+    """Lines of equal loss, and dotted ones of equal compute with their points (size, tokens)."""
     size, tokens = np.meshgrid(np.geomspace(*x, 80), np.geomspace(*y, 80))
     loss = law(size, tokens)
     levels = even_ticks(float(loss.min()), float(loss.max()), most=14)
@@ -262,19 +270,13 @@ def _draw_contours(
     drawn = axes.contour(
         size, tokens, loss, levels=levels, colors=[EXCLUDED], linewidths=0.6, zorder=1
     )
-    axes.clabel(drawn, fmt=lambda value: f"{value:.4g}", fontsize=6, colors=[MUTED], inline=True)
     flops = law.compute(size, tokens)
     decades = 10.0 ** np.arange(np.ceil(np.log10(flops.min())), np.log10(flops.max()))
-    for c in decades:
-        edge = np.array(x)
-        axes.plot(
-            edge,
-            c / (law.flops_per_size_token * edge),
-            ":",
-            color=MUTED,
-            linewidth=0.6,
-            zorder=1,
-        )
+    edge = np.geomspace(*x, 40)
+    equal = [np.column_stack([edge, c / (law.flops_per_size_token * edge)]) for c in decades]
+    for line in equal:
+        axes.plot(*line.T, ":", color=MUTED, linewidth=0.6, zorder=1)
+    return drawn, np.reshape(equal, (-1, 2))
 
 
 def _draw_path(

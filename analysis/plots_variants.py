@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle
@@ -34,6 +35,7 @@ from analysis.plots_style import (
 from analysis.plots_surface import replicate_surfaces
 from analysis.records import RunRecord
 from analysis.study import Study
+from analysis.wording import counted
 
 ONE_VARIANT = (
     "This sweep has one variant, so nothing was tried against anything. An axis such as "
@@ -47,6 +49,7 @@ NO_REFERENCE = (
     "Every finished run is of the fitted variant: there is no other whose compute could be held "
     "against its law."
 )
+
 MOST_VARIANTS = 8
 LEVEL = (0.05, 0.95)
 MARKERS = "osD^vP*X"
@@ -63,11 +66,11 @@ def feature_trials(evidence: Evidence) -> Drawing:
         cell = (record.rung, record.tokens)
         cells[cell][evidence.variants.get(record.run_id, "")].append(record.heldout_nats)
         flops[cell] = record.train_flops
-    names = list(dict.fromkeys(evidence.variants.get(r.run_id, "") for r in evidence.done))
+    names = sorted({evidence.variants.get(r.run_id, "") for r in evidence.done}, key=_by_numbers)
     if len(names) < 2:
         return absent(name, title, ONE_VARIANT)
     fitted = sorted(evidence.fitted_variants)
-    reference = fitted[0] if len(fitted) == 1 and fitted[0] in names else min(names)
+    reference = fitted[0] if len(fitted) == 1 and fitted[0] in names else names[0]
     others = [variant for variant in names if variant != reference]
     rows: list[dict[str, Any]] = []
     for cell, losses in cells.items():
@@ -106,7 +109,8 @@ def feature_trials(evidence: Evidence) -> Drawing:
         light_grid(axes)
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1)
     left_out = len(others) - MOST_VARIANTS
-    more = f" {left_out} further variants are in the data only." if left_out > 0 else ""
+    further = counted(left_out, "further variant is", "further variants are")
+    more = f" {further} in the data only." if left_out > 0 else ""
     band = (
         "The grey band holds 90% of the differences that two equal runs would show. "
         if noise is not None
@@ -116,7 +120,7 @@ def feature_trials(evidence: Evidence) -> Drawing:
         name=name,
         title=title,
         how_to_read=f"The zero line is `{safe_label(reference, 60) or 'the reference'}`; below it "
-        "a variant is better at the same size rung and tokens. A line through a variant's dots is "
+        "a variant is better at the same rung and tokens. A line through a variant's dots is "
         f"its trend in log compute: what matters is where it goes.{more} " + band,
         distrust="A variant may cost more or fewer FLOPs at the same rung; the figure of leverage "
         "counts that. A gain that shrinks along compute may be gone at the target. "
@@ -124,6 +128,12 @@ def feature_trials(evidence: Evidence) -> Drawing:
         data=data,
         figure=figure,
     )
+
+
+def _by_numbers(variant: str) -> list[str | float]:
+    """A key that puts ``factor=2`` before ``factor=16``."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", variant)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _legend_labels(variants: Sequence[str]) -> tuple[list[str], int]:
@@ -188,8 +198,8 @@ def leverage(evidence: Evidence) -> Drawing:
         size_legend(figure, evidence)
     unreached = int(data["leverage"].isna().sum())
     never = (
-        f" {unreached} runs lie below what the fitted law can ever reach; they have no leverage "
-        "and are in the data only."
+        f" {counted(unreached, 'run lies', 'runs lie')} below what the fitted law can ever reach; "
+        "no leverage follows, and the data alone have them."
         if unreached
         else ""
     )

@@ -69,11 +69,10 @@ def fit_lines(fit: Fit, noise: NoiseFloor | None) -> Iterator[str]:
         f"{fit.condition_number:.2g}",
     )
     yield from labelled("intervals", f"{fit.bootstrap}, {len(fit.replicates)} replicates")
-    seeds = (
-        "no repeated seeds"
-        if noise is None
-        else f"seeds differ by {noise.sd:.2%} ({noise.degrees_of_freedom} repeats)"
-    )
+    seeds = "no repeated seeds"
+    if noise is not None:
+        repeats = counted(noise.degrees_of_freedom, "repeat", "repeats")
+        seeds = f"seeds differ by {noise.sd:.2%} ({repeats})"
     yield from labelled(
         "noise",
         f"{seeds}; a new run lies within {fit.noise_sd:.2%} of the law (standard deviation)",
@@ -92,7 +91,7 @@ def holdout_lines(holdouts: Sequence[Holdout], drift: Drift | None) -> Iterator[
             f"{num_points(len(holdout.points))} up to {times(largest)} times "
             f"beyond, "
             f"off by {holdout.mean_abs_error:.2%} on average, {holdout.num_inside} of "
-            f"{len(holdout.points)} inside their intervals",
+            f"{len(holdout.points)} inside the interval",
         )
     if drift is not None:
         yield from labelled("drift", _drift(drift))

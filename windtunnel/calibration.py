@@ -69,7 +69,7 @@ def calibration_sentence(found: Calibration) -> str:
     if found.hit_rate is None:
         return "no forecast has been held against a measurement yet"
     text = (
-        f"{found.num_inside} of {found.num_forecasts} measured losses lie inside their intervals; "
+        f"{found.num_inside} of {found.num_forecasts} measured losses inside the interval; "
         f"{found.num_expected:.3g} were to be expected. Hit rate {found.hit_rate.value:.0%}, 90% "
         f"interval {found.hit_rate.low:.0%} to {found.hit_rate.high:.0%}"
     )

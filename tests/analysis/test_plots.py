@@ -135,6 +135,43 @@ def test_no_step_off_the_drawn_path_at_equal_compute_is_cheaper(evidence: Eviden
         assert np.all(beside > path["loss_nats"])
 
 
+def test_labels_of_contours_are_whole_and_clear_of_the_runs(evidence: Evidence) -> None:
+    drawing = contours(evidence)
+    figure = drawing.figure
+    assert figure is not None
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [text.get_window_extent() for text in axes.texts]
+    assert len(labels) >= 4
+    frame = axes.get_window_extent()
+    runs_XY = axes.transData.transform(
+        drawing.data.query("series == 'run'")[["flops_per_token", "tokens"]].to_numpy()
+    )
+    for label in labels:
+        assert frame.x0 <= label.x0
+        assert label.x1 <= frame.x1
+        assert frame.y0 <= label.y0
+        assert label.y1 <= frame.y1
+        assert not any(label.contains(*point) for point in runs_XY)
+        assert sum(label.overlaps(other) for other in labels) == 1  # itself
+
+
+def test_variants_are_listed_in_the_order_of_their_numbers(evidence: Evidence) -> None:
+    values = (0.05, 1, 16, 2)
+    records, names = [], {}
+    for value in values:
+        for record in evidence.records:
+            twin = replace(record, run_id=f"{value}-{record.run_id}")
+            records.append(twin)
+            names[twin.run_id] = f"factor={value}"
+    drawing = feature_trials(Evidence(records=tuple(records), variants=names))
+    assert drawing.figure is not None
+    (legend,) = drawing.figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["factor=1", "factor=2", "factor=16"]
+    assert "`factor=0.05`" in drawing.how_to_read
+
+
 def test_residuals_are_measured_over_law(evidence: Evidence) -> None:
     study = evidence.study
     assert study is not None
@@ -230,7 +267,7 @@ def test_the_flight_holds_every_waypoint_and_counts_the_hits(evidence: Evidence)
     )
     ongoing = replace(promoted, waypoints=waypoints, measured=None)
     drawing = flight(replace(evidence, promoted=ongoing))
-    assert "1 of 2 measurements so far lie inside" in drawing.how_to_read
+    assert "1 of 2 measurements so far inside" in drawing.how_to_read
     assert list(drawing.data["tokens"]) == [w.tokens for w in waypoints] + [promoted.tokens]
     assert list(drawing.data["loss_nats"].dropna()) == [band.high * 1.01, band.value]
     assert "Only the end was forecast" in flight(evidence).how_to_read

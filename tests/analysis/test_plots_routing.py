@@ -104,6 +104,21 @@ def test_experts_that_go_together_are_neighbours(finished: Any) -> None:
     assert "No finished run" in expert_pairs(Evidence(records=(finished.records[0],))).missing
 
 
+def test_the_numbers_of_32_experts_can_be_read(finished: Any) -> None:
+    share = np.random.default_rng(0).uniform(size=(32, 32))
+    use = replace(use_of(), paired_experts=(tuple(range(32)),), pairs=(share,))
+    figure = expert_pairs(evidence_with(finished.records[0], use)).figure
+    assert figure is not None
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = axes.get_yticklabels()
+    assert len(labels) == len(axes.get_xticklabels()) == 32
+    assert min(label.get_size() for label in [*labels, *axes.get_xticklabels()]) >= 6
+    row = axes.get_window_extent().height / 32 * 72 / figure.dpi
+    digits = 0.73 * labels[0].get_size()  # of the font's size, without room for descenders
+    assert digits < row
+
+
 def test_laws_of_the_load_are_recovered_and_drawn_with_their_band(finished: Any) -> None:
     records = tuple(
         measured(

@@ -288,7 +288,7 @@ def test_the_ledger_command_shows_hits_misses_and_damage(
     assert code == 0
     assert "OUTSIDE" in text
     assert "(after the fact)" in text
-    assert "0 of 1 measured losses lie inside" in text
+    assert "0 of 1 measured losses inside the interval" in text
     assert "gate repetitions was overridden: the same run again" in text
 
     ledger = ledger_of(root)

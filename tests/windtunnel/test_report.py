@@ -199,7 +199,7 @@ def test_an_outside_result_is_shown_as_such(
     known_sweep.launch(root, finished.promotion, missed)
     text = words_of(root)
     assert f"Measured {missed.loss_nats:.4f}: OUTSIDE the interval" in text
-    assert "0 of 1 measured losses lie inside" in text
+    assert "0 of 1 measured losses inside the interval" in text
 
 
 def test_coefficients_stand_with_their_intervals(html: str, finished: Any) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from analysis.wording import counted
 from model.accounting import count_params
 from model.config import ModelConfig, require_positive
 from model.errors import ConfigError
@@ -85,7 +86,7 @@ def run(config: Config, console: Console) -> int:
     size = sum(file.stat().st_size for file in files)
     console.print(
         f"{config.target}: {si(params.total, 4)} parameters, {si(params.active, 4)} active; "
-        f"{len(files)} files, {si(size, 4)}B",
+        f"{counted(len(files), 'file', 'files')}, {si(size, 4)}B",
         markup=False,
     )
     return 0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from analysis.wording import counted
 from model.training.config import TensorboardTracker, TrackerConfig, WandbTracker
 
 
@@ -57,7 +58,9 @@ def run(config: Config, console: Console) -> int:
         if drawing.missing:
             prose(console, f"No figure {drawing.name}: {drawing.missing}")
     drawn = sum(drawing.figure is not None for drawing in drawings)
-    console.print(f"{drawn} figures (PNG, SVG, PDF, CSV) in {folder}", markup=False)
+    console.print(
+        f"{counted(drawn, 'figure', 'figures')} (PNG, SVG, PDF, CSV) in {folder}", markup=False
+    )
     console.print(f"Report: {page}", markup=False, soft_wrap=True)
     tracker = located(config.tracker, config.root, config.sweep)
     if isinstance(tracker, WandbTracker):

@@ -354,7 +354,9 @@ def _values(counter: Counter[str], most: int = 4) -> str:
         f"{value} ({counted(count, 'run', 'runs')})" for value, count in counter.most_common(most)
     ]
     rest = len(counter) - len(listed)
-    return ", ".join(listed) + (f", and {rest} other values" if rest else "")
+    return ", ".join(listed) + (
+        f", and {counted(rest, 'other value', 'other values')}" if rest else ""
+    )
 
 
 def _number(text: str) -> float | None:

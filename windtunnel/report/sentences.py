@@ -28,11 +28,13 @@ def asked(content: Content) -> str:
     ladder = config.ladder
     variants = len({row.variant for row in content.runs})
     varied = f", each in {variants} variants" if variants > 1 else ""
+    sizes = counted(ladder.sizes, "model size is", "model sizes are")
+    budgets = counted(ladder.budgets, "token budget", "token budgets")
     return (
-        f"What will a larger model of this recipe reach? {ladder.sizes} model sizes are "
-        f"given {ladder.budgets} token budgets each{varied}, on the {config.corpus.kind} corpus, "
-        f"under one protocol and by the {config.recipe.name} recipe. From their final losses a law "
-        "is fitted, and from the law the larger model is forecast."
+        f"What will a larger model of this recipe reach? {sizes} given {budgets} each{varied}, on "
+        f"the {config.corpus.kind} corpus, under one protocol and by the {config.recipe.name} "
+        "recipe. From their final losses a law is fitted, and from the law the larger model is "
+        "forecast."
     )
 
 
@@ -62,7 +64,8 @@ def facts(content: Content) -> list[Fact]:
         ]
     noise = content.study.noise if content.study else None
     if noise is not None:
-        note = f"standard deviation, {noise.degrees_of_freedom} repeated runs"
+        repeats = counted(noise.degrees_of_freedom, "repeated run", "repeated runs")
+        note = f"standard deviation, {repeats}"
         rows.append(("Noise between seeds", percent(noise.sd), note))
     return rows
 
@@ -256,5 +259,6 @@ def runs_sentence(content: Content) -> str:
     counts = content.counts
     listed = joined([f"{count} {status}" for status, count in counts.items()])
     duplicates = content.plan.num_duplicates
-    note = f" {duplicates} cells came out as a run already planned." if duplicates else ""
+    cells = counted(duplicates, "cell", "cells")
+    note = f" {cells} came out as a run already planned." if duplicates else ""
     return f"{counted(len(content.runs), 'run', 'runs')}: {listed}.{note} Click a heading to sort."
