@@ -65,7 +65,8 @@ class Finding:
 
 def run(config: Config, console: Console) -> int:
     """Print every finding; 2 if any would stop every run."""
-    findings = list(examine(config))
+    with console.status("Measuring; the first time, the kernels are compiled in half a minute"):
+        findings = list(examine(config))
     rows = [("!" if f.advice else "", f.name, f.found) for f in findings]
     console.print(table(["", "what", "found"], rows, left=3))
     for finding in findings:

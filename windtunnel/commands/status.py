@@ -31,6 +31,7 @@ from windtunnel.console import duration, folded, say, sci, si, table
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
+from windtunnel.yaml_folders import config_dirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,11 @@ def known_plan(store: Store, sweep: str, *, read: Callable[[Path], Plan] = read_
     path = store.plan_path(sweep)
     if not path.exists():
         names = ", ".join(sweep_names(store)) or "none"
-        raise ConfigError(f"sweep={sweep}: no such sweep under {store.root}. There are: {names}")
+        known = any((folder / "sweep" / f"{sweep}.yaml").is_file() for folder in config_dirs())
+        train = f". To train it: windtunnel sweep sweep={sweep}" if known else ""
+        raise ConfigError(
+            f"sweep={sweep}: no such sweep under {store.root}. There are: {names}{train}"
+        )
     return read(path)
 
 

@@ -35,8 +35,8 @@ from windtunnel.machine.pipeline import Flow, balanced, most_held, play, stage_s
 ASSUMPTIONS = (
     "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency, the "
     "output layer output_efficiency",
-    "all-to-alls, and the gathering of keys and values, are not hidden; activations between stages "
-    "are",
+    "nothing hides all-to-alls or the gathering of keys and values; computation hides the sending "
+    "of activations between stages",
     "weights are gathered and gradients reduced once a step, half hidden behind computation",
     "experts are even in load; no failures, no evaluation, no checkpoints",
 )

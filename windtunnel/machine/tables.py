@@ -10,7 +10,7 @@ from rich.text import Text
 
 from analysis.wording import counted
 from model.training.distributed.config import ParallelConfig, Schedule
-from windtunnel.console import duration, table
+from windtunnel.console import duration, folded, table
 from windtunnel.machine.dry_run import DryRun, built_memory
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.one_gpu import OneGpuPlan
@@ -54,8 +54,8 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
             [_split_row("by time", plan.split), _split_row("uniform", plan.uniform)],
             title="Layers over pipeline stages",
         )
-        yield Text(f"Blocks of each stage by time: {_blocks(plan.split)}")
-        yield Text(f"Blocks of each stage uniform: {_blocks(plan.uniform)}")
+        yield folded(f"Blocks of each stage by time: {_blocks(plan.split)}")
+        yield folded(f"Blocks of each stage uniform: {_blocks(plan.uniform)}")
         if plan.other_order is not None:
             yield table(
                 ["order of the passes", "step s", "bubble", "GB a GPU"],
@@ -63,12 +63,12 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
                 title="Schedules at these sizes",
             )
         else:
-            yield Text(
+            yield folded(
                 f"Order of the passes: {_schedule(parallel.schedule, parallel)}; zero-bubble would "
                 "compute every block again for each of its gradients"
             )
     for assumption in plan.assumptions:
-        yield Text(f"Assumed: {assumption}")
+        yield folded(f"Assumed: {assumption}")
 
 
 def _shared_text(shared: SharedSequence) -> str:
