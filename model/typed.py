@@ -144,8 +144,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value not in args or isinstance(value, bool) != any(
             isinstance(option, bool) for option in args if option == value
         ):
-            allowed = ", ".join(str(option) for option in args)
-            raise ConfigError(f"{path}: {_show(value)} is not one of: {allowed}")
+            raise ConfigError(f"{path}: {_show(value)} is not {_describe(hint)}")
         return value
     if origin is tuple:
         return _convert_tuple(args, value, path)
@@ -231,7 +230,10 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
 
 def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return "one of: " + ", ".join(str(option) for option in get_args(hint))
+        options = get_args(hint)
+        # Signs (a comma, a point) are told apart by quotes, words need none.
+        are_words = all(str(option)[:1].isalnum() for option in options)
+        return "one of: " + ", ".join(map(str if are_words else repr, options))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 

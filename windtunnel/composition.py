@@ -11,6 +11,7 @@ the override sets the value.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -113,6 +114,8 @@ def _parse_override(text: str) -> Override:
     key, equals, value = text.partition("=")
     if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
         text = f"{key}{equals}{Path(value).expanduser()}"
+    if len(value) == 1 and not value.isalnum():  # a sign: table.decimal=, as a shell leaves it
+        text = f"{key}{equals}{json.dumps(value)}"
     try:
         override = OverridesParser.create().parse_override(text)
     except _COMPOSE_ERRORS:

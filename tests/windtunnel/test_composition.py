@@ -85,6 +85,11 @@ def test_a_plain_value_named_like_a_group_is_set(dirs: tuple[Path, ...]) -> None
     assert compose("look", ["ladder=anything"], dirs) == {"ladder": "anything"}
 
 
+@pytest.mark.parametrize("sign", [",", ".", "'", '"', " ", "_", "~", "*", "\\"])
+def test_a_sign_is_taken_as_a_shell_leaves_it(dirs: tuple[Path, ...], sign: str) -> None:
+    assert climb(dirs, "plan=wide", f"name={sign}").name == sign
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
