@@ -53,6 +53,15 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: can't be a folder, {error.filename} is a file") from None
 
 
+def durable_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it; a power cut after this takes none of them away."""
+    if folder.is_dir():
+        return
+    durable_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a new file and make its content durable."""
     with open(path, "xb") as file:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import ConfigError
-from model.files import sync_folder, write_atomic
+from model.files import durable_folder, sync_folder, write_atomic
 from model.typed import build, to_plain
 from sweeps.files import read_json, write_json
 from sweeps.liveness import Owner, this_process
@@ -117,7 +117,7 @@ class Attempt:
             ClaimLost: another worker was quicker.
         """
         attempt = cls(run_dir, after + 1)
-        attempt.dir.parent.mkdir(exist_ok=True)
+        durable_folder(attempt.dir.parent)
         staging = attempt.dir.parent / f".claim-{uuid.uuid4().hex}"
         staging.mkdir()
         claim = Claim(owner=this_process(), started=now)

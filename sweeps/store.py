@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model.errors import ConfigError
+from model.files import durable_folder
 from model.typed import build, to_plain
 from sweeps.attempt import (
     Heartbeat,
@@ -73,7 +74,7 @@ class Store:
         """Make the run's folder with its ``spec.json``; one that exists is left alone."""
         folder = self.run_dir(run_id(spec))
         if not (folder / "spec.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            durable_folder(folder)
             write_json(folder / "spec.json", to_plain(spec))
         return folder
 

@@ -25,7 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.files import step_folder, sync_folder, write_file
+from model.files import durable_folder, step_folder, sync_folder, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, replaces: bool = Fa
         "state": checkpoint.state,
     }
     unfinished = folder / f"{UNFINISHED}{uuid.uuid4().hex}"
-    unfinished.mkdir(parents=True)
+    durable_folder(folder)
+    unfinished.mkdir()
     try:
         write_file(unfinished / "tensors.safetensors", content)
         write_body(unfinished, body)

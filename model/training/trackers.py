@@ -89,8 +89,19 @@ class MetricsFile:
         self.cut(offset)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line in one system call, so that a reader never sees half of one."""
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        """Append one line in one system call, so that a reader never sees half of one.
+
+        Raises:
+            OSError: there is no room for it; then nothing of it stays.
+        """
+        left = json.dumps(line, allow_nan=False).encode() + b"\n"
+        start = self._file.tell()
+        try:
+            while left:  # a full disk takes a part, and only then says why
+                left = left[self._file.write(left) :]
+        except OSError:
+            self.cut(start)
+            raise
 
     def cut(self, offset: int) -> None:
         """Drop what was written after ``offset``."""

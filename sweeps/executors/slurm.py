@@ -43,6 +43,8 @@ WARNED_S = 5.0
 the job's own too, after the worker it was quicker with."""
 GONE_S = 30.0
 """Seconds within which a cancelled job must have left the queue."""
+ANSWER_S = 60.0
+"""Seconds for Slurm's controller to answer: a busy one takes some, one that hangs never does."""
 MOST_REQUEUES = 10_000
 """A run that takes longer than its time limit is requeued as often as it takes."""
 
@@ -216,8 +218,7 @@ class SlurmExecutor:
         if handle in self._waiting:
             self._waiting.remove(handle)
         elif handle.job_id is not None:
-            command = ["scancel", "--quiet", *options, handle.job_id]
-            subprocess.run(command, capture_output=True, check=False)
+            _answer(["scancel", "--quiet", *options, handle.job_id])
 
     def _hand_in(self) -> None:
         """All jobs that wait, as one array."""
@@ -273,9 +274,19 @@ def _parameters(config: SlurmConfig, cores: int, nodes: int) -> dict[str, Any]:
 
 def _queued_jobs() -> set[str] | None:
     """Ids of this user's jobs that wait, run or end just now; None if nobody answers."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        print(f"squeue: {answer.stderr.strip()}", file=sys.stderr)
+    answer = _answer(["squeue", "--me", "--noheader", "--array", "--format=%i"])
+    return None if answer is None else set(answer.split())
+
+
+def _answer(command: Sequence[str]) -> str | None:
+    """What Slurm's controller answers; None, said, if it refuses or is silent."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{command[0]}: no answer within {ANSWER_S:g} s", file=sys.stderr)
         return None
-    return set(answer.stdout.split())
+    if done.stderr.strip():
+        print(f"{command[0]}: {done.stderr.strip()}", file=sys.stderr)
+    return None if done.returncode else done.stdout

@@ -22,6 +22,7 @@ from sweeps.executors import (
     SlurmConfig,
     expected_slots,
     make_executor,
+    slurm,
 )
 from sweeps.executors.config import usable_cores
 from sweeps.executors.forkserver import ForkServer
@@ -224,3 +225,15 @@ def test_a_record_says_what_was_typed_not_how_its_worker_was_started(toy, plan, 
     command = [sys.executable, "-c", code, str(claimed)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(said) == sys.orig_argv
+
+
+def test_a_controller_that_hangs_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hangs = tmp_path / "squeue"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "ANSWER_S", 0.3)
+    assert slurm._queued_jobs() is None, "nothing is known, so no run is given up"
+    assert "squeue: no answer within 0.3 s" in capsys.readouterr().err

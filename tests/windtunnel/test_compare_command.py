@@ -116,6 +116,13 @@ def test_values_that_move_together_are_one_feature(tmp_path: Path, known_sweep: 
     assert by_one.splitlines()[2:] == run(tmp_path, whole, f"out={tmp_path}/trial").splitlines()[2:]
 
 
+def test_a_trial_of_many_values_fits_a_folders_name() -> None:
+    many = {f"recipe.shape.some_part_{n}": f"of this value {n}" for n in range(20)}
+    slugs = {compare._slug(many), compare._slug({**many, "recipe.shape.some_part_19": "other"})}
+    assert len(slugs) == 2
+    assert max(map(len, slugs)) < 120
+
+
 def test_unfinished_runs_are_counted_not_guessed(tmp_path: Path, known_sweep: ModuleType) -> None:
     plan = known_sweep.make(tmp_path, *AXES)
     with pytest.raises(FitError, match="0 pairs of finished runs"):

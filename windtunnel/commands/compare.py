@@ -26,11 +26,14 @@ from analysis.results import Interval
 from model.config import require
 from model.errors import ConfigError
 from model.typed import to_plain
+from sweeps.files import content_hash
 from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
 from windtunnel.features import features_of
+
+LONGEST_SLUG = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +208,10 @@ def _shown(side: Mapping[str, Any]) -> dict[str, str]:
 
 def _slug(variant: Mapping[str, Any]) -> str:
     words = "-".join(f"{path.rpartition('.')[2]}-{value}" for path, value in variant.items())
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in words)
+    slug = "".join(char if char.isalnum() or char in "-_." else "_" for char in words)
+    if len(slug) > LONGEST_SLUG:  # a file's name has at most 255 bytes
+        slug = f"{slug[:LONGEST_SLUG]}-{content_hash(dict(variant), digits=8)}"
+    return slug
 
 
 def _write(trial: Trial, folder: Path) -> None:

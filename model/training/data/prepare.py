@@ -31,7 +31,7 @@ import numpy as np
 import tokenizers
 
 from model.errors import ConfigError
-from model.files import write_atomic
+from model.files import sync_folder, write_atomic
 from model.training.config import BpeTokenizer, CorpusConfig, FileTokenizer
 from model.training.data.corpus import PreparedCorpus
 from model.training.data.documents import Job, Progress, Report, Source, no_progress, sha256
@@ -169,8 +169,10 @@ def _place(building: Path, data_dir: Path) -> str:
     target = data_dir / fingerprint
     if target.exists() and not is_current(target):
         shutil.rmtree(target)  # written by an older version, which cannot be opened any more
+    sync_folder(building)  # the files are on disk, and here are their names
     try:
         os.rename(building, target)
+        sync_folder(data_dir)
     except OSError:
         # The same corpus is there already, made from other files.
         if not target.exists():

@@ -6,7 +6,7 @@
 
 Tensors and state have the names and values of a single process's checkpoint, so each kind of run
 goes on from the other's. Written under another name and renamed by rank 0 when all are done. The
-pickle is read only after its hash is found in state.json: it must be the one this program wrote.
+pickle is read only after its hash is found in state.json, and may name nothing but its own parts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from model.files import sync_folder
+from model.files import durable_folder, sync_folder
 from model.training.checkpoint import (
     SHARDED_FORMAT,
     UNFINISHED,
@@ -39,6 +39,7 @@ from model.training.checkpoint import (
     remove_broken,
     write_body,
 )
+from model.training.distributed.index import CheckedReader
 
 OF_A_POINT = "rewind."
 """A tensor to go back to is called ``rewind.2.NAME``: a piece of the same kind as NAME."""
@@ -54,7 +55,8 @@ def save(folder: Path, contents: Checkpoint, *, keep: int | None) -> None:
     is_first = dist.get_rank() == 0
     if is_first:
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        durable_folder(folder)
+        unfinished.mkdir()
     dist.barrier()
     dcp.save(dict(contents.tensors), checkpoint_id=unfinished)
     hashes = _hashes(unfinished, sorted(path.name for path in unfinished.iterdir()))
@@ -150,7 +152,7 @@ def _load(seen: _Seen, pieces: Mapping[str, Tensor]) -> Checkpoint:
     tensors = {name: _piece_like(name, stored, pieces) for name, stored in _held(seen.path).items()}
     # Of another rank's pipeline stage.
     mine = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    dcp.load(mine, checkpoint_id=seen.path)
+    dcp.load(mine, storage_reader=CheckedReader(seen.path))
     return replace(seen.checkpoint, tensors=mine)
 
 
@@ -165,7 +167,7 @@ def read_whole(path: Path, body: Mapping[str, Any]) -> Checkpoint:
     with warnings.catch_warnings():
         # It says, once more, that one process loads.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, checkpoint_id=path, no_dist=True)
+        dcp.load(tensors, storage_reader=CheckedReader(path), no_dist=True)
     return Checkpoint(body["step"], tensors, body["state"])
 
 
@@ -182,7 +184,7 @@ def check_files(path: Path, body: Mapping[str, Any]) -> None:
 
 
 def _held(path: Path) -> dict[str, TensorStorageMetadata]:
-    held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    held = CheckedReader(path).read_metadata().state_dict_metadata
     return {n: stored for n, stored in held.items() if isinstance(stored, TensorStorageMetadata)}
 
 

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from model.training.distributed.checkpoint import check_files
+from model.training.distributed.index import CheckedReader
 
 
 @dataclass
@@ -27,7 +28,7 @@ class StoredTensor:
 
     name: str
     stored: TensorStorageMetadata
-    reader: dcp.FileSystemReader
+    reader: CheckedReader
     _rows: range = field(default=range(0))
     _held: Tensor | None = None
 
@@ -98,7 +99,7 @@ def open_stored(path: Path, body: Mapping[str, Any], prefix: str) -> dict[str, S
         BrokenCheckpoint: when a file is missing, cut short or changed.
     """
     check_files(path, body)
-    reader = dcp.FileSystemReader(path)
+    reader = CheckedReader(path)
     metadata = reader.read_metadata()
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     return {

@@ -1,6 +1,7 @@
 """The metrics file: whole lines only; and a mirror that may break without being noticed."""
 
 import json
+import resource
 import subprocess
 import sys
 import types
@@ -40,6 +41,23 @@ def test_each_line_is_there_as_soon_as_it_is_written(tmp_path):
         file.write({"step": step})
         assert len(lines(tmp_path / "metrics.jsonl")) == step + 1
     file.close()
+
+
+def test_a_line_that_finds_no_room_leaves_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    file.write({"step": 1})
+    _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):  # after five bytes of it
+            file.write({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert lines(path) == [{"step": 1}]
+    file.write({"step": 3})
+    file.close()
+    assert lines(path) == [{"step": 1}, {"step": 3}]
 
 
 def test_a_number_that_is_none_is_refused(tmp_path):

@@ -1,0 +1,63 @@
+"""What a run has said is its own is on disk: a power cut takes neither a file nor a name."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.training.checkpoint import Checkpoint, save_checkpoint
+from sweeps.attempt import Attempt, Outcome
+from sweeps.files import write_json
+from sweeps.plan import Plan
+from sweeps.store import Store
+
+CACHED = {"outcome.json"}
+"""In the run's own folder a link, for speed: the attempt's own file tells the same."""
+
+
+Known = set[tuple[int, str]]
+"""Numbers of files, and of folders with the names in them: a folder keeps its number when it is
+renamed."""
+
+
+@pytest.fixture
+def durable(monkeypatch: pytest.MonkeyPatch) -> Known:
+    """Everything that an fsync has put on disk."""
+    known: Known = set()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        number = os.fstat(descriptor).st_ino
+        names = [each.name for each in path.iterdir()] if path.is_dir() else [""]
+        known.update((number, name) for name in names)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return known
+
+
+def is_on_disk(path: Path, known: Known) -> bool:
+    is_file = path.is_file() and not path.is_symlink()
+    has_content = not is_file or (path.stat().st_ino, "") in known
+    return has_content and (path.parent.stat().st_ino, path.name) in known
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_every_name_from_the_root_to_a_checkpoint_is_on_disk(
+    plan: Plan, tmp_path: Path, durable: Known
+) -> None:
+    top = tmp_path / "new"
+    folder = Store(top / "tunnel").create(plan.runs[0].spec)
+    attempt = Attempt.claim(folder, after=0, now=time.time())
+    checkpoint = Checkpoint(1, {"w": torch.zeros(2)}, {})
+    save_checkpoint(attempt.dir / "checkpoints", checkpoint, keep=2)
+    write_json(attempt.dir / "record.json", {})
+    attempt.publish()
+    attempt.end(Outcome(status="done", ended=time.time()))
+    there = [top, *top.rglob("*")]
+    assert len(there) > 12
+    missing = {path for path in there if not is_on_disk(path, durable)}
+    assert missing == {folder / name for name in CACHED}
