@@ -23,7 +23,7 @@ def label_contours(
     neighbours say what it is.
     """
     to_frame = axes.transData + axes.transAxes.inverted()
-    taken_XY = to_frame.transform(taken_XY)
+    taken_XY = to_frame.transform(np.unique(taken_XY, axis=0))
     chosen = []
     for path in drawn.get_paths():
         on_line_XY = to_frame.transform(np.reshape(path.vertices, (-1, 2)))

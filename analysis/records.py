@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.exclusion import Exclusion
 from model.errors import ConfigError
+from model.garbage import collector_at_rest
 from model.typed import build
 
 if TYPE_CHECKING:  # pandas takes a third of a second to import, and few need the frame
@@ -163,6 +164,7 @@ class RecordSet:
     excluded: tuple[Exclusion, ...]
 
 
+@collector_at_rest()
 def load_records(dirs: Iterable[Path]) -> RecordSet:
     """The records of run directories (each holding ``record.json``), in their order.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from model.errors import ConfigError
 from model.files import write_atomic
+from model.garbage import collector_at_rest
 from model.typed import build, to_plain
 from sweeps.cost import RunCost
 from sweeps.files import read_json
@@ -27,6 +28,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     write_atomic(path, text.encode() + b"\n")
 
 
+@collector_at_rest()
 def read_plan(path: Path) -> Plan:
     """Read a ``plan.json`` back, and check that every run id still follows from its spec."""
     plan = build(Plan, _read_mapping(path), where=str(path))
@@ -39,6 +41,7 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
+@collector_at_rest()
 def skim_plan(path: Path) -> Plan:
     """The plan with its specs built only where they are asked for, unchecked.
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from analysis.plots_evidence import Evidence
 from model.errors import ConfigError
 from windtunnel.commands.view import newest_sweep
 from windtunnel.report.content import gather
+from windtunnel.report.conventions import View, own_view
 from windtunnel.view.guard import Guard, is_loopback
 from windtunnel.view.live import FIGURE_NAMES, PARTS, Live
 from windtunnel.view.server import Server
@@ -252,6 +254,31 @@ def test_what_changes_gets_a_new_version_and_nothing_else_does(
     assert (
         HOSTILE in json.loads(live.rows(Question(words="failed"), first=0, count=9))["rows"][0][-1]
     )
+
+
+def test_the_counts_stay_fresh_while_other_conventions_are_fitted(
+    finished: Any, known_sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root, root, symlinks=True)
+    last = finished.plan.runs[-1].run_id
+    shutil.rmtree(root / "runs" / last)
+    (root / "index.sqlite").unlink(missing_ok=True)
+    monkeypatch.setattr("windtunnel.view.live.FIGURES", ())
+    told = []
+
+    def slowly(evidence: Evidence) -> Iterator[View]:
+        own = own_view(evidence)
+        assert own is not None
+        yield own
+        known_sweep.fail(root, finished.plan.runs[-1].spec, "lost its node")
+        yield own
+        told.append(json.loads(live.state())["now"]["counts"])
+
+    monkeypatch.setattr("windtunnel.view.live.views_of", slowly)
+    live = Live(root, "quickstart", every_s=60)
+    live.refresh()
+    assert told == [{"done": len(finished.plan.runs) - 1, "failed": 1}]
 
 
 def test_an_unknown_sweep_and_an_empty_root_are_one_sentence(finished: Any, tmp_path: Path) -> None:

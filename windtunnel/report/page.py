@@ -62,7 +62,7 @@ SECTIONS = (
 
 def render(content: Content, drawings: Sequence[Drawing]) -> str:
     """The whole HTML text."""
-    views = views_of(content.evidence)
+    views = tuple(views_of(content.evidence))
     return (
         environment()
         .get_template("page.html")

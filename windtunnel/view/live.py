@@ -117,9 +117,7 @@ class Live:
 
     def refresh(self) -> None:
         """Look at everything once and make anew what has changed."""
-        plan = known_plan(self._sources.store, self.sweep, read=skim_plan)
-        self._now = now_of(plan, self._sources, self._launched)
-        self._publish()
+        plan = self._look()
         seen = self._what_is_there(plan)
         if seen == self._seen:
             return
@@ -143,6 +141,13 @@ class Live:
         if is_fitted_anew:  # each other convention is a fit of all runs: last, and once a fit
             self._typeset(content, self._views_of(content))
         self._seen = seen
+
+    def _look(self) -> Plan:
+        """How far the runs are."""
+        plan = known_plan(self._sources.store, self.sweep, read=skim_plan)
+        self._now = now_of(plan, self._sources, self._launched)
+        self._publish()
+        return plan
 
     def _what_is_there(self, plan: Plan) -> object:
         """Equal as long as no run ended, no fit or forecast was made, no launch got on."""
@@ -169,7 +174,13 @@ class Live:
     def _views_of(self, content: Content) -> tuple[View, ...]:
         """The law in every convention; fitted again only when the sweep's own fit is a new one."""
         if self._views[0] is not content.study or content.study is None:
-            self._views = (content.study, views_of(content.evidence))
+            found = []
+            for view in views_of(content.evidence):
+                found.append(view)
+                if self._stop.is_set():
+                    break
+                self._look()  # a fit of very many runs takes longer than a reader should wait
+            self._views = (content.study, tuple(found))
         return self._views[1]
 
     def _draw(self, content: Content) -> None:
