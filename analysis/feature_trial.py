@@ -29,7 +29,6 @@ MOST_AHEAD = 1000.0
 DRAWS = 4000
 LARGEST_MULTIPLIER = 1e6
 """Where the exponent of the baseline is as good as zero no multiplier means anything."""
-SURE = 0.95
 
 
 def percent(gap: float) -> str:

@@ -71,27 +71,3 @@ def _by_name(stages: Sequence[DataStage]) -> dict[str, Any]:
 def fingerprint(protocol: Mapping[str, Any]) -> str:
     """16 hex digits that are equal exactly when the protocols are."""
     return content_hash(dict(protocol), digits=16)
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
-    """Each differing field as ``balance.rule: 'zero_mean_sign' against 'sign'``, in order."""
-    left, right = _flat(one), _flat(other)
-    return tuple(
-        f"{path}: {left.get(path, 'absent')!r} against {right.get(path, 'absent')!r}"
-        for path in sorted(left.keys() | right.keys())
-        if left.get(path, _ABSENT) != right.get(path, _ABSENT)
-    )
-
-
-_ABSENT = object()
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{path}."))
-        else:
-            flat[path] = value
-    return flat

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis.one_protocol import check_one_protocol
 from analysis.points import points_from_records
 from analysis.records import (
     DomainLoss,
     LayerLoad,
     RecordSet,
     RunRecord,
-    check_one_protocol,
     load_records,
     to_frame,
 )

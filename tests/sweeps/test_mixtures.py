@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import toy_plans
 
+from analysis.one_protocol import check_one_protocol
 from analysis.points import points_from_records
-from analysis.records import RecordSet, RunRecord, check_one_protocol, load_records
+from analysis.records import RecordSet, RunRecord, load_records
 from model.errors import ConfigError
 from model.training.config import MixtureCorpus
 from model.training.data import prepare_corpus

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.one_protocol import differences
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.training.config import (
@@ -21,7 +22,7 @@ from model.training.config import (
 )
 from model.typed import to_plain
 from sweeps.files import canonical_text, content_hash
-from sweeps.protocol import differences, fingerprint, protocol_of
+from sweeps.protocol import fingerprint, protocol_of
 from sweeps.spec import SPEC_VERSION, RunSpec, read_spec, run_id, science, science_text, short_count
 
 SPEC = RunSpec(
@@ -161,7 +162,7 @@ def test_what_a_sweep_studies_is_not_part_of_the_protocol():
         ),
         corpus=TextCorpus(paths=("elsewhere",)),
     )
-    assert differences(protocol_of(SPEC), protocol_of(other)) == ()
+    assert list(differences(protocol_of(SPEC), protocol_of(other))) == []
     assert fingerprint(protocol_of(SPEC)) == fingerprint(protocol_of(other))
 
 
@@ -185,13 +186,14 @@ def test_each_part_of_the_protocol_is_told_apart_by_name():
         "sequence_length": replace(SPEC, train=replace(train, sequence_length=64)),
     }
     for path, other in others.items():
-        (difference,) = differences(protocol_of(SPEC), protocol_of(other))
-        assert difference.startswith(f"{path}: ")
+        ((found, *_),) = differences(protocol_of(SPEC), protocol_of(other))
+        assert found == path
         assert fingerprint(protocol_of(SPEC)) != fingerprint(protocol_of(other))
-    assert differences(protocol_of(SPEC), protocol_of(others["balance.rule"])) == (
-        "balance.rule: 'zero_mean_sign' against 'sign'",
-    )
+    found = differences(protocol_of(SPEC), protocol_of(others["balance.rule"]))
+    assert list(found) == [("balance.rule", "zero_mean_sign", "sign")]
 
 
 def test_a_missing_part_differs_from_an_empty_one():
-    assert differences({"a": None}, {}) == ("a: None against 'absent'",)
+    ((path, one, other),) = differences({"a": None}, {})
+    assert (path, one) == ("a", None)
+    assert other is not None

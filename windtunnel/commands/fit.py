@@ -33,10 +33,11 @@ from analysis.judging import compare_laws
 from analysis.law_study import LawStudy, make_law_study
 from analysis.law_summary import summarise_law
 from analysis.measured import WHOLE, measured_as
+from analysis.one_protocol import check_one_protocol
 from analysis.optima_study import PROCEDURES, OptimaStudy, Procedure, make_optima_study
 from analysis.optima_summary import summarise_optima
 from analysis.points import Points, SizeVariable, points_from_records
-from analysis.records import RecordSet, RunRecord, check_one_protocol, load_records
+from analysis.records import RecordSet, RunRecord, load_records
 from analysis.sensitivity import examine_choices
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
