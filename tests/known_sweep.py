@@ -32,8 +32,7 @@ from sweeps.store import Store
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import promote as promote_command
 from windtunnel.commands import sweep as sweep_command
-from windtunnel.launch import ledger_of, outcome_of
-from windtunnel.ledger import ForecastRow, utc_now
+from windtunnel.launch import forecast_row, ledger_of, outcome_of
 from windtunnel.promotion import Promotion, Promotions
 
 TRUTH = LossSurface(E=1.1, A=330.0, B=45.0, alpha=0.42, beta=0.34)
@@ -209,17 +208,6 @@ def overrides(root: Path) -> list[str]:
 def launch(root: Path, promotion: Promotion, record: RunRecord) -> None:
     """Register the forecast, then the outcome ``record`` brings."""
     ledger = ledger_of(root)
-    ledger.register(
-        ForecastRow(
-            promotion_id=promotion.id,
-            promotion_hash=promotion.content_hash,
-            run_id=promotion.run_id,
-            sweep=promotion.sweep,
-            target=promotion.target_name,
-            registered_at=utc_now(),
-            train_flops=promotion.train_flops,
-            forecast=promotion.forecast,
-        )
-    )
+    ledger.register(forecast_row(promotion))
     finish(root, promotion.spec, record)
     ledger.record_outcome(outcome_of(promotion, record))

@@ -60,6 +60,20 @@ def accepted_overrides(
     return check_gates(promotion.gates, {**registered, **overrides}, where=promotion.id)
 
 
+def forecast_row(promotion: Promotion) -> ForecastRow:
+    """What the ledger is told of ``promotion``, as if all its gates had passed."""
+    return ForecastRow(
+        promotion_id=promotion.id,
+        promotion_hash=promotion.content_hash,
+        run_id=promotion.run_id,
+        sweep=promotion.sweep,
+        target=promotion.target_name,
+        registered_at=utc_now(),
+        train_flops=promotion.train_flops,
+        forecast=promotion.forecast,
+    )
+
+
 def launch(
     promotion: Promotion,
     *,
@@ -85,20 +99,8 @@ def launch(
     accepted = accepted_overrides(promotion, ledger, overrides)
     before = store.state(promotion.run_id)
     was_started = before.status != "planned" or store.record(promotion.run_id) is not None
-    ledger.register(
-        ForecastRow(
-            promotion_id=promotion.id,
-            promotion_hash=promotion.content_hash,
-            run_id=promotion.run_id,
-            sweep=promotion.sweep,
-            target=promotion.target_name,
-            registered_at=utc_now(),
-            train_flops=promotion.train_flops,
-            forecast=promotion.forecast,
-            overrides=accepted,
-            after_the_fact=was_started,
-        )
-    )
+    row = forecast_row(promotion)
+    ledger.register(replace(row, overrides=accepted, after_the_fact=was_started))
     spec = replace(
         promotion.spec, runtime=runtime, train=with_kept(promotion.spec.train, keep_weights)
     )

@@ -26,8 +26,8 @@ from sweeps.spec import RunSpec, read_spec, short_count
 from sweeps.store import Store
 from windtunnel.choices import Choice
 from windtunnel.finished import FinishedSweep
+from windtunnel.forecasting import Recommended, Settings, promotion_of
 from windtunnel.promotion import BegunFrom, Promotion
-from windtunnel.recommend import Recommended, Settings, promotion_of
 from windtunnel.targets import (
     Continue,
     Decay,

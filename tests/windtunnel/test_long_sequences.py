@@ -12,11 +12,11 @@ from model.training.sources import DataStage
 from windtunnel.commands.machine import Config, _training
 from windtunnel.commands.promote import Config as Promote
 from windtunnel.composition import load
+from windtunnel.forecasting import Settings, machine_plan
 from windtunnel.machine.costs import attention_core_s, block_costs, gather_s, ring_s
 from windtunnel.machine.handover import megatron_options, torchtitan_options
 from windtunnel.machine.memory_plan import RankMemory, rank_memory
 from windtunnel.machine.plan import best_plan
-from windtunnel.recommend import Settings, _machine_plan
 from windtunnel.yaml_folders import CONF_DIR
 
 SIZES = ParallelConfig(shard=72, expert=8, context=8, pipeline=28, micro_batch=1, recompute=True)
@@ -118,7 +118,7 @@ def test_a_run_with_a_long_stage_is_planned_for_that(finished: Any) -> None:
         hardware=config.hardware,
         gpus=4,
     )
-    plan, _ = _machine_plan(long, settings)
+    plan, _ = machine_plan(long, settings)
     assert plan is not None
     sizes = plan.parallel
     assert plan.micro_batches * sizes.data * sizes.micro_batch == 8, "sequences of 8,192"

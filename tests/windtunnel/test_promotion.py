@@ -42,10 +42,11 @@ from windtunnel.commands import machine as machine_command
 from windtunnel.commands import promote as promote_command
 from windtunnel.commands.status import known_plan
 from windtunnel.finished import FinishedSweep, load_sweep
+from windtunnel.forecasting import Settings
 from windtunnel.gates import GATES
 from windtunnel.load_forecast import forecast_loads
 from windtunnel.promotion import Promotion, Promotions, promotion_hash, read_promotion, sealed
-from windtunnel.recommend import Settings, recommend
+from windtunnel.recommend import recommend
 from windtunnel.targets import (
     ComputeBudget,
     GpuHours,

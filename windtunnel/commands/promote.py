@@ -26,11 +26,12 @@ from sweeps.store import Store
 from windtunnel.choices import SizeRange
 from windtunnel.console import prose
 from windtunnel.finished import load_sweep
+from windtunnel.forecasting import Settings
 from windtunnel.gates import GateThresholds
 from windtunnel.machine.hardware import Hardware
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe
-from windtunnel.recommend import Settings, recommend
+from windtunnel.recommend import recommend
 from windtunnel.second_stage import Start, recommend_stage, set_aside_for
 from windtunnel.targets import SecondStage, Target
 
