@@ -7,12 +7,9 @@ then each row is kept as an exclusion with its reason.
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,17 +26,11 @@ from analysis.points import (
     mean_of_cells,
     row_name,
 )
-from analysis.table_cells import (
-    SUFFIXES,
-    Decimal,
-    Thousands,
-    as_numbers,
-    as_written,
-    is_empty,
-)
+from analysis.table_cells import as_numbers, as_written, is_empty
 from analysis.table_files import read_table
+from analysis.table_names import check_named, find_column
+from analysis.table_options import Columns, TableRules
 from analysis.units import check_units, check_variables
-from model.config import require
 from model.errors import ConfigError
 
 MOST_SHOWN = 3
@@ -50,101 +41,6 @@ Rows = NDArray[np.bool_]
 
 PERPLEXITY = ("ppl", "perplex")
 """How columns of them are called."""
-USUAL = {
-    "params": ("n", "params", "nparams", "parameters", "modelsize", "size", "nonembeddingparams"),
-    "tokens": (
-        "d",
-        "tokens",
-        "ntokens",
-        "trainingtokens",
-        "tokensseen",
-        "datasize",
-        "pretrainingdatasize",
-    ),
-    "flops": ("c", "flops", "trainingflop", "trainingflops", "compute", "budget", "trainflops"),
-    "loss": ("l", "loss", "valloss", "evalloss", "validationloss", "testloss", "finalloss"),
-}
-"""How such columns are often called, to say which ones a table may mean."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which column is what: `loss`, and what the law needs of the others."""
-
-    params: str | None = None
-    """Model size: a parameter count, or what params_are says. Without it flops / (6·tokens)."""
-    params_are: Literal["params", "flops_per_token"] = "params"
-    tokens: str | None = None
-    """Training tokens; without it flops / (6·params)."""
-    loss: str | None = None
-    """Nats per token."""
-    flops: str | None = None
-    """Training FLOPs; without it 6·params·tokens."""
-    seed: str | None = None
-    """Rows equal in size, tokens and seed are one run given twice."""
-    label: str | None = None
-    """Names the runs; without it their rows do."""
-    variables: dict[str, str] = field(default_factory=dict)
-    """Further variables of a law and their columns, e.g. {granularity: G}."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRules:
-    """Which rows are used, and in which units."""
-
-    bad_rows: Literal["refuse", "drop"] = "refuse"
-    """Rows that are no measurement (empty, not positive, given twice): refuse the table, or drop
-    them, each counted."""
-    filter: dict[str, Any] = field(default_factory=dict)
-    """Keep the rows whose column equals the value (or one of a list)."""
-    exclude: dict[str, Any] = field(default_factory=dict)
-    """Leave out the rows whose column equals the value (or one of a list)."""
-    test: dict[str, Any] = field(default_factory=dict)
-    """Rows that are forecast instead of fitted, chosen like `filter`, whatever that says."""
-    last_of: str | None = None
-    """A column that names runs: of each only the last row counts, where a table holds its curve."""
-    last_by: str | None = None
-    """The column that says which row is the last, e.g. the step; without it the file's order."""
-    mean_over_seeds: bool = False
-    """Rows of one cell (size, tokens, variables) count as one point, the mean of their losses."""
-    drop_highest_losses: int = 0
-    """An outlier rule: leave out this many of the highest losses."""
-    params_unit: float = 1.0
-    """Parameters that 1 in the column stands for, e.g. 1e6 for a column in millions."""
-    tokens_unit: float = 1.0
-    flops_unit: float = 1.0
-    loss_unit: float = 1.0
-    """Nats per token that 1 stands for, e.g. 0.6931 for bits per token."""
-    loss_is: Literal["loss", "perplexity"] = "loss"
-    """What the column of losses holds; the loss is a perplexity's logarithm."""
-    variables_unit: dict[str, float] = field(default_factory=dict)
-    """The same of a law's further variables, e.g. {unique_tokens: 1e9}."""
-    decimal: Decimal = "."
-    """What stands before decimals."""
-    thousands: Thousands = ""
-    """What stands between thousands."""
-    check_units: bool = True
-    """Refuse columns that look like two units, or like millions for ones."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.drop_highest_losses >= 0,
-            f"drop_highest_losses must be >= 0, got {self.drop_highest_losses}",
-        )
-        named = (self.params_unit, self.tokens_unit, self.flops_unit, self.loss_unit)
-        units = (*named, *self.variables_unit.values())
-        require(
-            min(units) > 0,
-            f"units must be positive, got {', '.join(f'{unit:g}' for unit in units)}",
-        )
-        require(
-            self.decimal != self.thousands,
-            f"decimal and thousands are both {self.decimal!r}; a number can't be read so",
-        )
-        require(
-            self.last_by is None or self.last_of is not None,
-            f"last_by={self.last_by} needs last_of, the column that names the runs",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +73,7 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
     """
     rules = rules or TableRules()
     frame = read_table(path)
-    _check_named(path, frame, columns)
+    check_named(path, frame, columns)
     table = _Table(path, frame, rules)
     table.choose()
     measures, pair = _measures(table, columns)
@@ -457,73 +353,9 @@ class _Table:
         return matches
 
     def _column(self, option: str, name: str) -> pd.Series[Any]:
-        _find_column(self.path, self.frame, option, name)
+        find_column(self.path, self.frame, option, name)
         return self.frame[name]
 
 
 def _tuple(column: Array) -> tuple[float, ...]:
     return tuple(column.tolist())
-
-
-def _check_named(path: Path, frame: pd.DataFrame, columns: Columns) -> None:
-    roles = ("params", "tokens", "loss", "flops", "seed", "label")
-    for role in roles:
-        if getattr(columns, role) is not None:
-            _find_column(path, frame, f"columns.{role}", getattr(columns, role))
-    given = f"{path} has: {_listed(frame.columns)}{_guess(frame, columns)}"
-    if columns.loss is None:
-        raise ConfigError(f"columns.loss: missing; name the column. {given}")
-    if not any((columns.params, columns.tokens, columns.flops, columns.variables)):
-        raise ConfigError(
-            "columns.params: missing; name the column of the model sizes, and of the tokens with "
-            "columns.tokens or of the training FLOPs with columns.flops (one of the three is "
-            f"enough for law=size, law=tokens or law=compute). {given}"
-        )
-
-
-def _guess(frame: pd.DataFrame, columns: Columns) -> str:
-    """Columns that are called as such columns often are."""
-    plain: dict[str, tuple[str, str]] = {}
-    for name in map(str, frame.columns):
-        bare, _, unit = re.sub(r"[\[(](.*?)[\])]\s*$", r"|\1", name).partition("|")
-        plain["".join(filter(str.isalnum, bare.lower()))] = name, unit.strip()
-    found = []
-    for role, names in USUAL.items():
-        usual = next((usual for usual in names if usual in plain), None)
-        if usual is None or getattr(columns, role) is not None:
-            continue
-        name, unit = plain[usual]
-        found.append(f"columns.{role}={_quoted(name)}")
-        if factor := _factor(unit):
-            found.append(f"table.{role}_unit={factor}")
-    return f". Perhaps {' '.join(found)}" if found else ""
-
-
-def _factor(unit: str) -> str:
-    """``1e9`` of ``B`` or ``billions``, ``1e21`` of ``1E21``; empty for what is no factor."""
-    if re.fullmatch(r"1e\d+", unit.lower()):
-        return unit.lower()
-    exponent = SUFFIXES.get(unit[:1].lower(), "")
-    is_factor = unit.upper() in ("K", "M", "B", "G", "T") or unit.lower().endswith("illions")
-    return f"1{exponent}" if is_factor and exponent else ""
-
-
-def _quoted(name: str) -> str:
-    return name if name.replace("_", "").isalnum() else f"\"'{name}'\""
-
-
-def _find_column(path: Path, frame: pd.DataFrame, option: str, name: str) -> None:
-    names = list(frame.columns)
-    count = names.count(name)
-    if count == 0:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ConfigError(f"{option}: no column {name!r} in {path}{hint} It has: {_listed(names)}")
-    if count > 1:
-        raise ConfigError(f"{option}: {count} columns of {path} are called {name!r}")
-
-
-def _listed(names: Iterable[str], most: int = 40) -> str:
-    names = list(names)
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -30,7 +30,8 @@ from analysis.fitting import fit_surface
 from analysis.laws import Array, LossSurface
 from analysis.points import Points, make_points
 from analysis.settings import FitSettings
-from analysis.tables import Columns, TableRules, points_from_table
+from analysis.table_options import Columns, TableRules
+from analysis.tables import points_from_table
 
 DEFAULT = (
     Path(__file__).resolve().parents[2] / "shared/data/chinchilla_epoch/svg_extracted_data.csv"

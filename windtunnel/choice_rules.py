@@ -11,10 +11,7 @@ from sweeps.plan import SweepConfig
 from sweeps.recipe import PowerLawRule
 from sweeps.spec import RunSpec
 from windtunnel.choices import Allocated, Choice
-from windtunnel.targets import (
-    Target,
-    target_name,
-)
+from windtunnel.targets import Target, target_name
 
 
 def allocation_choices(

@@ -29,12 +29,7 @@ from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.plan import MachinePlan, best_plan
 from windtunnel.promotion import BegunFrom, Evidence, Promotion, sealed
 from windtunnel.published import FieldComparison
-from windtunnel.targets import (
-    FirstStage,
-    LingTarget,
-    Target,
-    target_name,
-)
+from windtunnel.targets import FirstStage, LingTarget, Target, target_name
 from windtunnel.trials import TrialEvidence, trial_evidence
 
 

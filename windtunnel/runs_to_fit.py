@@ -15,7 +15,8 @@ from analysis.one_protocol import check_one_protocol
 from analysis.optima_study import PROCEDURES
 from analysis.points import Points, SizeVariable, points_from_records
 from analysis.records import RecordSet, RunRecord, load_records
-from analysis.tables import Columns, TableRules, load_table
+from analysis.table_options import Columns, TableRules
+from analysis.tables import load_table
 from analysis.units import check_falls
 from model.config import require
 from model.errors import ConfigError

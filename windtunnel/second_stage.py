@@ -28,14 +28,7 @@ from windtunnel.choices import Choice
 from windtunnel.finished import FinishedSweep
 from windtunnel.forecasting import Recommended, Settings, promotion_of
 from windtunnel.promotion import BegunFrom, Promotion
-from windtunnel.targets import (
-    Continue,
-    Decay,
-    ExtendContext,
-    Merge,
-    OnGivenWeights,
-    SecondStage,
-)
+from windtunnel.targets import Continue, Decay, ExtendContext, Merge, OnGivenWeights, SecondStage
 
 if TYPE_CHECKING:
     from model.training.initial import GivenWeights

@@ -10,7 +10,8 @@ from analysis.fitting import fit_surface
 from analysis.laws import LossSurface
 from analysis.results import FitStatus
 from analysis.settings import FitSettings
-from analysis.tables import Columns, TableRules, points_from_table
+from analysis.table_options import Columns, TableRules
+from analysis.tables import points_from_table
 from model.errors import ConfigError
 
 LAW = LossSurface(E=1.7, A=400.0, B=410.0, alpha=0.34, beta=0.28)

@@ -11,7 +11,8 @@ import pytest
 from analysis.fitting import fit_surface
 from analysis.results import Fit
 from analysis.settings import FitSettings
-from analysis.tables import Columns, TableRules, points_from_table
+from analysis.table_options import Columns, TableRules
+from analysis.tables import points_from_table
 
 CHINCHILLA = Columns(params="Model Size", flops="Training FLOP", loss="loss")
 

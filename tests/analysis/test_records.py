@@ -10,14 +10,7 @@ import pytest
 
 from analysis.one_protocol import check_one_protocol
 from analysis.points import points_from_records
-from analysis.records import (
-    DomainLoss,
-    LayerLoad,
-    RecordSet,
-    RunRecord,
-    load_records,
-    to_frame,
-)
+from analysis.records import DomainLoss, LayerLoad, RecordSet, RunRecord, load_records, to_frame
 from model.errors import ConfigError
 from model.typed import build, to_plain
 

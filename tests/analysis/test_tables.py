@@ -15,7 +15,8 @@ import pytest
 from analysis.fitting import fit_points
 from analysis.laws import LossSurface, SaturatingPowerLaw
 from analysis.settings import FitSettings
-from analysis.tables import Columns, TableRules, load_table, points_from_table
+from analysis.table_options import Columns, TableRules
+from analysis.tables import load_table, points_from_table
 from analysis.units import check_falls
 from model.errors import ConfigError
 

@@ -12,9 +12,7 @@ from toy_runs import RUNTIME, last_weights, lines, train_until, train_whole
 from model.errors import ConfigError
 from model.hf import ExportOptions, export_checkpoint
 from model.tensor_files import TensorHeader
-from model.training.config import (
-    InitialWeights,
-)
+from model.training.config import InitialWeights
 from model.training.initial import given_weights, place_weights
 from model.training.run import initial_state
 from model.training.schedules import learning_rate

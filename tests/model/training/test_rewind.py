@@ -10,12 +10,7 @@ from toy_runs import CORPUS, RUNTIME, assert_same_run, lines
 
 from model.errors import ConfigError
 from model.training import progress, reader
-from model.training.config import (
-    BalanceConfig,
-    EvaluationConfig,
-    HealthConfig,
-    ScheduleConfig,
-)
+from model.training.config import BalanceConfig, EvaluationConfig, HealthConfig, ScheduleConfig
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.health import HealthState
 from model.training.rewind import LEAD_STEPS, Point, RewindPoints

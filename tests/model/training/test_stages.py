@@ -9,11 +9,7 @@ from toy_runs import CORPUS, RUNTIME, last_weights, lines, train_until
 
 from model.config import YarnConfig
 from model.errors import ConfigError
-from model.training.config import (
-    EvaluationConfig,
-    ScheduleConfig,
-    StageConfig,
-)
+from model.training.config import EvaluationConfig, ScheduleConfig, StageConfig
 from model.training.data import prepare_corpus
 from model.training.evaluate import Evaluator, plain_forward
 from model.training.positions import position_bounds

@@ -10,10 +10,7 @@ from toy_runs import RUNTIME, TRAIN, assert_same_tensors, last_weights, lines, t
 from model.errors import ConfigError
 from model.files import step_folder
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
-from model.training.config import (
-    CheckpointConfig,
-    ScheduleConfig,
-)
+from model.training.config import CheckpointConfig, ScheduleConfig
 from model.training.schedules import learning_rate, merged_steps, trunk_schedule, trunk_steps
 from model.training.trainer import train
 
