@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from analysis.laws import Array
+from analysis.line import Line
 from analysis.records import RunRecord
 from analysis.results import FitError, FitWarning, Interval, Prediction
 from analysis.wording import counted
@@ -175,7 +175,7 @@ def run_trial(
     losses = [(base.heldout_nats, other.heldout_nats) for base, other in pairs]
     base_line, gap_N = _gaps(losses, log_N, dearer_N)
     exponent = -base_line.slope
-    line = _Line(log_N, gap_N)
+    line = Line(log_N, gap_N)
     middle = line.middle
     mean = line.interval(middle, level)
     quantile = line.quantile(level)
@@ -220,10 +220,10 @@ def run_trial(
 
 def _gaps(
     losses: Sequence[tuple[float, float]], log_N: Array, dearer_N: Array
-) -> tuple[_Line, Array]:
+) -> tuple[Line, Array]:
     """The baseline's line, and the gap of each pair at the variant's compute by its exponent."""
     base_N, other_N = np.log(np.array(losses)).T
-    line = _Line(log_N, base_N)
+    line = Line(log_N, base_N)
     return line, other_N - base_N + max(-line.slope, 0.0) * dearer_N
 
 
@@ -239,47 +239,12 @@ def _by_domain(
             (base.by_domain[name].loss_nats, other.by_domain[name].loss_nats)
             for base, other in pairs
         ]
-        line = _Line(log_N, _gaps(losses, log_N, dearer_N)[1])
+        line = Line(log_N, _gaps(losses, log_N, dearer_N)[1])
         yield DomainGap(domain=name, gap=line.interval(line.middle, level))
 
 
-class _Line:
-    """y = a + b·(x - mean x) by least squares, with its noise."""
-
-    def __init__(self, x_N: Array, y: Sequence[float] | Array) -> None:
-        y_N = np.asarray(y, dtype=float)
-        self.middle = float(x_N.mean())
-        centered_N = x_N - self.middle
-        self._spread = float((centered_N**2).sum())
-        self._count = len(x_N)
-        self.level_at_middle = float(y_N.mean())
-        self.slope = float((centered_N @ y_N) / self._spread)
-        residual_N = y_N - self.level_at_middle - self.slope * centered_N
-        self.degrees = self._count - 2
-        self.noise_sd = float(np.sqrt((residual_N**2).sum() / self.degrees))
-        self.slope_sd = self.noise_sd / self._spread**0.5
-
-    def value(self, x: float) -> float:
-        return self.level_at_middle + self.slope * (x - self.middle)
-
-    def sd(self, x: float) -> float:
-        share = 1 / self._count + (x - self.middle) ** 2 / self._spread
-        return self.noise_sd * share**0.5
-
-    def quantile(self, level: float) -> float:
-        return float(stdtrit(self.degrees, (1 + level) / 2))
-
-    def interval(self, x: float, level: float) -> Interval:
-        reach = self.quantile(level) * self.sd(x)
-        value = self.value(x)
-        return Interval(value=value, low=value - reach, high=value + reach, level=level)
-
-    def chance_below_zero(self, x: float) -> float:
-        return float(stdtr(self.degrees, -self.value(x) / max(self.sd(x), 1e-300)))
-
-
 def _ahead(
-    name: str, flops: float, line: _Line, base_line: _Line, largest: float, level: float
+    name: str, flops: float, line: Line, base_line: Line, largest: float, level: float
 ) -> Ahead:
     at = float(np.log(flops))
     gap = line.interval(at, level)
@@ -300,7 +265,7 @@ def _ahead(
     )
 
 
-def _multiplier(line: _Line, base_line: _Line, at: float, level: float) -> Interval:
+def _multiplier(line: Line, base_line: Line, at: float, level: float) -> Interval:
     """exp(-gap / exponent): both are uncertain, so their ratio is drawn."""
     rng = np.random.default_rng(0)
     gap_R = line.value(at) + line.sd(at) * rng.standard_t(line.degrees, DRAWS)
@@ -321,7 +286,7 @@ def _multiplier(line: _Line, base_line: _Line, at: float, level: float) -> Inter
 
 
 def _rungs(
-    pairs: Sequence[tuple[RunRecord, RunRecord]], gap_N: Array, line: _Line, level: float
+    pairs: Sequence[tuple[RunRecord, RunRecord]], gap_N: Array, line: Line, level: float
 ) -> tuple[RungGap, ...]:
     """Means by rung; their noise is the spread about the common trend, which few pairs share."""
     by_rung: dict[str, list[int]] = {}

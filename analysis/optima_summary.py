@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from textwrap import wrap
 
 from analysis.optima_study import OptimaStudy
-from analysis.summary_lines import between, forecast_text, labelled, left_out_lines, num_points
+from analysis.summary_lines import (
+    between,
+    forecast_text,
+    labelled,
+    left_out_lines,
+    num_points,
+)
 from analysis.wording import WIDTH
 
 

@@ -16,7 +16,16 @@ from analysis.laws import Array
 from analysis.plots_balance import NO_EXPERTS
 from analysis.plots_evidence import Evidence
 from analysis.plots_loss import NO_RUNS
-from analysis.plots_style import LOADS, MUTED, Drawing, absent, new_figure, si, style, tidy
+from analysis.plots_style import (
+    LOADS,
+    MUTED,
+    Drawing,
+    absent,
+    new_figure,
+    si,
+    style,
+    tidy,
+)
 from analysis.records import RunRecord
 from analysis.wording import counted
 

@@ -11,7 +11,13 @@ from matplotlib.contour import ContourSet
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array, LossSurface
-from analysis.plots_evidence import Evidence, draw_dots, size_legend, sizes_in_units, surface_of
+from analysis.plots_evidence import (
+    Evidence,
+    draw_dots,
+    size_legend,
+    sizes_in_units,
+    surface_of,
+)
 from analysis.plots_labels import label_contours
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (

@@ -6,7 +6,15 @@ import pytest
 from rich.console import Console
 
 from analysis.wording import WIDTH, brief
-from windtunnel.console import Progress, duration, folded, make_console, sci, si, table
+from windtunnel.console import (
+    Progress,
+    duration,
+    folded,
+    make_console,
+    sci,
+    si,
+    table,
+)
 
 
 @pytest.mark.parametrize(
