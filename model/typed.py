@@ -186,7 +186,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise ConfigError(f"{path}: expected a list, got {_show(value)}")
+        raise ConfigError(f"{path}: expected a list like [a,b], got {_show(value)}")
     if len(args) == 2 and args[1] is Ellipsis:
         found = set(map(type, value))
         if found <= _as_it_is(args[0]) and (float not in found or _are_finite(value)):

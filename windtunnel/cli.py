@@ -17,6 +17,7 @@ import ast
 import difflib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -118,7 +119,7 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
 def _known_verb(verb: str) -> str:
     if verb in VERBS:
         return verb
-    close = difflib.get_close_matches(verb, VERBS, n=1)
+    close = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.7)
     hint = f"; did you mean {close[0]}?" if close else "."
     raise ConfigError(f"{verb}: no such command{hint} Commands: {', '.join(VERBS)}")
 
@@ -175,9 +176,20 @@ def _silence_stdout() -> None:
 
 
 def _complain(message: str) -> None:
-    """One line, and one more for each point of a list that follows it (``\\n- ``)."""
+    """One line, and one more for each point of a list that follows it (``\\n- ``).
+
+    On a terminal the line is folded between words; elsewhere it stays whole, to be searched.
+    """
     said, *points = message.split("\n- ")
-    print(f"windtunnel: {' '.join(said.split())}", file=sys.stderr)
+    line = f"windtunnel: {' '.join(said.split())}"
+    if sys.stderr.isatty():
+        width = min(100, shutil.get_terminal_size().columns)
+        line = "\n".join(
+            wrap(
+                line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+        )
+    print(line, file=sys.stderr)
     for point in points:
         indented = wrap(point, 100, initial_indent="  ", subsequent_indent="    ")
         print("\n".join(indented), file=sys.stderr)

@@ -30,7 +30,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from model.errors import ConfigError
 from model.typed import build
-from windtunnel.yaml_folders import is_group, options_of, read_primary, verb_groups, yaml_problem
+from windtunnel.yaml_folders import (
+    is_group,
+    options_of,
+    options_with,
+    read_primary,
+    verb_groups,
+    yaml_problem,
+)
 
 T = TypeVar("T")
 
@@ -47,9 +54,20 @@ def load(verb: str, cls: type[T], overrides: Sequence[str], dirs: Sequence[Path]
     except _COMPOSE_ERRORS as error:
         raise ConfigError(_one_line(error)) from None
     if missing:
-        raise ConfigError(f"{missing[0]}: missing; give it a value: {missing[0]}=...")
+        raise ConfigError(_what_is_missing(verb, missing[0], mapping))
     assert isinstance(mapping, dict)
     return build(cls, {str(key): value for key, value in mapping.items()})
+
+
+def _what_is_missing(verb: str, key: str, mapping: Any) -> str:
+    """What to give, and where to look: the sweeps there are, or the examples of `--help`."""
+    asked = f"{key}: missing; give it a value: {key}=..."
+    if key != "sweep" or "root" not in mapping:
+        return f"{asked} (examples: windtunnel {verb} --help)"
+    root = Path(mapping["root"])
+    names = sorted(path.parent.name for path in root.glob("sweeps/*/plan.json"))
+    first = "none yet; start one: windtunnel sweep sweep=quickstart"
+    return f"{asked} Sweeps under {root}: {', '.join(names) or first}"
 
 
 def composed_yaml(verb: str, overrides: Sequence[str], dirs: Sequence[Path]) -> str:
@@ -63,8 +81,8 @@ def composed_yaml(verb: str, overrides: Sequence[str], dirs: Sequence[Path]) -> 
 
 def compose(verb: str, overrides: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
     """What Hydra makes of the primary YAML and the overrides; ConfigError if it can't."""
-    parsed = [_parse_override(text) for text in overrides]
     primary = read_primary(verb, dirs)
+    parsed = [_parse_override(text, _meant(verb, text, primary, dirs)) for text in overrides]
     plain = [override for override in parsed if _is_plain_value(override, primary, dirs)]
     rest = [override for override in parsed if override not in plain]
     _check_groups(verb, primary, [o for o in rest if _chooses_option(o, dirs)], dirs)
@@ -109,8 +127,22 @@ def _line(override: Override, primary: Mapping[str, Any]) -> str:
     return f"++{override.input_line}" if is_new else str(override.input_line)
 
 
-def _parse_override(text: str) -> Override:
+def _meant(verb: str, word: str, primary: Mapping[str, Any], dirs: Sequence[Path]) -> str:
+    """What a word without a sign of equality may have been meant for; empty for others."""
+    if "=" in word or word.startswith("~"):
+        return ""
+    if word == "help":
+        return f"windtunnel {verb} --help"
+    named = [f"{group.name}={word}" for group in verb_groups(verb, dirs) if word in group.options]
+    # A verb that looks at a sweep or a promotion has its name as a plain value.
+    named += [f"{key}={word}" for key in ("sweep", "promotion") if key in primary]
+    return named[0] if named else ""
+
+
+def _parse_override(text: str, meant: str = "") -> Override:
     example = "write key=value or group=option, lists as key=[a,b], and quote odd characters"
+    if meant:
+        example = f"did you mean {meant}? Otherwise {example}"
     key, equals, value = text.partition("=")
     if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
         text = f"{key}{equals}{Path(value).expanduser()}"
@@ -147,9 +179,11 @@ def _check_groups(
     for override in chosen:
         group, value = override.key_or_group, override.value()
         if group not in names:
+            values = [key for key in primary if key != "defaults"]
             raise ConfigError(
                 f"{override.input_line}: `windtunnel {verb}` has no group {group}"
-                f"{_hint(_close(group, names))} Groups: {', '.join(names) or 'none'}"
+                f"{_hint(_close(group, names))} Groups: {', '.join(names) or 'none'}; "
+                f"values: {', '.join(values)}"
             )
         options = options_of(group, dirs)
         for option in value if isinstance(value, list) else [value]:
@@ -177,8 +211,7 @@ def _diagnose(
     for override in overrides:
         line = _line(override, primary)
         if not _composes(verb, [*good, line], dirs):
-            groups = [group.name for group in verb_groups(verb, dirs)]
-            return _explain_value(override, _compose(verb, good, dirs), groups)
+            return _explain_value(override, _compose(verb, good, dirs), verb, dirs)
         good.append(line)
     return None
 
@@ -191,8 +224,9 @@ def _composes(verb: str, lines: Sequence[str], dirs: Sequence[Path]) -> bool:
     return True
 
 
-def _explain_value(override: Override, config: DictConfig, groups: Sequence[str]) -> str:
+def _explain_value(override: Override, config: DictConfig, verb: str, dirs: Sequence[Path]) -> str:
     key = override.key_or_group
+    groups = [group.name for group in verb_groups(verb, dirs)]
     mapping: Any = OmegaConf.to_container(config, resolve=False)
     parent, here = "", mapping
     for name in key.split("."):
@@ -201,7 +235,11 @@ def _explain_value(override: Override, config: DictConfig, groups: Sequence[str]
             same_name = [group for group in groups if group.endswith(f"/{name}")]
             same_name += [leaf for leaf in _paths(mapping) if leaf.endswith(f".{name}")]
             close = [f"{parent}.{match}".lstrip(".") for match in _close(name, here)]
-            return f"{path}: unknown field{_hint(same_name or close)} Allowed: {', '.join(here)}"
+            group = parent.replace(".", "/")
+            others = options_with(group, name, dirs) if group in groups else ()
+            elsewhere = [f"{group}={option} (which has it)" for option in others]
+            hint = _hint(same_name or elsewhere or close)
+            return f"{path}: unknown field{hint} Allowed: {', '.join(here)}"
         parent, here = path, here[name]
         if not isinstance(here, dict):
             break
@@ -217,7 +255,7 @@ def _paths(mapping: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 def _close(word: str, options: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(word, list(options), n=1)
+    return difflib.get_close_matches(word, list(options), n=1, cutoff=0.7)
 
 
 def _hint(names: Sequence[str]) -> str:

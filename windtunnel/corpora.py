@@ -9,7 +9,7 @@ from rich.console import Console
 
 from model.training.config import CorpusConfig
 from model.training.data import PreparedCorpus, prepare_corpus
-from windtunnel.console import Progress, say, si
+from windtunnel.console import Progress, prose, si
 
 
 def prepared(corpus: CorpusConfig, data_dir: Path, console: Console) -> PreparedCorpus:
@@ -28,7 +28,7 @@ def prepared(corpus: CorpusConfig, data_dir: Path, console: Console) -> Prepared
         f"{name} {si(size.train_tokens)} ({ready.weights[name]:.0%})"
         for name, size in ready.domains.items()
     )
-    say(
+    prose(
         console,
         f"Corpus {corpus.kind}: {domains} training tokens, vocabulary {ready.vocab_size}, "
         f"fingerprint {ready.fingerprint[:12]}",

@@ -107,8 +107,8 @@ def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> B
     assert isinstance(fit.law, LossSurface)
     at = float(fit.law.compute(*target))
     why = (
-        f"half width of the forecast at {at:.3g} FLOPs {design.before:.2%}, "
-        f"{promised:.2%} after these {len(chosen)}"
+        f"half width of the forecast at {at:.3g} FLOPs {design.before:.2%} now, "
+        f"{promised:.2%} with {'it' if len(chosen) == 1 else 'them'}"
     )
     if 0 < rules.tolerance < design.floor:
         why += (

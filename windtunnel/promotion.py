@@ -194,8 +194,8 @@ class Promotions:
         wanted = self._latest() if name == "latest" else name
         if wanted not in self.ids():
             known = ", ".join(self.ids())
-            advice = f"Promotions there: {known}" if known else "make one with `windtunnel promote`"
-            raise ConfigError(f"promotion: no {wanted!r} in {self.folder}. {advice}")
+            advice = f"there are: {known}" if known else "make one with `windtunnel promote`"
+            raise ConfigError(f"promotion: no {wanted!r} in {self.folder}; {advice}")
         return read_promotion(self.path(wanted))
 
     def _latest(self) -> str:

@@ -18,6 +18,7 @@ from analysis.records import RecordSet, RunRecord, load_records
 from analysis.table_options import Columns, TableRules
 from analysis.tables import load_table
 from analysis.units import check_falls
+from analysis.wording import counted
 from model.config import require
 from model.errors import ConfigError
 from model.typed import to_plain
@@ -187,11 +188,15 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
     over_variants = law in PROCEDURES or not set(LAWS[law].VARIABLES) <= ONE_VARIANT
     if not variants or (len(variants) > 1 and not over_variants):
         known = variants or variants_in(plan.measured)
-        shown = [as_option("variant", each) for each in known.values()]
-        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        axes: dict[str, list[Any]] = {}
+        for path, value in (item for each in known.values() for item in each.items()):
+            if value not in axes.setdefault(path, []):
+                axes[path].append(value)
+        matching = f" that match {as_option('variant', variant)}" if variant else ""
         raise ConfigError(
-            f"sweep={plan.name} holds {len(variants)} variants along its axes that match "
-            f"{as_option('variant', variant)}; a fit is of one: {' or '.join(shown[:4])}{more}"
+            f"sweep={plan.name} holds {counted(len(variants), 'variant', 'variants')}{matching}; a "
+            f"fit is of one, e.g. {as_option('variant', next(iter(known.values())))}. Its axes: "
+            f"{'; '.join(f'{path}: {values}' for path, values in axes.items())}"
         )
     finished = [run for run in chosen if (store.run_dir(run.run_id) / "record.json").exists()]
     done = [run.run_id for run in finished]

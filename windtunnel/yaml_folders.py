@@ -7,8 +7,10 @@ and new names are added. This file only reads; `windtunnel.composition` composes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -57,7 +59,7 @@ def verb_help(verb: str, docstring: str, dirs: Sequence[Path]) -> str:
         lines.append(f"  {group.name}{'' if group.default else '  (choose one)'}")
         for option in group.options:
             mark = "*" if option == group.default else ""
-            about = _first_comment(find_yaml(f"{group.name}/{option}", dirs))
+            about = _first_sentence(find_yaml(f"{group.name}/{option}", dirs))
             lines += wrap(f"    {option + mark:<16} {about}", 100, subsequent_indent=" " * 21)
     lines += ["", f"All values: windtunnel {verb} --cfg. Folders searched for YAML, first wins:"]
     lines += [f"  {folder}" for folder in dirs]
@@ -100,6 +102,12 @@ def options_of(group: str, dirs: Sequence[Path]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def options_with(group: str, key: str, dirs: Sequence[Path]) -> tuple[str, ...]:
+    """The options of a group whose file sets ``key``."""
+    files = {option: find_yaml(f"{group}/{option}", dirs) for option in options_of(group, dirs)}
+    return tuple(name for name, path in files.items() if path and key in _read_yaml(path))
+
+
 def is_group(key: str, dirs: Sequence[Path]) -> bool:
     """Whether any folder has a group of that name."""
     return any((folder / key).is_dir() for folder in dirs)
@@ -137,11 +145,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return mapping
 
 
-def _first_comment(path: Path | None) -> str:
-    """The first comment of a YAML that is no Hydra directive: what `--help` says of an option."""
+def _first_sentence(path: Path | None) -> str:
+    """Of the comment that a YAML begins with: what `--help` says of an option."""
     lines = path.read_text(encoding="utf-8").splitlines() if path else []
-    comments = (line[1:].strip() for line in lines if line.startswith("#"))
-    return next((text for text in comments if not text.startswith("@package")), "")
+    lines = [line for line in lines if not line.startswith("# @package")]
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line[1:].strip() for line in comment)
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z\[])", text)[0]
 
 
 def yaml_problem(error: Exception) -> str:

@@ -45,6 +45,7 @@ GONE_S = 30.0
 """Seconds within which a cancelled job must have left the queue."""
 ANSWER_S = 60.0
 """Seconds for Slurm's controller to answer: a busy one takes some, one that hangs never does."""
+QUEUE = ("squeue", "--me", "--noheader", "--array", "--format=%i")
 MOST_REQUEUES = 10_000
 """A run that takes longer than its time limit is requeued as often as it takes."""
 
@@ -182,6 +183,7 @@ class SlurmExecutor:
             self._slurm = submitit.SlurmExecutor(self._folder, max_num_timeout=MOST_REQUEUES)
         except RuntimeError as error:
             raise ConfigError(f"executor=slurm: {error}; start the sweep on a login node") from None
+        _check_that_a_cluster_answers()
         self._slurm.update_parameters(**_parameters(config, cores, self._nodes))
 
     def submit(self, run_dir: Path, after: int) -> SlurmHandle:
@@ -272,18 +274,36 @@ def _parameters(config: SlurmConfig, cores: int, nodes: int) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
+def _check_that_a_cluster_answers() -> None:
+    """Before any run is handed in: Slurm's commands may be installed where there is no cluster."""
+    try:
+        done = _ask(QUEUE)
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {ANSWER_S:g} s"
+    else:
+        if not done.returncode:
+            return
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    raise ConfigError(
+        f"executor=slurm: squeue says {why!r}; start the sweep where `squeue --me` answers, on a "
+        "login node of the cluster"
+    )
+
+
 def _queued_jobs() -> set[str] | None:
     """Ids of this user's jobs that wait, run or end just now; None if nobody answers."""
-    answer = _answer(["squeue", "--me", "--noheader", "--array", "--format=%i"])
+    answer = _answer(QUEUE)
     return None if answer is None else set(answer.split())
+
+
+def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
 
 
 def _answer(command: Sequence[str]) -> str | None:
     """What Slurm's controller answers; None, said, if it refuses or is silent."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=ANSWER_S
-        )
+        done = _ask(command)
     except subprocess.TimeoutExpired:
         print(f"{command[0]}: no answer within {ANSWER_S:g} s", file=sys.stderr)
         return None

@@ -90,7 +90,7 @@ def test_defaults_fill_what_is_left_out() -> None:
         ({"shape": {"kind": "circle", "radius": float("nan")}}, r"^shape\.radius: .*finite"),
         ({"shape": {"kind": "circle", "radius": "2"}}, r"^shape\.radius: expected a number"),
         ({"layers": [{"side": 1}, {}]}, r"^layers\[1\]\.side: missing"),
-        ({"layers": "abc"}, r"^layers: expected a list, got 'abc'"),
+        ({"layers": "abc"}, r"^layers: expected a list like \[a,b\], got 'abc'"),
         ({"pair": [1]}, r"^pair: expected 2 values, got 1"),
         ({"share": {"left": "much"}}, r"^share\.left: expected a number, got 'much'"),
         ({"share": 3}, r"^share: expected a mapping, got 3"),

@@ -51,6 +51,12 @@ def doctor_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], 
         (["doctor", "rot=x"], "rot: unknown field; did you mean root?"),
         (["doctor", "measure_s=-1"], "measure_s must be positive, got -1"),
         (["sweep"], "sweep: missing; choose one: windtunnel sweep sweep=... (learning_rate"),
+        (["plan"], "plan: no such command. Commands: sweep, status"),
+        (["sweep", "smoke"], "smoke: not an override; did you mean sweep=smoke? Otherwise write"),
+        (["status", "mine"], "mine: not an override; did you mean sweep=mine?"),
+        (["ledger", "sweep=x"], "has no group sweep. Groups: none; values: root"),
+        (["promote", "target.train_flops=1"], "did you mean target=compute (which has it)?"),
+        (["fit", "laws=x"], "laws: expected a list like [a,b], got 'x'"),
     ],
 )
 def test_a_mistake_gives_one_line_and_exit_code_2(
@@ -58,6 +64,42 @@ def test_a_mistake_gives_one_line_and_exit_code_2(
 ) -> None:
     assert cli.main(words) == 2
     assert message in only_error(capsys)
+
+
+def test_a_missing_sweep_is_answered_with_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report"]) == 2
+    assert "Sweeps under tunnel: none yet; start one: windtunnel sweep" in only_error(capsys)
+    for name in ("mine", "other"):
+        (tmp_path / "tunnel/sweeps" / name).mkdir(parents=True)
+        (tmp_path / "tunnel/sweeps" / name / "plan.json").touch()
+    assert cli.main(["report"]) == 2
+    assert only_error(capsys).endswith("Sweeps under tunnel: mine, other")
+
+
+def test_an_error_is_folded_on_a_terminal_and_whole_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert cli.main(["plan"]) == 2
+    whole = only_error(capsys)
+    assert len(whole) > 100
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["plan"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == whole
+
+
+def test_help_says_the_first_sentence_of_an_option_over_all_its_lines(capsys: Capture) -> None:
+    assert cli.main(["sweep", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "so cannot change which are chosen (DECISIONS.md); only rounding differs. trial_fp8" in said
+    )
+    assert "the range the laws were fitted in. ling " in said
 
 
 @pytest.mark.parametrize(

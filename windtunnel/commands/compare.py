@@ -31,7 +31,7 @@ from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
-from windtunnel.features import features_of
+from windtunnel.features import SEED, features_of
 
 LONGEST_SLUG = 100
 
@@ -89,7 +89,7 @@ def _sides(
             f"`windtunnel sweep sweep=quickstart name=qk axes.recipe.shape.qk_norm=[true,false]`"
         )
     axes = {**config.axes, **config.zipped}
-    listed = "; ".join(f"{path}: {list(values)}" for path, values in axes.items())
+    listed = "; ".join(f"{path}: {list(values)}" for path, values in axes.items() if path != SEED)
     if not variant:
         if len(features) > 1:
             raise ConfigError(

@@ -152,7 +152,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
         if batch is None or not batch.runs:
             stop = batch.why if batch else "the budget is spent"
             break
-        say(console, f"Next {counted(len(batch.runs), 'run', 'runs')}: {batch.why}")
+        prose(console, f"Next {counted(len(batch.runs), 'run', 'runs')}: {batch.why}")
         if config.dry_run:
             for run in batch.runs:
                 say(console, f"  {run_label(run)}: {sci(run.cost.train_flops)} FLOPs")

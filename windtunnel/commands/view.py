@@ -10,6 +10,8 @@ Example:
 
 from __future__ import annotations
 
+import errno
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +51,11 @@ def run(config: Config, console: Console) -> int:
     try:
         server = Server(config.host, config.port, live)
     except OSError as error:
+        other = "another port=NUMBER (0 takes a free one)"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            other = "host=127.0.0.1 (this machine alone) or host=0.0.0.0 (its network)"
         raise ConfigError(
-            f"host={config.host} port={config.port}: {error.strerror}; choose another port=NUMBER "
-            "(0 takes a free one)"
+            f"host={config.host} port={config.port}: {error.strerror}; choose {other}"
         ) from None
     live.start()
     say(console, f"Sweep {live.sweep}: {server.address}")
