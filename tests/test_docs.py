@@ -19,7 +19,10 @@ import pyarrow.parquet
 import pytest
 import tokenizers
 
-from windtunnel import cli
+from model.training.data import prepare_corpus
+from sweeps.plan import make_plan
+from windtunnel import cli, composition, yaml_folders
+from windtunnel.commands import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -157,6 +160,17 @@ def test_the_commands_of_a_how_to_page(
     ran = [run(words, (0,)) for words in commands(page)]
     assert ran
     run_python(page)
+
+
+def test_the_tutorial_shows_the_runs_of_this_version(tmp_path: Path) -> None:
+    shown = re.findall(r"\bw\d+l\d+\S+-[0-9a-f]{12}\b", (DOCS / "tutorial.md").read_text())
+    config = composition.load(
+        "sweep", sweep.Config, [f"root={tmp_path}", "sweep=smoke"], (yaml_folders.CONF_DIR,)
+    )
+    planned = sweep.sweep_config(config)
+    plan = make_plan(planned, prepare_corpus(planned.corpus, planned.runtime.data_dir))
+    assert len(shown) == 3
+    assert set(shown) <= {run.run_id for run in plan.runs}
 
 
 def test_every_page_names_known_commands_and_is_reached_from_the_index() -> None:

@@ -31,8 +31,12 @@ MADE = {"sparse", "share", "squared"}
 
 
 def spans(page: Path) -> Iterator[str]:
-    """Code within sentences and, in the README, indented lines of it; without placeholders."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    """Code within sentences, in the README indented lines of it, and commands that no test runs."""
+    shown = re.compile(r"^```(.*?)^```$", re.DOTALL | re.MULTILINE)
+    for block in shown.findall(page.read_text()):
+        if block.startswith("text\n"):
+            yield from re.findall(r"^windtunnel .*$", block.replace("\\\n", " "), re.MULTILINE)
+    text = shown.sub("", page.read_text())
     yield from re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)
     yield from re.findall(r"^    (windtunnel (?!  ).*)$", text, re.MULTILINE)
 
