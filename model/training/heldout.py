@@ -7,7 +7,8 @@ from typing import Any
 
 from model.training.config import TrainConfig
 from model.training.data import PreparedCorpus
-from model.training.evaluate import Evaluation, Evaluator
+from model.training.evaluate import Evaluator
+from model.training.evaluation import Evaluation
 from model.training.learner import Learner
 from model.training.stages import Stage
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:  # this file is read without torch
-    from model.training.evaluate import DomainLoss, LayerLoad
+from model.training.evaluation import DomainLoss, LayerLoad
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from model.training.checkpoint import Checkpoint
 from model.training.config import JsonlTracker, TrackerConfig, TrainConfig
 from model.training.data import PreparedCorpus
 from model.training.data.stages import StageSpan
-from model.training.evaluate import Evaluation, mixture_layers
+from model.training.evaluate import mixture_layers
+from model.training.evaluation import Evaluation
 from model.training.health import Health
 from model.training.heldout import HeldoutMeasures
 from model.training.identity import run_identity, trunk_identity

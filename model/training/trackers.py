@@ -9,7 +9,7 @@ Lines of ``metrics.jsonl`` are JSON objects of these kinds:
   ``normalized_entropy`` and ``dead_frac`` (of those steps together); ``tokens_per_s``, ``wall_s``.
 - ``kind: eval``, at even distances and at the end (``final: true``): ``step``, ``tokens``,
   ``loss_nats``, ``bits_per_byte`` and ``by_domain`` on held-out text, ``layers`` and beside it the
-  numbers of :class:`~model.training.evaluate.LayerLoad`, one a layer. The last one has
+  numbers of :class:`~model.training.evaluation.LayerLoad`, one a layer. The last one has
   ``load_by_domain`` (domain to [layer][expert], shares) and ``pairs``, by layer the co-activation
   of up to 32 ``experts`` as a matrix ``share``.
 - ``kind: fp8``, every 100 steps of a run in FP8: by layer ``underflow``, ``cosine`` and

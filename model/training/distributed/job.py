@@ -27,6 +27,7 @@ from model.errors import RunFailed
 from model.files import write_file
 from model.training.config import RuntimeConfig, TrainConfig
 from model.training.distributed.config import ParallelConfig
+from model.training.evaluation import DomainLoss, LayerLoad
 from model.training.progress import OnProgress
 from model.training.result import TrainResult
 from model.training.stopping import EXIT_INTERRUPTED
@@ -170,8 +171,6 @@ def _follow(
 
 
 def _read_result(folder: Path) -> TrainResult:
-    from model.training.evaluate import DomainLoss, LayerLoad  # here: they need torch
-
     plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     by_domain = {name: DomainLoss(**loss) for name, loss in plain.pop("by_domain").items()}
     loads = tuple(
