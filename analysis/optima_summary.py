@@ -30,10 +30,10 @@ def _lines(study: OptimaStudy) -> Iterator[str]:
     yield ""
     for what, fit in study.fits.items():
         a, b = fit.law.parameters
+        name, _, of = what.partition(" ")  # "N*, parabola", "peak_lr against C"
         yield from labelled(
-            what.split(",")[0].split(" ")[0],
-            f"{a:.4g}·C^{b:.4g} ({between(fit.coefficients['b'])}), {what}: {fit.name}, "
-            f"{fit.num_points} optima",
+            name.rstrip(","),
+            f"{a:.4g}·C^{b:.4g} ({between(fit.coefficients['b'])}), {of}, {fit.num_points} optima",
         )
     for what, forecast in study.forecasts.items():
         yield from labelled("forecast", f"{what}: {forecast_text(forecast)}")

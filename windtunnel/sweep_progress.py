@@ -9,7 +9,7 @@ from sweeps.attempt import Progress as RunProgress
 from sweeps.events import Event
 from sweeps.plan import Plan
 from sweeps.store import Store
-from windtunnel.console import Progress, duration
+from windtunnel.console import Progress, duration, folded
 from windtunnel.sweep_tables import quoted, run_label
 
 
@@ -68,13 +68,14 @@ class SweepProgress(Progress):
             )
             self.line(f"done      {label}{measured}{where}")
         elif event.kind == "failed":
-            self.line(f"FAILED    {label}: {reason}")
+            self.line(folded(f"FAILED    {label}: {reason}").plain)
             for line in quoted(event.log_tail):
                 self.line(line)
         elif event.kind == "diverged":
-            self.line(f"DIVERGED  {label}: {reason}")
+            self.line(folded(f"DIVERGED  {label}: {reason}").plain)
         elif event.kind == "interrupted":
-            self.line(f"again     {label}: {reason}; it is tried again from its checkpoint")
+            again = f"again     {label}: {reason}; it is tried again from its checkpoint"
+            self.line(folded(again).plain)
         elif event.kind == "stopped":
             self.line(f"stopped   {label}: it goes on from its checkpoint next time")
 

@@ -203,4 +203,8 @@ def test_optima_of_budgets_and_cells_read_back() -> None:
     assert set(grid.fits) == {"peak_lr against C"}
     assert -0.08 < float(grid.fits["peak_lr against C"].law.parameters[1]) < -0.06
     assert any("two token counts are needed" in note for note in grid.notes)
-    assert max(map(len, summarise_optima(grid).splitlines())) <= 100
+    said = summarise_optima(grid)
+    assert max(map(len, said.splitlines())) <= 100
+    (law,) = [line for line in said.splitlines() if "·C^" in line]
+    assert law.startswith("  peak_lr ")
+    assert law.endswith(f"), against C, {grid.fits['peak_lr against C'].num_points} optima")

@@ -1,6 +1,7 @@
 """`windtunnel doctor`: what it finds, what it advises, and when no run could work."""
 
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -52,3 +53,16 @@ def test_the_matmul_speed_is_a_speed() -> None:
     slow, fast = (doctor.matmul_flops_per_s(seconds) for seconds in (0.02, 0.2))
     assert 1e8 < slow < 1e13
     assert fast >= 0.2 * slow
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_slurms_commands_alone_are_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = doctor.slurm().found
+    assert found.startswith(str(tmp_path / "sbatch"))
+    assert ("no cluster answers" in found) is (code != 0)

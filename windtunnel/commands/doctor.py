@@ -16,6 +16,7 @@ import netrc
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +28,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from analysis.wording import counted
 from model.config import require_positive
 from sweeps.executors.config import usable_cores
 from windtunnel.console import say, si, table
+from windtunnel.own_memory import own_memory, read_system_file
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 PACKAGES = ("numpy", "scipy", "pandas", "hydra-core", "wandb", "tokenizers", "rich")
@@ -37,6 +40,10 @@ ENOUGH_DISK_BYTES = 2 * 2**30
 ENOUGH_MEMORY_BYTES = 2 * 2**30
 # A core of a ten-year-old server does about 30 GFLOP/s; far below it something else is wrong.
 SLOW_CORE_FLOPS_PER_S = 15e9
+
+
+ANSWER_S = 5.0
+"""For Slurm's controller, which answers within a second where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +118,11 @@ def cpu() -> Finding:
 
 def memory() -> Finding:
     """Memory available now, after a container's limit."""
-    sizes = {
-        line.split(":")[0]: int(line.split()[1]) * 1024
-        for line in _read("/proc/meminfo").splitlines()
-        if line.startswith(("MemTotal", "MemAvailable"))
-    }
-    if not sizes:
+    own = own_memory()
+    if own is None:
         return Finding(name="memory", found="unknown on this system")
-    total, available = sizes["MemTotal"], sizes["MemAvailable"]
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit():
-        used = int(_read("/sys/fs/cgroup/memory.current").strip() or 0)
-        total, available = min(total, int(limit)), min(available, int(limit) - used)
-    found = f"{available / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
-    if available < ENOUGH_MEMORY_BYTES:
+    found = f"{own.available / 2**30:.1f} GiB free of {own.total / 2**30:.1f} GiB"
+    if own.available < ENOUGH_MEMORY_BYTES:
         advice = "below 2 GiB: run fewer workers, executor.workers=1"
         return Finding(name="memory", found=found, advice=advice)
     return Finding(name="memory", found=found)
@@ -158,10 +156,10 @@ def torch_and_speed(measure_s: float) -> Iterator[Finding]:
         yield Finding(name="torch", found="missing", advice=advice, fatal=True)
         return
     build = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU"
+    threads = counted(torch.get_num_threads(), "thread", "threads")
     yield Finding(
         name="torch",
-        found=f"{torch.__version__}, {build}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
+        found=f"{torch.__version__}, {build}, {threads}, {torch.backends.cpu.get_cpu_capability()}",
     )
     speed = matmul_flops_per_s(measure_s)
     found = f"{speed / 1e9:.0f} GFLOP/s on one thread (float32, 512 x 512)"
@@ -253,9 +251,18 @@ def rest_of_a_step() -> str:
 
 def slurm() -> Finding:
     """Whether jobs could be submitted from here."""
-    return Finding(
-        name="Slurm", found=shutil.which("sbatch") or "not here; runs stay on this machine"
-    )
+    path = shutil.which("sbatch")
+    if path is None:
+        return Finding(name="Slurm", found="not here; runs stay on this machine")
+    try:
+        asked = subprocess.run(
+            ["squeue", "--me", "--noheader"], capture_output=True, check=False, timeout=ANSWER_S
+        )
+        answers = asked.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        answers = False
+    quiet = "; no cluster answers, so executor=slurm can't be used here"
+    return Finding(name="Slurm", found=path if answers else f"{path}{quiet}")
 
 
 def wandb_login() -> Finding:
@@ -278,17 +285,10 @@ def _versions(names: tuple[str, ...]) -> Iterator[str]:
 def _cpu_flags() -> tuple[set[str], str]:
     """Feature flags and the model name, as Linux lists them; empty elsewhere."""
     flags, name = set[str](), ""
-    for line in _read("/proc/cpuinfo").splitlines():
+    for line in read_system_file("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             flags = set(value.split())
         elif key.strip() == "model name":
             name = value.strip()
     return flags, name
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -175,13 +175,13 @@ def _next_step(plan: Plan, status: SweepStatus) -> str:
         return f"All done. Next: {after_training(plan)}"
     if status.with_status("running"):
         return f"Running. To watch: windtunnel status sweep={plan.name} watch=true"
-    if status.with_status("planned", "interrupted"):
-        return "To go on: the command that started it."
     kinds = [kind for kind in ("failed", "diverged") if status.counts[kind]]
     retry = kinds[0] if len(kinds) == 1 else "all"
-    return (
-        f"To try what {' or '.join(kinds)} again: the command that started it, with retry={retry}."
-    )
+    again = f"what {' or '.join(kinds)} again"
+    if status.with_status("planned", "interrupted"):
+        also = f"; with retry={retry} it tries {again}" if kinds else ""
+        return f"To go on: the command that started it{also}."
+    return f"To try {again}: the command that started it, with retry={retry}."
 
 
 def _list_sweeps(store: Store, console: Console) -> int:

@@ -44,6 +44,7 @@ from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
+from windtunnel.own_memory import refuse_too_large
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
@@ -111,6 +112,10 @@ def run(config: Config, console: Console) -> int:
     expected_s = _expected_s(status, retried, slots)
     _print_plan(plan, status, console, rows=config.dry_run)
     _say_if_text_changed(plan, store, console)
+    over = {"done", "failed", "diverged"} - set(retried)
+    left = [report.run for report in status.runs if report.state.status not in over]
+    device = sweep.runtime.device
+    refuse_too_large(left, config.executor, device, console, dry_run=config.dry_run)
     if config.design == "grid" and not status.is_complete:
         say(
             console,

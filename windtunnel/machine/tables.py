@@ -48,7 +48,7 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
     yield table(["machine plan", ""], rows, left=2)
     if parallel.pipeline > 1:
         costs = ", ".join(f"{kind} {cost:.2f}" for kind, cost in plan.layer_costs.items())
-        yield Text(f"Time of a block over a mixture layer's: {costs}")
+        yield folded(f"Time of a block over a mixture layer's: {costs}")
         yield table(
             ["split of layers", "step s", "bubble", "imbalance"],
             [_split_row("by time", plan.split), _split_row("uniform", plan.uniform)],

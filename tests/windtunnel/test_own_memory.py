@@ -1,0 +1,55 @@
+"""Runs that this machine's memory can't hold are refused before they are started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.executors.config import LocalConfig, SlurmConfig
+from windtunnel import cli, own_memory
+from windtunnel.own_memory import OwnMemory
+
+TRAIN = ["train", "model=tiny", "data=toy", "tokens=2e4", "threads=1", "device=cpu"]
+STATE_BYTES = 272_896 * 16
+"""Of the preset: float32 weights, gradients and two moments."""
+
+
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("it was started")
+
+
+@pytest.mark.parametrize(
+    ("total", "code", "said"),
+    [(STATE_BYTES - 1, 2, "take 4.37MB, this machine has 4.37MB"), (STATE_BYTES, 0, "")],
+)
+def test_a_run_is_refused_from_the_first_byte_too_many(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    total: int,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own_memory, "own_memory", lambda: OwnMemory(total, total))
+    monkeypatch.setattr("windtunnel.commands.train.run_sweep", _never)
+    assert cli.main([*TRAIN, "dry_run=true"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("It would be refused" in shown) is bool(said)
+    if code:
+        assert cli.main(TRAIN) == code
+        assert said in capsys.readouterr().err
+
+
+def test_a_cluster_and_what_is_done_need_no_memory_here(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_memory, "own_memory", lambda: OwnMemory(1, 1))
+    runs = finished.plan.runs
+    largest = max(runs, key=lambda run: run.cost.total_params)
+    assert own_memory.too_large(runs, LocalConfig(), "cpu").startswith(largest.run_id[:5])
+    assert own_memory.too_large(runs, SlurmConfig(), "cpu") == ""
+    assert own_memory.too_large(runs, LocalConfig(), "cuda") == ""
+    assert own_memory.too_large((), LocalConfig(), "cpu") == ""

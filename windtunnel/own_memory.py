@@ -1,0 +1,105 @@
+"""This machine's memory, and whether the runs of a plan could be held by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from model.errors import ConfigError
+from model.memory import PrecisionPlan, state_memory
+from model.training.config import TrainConfig
+from sweeps.executors import ExecutorConfig
+from sweeps.plan import PlannedRun
+from windtunnel.console import prose, si
+from windtunnel.machine.memory_plan import FP32
+from windtunnel.machine.one_gpu import BF16_WEIGHTS
+
+
+class OwnMemory(NamedTuple):
+    """Bytes, after a container's limit."""
+
+    total: int
+    available: int
+
+
+def own_memory() -> OwnMemory | None:
+    """This machine's; None where the system does not tell."""
+    sizes = {
+        line.split(":")[0]: int(line.split()[1]) * 1024
+        for line in read_system_file("/proc/meminfo").splitlines()
+        if line.startswith(("MemTotal", "MemAvailable"))
+    }
+    if not sizes:
+        return None
+    total, available = sizes["MemTotal"], sizes["MemAvailable"]
+    limit = read_system_file("/sys/fs/cgroup/memory.max").strip()
+    if limit.isdigit():
+        used = int(read_system_file("/sys/fs/cgroup/memory.current").strip() or 0)
+        total, available = min(total, int(limit)), min(available, int(limit) - used)
+    return OwnMemory(total=total, available=available)
+
+
+def read_system_file(path: str) -> str:
+    """Its text; empty where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def refuse_too_large(
+    runs: Sequence[PlannedRun],
+    executor: ExecutorConfig,
+    device: str,
+    console: Console,
+    *,
+    dry_run: bool,
+) -> None:
+    """Refuse ``runs`` that are to be trained here; of a dry run only say so.
+
+    Raises:
+        ConfigError: :func:`too_large` has something to say.
+    """
+    said = too_large(runs, executor, device)
+    if said and not dry_run:
+        raise ConfigError(said)
+    if said:
+        prose(console, f"It would be refused: {said}")
+
+
+def too_large(runs: Sequence[PlannedRun], executor: ExecutorConfig, device: str) -> str:
+    """A sentence on the largest run where this machine could not hold it; empty where it could.
+
+    Only what no run does without is counted: weights, gradients and moments. A run beyond that is
+    killed by the system as often as it is tried, and may take others with it.
+    """
+    memory = own_memory()
+    if not runs or memory is None or executor.kind not in ("inline", "local") or device == "cuda":
+        return ""
+    needed = {
+        run.run_id: state_memory(run.spec.model, _numbers_of(run.spec.train)).total for run in runs
+    }
+    largest = max(needed, key=lambda name: needed[name])
+    if needed[largest] <= memory.total or (device == "auto" and _has_gpu()):
+        return ""
+    return (
+        f"{largest}: its weights, gradients and moments take {si(needed[largest])}B, this machine "
+        f"has {si(memory.total)}B; choose a smaller model, or plan it for GPUs: "
+        "`windtunnel machine --help`"
+    )
+
+
+def _numbers_of(train: TrainConfig) -> PrecisionPlan:
+    if train.precision == "bf16_weights":
+        return BF16_WEIGHTS
+    return replace(FP32, moment_bytes=2) if train.optimizer.kind == "adamw8bit" else FP32
+
+
+def _has_gpu() -> bool:
+    import torch  # here: it takes a second, and few runs are as large
+
+    return torch.cuda.is_available()
