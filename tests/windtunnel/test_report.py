@@ -39,6 +39,7 @@ from windtunnel.report.content import Content, gather, protocol_rows
 from windtunnel.report.conventions import CONVENTIONS
 from windtunnel.report.numbers import sentence
 from windtunnel.report.page import render
+from windtunnel.report.sentences import facts, troubles
 from windtunnel.report.unwell import unwell
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
@@ -366,6 +367,29 @@ def test_runs_in_trouble_stand_above_the_table_with_their_reasons(
     assert "train.jsonl" in listed
     assert "deep/" * 100 not in listed  # the table has the whole of it
     assert "deep/" * 200 in told
+
+
+def test_runs_under_way_are_no_trouble_on_the_live_page(finished: Any) -> None:
+    content = gather("quickstart", finished.root, made_at="", version="0")
+    first, second, *others = content.runs
+    going = replace(first, status="running"), replace(second, status="planned")
+    under_way = replace(content, runs=(*going, *others))
+    told = "2 runs are not finished, 1 of them under way at that moment."
+    assert told in troubles(under_way)
+    assert not any("not finished" in text for text in troubles(under_way, live=True))
+    left = replace(content, runs=(going[1], second, *others))
+    for live in (False, True):
+        assert any("1 run is not finished: the same" in text for text in troubles(left, live=live))
+
+
+def test_what_every_done_run_shares_is_one_value(finished: Any) -> None:
+    content = gather("quickstart", finished.root, made_at="", version="0")
+    tokens = finished.records[0].tokens
+    same = tuple(record for record in finished.records if record.tokens == tokens)
+    alike = replace(content, evidence=replace(content.evidence, records=same))
+    shown = {name: value for name, value, _ in facts(alike)}
+    assert shown["Token budgets"] == numbers.si(tokens)
+    assert " to " in shown["Model sizes"]
 
 
 def test_one_reason_is_said_once_and_that_of_most_runs_first(finished: Any) -> None:

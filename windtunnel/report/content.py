@@ -349,7 +349,8 @@ def _values(counter: Counter[str], most: int = 4) -> str:
     if len(counter) == 1:
         return next(iter(counter))
     numbers = [_number(value) for value in counter]
-    if len(counter) > most and None not in numbers:  # seconds, epochs: their range says more
+    is_each_its_own = max(counter.values()) == 1  # seconds, epochs: their range says more
+    if (len(counter) > most or is_each_its_own) and None not in numbers:
         known = [number for number in numbers if number is not None]
         return f"{min(known):.4g} to {max(known):.4g}"
     listed = [

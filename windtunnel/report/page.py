@@ -119,7 +119,7 @@ def values(
         "csv_link": csv_link,
         "asked": sentences.asked(content),
         "facts": sentences.facts(content),
-        "troubles": sentences.troubles(content),
+        "troubles": sentences.troubles(content, live=live),
         "no_answer": sentences.no_answer(content),
         "no_fit": sentences.no_fit(content),
         "outcome": told,

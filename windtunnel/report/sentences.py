@@ -46,20 +46,13 @@ def facts(content: Content) -> list[Fact]:
     rows = [("Runs done", f"{counts.get('done', 0)} of {len(content.runs)}", ", ".join(others))]
     if done:
         low, high = done[0].train_flops, done[-1].train_flops
+        sizes = [record.total_params for record in done]
+        tokens = [record.tokens for record in done]
         rows += [
-            ("Compute of one run", Markup("{} to {}").format(flops(low), flops(high)), "FLOPs"),
+            ("Compute of one run", _span(flops(low), flops(high)), "FLOPs"),
             ("Span", f"{high / low:.3g} times", "largest run over the smallest"),
-            (
-                "Model sizes",
-                f"{si(min(r.total_params for r in done))} to "
-                f"{si(max(r.total_params for r in done))}",
-                "parameters, total",
-            ),
-            (
-                "Token budgets",
-                f"{si(min(r.tokens for r in done))} to {si(max(r.tokens for r in done))}",
-                "",
-            ),
+            ("Model sizes", _span(si(min(sizes)), si(max(sizes))), "parameters, total"),
+            ("Token budgets", _span(si(min(tokens)), si(max(tokens))), ""),
             ("Time spent", duration(sum(r.wall_s for r in done)), "sum over the runs"),
         ]
     noise = content.study.noise if content.study else None
@@ -70,8 +63,13 @@ def facts(content: Content) -> list[Fact]:
     return rows
 
 
-def troubles(content: Content) -> list[str]:
-    """What a reader must know before believing the rest."""
+def _span(low: str, high: str) -> Markup:
+    """Both ends, or the one value there is."""
+    return Markup("{}").format(low) if low == high else Markup("{} to {}").format(low, high)
+
+
+def troubles(content: Content, *, live: bool = False) -> list[str]:
+    """What a reader must know before believing the rest; ``live``: beside what runs now."""
     found = list(content.problems)
     failed = [row for row in content.runs if row.status in ("failed", "diverged")]
     if failed:
@@ -84,9 +82,12 @@ def troubles(content: Content) -> list[str]:
         shown = "; ".join(f"{r.run_id}: {layers_text(r)}" for r in fallen[:3])
         more = "; and others" if len(fallen) > 3 else ""
         found.append(f"{fallen_sentence(content.evidence.records)} {shown}{more}.")
-    waiting = sum(row.status in ("planned", "running", "interrupted") for row in content.runs)
-    if waiting:
-        unfinished = "1 run is" if waiting == 1 else f"{waiting} runs are"
+    running = content.counts.get("running", 0)
+    waiting = running + sum(row.status in ("planned", "interrupted") for row in content.runs)
+    unfinished = counted(waiting, "run is", "runs are")
+    if running and not live:
+        found.append(f"{unfinished} not finished, {running} of them under way at that moment.")
+    elif waiting and not running:
         found.append(
             f"{unfinished} not finished: the same `windtunnel sweep` command goes on from there."
         )
