@@ -105,7 +105,8 @@ def make_optima_study(
         try:
             found = work()
         except FitError as error:
-            notes.append(f"{what}: {error}")
+            name = what.split(" ")[0]
+            notes.append(f"{what}: {str(error).removeprefix(f'{name}: ')}")
             continue
         if isinstance(found, PlaneFit):
             planes[what] = found

@@ -55,7 +55,10 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
             f"sweep {name}: none of its {len(plan.runs)} runs is done; run "
             f"`windtunnel sweep sweep={name}` first"
         )
-    study = Study.load(plan_path.with_name("fit.json"))
+    fit_path = plan_path.with_name("fit.json")
+    if not fit_path.exists():
+        raise ConfigError(f"{fit_path}: no such file; run `windtunnel fit sweep={name}` first")
+    study = Study.load(fit_path)
     variant = study.source.get("variant", {})
     runs = {
         run.run_id: run

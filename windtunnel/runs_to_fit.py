@@ -192,6 +192,11 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
         for path, value in (item for each in known.values() for item in each.items()):
             if value not in axes.setdefault(path, []):
                 axes[path].append(value)
+        if not axes:
+            raise ConfigError(
+                f"sweep={plan.name} varies nothing, so {as_option('variant', variant)} is none of "
+                "its runs; leave variant= away"
+            )
         matching = f" that match {as_option('variant', variant)}" if variant else ""
         raise ConfigError(
             f"sweep={plan.name} holds {counted(len(variants), 'variant', 'variants')}{matching}; a "

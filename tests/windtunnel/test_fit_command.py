@@ -335,7 +335,7 @@ def test_the_best_size_of_each_budget(tmp_path: Path, capsys: Capture) -> None:
     assert fit(tmp_path, f"records={path}", *words, "at.flops=1e20") == 0
     text = capsys.readouterr().out
     assert text.count(" inside ") == 3
-    assert "N*, parabola: optimal size, 3 optima" in text
+    assert "), parabola, 3 optima" in " ".join(text.split())
     assert "forecast    N*, parabola:" in text
     study = OptimaStudy.from_json((tmp_path / "fits/iso/fit.json").read_text())
     assert len(study.budgets) == 3
@@ -357,3 +357,13 @@ def test_settings_in_which_repeats_differ_are_named(tmp_path: Path, capsys: Capt
     assert "MIXED_REPEATS: runs of one size and token count differ in lr too" in said
     assert fit(tmp_path, *words, "filter.lr=0.001") == 0
     assert "MIXED_REPEATS" not in capsys.readouterr().out
+
+
+def test_a_variant_of_a_sweep_that_varies_nothing_is_refused(
+    measured: tuple[Path, Plan], capsys: Capture
+) -> None:
+    root, _ = measured
+    assert fit(root, "sweep=smoke", "variant={recipe.shape.num_experts: 8}") == 2
+    said = capsys.readouterr().err
+    assert "sweep=smoke varies nothing" in said
+    assert "leave variant= away" in said

@@ -659,7 +659,9 @@ def measured_root(known_sweep: ModuleType, tmp_path: Path) -> Path:
 
 
 def test_fit_first_then_the_newest_records(measured_root: Path, known_sweep: ModuleType) -> None:
-    with pytest.raises(ConfigError, match=r"fit\.json: no such file; run `windtunnel fit` first"):
+    with pytest.raises(
+        ConfigError, match=r"fit\.json: no such file; run `windtunnel fit sweep=\S+` first"
+    ):
         promote(measured_root)
     sweep_folder = measured_root / "sweeps" / "quickstart"
 
