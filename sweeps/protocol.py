@@ -1,4 +1,4 @@
-"""What is held equal in every run of a sweep, and how two protocols differ.
+"""What is held equal in every run of a sweep.
 
 Runs of different protocols measure different things; they are never fitted together unless told
 to. A size, a token budget, a learning rate, a batch, a seed and the experts' number and width are
