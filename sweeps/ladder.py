@@ -56,7 +56,7 @@ class LadderConfig:
             self.seed not in self.noise_seeds
             and len(set(self.noise_seeds)) == len(self.noise_seeds),
             f"noise_seeds {list(self.noise_seeds)} must differ from each other and from seed "
-            f"({self.seed}): equal seeds measure no noise",
+            f"({self.seed}): equal seeds measure no noise. Where seeds are an axis: noise_seeds=[]",
         )
 
     def tokens_at(self, budget: int) -> int:

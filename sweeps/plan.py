@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # a status reads plans, and would import numpy and the tokeni
     from model.training.data import PreparedCorpus
 
 
+SEED = "ladder.seed"
+"""The axis that repeats a run, where others vary it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(TrainingSettings):
     """A ladder climbed under one protocol, and the variants that are compared on it."""
@@ -264,6 +268,12 @@ def variants_of(config: SweepConfig) -> grid.Grid:
     together = [grid.axis(path, values) for path, values in config.zipped.items()]
     if together:
         axes.append(grid.zipped(*together))
+    if SEED in config.zipped and len(config.zipped) > 1:
+        others = ", ".join(path for path in config.zipped if path != SEED)
+        raise ConfigError(
+            f"zipped.{SEED}: what {others} does could not be told from what the seed does; make "
+            f"the seed an axis, axes.{SEED}=[...]"
+        )
     for fixed in ("name", "axes", "zipped", "corpus"):
         for path in (*config.axes, *config.zipped):
             if path == fixed or path.startswith(f"{fixed}."):

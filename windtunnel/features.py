@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sweeps.plan import PlannedRun, SweepConfig
-
-SEED = "ladder.seed"
+from sweeps.plan import SEED, PlannedRun, SweepConfig
 
 
 def features_of(config: SweepConfig) -> list[tuple[str, ...]]:

@@ -101,6 +101,10 @@ def test_a_corpus_too_short_for_a_run_is_refused_beyond_its_limit(sweep_config, 
             {"axes": {"ladder.seed": (5,)}, "zipped": {"ladder.seed": (6,)}},
             "ladder.seed: varied twice",
         ),
+        (
+            {"zipped": {"ladder.seed": (5, 6), "balance.rule": ("sign", "none")}},
+            "what balance.rule does could not be told from what the seed does",
+        ),
         ({"name": "../elsewhere"}, "names a folder"),
     ],
 )

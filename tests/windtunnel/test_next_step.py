@@ -6,12 +6,12 @@ from types import ModuleType
 
 import pytest
 
+from sweeps.plan import SEED
 from sweeps.plan_file import skim_plan
 from sweeps.store import Store
 from windtunnel.commands import compare
 from windtunnel.commands.status import known_plan
 from windtunnel.composition import load
-from windtunnel.features import SEED
 from windtunnel.next_step import LEARNING_RATE, after_training, as_option
 from windtunnel.yaml_folders import config_dirs
 

@@ -27,11 +27,11 @@ from model.config import require
 from model.errors import ConfigError
 from model.typed import to_plain
 from sweeps.files import content_hash
-from sweeps.plan import Plan, PlannedRun, SweepConfig, as_planned
+from sweeps.plan import SEED, Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
-from windtunnel.features import SEED, features_of
+from windtunnel.features import features_of
 
 LONGEST_SLUG = 100
 
