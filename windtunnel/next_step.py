@@ -10,6 +10,8 @@ from sweeps.plan import Plan
 from windtunnel.features import features_of, variants_in
 
 LEARNING_RATE = "recipe.training.peak_lr_factor"
+NO_WORDS = ("true", "false", "null", "nan", "inf")
+"""What the command line reads as something other than text."""
 
 
 def after_training(plan: Plan) -> str:
@@ -36,6 +38,7 @@ def as_option(name: str, mapping: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, str) and all(char.isalnum() or char in "_-." for char in value):
-        return value
+    is_word = isinstance(value, str) and all(char.isalnum() or char in "_-." for char in value)
+    if is_word and value[:1].isalpha() and value.lower() not in NO_WORDS:
+        return str(value)
     return json.dumps(value)

@@ -74,7 +74,10 @@ def test_the_command_fits_what_was_varied_and_compare_takes_it(
         assert variant != baseline
 
 
-@pytest.mark.parametrize("value", ["sigmoid", "a.b:C", None, True, False, 2048, 1e-3, "a b"])
+@pytest.mark.parametrize(
+    "value",
+    ["sigmoid", "a.b:C", None, True, 2048, 1e-3, "a b", "true", "1e3", "007", "null", "", "-"],
+)
 def test_an_option_comes_back_as_it_was_said(value):
     variant = {"recipe.modules.experts": value}
     (word,) = shlex.split(as_option("variant", variant))
