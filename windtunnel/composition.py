@@ -33,7 +33,7 @@ from model.typed import build
 from windtunnel.yaml_folders import (
     is_group,
     options_of,
-    options_with,
+    read_option,
     read_primary,
     verb_groups,
     yaml_problem,
@@ -236,14 +236,25 @@ def _explain_value(override: Override, config: DictConfig, verb: str, dirs: Sequ
             same_name += [leaf for leaf in _paths(mapping) if leaf.endswith(f".{name}")]
             close = [f"{parent}.{match}".lstrip(".") for match in _close(name, here)]
             group = parent.replace(".", "/")
-            others = options_with(group, name, dirs) if group in groups else ()
-            elsewhere = [f"{group}={option} (which has it)" for option in others]
+            elsewhere = _in_other_options(group, name, dirs) if group in groups else []
             hint = _hint(same_name or elsewhere or close)
             return f"{path}: unknown field{hint} Allowed: {', '.join(here)}"
         parent, here = path, here[name]
         if not isinstance(here, dict):
             break
     return f"{override.input_line}: {parent} is a value, not a mapping"
+
+
+def _in_other_options(group: str, name: str, dirs: Sequence[Path]) -> list[str]:
+    """Fields of that name that come with another option of the group; two at most."""
+    within = group.replace("/", ".")
+    found = [
+        f"{path} with {group}={option}"
+        for option in options_of(group, dirs)
+        for path in _paths(read_option(group, option, dirs), within)
+        if path.endswith(f".{name}")
+    ]
+    return found[:2]
 
 
 def _paths(mapping: Mapping[str, Any], within: str = "") -> Iterator[str]:

@@ -102,10 +102,10 @@ def options_of(group: str, dirs: Sequence[Path]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def options_with(group: str, key: str, dirs: Sequence[Path]) -> tuple[str, ...]:
-    """The options of a group whose file sets ``key``."""
-    files = {option: find_yaml(f"{group}/{option}", dirs) for option in options_of(group, dirs)}
-    return tuple(name for name, path in files.items() if path and key in _read_yaml(path))
+def read_option(group: str, option: str, dirs: Sequence[Path]) -> dict[str, Any]:
+    """An option's YAML as it stands in the file."""
+    path = find_yaml(f"{group}/{option}", dirs)
+    return {} if path is None else _read_yaml(path)
 
 
 def is_group(key: str, dirs: Sequence[Path]) -> bool:

@@ -55,7 +55,11 @@ def doctor_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], 
         (["sweep", "smoke"], "smoke: not an override; did you mean sweep=smoke? Otherwise write"),
         (["status", "mine"], "mine: not an override; did you mean sweep=mine?"),
         (["ledger", "sweep=x"], "has no group sweep. Groups: none; values: root"),
-        (["promote", "target.train_flops=1"], "did you mean target=compute (which has it)?"),
+        (
+            ["promote", "target.train_flops=1"],
+            "did you mean target.train_flops with target=compute?",
+        ),
+        (["machine", "parallel.pipeline=8"], "parallel.sizes.pipeline with parallel=fixed or "),
         (["fit", "laws=x"], "laws: expected a list like [a,b], got 'x'"),
     ],
 )
