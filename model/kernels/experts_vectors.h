@@ -141,7 +141,7 @@ inline vec read_kept(const float* kept, int64_t at) {
 template <bool BF16>
 void project_up(const float* w, const float* xT, int64_t H, int64_t D, int64_t np, float* hT) {
     const int64_t k = words<BF16>(D);
-    multiply<BF16>({w, k, 1, {xT, np, nullptr}, 2 * H, np, k, {hT, np, nullptr, nullptr, false}});
+    multiply<BF16>({w, k, 1, {xT, np, nullptr}, 2 * H, np, k}, StoredRows{hT, np});
 }
 
 template <bool BF16>
@@ -191,7 +191,7 @@ int32_t vectors_forward(const Layer& l, float* y, float* saved) {
                 rows[i] = my_y + r.token[tile.first + i] * D;
                 scale[i] = gate[r.slot[tile.first + i]];
             }
-            multiply<BF16>({aT.data, 1, np, w_out, tile.n, D, H / PER, {nullptr, 0, rows, scale, true}});
+            multiply<BF16>({aT.data, 1, np, w_out, tile.n, D, H / PER}, ScaledRows{rows, scale});
         }
 #pragma omp barrier
         sums.reduce(me);
@@ -222,7 +222,8 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
         Right w_in_columns{};
         const float *x_rows[TILE], *dy_rows[TILE];
         float* rows[TILE];
-        float gates[TILE];
+        float gates[TILE], ones[TILE];
+        std::fill_n(ones, TILE, 1.0f);
         weights.clear_unvisited(me);
         int64_t current = -1;
         for (int64_t t = r.range[me]; t < r.range[me + 1]; t++) {
@@ -242,8 +243,7 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
                 gather_columns<BF16>(x, token, n, np, D, xT.data);
                 project_up<BF16>(w_in, xT.data, H, D, np, own_h.data);
             }
-            multiply<BF16>({w_out, dw, 1, {dyT.data, np, nullptr}, H, np, dw,
-                            {daT.data, np, nullptr, nullptr, false}});
+            multiply<BF16>({w_out, dw, 1, {dyT.data, np, nullptr}, H, np, dw}, StoredRows{daT.data, np});
 
             const float* kept = saved ? saved + tile.saved * 2 * H / PER : nullptr;
             const auto pre_activation = [&](int64_t at) {
@@ -283,14 +283,11 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
                 return [=](int64_t i) { return source + token[i] * D; };
             };
             const Right dy_n = summed_rows<BF16>(row_of(dy), n, D, dy_rows, dy_pairs.data);
-            multiply<BF16>({awT.data, np / PER, 1, dy_n, H, D, words<BF16>(n),
-                            {dw_out, D, nullptr, nullptr, add}});
+            multiply<BF16>({awT.data, np / PER, 1, dy_n, H, D, words<BF16>(n)}, dw_out, D, add);
             const Right x_n = summed_rows<BF16>(row_of(x), n, D, x_rows, x_pairs.data);
-            multiply<BF16>({dhT.data, np / PER, 1, x_n, 2 * H, D, words<BF16>(n),
-                            {dw_in, D, nullptr, nullptr, add}});
+            multiply<BF16>({dhT.data, np / PER, 1, x_n, 2 * H, D, words<BF16>(n)}, dw_in, D, add);
             for (int64_t i = 0; i < n; i++) rows[i] = my_dx + token[i] * D;
-            multiply<BF16>({dh_rows, 1, np, w_in_columns, n, D, 2 * H / PER,
-                            {nullptr, 0, rows, nullptr, true}});
+            multiply<BF16>({dh_rows, 1, np, w_in_columns, n, D, 2 * H / PER}, ScaledRows{rows, ones});
         }
 #pragma omp barrier
         sums.reduce(me);

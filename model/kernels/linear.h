@@ -90,7 +90,7 @@ inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float*
     share_rows(M, N * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
         for (int64_t n = 0; n < N; n += PANEL)
             multiply<false>({x + from * K, K, 1, {packed.data + n * K, PANEL, nullptr}, to - from,
-                             std::min(PANEL, N - n), K, {y + from * N + n, N, nullptr, nullptr, add}});
+                             std::min(PANEL, N - n), K}, y + from * N + n, N, add);
     });
 }
 
@@ -103,8 +103,7 @@ inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const 
 #endif
     if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add, how.threads);
     share_rows(M, N * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
-        multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N,
-                         {dx + from * K, K, nullptr, nullptr, add}});
+        multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N}, dx + from * K, K, add);
     });
 }
 
@@ -119,8 +118,8 @@ inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, cons
     constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the nearest cache
     share_rows(N, M * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
         for (int64_t m = 0; m < M; m += AT_ONCE)
-            multiply<false>({dy + m * N + from, 1, N, {x + m * K, K, nullptr}, to - from, K,
-                             std::min(AT_ONCE, M - m), {dw + from * K, K, nullptr, nullptr, add || m > 0}});
+            multiply<false>({dy + m * N + from, 1, N, {x + m * K, K, nullptr}, to - from, K, std::min(AT_ONCE, M - m)},
+                            dw + from * K, K, add || m > 0);
     });
 }
 

@@ -27,15 +27,31 @@ inline vec multiply_add(vec sum, vec a, vec b) {
     return sum + a * b;
 }
 
-// Where a product goes: rows at `data + i * stride`, or at `rows[i]` each scaled by `scale[i]`.
-struct Destination {
+// Where a product goes. Each kind is a type, since to ask at every row which kind it is took 2 to 8 % of a layer's time
+// (LOG.md, 2026-11-26).
+struct StoredRows {  // C = A . B
     float* data;
     int64_t stride;
+    static constexpr bool ADDS = false;
+    float* row(int64_t i) const { return data + i * stride; }
+    vec scale(int64_t) const { return vec{}; }
+    vec sum(vec product, vec, vec) const { return product; }
+};
+struct AddedRows {  // C += A . B
+    float* data;
+    int64_t stride;
+    static constexpr bool ADDS = true;
+    float* row(int64_t i) const { return data + i * stride; }
+    vec scale(int64_t) const { return vec{}; }
+    vec sum(vec product, vec before, vec) const { return product + before; }
+};
+struct ScaledRows {  // rows[i] += scales[i] * (A . B)[i]
     float* const* rows;
-    const float* scale;
-    bool add;
-
-    float* row(int64_t i) const { return rows ? rows[i] : data + i * stride; }
+    const float* scales;
+    static constexpr bool ADDS = true;
+    float* row(int64_t i) const { return rows[i]; }
+    vec scale(int64_t i) const { return splat(scales[i]); }
+    vec sum(vec product, vec before, vec scale) const { return product * scale + before; }
 };
 
 // The right factor: K rows of N words at `data + k * stride`, or at `rows[k]`.
@@ -45,23 +61,22 @@ struct Right {
     const float* const* rows;
 };
 
-// C[M, N] = or += A[M, K] . B[K, N], K in words. A is read one word at a time, at a + i*a_row + k*a_k.
+// A[M, K] . B[K, N], K in words. A is read one word at a time, at a + i*a_row + k*a_k.
 struct Product {
     const float* a;
     int64_t a_row, a_k;
     Right b;
     int64_t M, N, K;
-    Destination c;
 };
 
 // MR x NR accumulators; with TAIL the last of the NR vectors holds only `tail` columns.
-template <bool BF16, int MR, int NR, bool TAIL>
-void tile(const Product& p, int64_t i0, int64_t j0, int tail) {
+template <bool BF16, int MR, int NR, bool TAIL, class To>
+void tile(const Product& p, const To& c, int64_t i0, int64_t j0, int tail) {
     vec acc[MR][NR];
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NR; j++) acc[i][j] = vec{};
-    if (p.c.add)
-        for (int i = 0; i < MR; i++) prefetch(p.c.row(i0 + i) + j0, NR * LANES);
+    if (To::ADDS)
+        for (int i = 0; i < MR; i++) prefetch(c.row(i0 + i) + j0, NR * LANES);
     const float* a = p.a + i0 * p.a_row;
     for (int64_t k = 0; k < p.K; k++) {
         const float* b = (p.b.rows ? p.b.rows[k] : p.b.data + k * p.b.stride) + j0;
@@ -79,64 +94,69 @@ void tile(const Product& p, int64_t i0, int64_t j0, int tail) {
     }
 #pragma GCC unroll 32
     for (int i = 0; i < MR; i++) {
-        float* c = p.c.row(i0 + i) + j0;
-        const vec scale = splat(p.c.scale ? p.c.scale[i0 + i] : 1.0f);
+        float* to = c.row(i0 + i) + j0;
+        const vec scale = c.scale(i0 + i);
 #pragma GCC unroll 8
         for (int j = 0; j < NR; j++) {
-            float* at = c + j * LANES;
-            if (TAIL && j == NR - 1) {
-                const vec old = p.c.add ? load_first(at, tail) : vec{};
-                store_first(at, acc[i][j] * scale + old, tail);
-            } else {
-                const vec old = p.c.add ? load(at) : vec{};
-                store(at, acc[i][j] * scale + old);
-            }
+            float* at = to + j * LANES;
+            if (TAIL && j == NR - 1)
+                store_first(at, c.sum(acc[i][j], To::ADDS ? load_first(at, tail) : vec{}, scale), tail);
+            else
+                store(at, c.sum(acc[i][j], To::ADDS ? load(at) : vec{}, scale));
         }
     }
 }
 
 // The tile with exactly `rows` rows, found by counting down from the most that fit in registers.
-template <bool BF16, int MR, int NR, bool TAIL>
-void tile_of(int rows, const Product& p, int64_t i0, int64_t j0, int tail) {
+template <bool BF16, int MR, int NR, bool TAIL, class To>
+void tile_of(int rows, const Product& p, const To& c, int64_t i0, int64_t j0, int tail) {
     if constexpr (MR > 0) {
-        if (rows == MR) return tile<BF16, MR, NR, TAIL>(p, i0, j0, tail);
-        tile_of<BF16, MR - 1, NR, TAIL>(rows, p, i0, j0, tail);
+        if (rows == MR) return tile<BF16, MR, NR, TAIL>(p, c, i0, j0, tail);
+        tile_of<BF16, MR - 1, NR, TAIL>(rows, p, c, i0, j0, tail);
     }
 }
 
 constexpr int max_rows(int nr) { return std::min(12, ACCUMULATORS / nr); }
 
-template <bool BF16, int NR, bool TAIL>
-void strip(const Product& p, int64_t j0, int tail) {
+template <bool BF16, int NR, bool TAIL, class To>
+void strip(const Product& p, const To& c, int64_t j0, int tail) {
     // As few row groups as registers allow, of as equal height as possible: 20 rows are 7+7+6.
     const int64_t groups = (p.M + max_rows(NR) - 1) / max_rows(NR);
     for (int64_t g = 0, i = 0; g < groups; g++) {
         const int rows = static_cast<int>((p.M - i + groups - g - 1) / (groups - g));
-        tile_of<BF16, max_rows(NR), NR, TAIL>(rows, p, i, j0, tail);
+        tile_of<BF16, max_rows(NR), NR, TAIL>(rows, p, c, i, j0, tail);
         i += rows;
     }
 }
 
-template <bool BF16, int NR>
-void strip_of(int nr, const Product& p, int64_t j0, int tail) {
+template <bool BF16, int NR, class To>
+void strip_of(int nr, const Product& p, const To& c, int64_t j0, int tail) {
     if constexpr (NR > 0) {
-        if (nr != NR) return strip_of<BF16, NR - 1>(nr, p, j0, tail);
-        if (tail) return strip<BF16, NR, true>(p, j0, tail);
-        return strip<BF16, NR, false>(p, j0, tail);
+        if (nr != NR) return strip_of<BF16, NR - 1>(nr, p, c, j0, tail);
+        if (tail) return strip<BF16, NR, true>(p, c, j0, tail);
+        return strip<BF16, NR, false>(p, c, j0, tail);
     }
 }
 
-template <bool BF16>
-void multiply(const Product& p) {
+template <bool BF16, class To>
+void multiply(const Product& p, const To& c) {
     const int tail_columns = static_cast<int>(p.N % LANES);
     const int64_t vectors = (p.N + LANES - 1) / LANES;
     const int64_t strips = (vectors + MAX_NR - 1) / MAX_NR;
     for (int64_t s = 0, v = 0; s < strips; s++) {
         const int nr = static_cast<int>((vectors - v + strips - s - 1) / (strips - s));
         const bool last = v + nr == vectors;
-        strip_of<BF16, MAX_NR>(nr, p, v * LANES, last ? tail_columns : 0);
+        strip_of<BF16, MAX_NR>(nr, p, c, v * LANES, last ? tail_columns : 0);
         v += nr;
     }
+}
+
+template <bool BF16>
+void multiply(const Product& p, float* c, int64_t stride, bool add) {
+    if (add)
+        multiply<BF16>(p, AddedRows{c, stride});
+    else
+        multiply<BF16>(p, StoredRows{c, stride});
 }
 
 }  // namespace
