@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -123,3 +124,14 @@ def test_the_wheel_carries_the_yaml(tmp_path: Path) -> None:
         "sys.exit(cli.main(['sweep', 'sweep=quickstart', '--cfg']))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_every_benchmark_is_in_the_list() -> None:
+    folder = ROOT / "benchmarks"
+    programs = {
+        path.name
+        for path in folder.glob("*.py")
+        if f"python benchmarks/{path.name}" in path.read_text(encoding="utf-8")
+    }
+    listed = set(re.findall(r"`(\w+\.py)`", (folder / "README.md").read_text(encoding="utf-8")))
+    assert listed == programs
