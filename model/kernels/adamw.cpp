@@ -28,8 +28,14 @@ void for_each(const std::vector<Chunk>& chunks, int threads, Work work) {
     const int64_t count = static_cast<int64_t>(chunks.size());
     double numbers = 0;
     for (const Chunk& chunk : chunks) numbers += chunk.count;
-#pragma omp parallel for num_threads(team(numbers * NS_A_NUMBER, threads)) schedule(static)
-    for (int64_t i = 0; i < count; i++) work(chunks[i], i);
+    const int parts = team(numbers * NS_A_NUMBER, threads);
+    Meeting meeting(parts);
+#pragma omp parallel num_threads(parts)
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t i = 0; i < count; i++) work(chunks[i], i);
+        meeting.look_out(1);
+    }
 }
 
 // A product that the compiler must not join with the sum after it: the same bits as one kept in memory.

@@ -7,7 +7,10 @@
 
 #include <omp.h>
 
+#include <optional>
+
 #include "routing.h"
+#include "team.h"
 
 namespace {
 
@@ -90,5 +93,34 @@ struct WeightGradients {
     std::vector<int64_t> shared;
     std::vector<std::unique_ptr<Buffer>> share;
 };
+
+// A pass over all experts by the layer's threads: each runs over its own tiles, of at most `most` tokens, and adds to
+// rows of its own, which are summed into out[T, D]. run(routing, thread, rows) is given both; prepare(routing) comes
+// before, by one thread, and finish(thread) after every thread's run. Returns 0, or 1 where an expert is none.
+template <class Prepare, class Run, class Finish>
+int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* out, Prepare prepare, Run run,
+                     Finish finish) {
+    Routing routing;
+    RowSums sums(out, l.T, l.D, l.threads);
+    Meeting meeting(l.threads);
+#pragma omp parallel num_threads(l.threads)
+    {
+        const int me = omp_get_thread_num();
+        if (me == 0) {  // while the others wake up and clear their rows
+            routing = route(l.expert, l.T * l.K, l.K, l.E, l.threads, most, visit_cost);
+            if (routing.valid) prepare(routing);
+        }
+        float* rows = sums.of(me);
+        meeting.wait(1);
+        if (routing.valid) {
+            run(routing, me, rows);
+            meeting.wait(2);
+            sums.reduce(me);
+            finish(me);
+        }
+        meeting.look_out(routing.valid ? 3 : 2);
+    }
+    return routing.valid ? 0 : 1;
+}
 
 }  // namespace

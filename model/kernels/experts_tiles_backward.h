@@ -206,22 +206,15 @@ struct TilesBackward : TilesPass<PARTS> {
 
 template <int PARTS>
 int32_t tiles_backward(const Layer& l, const float* saved, const Gradients& out) {
-    const Routing r = route(l.expert, l.T * l.K, l.K, l.E, l.threads, BLOCK, PACKING_COST);
-    if (!r.valid) return 1;
-    RowSums sums(out.dx, l.T, l.D, l.threads);
-    const WeightGradients weights(l, r, out);
-#pragma omp parallel num_threads(l.threads)
-    {
+    std::optional<WeightGradients> weights;
+    const auto run = [&](const Routing& r, int me, float* rows) {
         const TileRegisters registers;
-        const int me = omp_get_thread_num();
-        float* dx = sums.of(me);
-        weights.clear_unvisited(me);
-        TilesBackward<PARTS>(l, r, saved, out, weights, me, dx).run(r.range[me], r.range[me + 1]);
-#pragma omp barrier
-        sums.reduce(me);
-        weights.add_shares(me);
-    }
-    return 0;
+        weights->clear_unvisited(me);
+        TilesBackward<PARTS>(l, r, saved, out, *weights, me, rows).run(r.range[me], r.range[me + 1]);
+    };
+    return over_experts(
+        l, BLOCK, PACKING_COST, out.dx, [&](const Routing& r) { weights.emplace(l, r, out); }, run,
+        [&](int me) { weights->add_shares(me); });
 }
 
 }  // namespace

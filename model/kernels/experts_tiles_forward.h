@@ -105,18 +105,11 @@ struct TilesForward : TilesPass<PARTS> {
 
 template <int PARTS>
 int32_t tiles_forward(const Layer& l, float* y, float* saved) {
-    const Routing r = route(l.expert, l.T * l.K, l.K, l.E, l.threads, BLOCK, PACKING_COST);
-    if (!r.valid) return 1;
-    RowSums sums(y, l.T, l.D, l.threads);
-#pragma omp parallel num_threads(l.threads)
-    {
+    const auto run = [&](const Routing& r, int me, float* rows) {
         const TileRegisters registers;
-        const int me = omp_get_thread_num();
-        TilesForward<PARTS>(l, r, sums.of(me), saved).run(r.range[me], r.range[me + 1]);
-#pragma omp barrier
-        sums.reduce(me);
-    }
-    return 0;
+        TilesForward<PARTS>(l, r, rows, saved).run(r.range[me], r.range[me + 1]);
+    };
+    return over_experts(l, BLOCK, PACKING_COST, y, [](const Routing&) {}, run, [](int) {});
 }
 
 }  // namespace

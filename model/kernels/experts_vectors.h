@@ -147,14 +147,8 @@ void project_up(const float* w, const float* xT, int64_t H, int64_t D, int64_t n
 template <bool BF16>
 int32_t vectors_forward(const Layer& l, float* y, float* saved) {
     constexpr int PER = PER_WORD<BF16>;
-    const auto [T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads] = l;
-    const Routing r = route(expert, T * K, K, E, threads, TILE, 0);
-    if (!r.valid) return 1;
-    RowSums sums(y, T, D, threads);
-#pragma omp parallel num_threads(threads)
-    {
-        const int me = omp_get_thread_num();
-        float* my_y = sums.of(me);
+    const auto run = [&](const Routing& r, int me, float* my_y) {
+        const int64_t D = l.D, H = l.H;
         Buffer xT(words<BF16>(D) * TILE), own_h(BF16 || !saved ? 2 * H * TILE : 0), aT(H * TILE);
         Buffer packed_in(BF16 ? 2 * H * words<BF16>(D) : 0), packed_out(BF16 ? H / 2 * D : 0);
         const float* w_in = nullptr;
@@ -166,13 +160,13 @@ int32_t vectors_forward(const Layer& l, float* y, float* saved) {
             const Tile& tile = r.tiles[t];
             const int64_t np = tile.np, e = tile.expert;
             if (e != current) {
-                w_in = row_factor<BF16>(w_gate_up + e * 2 * H * D, 2 * H, D, packed_in.data);
-                w_out = column_factor<BF16>(w_down + e * H * D, H, D, packed_out.data);
+                w_in = row_factor<BF16>(l.w_gate_up + e * 2 * H * D, 2 * H, D, packed_in.data);
+                w_out = column_factor<BF16>(l.w_down + e * H * D, H, D, packed_out.data);
                 current = e;
             }
             float* kept = saved ? saved + tile.saved * 2 * H / PER : nullptr;
             float* hT = BF16 || !saved ? own_h.data : kept;
-            gather_columns<BF16>(x, &r.token[tile.first], tile.n, np, D, xT.data);
+            gather_columns<BF16>(l.x, &r.token[tile.first], tile.n, np, D, xT.data);
             project_up<BF16>(w_in, xT.data, H, D, np, hT);
             for (int64_t j = 0; j < H; j += PER)
                 for (int64_t i = 0; i < np; i += LANES) {
@@ -189,29 +183,21 @@ int32_t vectors_forward(const Layer& l, float* y, float* saved) {
                 }
             for (int64_t i = 0; i < tile.n; i++) {
                 rows[i] = my_y + r.token[tile.first + i] * D;
-                scale[i] = gate[r.slot[tile.first + i]];
+                scale[i] = l.gate[r.slot[tile.first + i]];
             }
             multiply<BF16>({aT.data, 1, np, w_out, tile.n, D, H / PER}, ScaledRows{rows, scale});
         }
-#pragma omp barrier
-        sums.reduce(me);
-    }
-    return 0;
+    };
+    return over_experts(l, TILE, 0, y, [](const Routing&) {}, run, [](int) {});
 }
 
 template <bool BF16>
 int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& out) {
     constexpr int PER = PER_WORD<BF16>;
-    const auto [T, D, E, H, K, x, expert, gate, w_gate_up, w_down, threads] = l;
-    const auto [dy, dx, dgate, dw_gate_up, dw_down] = out;
-    const Routing r = route(expert, T * K, K, E, threads, TILE, 0);
-    if (!r.valid) return 1;
-    RowSums sums(dx, T, D, threads);
-    const WeightGradients weights(l, r, out);
-#pragma omp parallel num_threads(threads)
-    {
-        const int me = omp_get_thread_num();
-        float* my_dx = sums.of(me);
+    std::optional<WeightGradients> shares;
+    const auto run = [&](const Routing& r, int me, float* my_dx) {
+        const int64_t D = l.D, H = l.H;
+        const WeightGradients& weights = *shares;
         const int64_t dw = words<BF16>(D), tw = words<BF16>(TILE);
         Buffer dyT(dw * TILE), daT(H * TILE), awT(H * tw), dhT(2 * H * tw);
         Buffer dhP(BF16 ? H * TILE : 0), x_pairs(BF16 ? tw * D : 0), dy_pairs(BF16 ? tw * D : 0);
@@ -232,15 +218,15 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
             const int64_t* token = &r.token[tile.first];
             const bool add = e == current;  // to the weights' gradients
             if (e != current) {
-                const float* w = w_gate_up + e * 2 * H * D;
+                const float* w = l.w_gate_up + e * 2 * H * D;
                 if (!saved) w_in = row_factor<BF16>(w, 2 * H, D, packed_in.data);
                 w_in_columns = column_factor<BF16>(w, 2 * H, D, packed_in_columns.data);
-                w_out = row_factor<BF16>(w_down + e * H * D, H, D, packed_out.data);
+                w_out = row_factor<BF16>(l.w_down + e * H * D, H, D, packed_out.data);
                 current = e;
             }
-            gather_columns<BF16>(dy, token, n, np, D, dyT.data);
+            gather_columns<BF16>(out.dy, token, n, np, D, dyT.data);
             if (!saved) {
-                gather_columns<BF16>(x, token, n, np, D, xT.data);
+                gather_columns<BF16>(l.x, token, n, np, D, xT.data);
                 project_up<BF16>(w_in, xT.data, H, D, np, own_h.data);
             }
             multiply<BF16>({w_out, dw, 1, {dyT.data, np, nullptr}, H, np, dw}, StoredRows{daT.data, np});
@@ -250,7 +236,7 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
                 return saved ? read_kept<BF16>(kept, at) : load(own_h.data + at);
             };
             float* dh_rows = BF16 ? dhP.data : dhT.data;  // in fp32 one layout serves both sums
-            for (int64_t i = 0; i < np; i++) gates[i] = i < n ? gate[r.slot[tile.first + i]] : 0.0f;
+            for (int64_t i = 0; i < np; i++) gates[i] = i < n ? l.gate[r.slot[tile.first + i]] : 0.0f;
             for (int64_t i0 = 0; i0 < np; i0 += LANES) {
                 const vec w = load(gates + i0);
                 vec dgate_sum{};
@@ -275,26 +261,24 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
                     store_rows<BF16>(dh_rows, H + j0, np, i0, d_up);
                 }
                 for (int i = 0; i < LANES && i0 + i < n; i++)
-                    dgate[r.slot[tile.first + i0 + i]] = dgate_sum[i];
+                    out.dgate[r.slot[tile.first + i0 + i]] = dgate_sum[i];
             }
 
             float *dw_in = weights.gate_up(me, e), *dw_out = weights.down(me, e);
             const auto row_of = [&](const float* source) {
                 return [=](int64_t i) { return source + token[i] * D; };
             };
-            const Right dy_n = summed_rows<BF16>(row_of(dy), n, D, dy_rows, dy_pairs.data);
+            const Right dy_n = summed_rows<BF16>(row_of(out.dy), n, D, dy_rows, dy_pairs.data);
             multiply<BF16>({awT.data, np / PER, 1, dy_n, H, D, words<BF16>(n)}, dw_out, D, add);
-            const Right x_n = summed_rows<BF16>(row_of(x), n, D, x_rows, x_pairs.data);
+            const Right x_n = summed_rows<BF16>(row_of(l.x), n, D, x_rows, x_pairs.data);
             multiply<BF16>({dhT.data, np / PER, 1, x_n, 2 * H, D, words<BF16>(n)}, dw_in, D, add);
             for (int64_t i = 0; i < n; i++) rows[i] = my_dx + token[i] * D;
             multiply<BF16>({dh_rows, 1, np, w_in_columns, n, D, 2 * H / PER}, ScaledRows{rows, ones});
         }
-#pragma omp barrier
-        sums.reduce(me);
-        weights.add_shares(me);
-    }
-    return 0;
+    };
+    return over_experts(
+        l, TILE, 0, out.dx, [&](const Routing& r) { shares.emplace(l, r, out); }, run,
+        [&](int me) { shares->add_shares(me); });
 }
 
 }  // namespace
-

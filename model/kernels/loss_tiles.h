@@ -243,14 +243,16 @@ struct LossOnTiles {
         const double ns = (l.d_hidden ? 3 : 1) * l.N * static_cast<double>(l.V) * l.D * NS_A_TILE_MULTIPLY<PARTS>;
         const int count = team(ns, threads);
         std::vector<std::unique_ptr<Part>> parts(count);
+        Meeting meeting(count);
 #pragma omp parallel num_threads(count)
         {
             const int me = omp_get_thread_num();
             parts[me] = std::make_unique<Part>(*this);
             parts[me]->run(l.N * me / count, l.N * (me + 1) / count);
-#pragma omp barrier
+            meeting.wait(1);
             if (l.d_output)
                 for (int64_t p = me; p < panels; p += count) write_d_output(parts, p);
+            meeting.look_out(2);
         }
     }
 };

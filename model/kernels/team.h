@@ -9,7 +9,9 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <thread>
 
 namespace {
 
@@ -24,6 +26,30 @@ inline int team(double ns, int threads) {
     if (ns >= least_ns * threads) return threads;
     return static_cast<int>(std::max(1.0, ns / least_ns));
 }
+
+// Where the threads of a team wait for each other. One that has fallen asleep takes some 50 us to come back, and
+// threads with equal shares arrive within that of each other; so who comes first looks out for the others that
+// long before it sleeps. It yields between two looks: on a busy machine the others may wait for its very core.
+class Meeting {
+  public:
+    explicit Meeting(int threads) : threads(threads) {}
+
+    // Every thread's nth meeting, counted from 1.
+    void wait(int nth) {
+        look_out(nth);
+#pragma omp barrier
+    }
+    // Before the team's end, which is a meeting of its own.
+    void look_out(int nth) {
+        arrived.fetch_add(1);
+        for (int looks = 0; looks < MOST_LOOKS && arrived.load() < threads * nth; looks++) std::this_thread::yield();
+    }
+
+  private:
+    static constexpr int MOST_LOOKS = 300;  // some 50 us
+    const int threads;
+    std::atomic<int> arrived{0};
+};
 
 }  // namespace
 
