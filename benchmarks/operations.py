@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 from measuring import in_worker_environment, machine, options, write_json
-from step import ALL, LADDER, SMALL, Rung, equally_dense, model_config
+from step import RUNGS, Rung, equally_dense, model_config
 
 from model.config import ModelConfig
 from model.kernels.recording import Call, recorded
@@ -146,7 +146,7 @@ def main() -> None:
     print(machine(), flush=True)
     precision: Precision = "bf16" if chosen["precision"] == "bf16" else "fp32"
     found = []
-    for rung in {"small": SMALL, "ladder": LADDER, "all": (*ALL, *LADDER)}[chosen["rungs"]]:
+    for rung in RUNGS[chosen["rungs"]]:
         rows = rows_of(rung, precision, int(chosen["rounds"]))
         show(rung, rows)
         found += rows

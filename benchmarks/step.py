@@ -59,6 +59,8 @@ LADDER = tuple(
     for width in (16, 32, 48, 64, 80, 112)
 )
 ALL = (*SMALL, Rung(128, 4, 256, 8, 32, 8, 256, 4096), Rung(256, 4, 64, 8, 64, 8, 256, 4096))
+RUNGS = {"small": SMALL, "ladder": LADDER, "all": (*ALL, *LADDER)}
+"""By the word of the command line."""
 
 
 def model_config(rung: Rung) -> ModelConfig:
@@ -206,7 +208,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     print(machine(), flush=True)
     rows = []
-    for rung in {"small": SMALL, "ladder": LADDER, "all": (*ALL, *LADDER)}[chosen["rungs"]]:
+    for rung in RUNGS[chosen["rungs"]]:
         steps = ways(rung, compile_too=chosen["compile"] == "yes")
         losses = {name: step() for name, step in steps.items()}
         miss = abs(losses["published"] - losses["ours"]) / losses["ours"]

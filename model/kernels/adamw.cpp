@@ -28,14 +28,10 @@ void for_each(const std::vector<Chunk>& chunks, int threads, Work work) {
     const int64_t count = static_cast<int64_t>(chunks.size());
     double numbers = 0;
     for (const Chunk& chunk : chunks) numbers += chunk.count;
-    const int parts = team(numbers * NS_A_NUMBER, threads);
-    Meeting meeting(parts);
-#pragma omp parallel num_threads(parts)
-    {
-#pragma omp for schedule(static) nowait
-        for (int64_t i = 0; i < count; i++) work(chunks[i], i);
-        meeting.look_out(1);
-    }
+    const double chunk_ns = numbers * NS_A_NUMBER / static_cast<double>(std::max<int64_t>(count, 1));
+    share_rows(count, chunk_ns, threads, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; i++) work(chunks[i], i);
+    });
 }
 
 // A product that the compiler must not join with the sum after it: the same bits as one kept in memory.

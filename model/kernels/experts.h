@@ -111,14 +111,14 @@ int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* ou
             if (routing.valid) prepare(routing);
         }
         float* rows = sums.of(me);
-        meeting.wait(1);
+        meeting.wait();
         if (routing.valid) {
             run(routing, me, rows);
-            meeting.wait(2);
+            meeting.wait();
             sums.reduce(me);
             finish(me);
         }
-        meeting.look_out(routing.valid ? 3 : 2);
+        meeting.look_out();
     }
     return routing.valid ? 0 : 1;
 }

@@ -249,10 +249,10 @@ struct LossOnTiles {
             const int me = omp_get_thread_num();
             parts[me] = std::make_unique<Part>(*this);
             parts[me]->run(l.N * me / count, l.N * (me + 1) / count);
-            meeting.wait(1);
+            meeting.wait();
             if (l.d_output)
                 for (int64_t p = me; p < panels; p += count) write_d_output(parts, p);
-            meeting.look_out(2);
+            meeting.look_out();
         }
     }
 };

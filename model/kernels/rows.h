@@ -88,7 +88,7 @@ void share_rows(int64_t count, double row_ns, int threads, Work work) {
 #pragma omp for schedule(static) nowait
         for (int part = 0; part < parts; part++)
             work(count * part / parts, count * (part + 1) / parts);
-        meeting.look_out(1);
+        meeting.look_out();
     }
 }
 
@@ -104,7 +104,7 @@ void by_rows(int64_t rows, double row_ns, int64_t count, float* out, int threads
         sums[me] = std::make_unique<Buffer>(count);
         std::memset(sums[me]->data, 0, count * sizeof(float));
         work(rows * me / parts, rows * (me + 1) / parts, sums[me]->data);
-        meeting.look_out(1);
+        meeting.look_out();
     }
     for (int64_t i = 0; i < count; i++) {
         float sum = 0;

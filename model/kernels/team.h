@@ -34,15 +34,14 @@ class Meeting {
   public:
     explicit Meeting(int threads) : threads(threads) {}
 
-    // Every thread's nth meeting, counted from 1.
-    void wait(int nth) {
-        look_out(nth);
+    void wait() {
+        look_out();
 #pragma omp barrier
     }
     // Before the team's end, which is a meeting of its own.
-    void look_out(int nth) {
-        arrived.fetch_add(1);
-        for (int looks = 0; looks < MOST_LOOKS && arrived.load() < threads * nth; looks++) std::this_thread::yield();
+    void look_out() {
+        const int all = (arrived.fetch_add(1) / threads + 1) * threads;  // of this meeting and those before
+        for (int looks = 0; looks < MOST_LOOKS && arrived.load() < all; looks++) std::this_thread::yield();
     }
 
   private:
