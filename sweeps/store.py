@@ -70,6 +70,10 @@ class Store:
         """The plan of a sweep."""
         return self.root / "sweeps" / sweep / "plan.json"
 
+    def plan_paths(self) -> list[Path]:
+        """The plans there are, by the names of their sweeps."""
+        return sorted(self.root.glob("sweeps/*/plan.json"), key=lambda path: path.parent.name)
+
     def create(self, spec: RunSpec) -> Path:
         """Make the run's folder with its ``spec.json``; one that exists is left alone."""
         folder = self.run_dir(run_id(spec))

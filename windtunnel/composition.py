@@ -64,8 +64,10 @@ def _what_is_missing(verb: str, key: str, mapping: Any) -> str:
     asked = f"{key}: missing; give it a value: {key}=..."
     if key != "sweep" or "root" not in mapping:
         return f"{asked} (examples: windtunnel {verb} --help)"
+    from sweeps.store import Store  # here: a help would import it for nothing
+
     root = Path(mapping["root"])
-    names = sorted(path.parent.name for path in root.glob("sweeps/*/plan.json"))
+    names = [path.parent.name for path in Store(root).plan_paths()]
     first = "none yet; start one: windtunnel sweep sweep=quickstart"
     return f"{asked} Sweeps under {root}: {', '.join(names) or first}"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from analysis.holdout import Holdout
 from analysis.noise import NoiseFloor
 from analysis.results import FitStatus, FitWarning, Prediction
-from analysis.wording import largest_budgets
+from analysis.wording import counted, largest_budgets
 from model.config import require, require_positive
 from model.errors import ConfigError
 from windtunnel.machine.plan import MachinePlan
@@ -91,7 +91,7 @@ def holdout_gate(holdouts: tuple[Holdout, ...], thresholds: GateThresholds) -> G
     worst, most = max(held.mean_abs_error for held in holdouts), thresholds.holdout_error
     found = "; ".join(
         f"without the {largest_budgets(held.budgets)} {held.mean_abs_error:.2%} over "
-        f"{len(held.points)} run{'s' * (len(held.points) > 1)}, {held.num_inside} inside"
+        f"{counted(len(held.points), 'run', 'runs')}, {held.num_inside} inside"
         for held in holdouts
     )
     return GateResult(

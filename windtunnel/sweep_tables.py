@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
-from analysis.wording import WIDTH, brief
+from analysis.wording import WIDTH, brief, counted
 from sweeps.plan import Plan, PlannedRun
 from sweeps.status import RunReport, SweepStatus
 from windtunnel.console import duration, sci, si, table
@@ -53,7 +53,7 @@ def plan_table(plan: Plan, status: SweepStatus) -> Table:
     made = table(columns, rows, title=f"Plan of {plan.name}", left=left)
     tokens = sum(run.spec.train.tokens for run in plan.measured)
     totals = [
-        f"{len(plan.runs)} run{'s' * (len(plan.runs) > 1)}",
+        counted(len(plan.runs), "run", "runs"),
         *[""] * (left - 1),
         "",
         "",

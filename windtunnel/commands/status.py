@@ -87,8 +87,7 @@ def known_plan(store: Store, sweep: str, *, read: Callable[[Path], Plan] = read_
 
 def sweep_names(store: Store) -> list[str]:
     """Every sweep with a plan under the root."""
-    plans = store.plan_path("any").parent.parent.glob("*/plan.json")
-    return sorted(path.parent.name for path in plans)
+    return [path.parent.name for path in store.plan_paths()]
 
 
 def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterator[Table | Text]:

@@ -78,9 +78,11 @@ def newest_sweep(root: Path) -> str:
     Raises:
         ConfigError: there is none.
     """
-    plans = sorted(root.glob("sweeps/*/plan.json"), key=lambda path: path.stat().st_mtime)
+    from sweeps.store import Store
+
+    plans = Store(root).plan_paths()
     if not plans:
         raise ConfigError(
             f"root={root}: no sweep to show yet; start one: windtunnel sweep sweep=quickstart"
         )
-    return plans[-1].parent.name
+    return max(plans, key=lambda path: path.stat().st_mtime).parent.name
