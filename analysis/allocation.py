@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.catalogue import the_law
 from analysis.laws import Array, LossSurface
 from analysis.results import Fit, Interval, Prediction, stretched
 from model.errors import ConfigError
@@ -31,7 +32,7 @@ def optimum(fit: Fit, flops: float, level: float = 0.9) -> Optimum:
     """
     law = fit.law
     if not isinstance(law, LossSurface):
-        raise ConfigError(f"an optimum needs a fitted LossSurface, got {type(law).__name__}")
+        raise ConfigError(f"an optimum needs the hoffmann law, this fit is of {the_law(type(law))}")
     if not (law.A > 0 and law.B > 0 and flops > 0):
         raise ConfigError(
             f"no optimum at {flops:g} FLOPs: the fit found A = {law.A:g} and B = {law.B:g}"
@@ -54,7 +55,7 @@ def exponents(fit: Fit, level: float = 0.9) -> tuple[Interval, Interval]:
     """The exponents of N*(C) and D*(C), with their intervals."""
     law = fit.law
     if not isinstance(law, LossSurface):
-        raise ConfigError(f"an optimum needs a fitted LossSurface, got {type(law).__name__}")
+        raise ConfigError(f"an optimum needs the hoffmann law, this fit is of {the_law(type(law))}")
     _, exponent_R = log_optimal_size(np.asarray(fit.replicates))
     value = law.optimal_size().b
     tail = (1 - level) / 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.catalogue import AnyLaw
+from analysis.catalogue import AnyLaw, the_law
 from analysis.holdout import HeldOutPoint
 from analysis.points import FLOPS_PER_PARAM_TOKEN, Points
 from analysis.results import Fit, Prediction
@@ -50,7 +50,7 @@ def forecast_at(fit: Fit, points: Points, at: Mapping[str, float], level: float)
     allowed = {*law.VARIABLES, "size", "tokens", "flops"}
     for name in known:
         if name not in allowed:
-            raise ConfigError(f"at.{name}: not a variable of {law.__name__}: {_variables(law)}")
+            raise ConfigError(f"at.{name}: not a variable of {the_law(law)}: {_variables(law)}")
     pair = _flops_per_size_token(points)
     if "flops" not in known and {"size", "tokens"} <= set(known):
         known["flops"] = pair * known["size"] * known["tokens"]
@@ -62,7 +62,7 @@ def forecast_at(fit: Fit, points: Points, at: Mapping[str, float], level: float)
         known["tokens_per_size"] = known["tokens"] / known["size"]
     for name in law.VARIABLES:
         if name not in known:
-            raise ConfigError(f"at.{name}: missing; {law.__name__} needs {_variables(law)}")
+            raise ConfigError(f"at.{name}: missing; {the_law(law)} needs {_variables(law)}")
     place = {name: known[name] for name in law.VARIABLES}
     return Asked(at=place, forecast=fit.predict(*place.values(), level=level))
 
@@ -70,7 +70,7 @@ def forecast_at(fit: Fit, points: Points, at: Mapping[str, float], level: float)
 def forecast_rows(fit: Fit, rows: Points, level: float) -> tuple[HeldOutPoint, ...]:
     """Every row forecast, beside what was measured there."""
     law = type(fit.law)
-    columns = [rows.column(name, law.__name__) for name in law.VARIABLES]
+    columns = [rows.column(name, the_law(law)) for name in law.VARIABLES]
 
     def own(name: str, row: int) -> float:
         column: tuple[float, ...] = getattr(rows, name)

@@ -45,3 +45,8 @@ LAWS: dict[str, type[AnyLaw]] = {
     "downstream": DownstreamLaw,
 }
 """Laws of a loss, for `windtunnel fit law=... laws=[...]`."""
+
+
+def the_law(law: type[AnyLaw]) -> str:
+    """The law as messages call it, by the name it is chosen with: "the hoffmann law"."""
+    return f"the {next(name for name, known in LAWS.items() if known is law)} law"

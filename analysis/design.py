@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtri
 
+from analysis.catalogue import the_law
 from analysis.downstream import DownstreamLaw
 from analysis.forms import make_form
 from analysis.laws import Array
@@ -160,7 +161,7 @@ def _linearise(
     ]
     law = type(fit.law)
     if issubclass(law, RoutedLaw | DownstreamLaw):
-        raise ConfigError(f"a design needs a law that is a sum of terms; {law.__name__} is none")
+        raise ConfigError(f"a design needs a law that is a sum of terms, and {the_law(law)} is not")
     values = np.asarray(fit.law.formula(fit.law.parameters, *columns))
     form = make_form(law, columns, values)
     replicates = np.asarray(fit.replicates)

@@ -16,7 +16,7 @@ import numpy as np
 from analysis import health
 from analysis.allocation import log_optimal_size
 from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate
-from analysis.catalogue import AnyLaw, Law
+from analysis.catalogue import AnyLaw, Law, the_law
 from analysis.descent import TOLERANCE
 from analysis.downstream import DownstreamLaw
 from analysis.downstream_fit import fit_downstream
@@ -68,7 +68,7 @@ def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None =
     if law is LossSurface:
         return fit_surface(points, settings)
     points = celled_by(points, law.VARIABLES)
-    variables = [points.column(name, law.__name__) for name in law.VARIABLES]
+    variables = [points.column(name, the_law(law)) for name in law.VARIABLES]
     values = points.array("loss")
     if issubclass(law, RoutedLaw):
         size, num_experts = variables
@@ -96,7 +96,7 @@ def _with_repeats(fit: Fit, points: Points) -> Fit:
     groups: tuple[FitWarning, ...] = ()
     if points.words:
         law = fit.law
-        expected_N = law(*(points.column(name, fit.name) for name in law.VARIABLES))
+        expected_N = law(*(points.column(name, the_law(type(law))) for name in law.VARIABLES))
         residual_N = np.log(points.array("loss")) - np.log(expected_N)
         groups = health.group_warnings(parted_residuals(points, residual_N))
     shared: tuple[FitWarning, ...] = ()
@@ -143,7 +143,7 @@ def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
     """
     law = surface.law
     if not isinstance(law, LossSurface):
-        raise ConfigError(f"a frontier needs a fitted LossSurface, got {type(law).__name__}")
+        raise ConfigError(f"a frontier needs the hoffmann law, this fit is of {the_law(type(law))}")
     frontier = law.frontier()
     replicates = frontier_parameters(np.asarray(surface.replicates), law.flops_per_size_token)
     return Fit(
@@ -217,7 +217,7 @@ def fit_law(
     if len(values) <= num_parameters:
         raise FitError(
             f"{name}: {len(values)} points for the {num_parameters} parameters of "
-            f"{law.__name__} leave nothing to judge the fit by; at least {num_parameters + 1} are "
+            f"{the_law(law)} leave nothing to judge the fit by; at least {num_parameters + 1} are "
             f"needed, {2 * num_parameters} or more are better"
         )
     solved, weighting = solve(law, variables, values, settings), None

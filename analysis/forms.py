@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.catalogue import Law
+from analysis.catalogue import Law, the_law
 from analysis.laws import Array, Term
 from analysis.logsum import LogSum
 from analysis.projection import scatter
@@ -121,7 +121,7 @@ def make_form(
         may = [n for n in names if n in law.EXPONENTS or n in alone]
         if name not in may:
             raise ConfigError(
-                f"fit.held.{name}: {law.__name__} can hold {', '.join(may)}; a coefficient that "
+                f"fit.held.{name}: {the_law(law)} can hold {', '.join(may)}; a coefficient that "
                 "multiplies a power is left free"
             )
         index = names.index(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.catalogue import LAWS, AnyLaw
+from analysis.catalogue import LAWS, AnyLaw, the_law
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, miss_rate
 from analysis.laws import LossSurface
@@ -67,7 +67,7 @@ def hold_out(
     )
     ranks = np.asarray(points.budget)
     distinct = np.unique(ranks)
-    columns = [points.column(name, law.__name__) for name in law.VARIABLES]
+    columns = [points.column(name, the_law(law)) for name in law.VARIABLES]
     losses = points.array("loss")
     found: list[Holdout] = []
     for count in range(1, min(settings.holdout_budgets, len(distinct) - 2) + 1):

@@ -11,7 +11,7 @@ import numpy as np
 from analysis import health
 from analysis.asked import Asked, forecast_at, forecast_rows
 from analysis.budgets import budget_ranks
-from analysis.catalogue import LAWS, AnyLaw
+from analysis.catalogue import LAWS, AnyLaw, the_law
 from analysis.exclusion import Exclusion
 from analysis.fitting import fit_points
 from analysis.holdout import HeldOutPoint, Holdout, drift_of
@@ -85,11 +85,11 @@ def make_law_study(
         raise ConfigError(f"law: no law {law_name!r}. There are: {', '.join(LAWS)}")
     law = LAWS[law_name]
     for variable in law.VARIABLES:
-        column = points.column(variable, law.__name__)
+        column = points.column(variable, the_law(law))
         if len(set(column.tolist())) < 2:
             raise ConfigError(
                 f"one {variable} only: all {len(points)} runs have {column[0]:.4g}, and "
-                f"{law.__name__} describes how the loss changes with it"
+                f"{the_law(law)} describes how the loss changes with it"
             )
     if not points.flops:
         points = replace(points, budget=budget_ranks(_compute(law, points)))
@@ -121,5 +121,5 @@ def make_law_study(
 def _compute(law: type[AnyLaw], points: Points) -> Array:
     """What the law measures extrapolation in; it does not depend on the parameters."""
     any_law: Any = law(**dict.fromkeys(law.PARAMETERS, 1.0))  # type: ignore[arg-type]
-    columns = [points.column(name, law.__name__) for name in law.VARIABLES]
+    columns = [points.column(name, the_law(law)) for name in law.VARIABLES]
     return np.asarray(any_law.compute(*columns))

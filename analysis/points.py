@@ -86,7 +86,7 @@ class Points:
         return np.asarray(values, dtype=float)
 
     def column(self, name: str, law: str) -> Array:
-        """A law's variable; ConfigError names the columns there are."""
+        """The variable ``name``; ConfigError says what ``law`` (as messages call it) lacks."""
         if name == "tokens_per_size":
             return self.column("tokens", law) / self.column("size", law)
         if getattr(self, name) if name in MEASURES else name in self.extra:

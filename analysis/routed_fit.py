@@ -12,9 +12,9 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from analysis.laws import Array
-from analysis.results import Fit, FitError, FitStatus, FitWarning
+from analysis.results import Fit, FitStatus, FitWarning
 from analysis.routed import RoutedLaw, saturated
-from analysis.separable import fit_separable
+from analysis.separable import fit_separable, require_points
 from analysis.settings import FitSettings
 from model.config import require
 
@@ -48,8 +48,7 @@ def fit_routed(
         settings.residual == "log", "the routed law is fitted to log losses; leave fit.residual=log"
     )
     size_N, experts_N, loss_N = (np.asarray(v, dtype=float) for v in (size, num_experts, loss))
-    if len(loss_N) <= len(RoutedLaw.PARAMETERS):
-        raise FitError(f"loss: {len(loss_N)} points for the 6 parameters of RoutedLaw")
+    require_points(RoutedLaw, len(loss_N))
     log_N = np.log(loss_N)
     ones_N = np.ones(len(loss_N))
     center = float(np.log(size_N).mean())

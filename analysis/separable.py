@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis import health
 from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, resample_runs
-from analysis.catalogue import OwnFitter
+from analysis.catalogue import OwnFitter, the_law
 from analysis.laws import Array
 from analysis.results import Fit, FitError, FitWarning, Objective
 from analysis.robust import new_run_spread, robust_sd
@@ -25,8 +25,17 @@ STEP = 1e-6
 """Of the differences that the condition number is made of."""
 
 
+def require_points(law_class: type[OwnFitter], count: int) -> None:
+    """FitError where ``count`` points are no more than the law's parameters."""
+    if count <= len(law_class.PARAMETERS):
+        raise FitError(
+            f"loss: {count} points for the {len(law_class.PARAMETERS)} parameters of "
+            f"{the_law(law_class)} leave nothing to judge the fit by"
+        )
+
+
 def fit_separable(
-    make_law: Callable[..., OwnFitter],
+    law_class: type[OwnFitter],
     variables: Sequence[Array],
     values_N: Array,
     settings: FitSettings,
@@ -40,7 +49,7 @@ def fit_separable(
     """Least squares of log(measured / law), or of measured - law, with all its evidence.
 
     Args:
-        make_law: the law from its parameters by name.
+        law_class: the law to be fitted.
         variables: its variables, in its order, [N] each.
         values_N: what was measured.
         settings: replicates, level and seed.
@@ -53,13 +62,10 @@ def fit_separable(
     Raises:
         FitError: no more points than parameters.
     """
-    names: tuple[str, ...] = make_law.PARAMETERS  # type: ignore[attr-defined]
-    if len(values_N) <= len(names):
-        raise FitError(
-            f"loss: {len(values_N)} points for the {len(names)} parameters of "
-            f"{make_law.__name__} leave nothing to judge the fit by"
-        )
+    require_points(law_class, len(values_N))
+    names = law_class.PARAMETERS
     parameters_P = solve(np.ones(len(values_N)))
+    make_law: Callable[..., OwnFitter] = law_class
     law = make_law(**dict(zip(names, map(float, parameters_P), strict=True)))
     fitted_N = law(*variables)
     log_residual_N = np.log(values_N) - np.log(fitted_N)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.catalogue import Law
+from analysis.catalogue import Law, the_law
 from analysis.descent import MAX_STEPS, Minima, minimise
 from analysis.forms import Form, make_form
 from analysis.laws import Array
@@ -95,7 +95,7 @@ def solve(
     if settings.residual == "plain":
         theta_P, weight_N, value = _plain(form.logsum, theta_P, values)
     if not np.isfinite(found.objective_B[best]):
-        raise FitError(f"{law.__name__}: no start reached a finite objective")
+        raise FitError(f"{the_law(law)}: no start reached a finite objective")
     return Solved(
         form=form,
         theta_P=theta_P,

@@ -195,6 +195,7 @@ class Attempt:
         write_json(self.dir / "outcome.json", to_plain(outcome))
         if outcome.status == "done":
             _link(self.run_dir / "outcome.json", Path("attempts") / self.dir.name / "outcome.json")
+            sync_folder(self.run_dir)
 
 
 def attempt_dir(run_dir: Path, number: int) -> Path:

@@ -119,7 +119,8 @@ def _relabel(checkpoints: Path, identity: str) -> None:
     """Say whose the checkpoints are now."""
     if not checkpoints.exists():
         return
-    from model.training.checkpoint import checkpoint_paths, relabel  # here: it needs torch
+    from model.training.checkpoint import checkpoint_paths, relabel, settle  # here: it needs torch
 
+    settle(checkpoints)
     for path in checkpoint_paths(checkpoints):
         relabel(path, identity)

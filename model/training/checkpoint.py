@@ -3,8 +3,9 @@
     checkpoints/step-00000120/tensors.safetensors    weights, optimizer, random state
     checkpoints/step-00000120/state.json             everything else, and the hashes of both
 
-Written into a folder of another name, synced, then renamed. Read back only if both hashes hold;
-otherwise the checkpoint before it is taken, and that is said. No pickle.
+Written into a folder of another name, synced, then renamed. One of the same step that is there
+already is renamed first and removed last, so that a kill in between loses neither. Read back only
+if both hashes hold; otherwise the checkpoint before it is taken, and that is said. No pickle.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ FORMAT = 1
 SHARDED_FORMAT = "dcp-2"
 """Written by many processes (model.training.distributed.checkpoint); read here as one's own."""
 UNFINISHED = ".tmp-"
+REPLACED = ".replaced-"
+"""Before the name of a checkpoint whose successor of the same step is being put in its place."""
 
 T = TypeVar("T")
 
@@ -87,16 +90,32 @@ def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, replaces: bool = Fa
 def put_in_place(unfinished: Path, folder: Path, step: int, *, replaces: bool) -> Path:
     """Name what was written whole after its step; without ``replaces`` one that is there stays."""
     target = step_folder(folder, step)
-    if replaces:
-        shutil.rmtree(target, ignore_errors=True)
+    replaced = folder / f"{REPLACED}{target.name}"
+    if replaces and target.exists():
+        os.rename(target, replaced)
     try:
         os.rename(unfinished, target)
     except OSError as error:
+        if replaced.exists():
+            os.rename(replaced, target)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         shutil.rmtree(unfinished)
     sync_folder(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return target
+
+
+def settle(folder: Path) -> None:
+    """Finish or undo the save that a kill cut short; only for the process that saves here."""
+    for unfinished in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(unfinished)
+    for replaced in folder.glob(f"{REPLACED}*"):
+        target = folder / replaced.name.removeprefix(REPLACED)
+        if target.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.rename(replaced, target)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
@@ -145,8 +164,7 @@ def newest_usable(
     folder: Path, read: Callable[[Path], T], is_usable: Callable[[T], str]
 ) -> T | None:
     """What ``read`` makes of the newest checkpoint it does not call broken and that is usable."""
-    for left_over in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left_over)
+    settle(folder)
     for path in checkpoint_paths(folder):
         try:
             found = read(path)

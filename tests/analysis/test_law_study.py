@@ -137,7 +137,7 @@ def test_forecasts_follow_from_two_of_size_tokens_and_flops() -> None:
     assert forecast_at(fit, points, {"flops": 1.2e20, "size": 1e9}, 0.9) == one
     with pytest.raises(ConfigError, match=r"at.tokens_per_size: missing"):
         forecast_at(fit, points, {"flops": 1e20}, 0.9)
-    with pytest.raises(ConfigError, match=r"at.experts: not a variable of OverTrainingLaw"):
+    with pytest.raises(ConfigError, match=r"at.experts: not a variable of the gadre law"):
         forecast_at(fit, points, {"experts": 8}, 0.9)
     with pytest.raises(ConfigError, match=r"at.flops must be positive"):
         forecast_at(fit, points, {"flops": -1}, 0.9)
@@ -154,7 +154,7 @@ def test_a_held_parameter_stays_and_is_no_trouble() -> None:
     assert fit_points(LAWS["hoffmann"], points_of("hoffmann", 0.002), fixed).coefficients[
         "alpha"
     ].width == pytest.approx(0, abs=1e-12)
-    with pytest.raises(ConfigError, match=r"fit.held.A: LossSurface can hold E, alpha, beta"):
+    with pytest.raises(ConfigError, match=r"fit.held.A: the hoffmann law can hold E, alpha, beta"):
         fit_points(
             LAWS["hoffmann"], points_of("hoffmann"),
             FitSettings(replicates=100, starts=300, held={"A": 3.0}),

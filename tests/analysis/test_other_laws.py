@@ -13,8 +13,8 @@ from analysis.data_laws import HALF_LIFE_TOKENS, OverTrainingLaw, RepetitionLaw,
 from analysis.fitting import fit_law, fit_points
 from analysis.laws import LossSurface
 from analysis.moe_laws import EfficiencyLeverage, GranularityLaw, JointExpertLaw, SparsityLaw
-from analysis.points import make_points
-from analysis.results import Fit
+from analysis.points import OWN_COLUMNS, make_points
+from analysis.results import Fit, FitError
 from analysis.settings import FitSettings
 from model.errors import ConfigError
 
@@ -102,7 +102,7 @@ def test_a_law_whose_variable_is_missing_names_it() -> None:
         size_variable="N", label=["a", "b"], size=np.array([1e7, 2e7]),
         tokens=np.array([1e9, 2e9]), loss=np.array([3.0, 2.9]), flops=np.array([6e16, 2.4e17]),
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="GranularityLaw needs granularity, which the points"):
+    with pytest.raises(ConfigError, match="the krajewski law needs granularity, which the points"):
         fit_points(GranularityLaw, points, QUICK)
 
 
@@ -115,3 +115,16 @@ def test_efficiency_leverage_gives_the_published_numbers() -> None:
     ours = [float(law(9 / 257, 8, flops)) for flops in (1e20, 1e21, 1e22, 1e23)]
     assert ours == pytest.approx([4.32, 5.41, 6.79, 8.51], abs=0.01)
     assert law.inverse(float(law(0.05, 8, 1e21)), 8, 1e21) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("word", LAWS)
+def test_messages_call_a_law_by_the_word_it_is_chosen_with(word: str) -> None:
+    law = LAWS[word]
+    few = np.linspace(0.1, 0.9, len(law.PARAMETERS))
+    extra = {name: tuple(few) for name in law.VARIABLES if name not in OWN_COLUMNS}
+    points = make_points(
+        size_variable="N", label=[f"row {n}" for n in few], size=few, tokens=few, loss=few,
+        flops=few, extra=extra,
+    )  # fmt: skip
+    with pytest.raises(FitError, match=rf"^loss: .* of the {word} law leave nothing"):
+        fit_points(law, points, QUICK)

@@ -152,7 +152,9 @@ def test_optimum_has_intervals_around_the_truth(study: Study, truth: LossSurface
     size, tokens = exponents(study.surface)
     assert size.low < truth.optimal_size().b < size.high
     assert size.value + tokens.value == pytest.approx(1.0)
-    with pytest.raises(ConfigError, match="needs a fitted LossSurface"):
+    with pytest.raises(
+        ConfigError, match="an optimum needs the hoffmann law, this fit is of the compute law"
+    ):
         optimum(study.compute_law, flops)
 
 

@@ -316,13 +316,13 @@ def test_a_promotion_is_handed_over_by_its_own_plan(promotion: Promotion, tmp_pa
         return machine_command.run(config, Console(file=screen, width=100))
 
     assert plan(f"export={tmp_path / 'over'}") == 0
-    assert "1 laptop, 2 a node" in screen.getvalue()
+    assert "laptop: 1 GPU (nodes of 2)" in screen.getvalue()
     assert {path.name for path in (tmp_path / "over").iterdir()} == {
         "megatron.args",
         "torchtitan.args",
     }
     assert plan("hardware=h100", "gpus=1") == 0
-    assert "1 h100, 8 a node" in screen.getvalue()
+    assert "h100: 1 GPU (nodes of 8)" in screen.getvalue()
 
 
 def test_a_batch_is_whole_sequences_of_every_gpu(sweep: FinishedSweep, settings: Settings) -> None:

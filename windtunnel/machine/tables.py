@@ -22,7 +22,11 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
     parallel, hardware = plan.parallel, plan.hardware
     gigabytes = plan.memory_bytes / 1e9
     rows = [
-        ("machine", f"{plan.gpus} {hardware.name}, {hardware.gpus_per_node} a node"),
+        (
+            "machine",
+            f"{hardware.name}: {counted(plan.gpus, 'GPU', 'GPUs')} "
+            f"(nodes of {hardware.gpus_per_node})",
+        ),
         (
             "parallel",
             f"data {parallel.data} (sharded {parallel.shard}), expert {parallel.expert}, pipeline "

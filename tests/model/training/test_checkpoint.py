@@ -1,8 +1,11 @@
 """Checkpoints: what comes back is what was saved, and damage is found, said and survived."""
 
+import itertools
 import json
 import logging
+import multiprocessing
 import os
+import signal
 
 import pytest
 import torch
@@ -115,6 +118,69 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
 
     assert_same(load_newest(tmp_path), checkpoint(1))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_kill_at_any_moment_of_a_replacement_costs_no_step(tmp_path):
+    """A run went back and comes to step 2 again: the old checkpoint of it or the new is left."""
+    old, new = checkpoint(2), Checkpoint(2, checkpoint(20).tensors, {"loss": 0.5})
+    found = []
+    for moment in itertools.count():
+        folder = tmp_path / str(moment)
+        for before in (checkpoint(1), old):
+            save_checkpoint(folder, before, keep=2)
+        process = multiprocessing.get_context("fork").Process(
+            target=save_and_die, args=(folder, new, moment)
+        )
+        process.start()
+        process.join()
+        newest = load_newest(folder)
+        assert_same(newest, new if newest.state == new.state else old)
+        assert [path.name for path in sorted(folder.iterdir())] == [
+            "step-00000001",
+            "step-00000002",
+        ]
+        found.append(newest.state == new.state)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+
+    assert found == sorted(found), "from one moment on it is the new one"
+    assert len(found) > 10
+
+
+def save_and_die(folder, contents, moment):
+    """Save, killed before the file system call of that number."""
+    calls = itertools.count()
+
+    def or_die(call):
+        def wrapped(*args, **kwargs):
+            if next(calls) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("mkdir", "open", "fsync", "rename", "unlink", "rmdir"):
+        setattr(os, name, or_die(getattr(os, name)))
+    save_checkpoint(folder, contents, keep=2)
+
+
+def test_a_replacement_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    rename = os.rename
+
+    def fail(source, target):
+        if ".tmp-" in str(source):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", fail)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, Checkpoint(2, {}, {"loss": 0.5}), keep=1)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert_same(load_newest(tmp_path), checkpoint(2))
 
 
 def test_one_that_does_not_fit_is_passed_over_with_its_reason(tmp_path, caplog):
