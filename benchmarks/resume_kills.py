@@ -14,7 +14,6 @@ unless all were.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -23,53 +22,30 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.config import AttentionConfig, ModelConfig, MoEConfig
-from model.training.checkpoint import checkpoint_paths, read_checkpoint
-from model.training.config import (
-    BalanceConfig,
-    CheckpointConfig,
-    EvaluationConfig,
-    OptimizerConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-    StageConfig,
-    SyntheticCorpus,
-    TrainConfig,
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "model" / "training"))
+
+import toy_runs
+from toy_runs import RUNTIME, last_tensors, lines_without_clock
+
+from model.training.config import BalanceConfig, OptimizerConfig, StageConfig, SyntheticCorpus
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.sources import DataStage
 from model.training.trainer import train
 
-WALL_CLOCK = ("tokens_per_s", "wall_s")
-
-MODEL = ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    num_layers=2,
-    dense_width=32,
-    num_dense_layers=1,
-    mtp_depth=1,
-    attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rotary_dim=4),
-    moe=MoEConfig(
-        num_experts=8, experts_per_token=2, expert_width=8, num_groups=2, groups_per_token=1
-    ),
-    init_std=0.02,
-)
-TRAIN = TrainConfig(
+MODEL = replace(toy_runs.MODEL, moe=replace(toy_runs.MODEL.moe, num_groups=2, groups_per_token=1))
+TRAIN = replace(
+    toy_runs.TRAIN,
     tokens=128 * 16,
-    batch_tokens=128,
-    sequence_length=32,
-    seed=3,
     optimizer=OptimizerConfig(peak_lr=3e-3),
-    schedule=ScheduleConfig(),
     balance=BalanceConfig(),
-    evaluation=EvaluationConfig(heldout_tokens=512, num_intermediate=3),
-    checkpoint=CheckpointConfig(every_s=0.0),
+    evaluation=replace(toy_runs.TRAIN.evaluation, heldout_tokens=512, num_intermediate=3),
+    checkpoint=replace(toy_runs.TRAIN.checkpoint, every_s=0.0),
     stages=(
         StageConfig(name="long", rope_base=1e5, yarn_factor=2.0, lr_factor=0.5, balance_rate=1e-4),
     ),
@@ -98,7 +74,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         corpus = prepare_corpus(CORPUS, Path(folder))
         # In this process, so that what torch loads at the first step is there before the forks.
-        train(MODEL, TRAIN, corpus, RuntimeConfig(), Path(folder, "reference"))
+        train(MODEL, TRAIN, corpus, RUNTIME, Path(folder, "reference"))
         expected = measured(Path(folder, "reference"))
         began = time.monotonic()
         if attempt(corpus, Path(folder, "unbroken"), None) != 0:
@@ -127,7 +103,7 @@ def attempt(corpus: PreparedCorpus, run_dir: Path, kill_after_s: float | None) -
     child = os.fork()
     if child == 0:
         try:
-            train(MODEL, TRAIN, corpus, RuntimeConfig(), run_dir)
+            train(MODEL, TRAIN, corpus, RUNTIME, run_dir)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -140,13 +116,7 @@ def attempt(corpus: PreparedCorpus, run_dir: Path, kill_after_s: float | None) -
 
 def measured(run_dir: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Last tensors and all lines, without what a clock decides."""
-    text = (run_dir / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    for line in lines:
-        for name in WALL_CLOCK:
-            line.pop(name, None)
-    newest = checkpoint_paths(run_dir / "checkpoints")[0]
-    return read_checkpoint(newest).tensors, lines
+    return last_tensors(run_dir), lines_without_clock(run_dir)
 
 
 def difference(

@@ -1,7 +1,7 @@
 """The index of a checkpoint of many processes: a pickle, which may name its own parts alone.
 
 A pickle calls what it names, so one from elsewhere could run anything. PyTorch's reader trusts it;
-here it is read once before by a reader that knows the few names such an index is made of.
+here it is read, once, by a reader that knows the few names such an index is made of.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class CheckedReader(dcp.FileSystemReader):
     """PyTorch's reader, which reads an index of those names only, and files of the folder only."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What PyTorch makes of the index.
+        """The index, in place of PyTorch's own reading of it.
+
+        That would note an id of this reading too, which nothing that loads a checkpoint looks at.
 
         Raises:
             BrokenCheckpoint: it names something else, or a file elsewhere.
@@ -54,7 +56,7 @@ class CheckedReader(dcp.FileSystemReader):
         for stored in (found.storage_data or {}).values():
             if Path(stored.relative_path).name != stored.relative_path:
                 raise BrokenCheckpoint(f"{INDEX} leads to {stored.relative_path}, outside of it")
-        return super().read_metadata(*args, **kwargs)
+        return found
 
 
 class _OwnNames(pickle.Unpickler):
