@@ -1,6 +1,6 @@
-// The norm of all gradients, and AdamW over all parameters, each in one pass over what they touch.
+// The norm of all gradients, and AdamW over all parameters, each in a single pass over memory.
 //
-// Tensors are cut into chunks of one length, so that no result depends on the number of threads.
+// Tensors are cut into chunks of a fixed length, so that no result depends on the number of threads.
 
 #include <vector>
 
@@ -22,7 +22,7 @@ std::vector<Chunk> cut(int64_t tensors, const int64_t* sizes) {
     return chunks;
 }
 
-// Calls work(chunk, index) for all of them.
+// Calls work(chunk, index) for every chunk.
 template <class Work>
 void for_each(const std::vector<Chunk>& chunks, int threads, Work work) {
     const int64_t count = static_cast<int64_t>(chunks.size());
@@ -34,7 +34,7 @@ void for_each(const std::vector<Chunk>& chunks, int threads, Work work) {
     });
 }
 
-// A product that the compiler must not join with the sum after it: the same bits as one kept in memory.
+// A product the compiler must not fuse into an FMA: the same bits as one rounded to memory.
 inline vec product(vec a, float b) {
     vec c = a * b;
 #if defined(__AVX512F__)
@@ -49,7 +49,7 @@ inline vec product(vec a, float b) {
 
 extern "C" {
 
-// The square of the joint norm.
+// The squared norm of all gradients together.
 double wt_squared_norm(int64_t tensors, const int64_t* sizes, const float* const* values, int32_t threads) {
     const std::vector<Chunk> chunks = cut(tensors, sizes);
     std::vector<double> sums(chunks.size());
@@ -77,7 +77,7 @@ void wt_scale(int64_t tensors, const int64_t* sizes, float* const* values, float
     });
 }
 
-// steps[i] counts tensor i's updates; decays[i] is its weight decay; every gradient counts times `clip`.
+// steps[i] counts tensor i's updates; decays[i] is its weight decay; every gradient is multiplied by `clip`.
 void wt_adamw(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
               float* const* means, float* const* squares, float* const* steps, const float* decays, double lr,
               double beta1, double beta2, double eps, double clip, int32_t threads) {

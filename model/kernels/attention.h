@@ -1,13 +1,13 @@
-// Causal attention of one sequence's group of heads that share a key head, from the joint projection
-// and back, with the norms of queries and keys and their rotation.
+// Causal attention of the query heads of one sequence that share a key head, with QK-norm and the rotary embedding,
+// forward and backward, reading the joint projection directly.
 //
-// Queries lie in the vector lanes, a block of them at a time against all keys up to its end: the softmax
-// then needs no sum across lanes, the scores of a block stay in the nearest cache, and nothing of size T*T
-// exists. Queries and keys are normalised and rotated on their way in, whole vectors of positions at a
-// time, and again in the backward pass, which computes the scores again too.
+// Queries are in the vector lanes, a block at a time against all keys up to its end: the softmax then needs no
+// reduction across lanes, a block's scores stay in L1, and nothing of size T*T is stored. Queries and keys are
+// normalised and rotated as they are read, whole vectors of positions at a time; the backward pass does that again
+// and recomputes the scores.
 //
-// "Columns" are [H][BLOCK] floats, positions in the lanes. "Rows" are [positions][width()], a width of whole
-// vectors, zeros beyond H; so no product has a remainder but in its number of rows.
+// "Columns" are [H][BLOCK] floats, positions in the lanes. "Rows" are [positions][width()], zero-padded from H to
+// whole vectors, so that products have remainders only in their number of rows.
 #pragma once
 
 #include "team.h"
@@ -15,12 +15,12 @@
 
 namespace {
 
-constexpr int WIDE = 2;                  // vectors of a block
+constexpr int WIDE = 2;                  // vectors in a block
 constexpr int64_t BLOCK = WIDE * LANES;  // positions
-#if defined(WT_FEW_TILES)  // the sanitizers' build
+#if defined(WT_FEW_TILES)  // the sanitizer build
 constexpr int MOST_ROWS = 3;
 #else
-constexpr int MOST_ROWS = 12;  // of a tile: its 24 sums and two vectors of the right factor fit in registers
+constexpr int MOST_ROWS = 12;  // of a tile: its 24 sums and two vectors of the right factor fit in the registers
 #endif
 
 // C[MR, NR vectors] = (C +) A[MR, K] . B[K, NR vectors]
@@ -57,7 +57,7 @@ void small_tile_of(int rows, Rest... rest) {
     }
 }
 
-// C[M, NR vectors] of any M, in tiles of as equal a height as possible.
+// C[M, NR vectors] for any M, in tiles as equal in height as possible.
 template <int NR, bool ADD>
 void small_product(int64_t M, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_row,
                    int64_t K, float* c, int64_t c_row) {
@@ -96,7 +96,7 @@ inline void to_columns(const float* rows, int64_t stride, int64_t count, int64_t
         }
 }
 
-// rows[i * stride + h] = columns[h * BLOCK + i] for i < count; `whole`: and zeros up to a whole vector.
+// rows[i * stride + h] = columns[h * BLOCK + i] for i < count; `whole` also writes zeros up to a whole vector.
 inline void to_rows(const float* columns, int64_t count, int64_t H, float* rows, int64_t stride, bool whole) {
     for (int64_t i0 = 0; i0 < count; i0 += LANES)
         for (int64_t h0 = 0; h0 < H; h0 += LANES) {
@@ -110,7 +110,7 @@ inline void to_rows(const float* columns, int64_t count, int64_t H, float* rows,
         }
 }
 
-// Scratch of one thread, and its sums of the norms' gradients, a block for each of 2 H weights.
+// One thread's scratch, and its sums of the norms' gradients, a block for each of 2 H weights.
 struct AttentionRoom {
     AttentionRoom(const Attention& a, bool backward)
         : keys(a.padded() * a.width()), values(a.padded() * a.width()), queries(a.H * BLOCK),
@@ -141,7 +141,7 @@ inline vec rms_inverse(const Attention& a, const float* columns) {
     return 1.0f / square_root(sum);
 }
 
-// A block of queries or keys from position t as they come: normalised, rotated, times `scale`.
+// Normalises, rotates and scales a block of queries or keys from position t.
 inline void enter(const Attention& a, const AttentionRoom& room, const float* raw, int64_t t, bool key,
                   float scale, float* y) {
     const float* weight = key ? a.k_norm : a.q_norm;
@@ -162,7 +162,7 @@ inline void enter(const Attention& a, const AttentionRoom& room, const float* ra
     }
 }
 
-// From the gradient of enter() with scale 1 to that of what came in, in place.
+// The gradient of enter() with scale 1, in place: from that of its result to that of `raw`.
 inline void enter_back(const Attention& a, AttentionRoom& room, const float* raw, int64_t t, bool key,
                        float* d) {
     const float *cos = room.cos.data + t * a.R, *sin = room.sin.data + t * a.R;
@@ -227,7 +227,7 @@ inline void spread(const Attention& a, const float* weights, int64_t M, const fl
     if (h < width) small_product<1, true>(M, weights, BLOCK, 1, rows + h, width, BLOCK, sums + h, width);
 }
 
-// The queries of head n from `first`, and the scores of keys 0 to `end` with them: scores[key][query].
+// Reads the queries of head n from `first` and computes their scores with keys [0, end): scores[key][query].
 inline void score(const Attention& a, const float* qkv, int64_t n, int64_t first, int64_t count, int64_t end,
                   AttentionRoom& room) {
     to_columns(qkv + first * a.row() + n * a.H, a.row(), count, a.H, room.raw.data);
@@ -235,14 +235,14 @@ inline void score(const Attention& a, const float* qkv, int64_t n, int64_t first
     against(a, room.keys.data, end, room.queries.data, room.scores.data);
 }
 
-// The lanes of vector j of a block whose query is not before the block's key `key`.
+// The lanes of a block's vector j whose query may attend to the block's key `key`.
 inline ivec sees(int64_t key, int j) {
     ivec query;
     for (int i = 0; i < LANES; i++) query[i] = j * LANES + i;
     return query >= static_cast<int32_t>(key);
 }
 
-// mixed[T, Q*H] and log_sums[Q, T] (of the exponentials of a query's scores) of key head g's queries.
+// mixed[T, Q*H] and log_sums[Q, T] (log-sum-exp of a query's scores) for the queries of key head g.
 inline void attend(const Attention& a, const float* qkv, int64_t g, float* mixed, float* log_sums,
                    AttentionRoom& room) {
     const int64_t H = a.H, out = a.Q * H;
@@ -283,7 +283,7 @@ inline void attend(const Attention& a, const float* qkv, int64_t g, float* mixed
         }
 }
 
-// d_qkv's parts of key head g and its queries.
+// The parts of d_qkv that belong to key head g and its queries.
 inline void attend_back(const Attention& a, const float* qkv, int64_t g, const float* log_sums,
                         const float* d_mixed, float* d_qkv, AttentionRoom& room) {
     const int64_t T = a.T, H = a.H, out = a.Q * H, width = a.width();
@@ -314,7 +314,7 @@ inline void attend_back(const Attention& a, const float* qkv, int64_t g, const f
                     store(d_scores + key * BLOCK, load(weights + key * BLOCK) * d);
                 }
             }
-            // The queries have the scale, so their gradient needs it and the keys' has it.
+            // The scale is applied to the queries: their gradient still needs it, the keys' already has it.
             spread(a, room.scores.data, end, room.d_out_rows.data, room.d_values.data);
             spread(a, room.d_scores.data, end, room.query_rows.data, room.d_keys.data);
             float* d_query = room.mixed.data;

@@ -1,8 +1,8 @@
-// Vector work in small pieces, done while the tile unit multiplies.
+// Vector work in small pieces, overlapped with the tile unit's products.
 //
-// A tile product keeps the unit busy for 16 cycles and costs the rest of the core one instruction. Vector work
-// of some hundred instructions between every few products is therefore nearly free, as long as both stand in
-// the core's window of about 500 instructions; work between whole matrix products is not.
+// A tile product keeps the unit busy for 16 cycles and costs the rest of the core one instruction. About a hundred
+// vector instructions between every few products are therefore nearly free, as long as both fit in the core's
+// reorder window of about 500 instructions; work between whole matrix products is not.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,10 @@
 
 namespace {
 
-// Pieces in the order in which they were added.
+// A queue of pieces, run in the order they were added.
 class Beside {
   public:
-    // piece(i) for i from 0 to count-1, some time before finish() returns.
+    // Queues piece(i) for i in [0, count); all have run when finish() returns.
     template <class Piece>
     void add(int64_t count, const Piece& piece) {
         static_assert(std::is_trivially_copyable_v<Piece> && sizeof(Piece) <= ROOM);
@@ -28,7 +28,7 @@ class Beside {
         work.end = count;
         left += count;
     }
-    // The same with `rows` rows to a piece: row(i) for i from 0 to count-1.
+    // The same for row(i), i in [0, count), with `rows` rows to a piece.
     template <class Row>
     void add_rows(int64_t count, int64_t rows, const Row& row) {
         if (rows == 1) return add(count, row);
@@ -37,7 +37,7 @@ class Beside {
             for (int64_t i = piece * rows; i < end; i++) row(i);
         });
     }
-    // Spreads the pieces that are left evenly over so many turns.
+    // Spreads the remaining pieces evenly over the next `turns` turns.
     void share(int64_t turns) {
         pieces = left;
         of_turns = turns > 0 ? turns : 1;
@@ -75,7 +75,7 @@ class Beside {
     int64_t left = 0, pieces = 0, of_turns = 1, due = 0;
 };
 
-// What must be over when the product is, and what may take longer.
+// Work that must be finished with the current product, and work that may take longer.
 struct Asides {
     Beside now, later;
     void some() {

@@ -1,13 +1,13 @@
-// The halves of a transformer block, each a single call forward and one backward, fp32.
+// The halves of a transformer block, each one call forward and one backward, fp32.
 //
 //   attention      y = x + out(attend(qkv(norm(x))))
 //   feed-forward   y = x + down(silu(gate) * up),  gate and up of gate_up(norm(x))
-//   mixture        normed = norm(x) and the router's choice by it; later y = experts + x + shared(normed)
+//   mixture        normed = norm(x) and the router's selection from it; later y = experts + x + shared(normed)
 //
-// Kept from forward to backward: the inputs, the joint projections and attention's output. Norms,
-// activations and the scores of attention are computed again: each is one pass over what is in the cache.
-// Rows are tokens, N = B*T of them. Every gradient is written, none is added to. With bf16 the factors of products
-// with weights are rounded to bfloat16, but for the router's; sums, the products of attention and all else are fp32.
+// Saved from forward to backward: the inputs, the joint projections and attention's output. Norms, activations and
+// attention scores are recomputed: each is one pass over what is in cache. Rows are tokens, N = B*T of them.
+// Gradients are overwritten, never accumulated. With bf16 the factors of all products with weights except the
+// router's are rounded to bfloat16; accumulation, attention's own products and everything else are fp32.
 
 #include "attention.h"
 #include "choice.h"
@@ -22,7 +22,7 @@ void norm_rows(int64_t N, int64_t D, const float* x, const float* weight, float 
     });
 }
 
-// dx = (more +) gradient of norm(x) in x, and d_weight.
+// dx = (more +) the gradient of norm(x) with respect to x; and d_weight.
 void norm_rows_back(int64_t N, int64_t D, const float* grad, const float* x, const float* weight, float eps,
                     const float* more, float* dx, float* d_weight, int threads) {
     by_rows(N, 2 * D * NS_A_NUMBER, D, d_weight, threads, [&](int64_t from, int64_t to, float* sums) {
@@ -75,10 +75,10 @@ struct FeedForward {
 
 extern "C" {
 
-// Whether products of some size are computed on a tile unit.
+// Whether products of any size run on a tile unit.
 int32_t wt_has_tiles() { return tile_use != NEVER; }
 
-// log_sums [B, Q, T]; q_norm, k_norm: H weights each, or both null; d_head_norms: the queries', then the keys'.
+// log_sums [B, Q, T]; q_norm, k_norm: H weights each, or both null; d_head_norms: of q_norm, then of k_norm.
 void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
                           int64_t table_row, float eps, const float* x,
                           const float* norm_weight, const float* qkv_weight, const float* q_norm, const float* k_norm,
@@ -155,7 +155,7 @@ void wt_feed_forward_backward(int64_t N, int64_t D, int64_t W, float eps, const 
     norm_rows_back(N, D, d_normed.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
-// A router: normed[N, D], logits and scores [N, E], choices and gates [N, K], load[E] of the choices.
+// The router: normed[N, D], logits and scores [N, E], experts and gates [N, K], and load[E], the tokens of each.
 void wt_router_forward(int64_t N, int64_t D, int64_t E, int64_t K, int64_t groups, int64_t kept, int32_t normalize,
                        float scale, float eps, const float* x, const float* norm_weight,
                        const float* router_weight, const float* bias, float* normed, float* logits, float* scores,
@@ -170,8 +170,8 @@ void wt_router_forward(int64_t N, int64_t D, int64_t E, int64_t K, int64_t group
     for (int64_t i = 0; i < N * K; i++) load[expert[i]]++;
 }
 
-// What reaches the gates, the scores and the logits (or null), and what reaches normed from its other readers, to
-// which the router's own share is added. dx = dy + that of the whole.
+// Takes the gradients of the gates, of the scores and logits (or null), and of normed from its other uses, to which
+// the router's own is added. dx = dy + the gradient of all of these with respect to x.
 void wt_router_backward(int64_t N, int64_t D, int64_t E, int64_t K, int32_t normalize, float scale, float eps,
                         const float* x, const float* norm_weight, const float* router_weight, const float* normed,
                         const float* scores, const int64_t* expert, const float* dy, const float* d_gate,
@@ -189,7 +189,7 @@ void wt_router_backward(int64_t N, int64_t D, int64_t E, int64_t K, int32_t norm
     norm_rows_back(N, D, d_normed, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 
-// y += x, and, of a shared expert of width W (or none, 0), down(swiglu(gate_up(normed))).
+// y += x + down(swiglu(gate_up(normed))), the latter of a shared expert of width W (0: there is none).
 void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const float* normed,
                        const float* gate_up_weight, const float* down_weight, float* gate_up, float* y,
                        int32_t bf16, int32_t threads) {
@@ -200,7 +200,7 @@ void wt_shared_forward(int64_t N, int64_t D, int64_t W, const float* x, const fl
     if (W) FeedForward{N, D, W, gate_up_weight, down_weight}.forward(normed, gate_up, y, how);
 }
 
-// d_normed += the shared expert's.
+// d_normed += the gradient through the shared expert.
 void wt_shared_backward(int64_t N, int64_t D, int64_t W, const float* normed, const float* gate_up_weight,
                         const float* down_weight, const float* gate_up, const float* dy, float* d_normed,
                         float* d_gate_up_weight, float* d_down_weight, int32_t bf16, int32_t threads) {

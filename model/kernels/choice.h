@@ -1,6 +1,6 @@
-// A router's choice: sigmoid scores, K experts of each token from the best few groups, and their gates.
+// The router: sigmoid scores, group-limited top-K experts for each token, and their gates.
 //
-// Tokens stand in the vector lanes, a vector of them at a time, so that no comparison crosses lanes.
+// Tokens are in the vector lanes, so that no comparison crosses lanes.
 #pragma once
 
 #include "team.h"
@@ -8,13 +8,13 @@
 
 namespace {
 
-// What is no number comes after every number, and before what was taken.
+// A NaN ranks below every number and above what was taken already.
 constexpr float TAKEN = -INFINITY, NO_NUMBER = -1e38f;
 
 inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
 inline vec smaller_of(vec a, vec b) { return a < b ? a : b; }
 
-// Each lane's largest of some vectors, and the first number of those that have it.
+// Each lane's running maximum over a list of vectors, and the index of the first that has it.
 struct Largest {
     vec value;
     ivec number;
@@ -26,9 +26,9 @@ struct Largest {
     }
 };
 
-// The numbers of each lane's first of the largest of `count` vectors, which are then taken.
+// Each lane's first index of its maximum over `count` vectors; those entries are then marked TAKEN.
 inline ivec take_largest(float* values, int64_t count) {
-    const int64_t half = count / 2;  // two chains of comparisons beside each other
+    const int64_t half = count / 2;  // two independent chains of comparisons
     Largest low{load(values), ivec{}}, high{load(values + half * LANES), ivec{} + static_cast<int32_t>(half)};
     const float* upper = values + half * LANES;
     ivec i = low.number, j = high.number;
@@ -45,7 +45,7 @@ inline ivec take_largest(float* values, int64_t count) {
     return low.number;
 }
 
-// Each lane's sum of the two largest of n vectors.
+// Each lane's sum of its two largest values over n vectors.
 inline vec best_two(const float* values, int64_t n) {
     vec first = splat(-INFINITY), second = first;
     for (int64_t i = 0; i < n; i++) {
@@ -57,15 +57,15 @@ inline vec best_two(const float* values, int64_t n) {
 }
 
 struct Choice {
-    int64_t E, K, groups, kept;  // a group counts by the sum of its best two biased scores
+    int64_t E, K, groups, kept;  // a group is ranked by the sum of its best two biased scores
     bool normalize;
     float scale;
-    const float* bias;  // of the choice alone, or null
+    const float* bias;  // added for the selection only; or null
 
     double ns() const { return E * (1 + K / 8.0) * NS_A_NUMBER; }  // of a token
 };
 
-// Scores of n <= LANES tokens, and biased[E][LANES] of them for the choice.
+// Scores of n <= LANES tokens, and biased[E][LANES] for the selection.
 inline void score_tokens(const Choice& c, int64_t n, const float* logits, float* scores, float* biased) {
     for (int64_t e0 = 0; e0 < c.E; e0 += LANES) {
         const int count = static_cast<int>(std::min<int64_t>(LANES, c.E - e0));
@@ -94,7 +94,7 @@ inline void choose(const Choice& c, int64_t begin, int64_t end, const float* log
             for (int64_t g = 0; g < c.groups; g++)
                 store(group_score.data + g * LANES, best_two(biased.data + g * size * LANES, size));
             for (int64_t i = 0; i < c.kept; i++) take_largest(group_score.data, c.groups);
-            for (int64_t g = 0; g < c.groups; g++) {  // what was taken is in
+            for (int64_t g = 0; g < c.groups; g++) {  // a group that was taken stays in
                 const ivec in = load(group_score.data + g * LANES) == splat(TAKEN);
                 for (float* at = biased.data + g * size * LANES; at < biased.data + (g + 1) * size * LANES; at += LANES)
                     store(at, in ? load(at) : splat(TAKEN));
@@ -118,7 +118,7 @@ inline void choose(const Choice& c, int64_t begin, int64_t end, const float* log
         }
     }
 }
-// d_logits of the tokens in [begin, end) from the gradients of the gates and (or null) of the scores.
+// d_logits of the tokens in [begin, end) from the gradients of the gates and, unless null, of the scores.
 inline void choose_backward(const Choice& c, int64_t begin, int64_t end, const float* scores, const int64_t* expert,
                             const float* d_gate, const float* d_scores, float* d_logits) {
     const int64_t E = c.E, K = c.K;

@@ -1,11 +1,11 @@
-// One mixture-of-experts layer on a CPU, forward and backward: the door to its two ways.
+// The routed experts of a mixture-of-experts layer on a CPU, forward and backward: the entry points of both
+// implementations.
 //
-// `experts_vectors.h` computes in vector registers, on every CPU; `experts_tiles.h` on the tile unit, where
-// there is one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D exists anywhere.
-// The experts' outputs are not kept for the backward pass; only the pre-activations H are, and not even
-// those when the caller passes no buffer: they are then computed again.
+// `experts_vectors.h` works in vector registers, on every CPU; `experts_tiles.h` on the tile unit, where there is
+// one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D is ever stored. For the backward
+// pass only the pre-activations H are saved, or, without a buffer for them, recomputed.
 //
-// All tensors are fp32. With bf16 the factors of every product are rounded to bfloat16; sums are fp32.
+// All tensors are fp32. With bf16 the factors of every product are rounded to bfloat16; accumulation is fp32.
 
 #include "experts_tiles_backward.h"
 #include "experts_tiles_forward.h"
@@ -14,7 +14,7 @@
 
 namespace {
 
-// Of a layer's products, `passes` of them the size of a forward pass.
+// Threads worth using for `passes` times the work of a forward pass.
 inline int32_t experts_team(const Layer& l, int passes, int32_t threads) {
     return team(passes * 3.0 * l.T * l.K * l.D * l.H * NS_A_MULTIPLY, threads);
 }
@@ -34,7 +34,7 @@ int32_t wt_has_bf16() {
 #endif
 }
 
-// Whether tile products can be had on this machine.
+// Whether tile products run on this machine.
 int32_t wt_has_tiles() {
 #if defined(__AVX512BF16__)
     return tiles_allowed();
@@ -43,14 +43,14 @@ int32_t wt_has_tiles() {
 #endif
 }
 
-// Floats of the buffer that keeps H between forward and backward, for any routing of T*K pairs.
+// Size in floats of the buffer that saves H between forward and backward, for any routing of T*K pairs.
 int64_t wt_saved_floats(int64_t pairs, int64_t E, int64_t H, int32_t bf16, int32_t tiles) {
-    // In vectors, one part tile an expert.
+    // In vectors an expert may end in one partial vector.
     const int64_t columns = tiles ? pairs : pairs + std::min(pairs, E) * (LANES - 1);
     return 2 * H * columns / (bf16 ? 2 : 1);
 }
 
-// Returns 0, or 1 when an expert index is out of range and nothing was computed; so does backward.
+// Returns 0, or 1 if an expert index is out of range and nothing was computed; so does backward.
 int32_t wt_experts_forward(int64_t T, int64_t D, int64_t E, int64_t H, int64_t K, const float* x,
                            const int64_t* expert, const float* gate, const float* w_gate_up,
                            const float* w_down, float* y, float* saved, int32_t bf16, int32_t tiles,

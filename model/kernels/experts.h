@@ -1,4 +1,4 @@
-// What every way of computing the experts shares: the layer, its gradients, and who adds up what.
+// What all implementations of the expert layer share: its arguments, its gradients, and the reductions over threads.
 //
 //   y[t] = sum_k gate[t,k] * W_down[e]^T (silu(W_gate[e] x[t]) * (W_up[e] x[t])),   e = expert[t,k]
 //
@@ -27,7 +27,7 @@ struct Gradients {
     float *dx, *dgate, *dw_gate_up, *dw_down;
 };
 
-// Each thread adds into rows of its own copy of the output; the copies are summed in thread order.
+// Each thread accumulates into its own copy of the output; the copies are summed in thread order.
 struct RowSums {
     RowSums(float* out, int64_t T, int64_t D, int threads) : out(out), size(T * D), threads(threads) {
         for (int i = 1; i < threads; i++) extra.push_back(std::make_unique<Buffer>(size));
@@ -48,7 +48,7 @@ struct RowSums {
     std::vector<std::unique_ptr<Buffer>> extra;
 };
 
-// Where the weights' gradients of an expert go. One whose tiles straddle two ranges is finished by adding
+// Where an expert's weight gradients are written. An expert whose tiles straddle two ranges is completed by adding
 // the later threads' shares.
 struct WeightGradients {
     WeightGradients(const Layer& layer, const Routing& routing, const Gradients& out)
@@ -94,9 +94,9 @@ struct WeightGradients {
     std::vector<std::unique_ptr<Buffer>> share;
 };
 
-// A pass over all experts by the layer's threads: each runs over its own tiles, of at most `most` tokens, and adds to
-// rows of its own, which are summed into out[T, D]. run(routing, thread, rows) is given both; prepare(routing) comes
-// before, by one thread, and finish(thread) after every thread's run. Returns 0, or 1 where an expert is none.
+// A pass over all experts by the layer's threads. prepare(routing) is called once; then every thread calls
+// run(routing, thread, rows) for its own tiles, of at most `most` tokens, accumulating into its own rows[T, D], which
+// are then summed into out; finish(thread) comes last. Returns 0, or 1 if an expert index is out of range.
 template <class Prepare, class Run, class Finish>
 int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* out, Prepare prepare, Run run,
                      Finish finish) {
@@ -106,7 +106,7 @@ int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* ou
 #pragma omp parallel num_threads(l.threads)
     {
         const int me = omp_get_thread_num();
-        if (me == 0) {  // while the others wake up and clear their rows
+        if (me == 0) {  // while the other threads wake up and clear their rows
             routing = route(l.expert, l.T * l.K, l.K, l.E, l.threads, most, visit_cost);
             if (routing.valid) prepare(routing);
         }

@@ -1,7 +1,7 @@
 // The experts on a CPU's tile unit (tiles.h): what forward and backward share; `experts.h` has the formula.
 //
-// Tokens stand in the rows of every product, so x and dy are packed as they lie. With n <= BLOCK tokens
-// of one expert, all factors in PARTS parts:
+// Tokens are the rows of every product, so x and dy are packed without a transpose. With n <= BLOCK tokens of one
+// expert, and every factor in PARTS parts:
 //
 //   forward   H    [n, 2H] = X [n, D] . W_gate_up^T [D, 2H]
 //             y    [n, D] += gate * (A [n, H] . W_down [H, D])
@@ -10,13 +10,13 @@
 //             dW_down     += (gate A)^T [H, n] . dY [n, D]
 //             dW_gate_up  += dH^T [2H, n] . X [n, D]
 //
-// Whatever is not a product stands beside one (beside.h): a block's products go by groups of rows, and while
-// one group is multiplied, the one before goes through SwiGLU or is added to its tokens' rows. A factor is packed
-// beside a product that does not need it: tokens for the weights' gradients beside the first two of the backward
-// pass, the next block's and its expert's weights beside the last.
+// All vector work is overlapped with a product (beside.h). Products go by groups of rows; while one group is
+// multiplied, the previous one goes through SwiGLU or is added to its tokens' rows. Factors are packed during a
+// product that does not need them: tokens for the weight gradients during the first two products of the backward
+// pass, the next block and its expert's weights during the last.
 //
-// The gate's gradient is <A, dA> per token. What is kept for the backward pass is H, a row of 2H values for
-// every pair of token and expert in the order of the experts: as floats, or with PARTS = 1 as bfloat16.
+// The gate's gradient is <A, dA> per token. Saved for the backward pass is H, 2H values for each (token, expert)
+// pair in expert order: as floats, or with PARTS = 1 as bfloat16.
 #pragma once
 
 #include "experts.h"
@@ -26,14 +26,14 @@
 
 namespace {
 
-// Of 32, 64, 128 and 256, 128 was best or within the noise of the best for widths 64 to 512.
+// Of 32, 64, 128 and 256 tokens, 128 was the best or within noise of it for widths 64 to 512.
 constexpr int64_t BLOCK = 128;
-constexpr int64_t PACKING_COST = 32;  // of an expert's weights, in tokens
+constexpr int64_t PACKING_COST = 32;  // of packing an expert's weights, in tokens
 constexpr int64_t SECOND_CACHE_BYTES = 2 << 20;
 
 inline float sum_of(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 
-// Squares and tiles of a layer's widths. The rows of W_gate_up are padded to whole squares in each half.
+// A layer's widths in squares and tiles. Each half of W_gate_up is padded to whole squares of rows.
 template <int PARTS>
 struct Squares {
     explicit Squares(const Layer& l)
@@ -42,8 +42,8 @@ struct Squares {
         rows = std::max<int64_t>(1, (PARTS == 1 ? 512 : 128) / l.D);
     }
     int64_t D, H, D_depth, H_depth;
-    int64_t group;  // squares of rows multiplied at a time; more where the packed weights exceed the cache
-    int64_t rows;   // of tokens in a piece of vector work (beside.h), some hundred instructions
+    int64_t group;  // squares of rows multiplied at a time; more where the packed weights overflow L2
+    int64_t rows;   // tokens in a piece of vector work (beside.h), about a hundred instructions
     static constexpr int64_t n = BLOCK / SIDE, n_depth = BLOCK / DEPTH;
 };
 
@@ -54,20 +54,20 @@ inline const float* gate_up_row(const float* w, int64_t i, int64_t H, int64_t D)
     return i < H ? w + i * D : nullptr;
 }
 
-// Where row i of a left factor begins.
+// The first word of row i of a left factor.
 template <int PARTS, class Pointer>
 inline Pointer row_at(Pointer left, int64_t i, int64_t depth) {
     return tile_at<PARTS>(left, i / SIDE, 0, depth) + i % SIDE * SIDE;
 }
 
-// The two rows summed over that stand in the words of a pair.
+// The two rows of the reduction dimension that the words of a pair hold.
 template <int PARTS>
 inline std::pair<int64_t, int64_t> rows_of_pair(int64_t pair) {
     const int64_t k = pair / SIDE * DEPTH, w = pair % SIDE;
     return {k + first_of_word<PARTS>(w), k + second_of_word<PARTS>(w)};
 }
 
-// The pre-activations kept for token i of those that begin at `kept`: 16 of the gate's (half 0) or up's.
+// 16 saved pre-activations of token i of a block whose own begin at `kept`: of the gate (half 0) or of up.
 template <int PARTS>
 inline vec read_kept(const float* kept, int64_t i, int64_t half, int64_t j, int64_t H) {
     const int64_t at = (2 * i + half) * H + j * SIDE;
@@ -92,7 +92,7 @@ inline void add_squares_row(const float* squares, int64_t i, float scale, int64_
     if (left) store_first(target, load_first(target, left) + by * load(sums), left);
 }
 
-// A thread's part of one pass over the experts.
+// One thread's part of a pass over the experts. Functions that take a `Beside` queue their work there.
 template <int PARTS>
 struct TilesPass {
     static constexpr int64_t TILE = PARTS * SQUARE;
@@ -108,22 +108,22 @@ struct TilesPass {
     bool new_expert(int64_t t) const { return r.tiles[t].expert != r.tiles[t - 1].expert; }
     const float* w_gate_up(int64_t t) const { return l.w_gate_up + r.tiles[t].expert * 2 * l.H * l.D; }
     const float* w_down(int64_t t) const { return l.w_down + r.tiles[t].expert * l.H * l.D; }
-    // Block t's share of what is kept between the passes.
+    // Block t's part of what is saved between the passes.
     template <class Pointer>
     Pointer kept(Pointer saved, int64_t t) const {
         return saved ? saved + r.tiles[t].first * 2 * l.H / (PARTS == 1 ? 2 : 1) : nullptr;
     }
 
-    // Queued: the rows of `source` that belong to block t's tokens come nearer.
+    // Queues a prefetch of the rows of `source` that belong to block t's tokens.
     void fetch_rows(Beside& beside, const float* source, int64_t t) {
         const int64_t D = l.D, *of = token(t);
         beside.add_rows(tokens(t), s.rows, [=](int64_t i) {
             const float* row = source + of[i] * D;
-            // By hand: GCC leaves out a call that does nothing but its own prefetching.
+            // In assembly: GCC removes a function that does nothing but __builtin_prefetch.
             for (int64_t c = 0; c < D; c += SIDE) asm volatile("prefetcht1 %0" : : "m"(row[c]));
         });
     }
-    // Queued: these rows become a left factor, or a right one in which they are summed over.
+    // Queues packing those rows as a left factor, or as a right factor that reduces over them.
     void pack_left(Beside& beside, const float* source, int64_t t, float* out) {
         const int64_t D = l.D, n = tokens(t), *of = token(t), depth = s.D_depth;
         beside.add_rows(squares_of(n) * SIDE, s.rows, [=](int64_t i) {
@@ -142,7 +142,7 @@ struct TilesPass {
                              pair_at<PARTS>(out, pair));
         });
     }
-    // Queued: H rows of weights, padded to whole squares, become columns of a right factor.
+    // Queues packing H rows of weights, padded to whole squares, as the columns of a right factor.
     void pack_as_columns(Beside& beside, const float* w, float* out) {
         const int64_t D = l.D, H = l.H, depth = s.D_depth, pieces = depth * COLUMN_PIECES<PARTS>;
         beside.add(s.H * pieces, [=](int64_t i) {
@@ -151,7 +151,7 @@ struct TilesPass {
                                 tile_at<PARTS>(out, r, k, depth));
         });
     }
-    // Queued: a right factor in which the rows of weights row(i) are summed over.
+    // Queues packing the weights row(i) as a right factor that reduces over them.
     template <class Row>
     void pack_as_rows(Beside& beside, Row row, int64_t depth, float* out) {
         const int64_t D = l.D;
@@ -161,14 +161,14 @@ struct TilesPass {
         });
     }
 
-    // Steps of a product by groups of its m squares of rows.
+    // Steps of a product taken in groups of its m squares of rows.
     int64_t group_steps(int64_t m, int64_t n, int64_t depth) const {
         int64_t steps = 0;
         for (int64_t i = 0; i < m; i += s.group) steps += steps_of<PARTS>(std::min(s.group, m - i), n, depth);
         return steps;
     }
-    // C [m, n squares] = A . B by groups. before(i, rows) queues what must stand beside the group that begins at
-    // square i; out(i) is where its squares go.
+    // C [m, n squares] = A . B in groups of rows. before(i, rows) queues what must be done during the group that
+    // starts at square i; out(i) is where its sums go.
     template <class Out, class Before>
     void by_groups(int64_t m, const float* a, const float* b, int64_t n, int64_t depth, Out out, Before before) {
         for (int64_t i = 0; i < m; i += s.group) {
@@ -181,11 +181,11 @@ struct TilesPass {
     }
     int64_t last_group(int64_t m) const { return (m - 1) / s.group * s.group; }
 
-    // Room for the squares [., D] of two groups: one is added to rows while the next is multiplied.
+    // The sums [., D] of two groups: one is added to its rows while the next is computed.
     Buffer squares{2 * s.group * s.D * SQUARE};
     float* group_squares(int64_t i) { return squares.data + i / s.group % 2 * s.group * s.D * SQUARE; }
 
-    // Queued: the rows of the group that begins at square i, times `scale`, are added to their tokens'.
+    // Queues adding the sums of the group that starts at square i, times `scale`, to their tokens' rows.
     void add_rows(int64_t t, int64_t i, int64_t m, const float* scale, float* rows) {
         const int64_t D = l.D, *of = token(t) + i * SIDE, n = std::min(m * SIDE, tokens(t) - i * SIDE);
         const float *sums = group_squares(i), *by = scale ? scale + i * SIDE : nullptr;

@@ -1,4 +1,4 @@
-// The experts' backward pass on the tile unit; `experts_tiles.h` has the plan.
+// The backward pass of the experts on the tile unit; the plan is in `experts_tiles.h`.
 #pragma once
 
 #include "experts_tiles.h"
@@ -7,11 +7,11 @@
 
 namespace {
 
-// Gradients of weights too many to be in a cache when they are read next are written past it: a line that is
-// not read before it is written costs half as much (10 % of the layer at 256 experts of 64, LOG.md, 2026-11-26).
+// Weight gradients too large to be still in cache when they are next read are written with non-temporal stores,
+// which skip reading the line first (10 % of the layer at 256 experts of 64, LOG.md, 2026-11-26).
 constexpr int64_t STREAM_FROM_BYTES = 4 << 20;
 
-// Row i of squares with D columns, out to where it belongs.
+// Copies row i of squares with D columns to `out`.
 inline void unpack_row(const float* squares, int64_t i, int64_t D, bool stream, float* out) {
     const float* sums = squares + i / SIDE * squares_of(D) * SQUARE + i % SIDE * SIDE;
     for (; D >= SIDE; D -= SIDE, out += SIDE, sums += SQUARE)
@@ -31,7 +31,7 @@ struct TilesBackward : TilesPass<PARTS> {
     const WeightGradients& weights;
     const int me;
     float* dx;
-    // Whole lines on lines' boundaries, and many of them.
+    // Only whole, aligned cache lines, and only if there are many.
     const bool stream = l.D % SIDE == 0 && reinterpret_cast<uintptr_t>(out.dw_gate_up) % 64 == 0 &&
                         reinterpret_cast<uintptr_t>(out.dw_down) % 64 == 0 &&
                         3 * l.E * l.H * l.D * 4 >= STREAM_FROM_BYTES;
@@ -40,7 +40,7 @@ struct TilesBackward : TilesPass<PARTS> {
     Buffer da{s.n * s.H * SQUARE}, dh_left{s.n * s.H * TILE}, aw_left{s.n * s.H_depth * TILE};
     Buffer inner_left{3 * s.H * s.n_depth * TILE}, dw{3 * s.H * s.D * SQUARE};
     Buffer row{3 * s.H * SIDE};
-    // Only where H has to be computed again.
+    // Only used where H is recomputed.
     Buffer w_in{saved ? 0 : 2 * s.H * s.D_depth * TILE}, x_left{saved ? 0 : s.n * s.D_depth * TILE};
     Buffer h{saved ? 0 : s.n * 2 * s.H * SQUARE};
 
@@ -48,7 +48,7 @@ struct TilesBackward : TilesPass<PARTS> {
                   const WeightGradients& weights, int me, float* dx)
         : Pass{layer, routing}, saved(saved), out(out), weights(weights), me(me), dx(dx) {}
 
-    // Queued: what the first two products of block t need, and, given `weights_too`, its expert's weights.
+    // Queues packing what the first two products of block t need and, with `weights_too`, its expert's weights.
     void pack_left_factors(int64_t t, bool weights_too) {
         this->pack_left(asides.later, out.dy, t, dy_left.data);
         if (!weights_too) return;
@@ -58,7 +58,7 @@ struct TilesBackward : TilesPass<PARTS> {
         const auto row = [=](int64_t i) { return gate_up_row(in, i, H, D); };
         this->pack_as_rows(asides.later, row, s.H, w_in_rows.data);
     }
-    // Queued: tokens as right factors, for the weights' gradients.
+    // Queues packing the tokens as right factors, for the weight gradients.
     void pack_right_factors(int64_t t) {
         const int64_t columns = s.D, squares = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
         const int64_t D_depth = s.D_depth;
@@ -71,8 +71,8 @@ struct TilesBackward : TilesPass<PARTS> {
         this->pack_right(asides.later, l.x, t, x_right.data);
     }
 
-    // Of the block's row i: d_gate and d_up into the left factor dh_left, gate * a into aw_left. Rows past
-    // the last token are zeros.
+    // Packs row i of the block: d_gate and d_up into the left factor dh_left, gate * a into aw_left. Rows past the
+    // last token are zero.
     void activate(int64_t t, int64_t i) {
         const bool token = i < this->tokens(t);
         const float* da_row = da.data + i / SIDE * s.H * SQUARE + i % SIDE * SIDE;
@@ -103,7 +103,7 @@ struct TilesBackward : TilesPass<PARTS> {
     void activate_group(int64_t t, int64_t i, int64_t rows) {
         asides.now.add_rows(rows * SIDE, s.rows, [this, t, i](int64_t row) { activate(t, i * SIDE + row); });
     }
-    // Queued: the inner gradients of a group once more, as a left factor in which tokens are summed over.
+    // Queues packing the inner gradients of a group a second time, as a left factor that reduces over tokens.
     void transpose_group(int64_t t, int64_t i, int64_t rows) {
         const int64_t m = squares_of(this->tokens(t)), depth = depths_of(this->tokens(t));
         asides.now.add((rows + 1) / 2 * 3 * s.H * PARTS, [this, i, m, depth](int64_t piece) {
@@ -121,7 +121,7 @@ struct TilesBackward : TilesPass<PARTS> {
         });
     }
 
-    // H of block t once more.
+    // Recomputes H of block t.
     void project_up(int64_t t, bool weights_packed) {
         const float* in = this->w_gate_up(t);
         Asides alone;
@@ -135,7 +135,7 @@ struct TilesBackward : TilesPass<PARTS> {
                               2 * s.H, false, alone);
     }
 
-    // Queued: the weights' gradients of an expert that is over, out to where they belong.
+    // Queues writing out the weight gradients of a finished expert.
     void unpack_weights(int64_t e) {
         const int64_t D = l.D, H = l.H, half = s.H * s.D * SQUARE;
         const bool stream = this->stream && !weights.is_share(me, e);

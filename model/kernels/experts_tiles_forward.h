@@ -1,4 +1,4 @@
-// The experts' forward pass on the tile unit; `experts_tiles.h` has the plan.
+// The forward pass of the experts on the tile unit; the plan is in `experts_tiles.h`.
 #pragma once
 
 #include "experts_tiles.h"
@@ -33,7 +33,7 @@ struct TilesForward : TilesPass<PARTS> {
         this->pack_as_rows(asides.later, row, s.H_depth, w_out.data);
     }
 
-    // a = silu(g) * u of the block's row i into the left factor a_tiles; `kept` is null for padding.
+    // Packs a = silu(g) * u of the block's row i into the left factor a_tiles; `kept` is null for padding.
     void activate(int64_t i, float* kept) {
         const float* row = h.data + i / SIDE * 2 * s.H * SQUARE + i % SIDE * SIDE;
         const auto part = [&](int64_t j) {
@@ -96,7 +96,7 @@ struct TilesForward : TilesPass<PARTS> {
                 [&](int64_t i, int64_t) {
                     if (i > 0) this->add_rows(t, i - s.group, s.group, gates, y);
                 });
-            this->add_rows(t, last, m - last, gates, y);  // beside the next block's first group
+            this->add_rows(t, last, m - last, gates, y);  // during the next block's first group
             asides.later.finish();
         }
         asides.now.finish();

@@ -1,8 +1,8 @@
-// The experts, forward and backward, fused per tile of one expert's tokens, in vectors of floats.
+// The experts in vector registers, forward and backward, fused per tile of one expert's tokens.
 // `experts.h` has the formula.
 //
-// D lies innermost in both weights, so that in fp32 every one of the six matrix products streams
-// contiguous rows and no weight is ever packed or transposed:
+// D is innermost in both weights, so in fp32 all six matrix products stream contiguous rows and no weight is
+// ever packed or transposed:
 //
 //   forward   H^T  [2H, n] = W_gate_up [2H, D] . X^T [D, n]        tokens in the vector lanes
 //             y    [n, D] += gate * (A [n, H] . W_down [H, D])     straight into the rows of y
@@ -11,12 +11,12 @@
 //             dW_gate_up  += dH^T [2H, n] . X [n, D]
 //             dx   [n, D] += dH [n, 2H] . W_gate_up [2H, D]        straight into the rows of dx
 //
-// with n <= TILE tokens of one expert. Nothing of size T*K*D exists anywhere. The gate's gradient is
-// <A, dA> per token, so the experts' outputs are not kept either; only the pre-activations H are, and
-// not even those when the caller passes no buffer: they are then computed again in the backward pass.
+// with n <= TILE tokens of one expert. Nothing of size T*K*D is ever stored. The gate's gradient is <A, dA>
+// per token, so the experts' outputs need not be saved either; only the pre-activations H are, and without a
+// buffer for them the backward pass recomputes them.
 //
-// With BF16 all tensors are the same fp32, but the factors of every product are rounded to bfloat16 in
-// pairs along the summed dimension (products.h); the weights once per expert and pass. Sums are fp32.
+// With BF16 all tensors stay fp32, but the factors of every product are rounded to bfloat16, paired along the
+// reduction dimension (products.h); weights are rounded once per expert and pass. Accumulation is fp32.
 
 #pragma once
 
@@ -25,11 +25,11 @@
 
 namespace {
 
-// Most tokens of one expert handled together; a multiple of every LANES. Of 32, 48 and 64 on Zen 4, 48 was
-// best or within the noise of the best for widths 64 to 512.
+// Most tokens of one expert in a tile; a multiple of every LANES. Of 32, 48 and 64 on Zen 4, 48 was the best or
+// within noise of it for widths 64 to 512.
 constexpr int64_t TILE = 48;
 
-// Values a word of a factor holds, and the words that hold n values.
+// Values in a word of a factor, and the words needed for n values.
 template <bool BF16>
 constexpr int64_t PER_WORD = BF16 ? 2 : 1;
 template <bool BF16>
@@ -37,7 +37,7 @@ constexpr int64_t words(int64_t n) {
     return (n + PER_WORD<BF16> - 1) / PER_WORD<BF16>;
 }
 
-// One vector of words from `left` remaining values of a row, zeros beyond them.
+// One vector of words from the `left` remaining values of a row, zero-padded.
 template <bool BF16>
 inline vec row_words(const float* p, int64_t left) {
     const auto part = [&](int64_t from) {
@@ -50,7 +50,7 @@ inline vec row_words(const float* p, int64_t left) {
     return part(0);
 }
 
-// The tokens' rows transposed: columns[c*np + i] is word c of source[token[i]], zero for i in [n, np).
+// Gathers the tokens' rows, transposed: columns[c*np + i] is word c of source[token[i]], zero for i in [n, np).
 template <bool BF16>
 void gather_columns(const float* source, const int64_t* token, int64_t n, int64_t np, int64_t D,
                     float* columns) {
@@ -69,7 +69,7 @@ void gather_columns(const float* source, const int64_t* token, int64_t n, int64_
     }
 }
 
-// The right factor whose n rows of D values are summed over: as they lie, or (BF16) packed in pairs of rows.
+// The right factor whose n rows of D values are reduced over: in place, or (BF16) packed in pairs of rows.
 template <bool BF16, class Row>
 Right summed_rows(Row row, int64_t n, int64_t D, const float** pointers, float* packed) {
 #if defined(__AVX512BF16__)
@@ -110,7 +110,7 @@ Right column_factor(const float* w, int64_t K, int64_t D, float* packed) {
     return summed_rows<BF16>([&](int64_t k) { return w + k * D; }, K, D, nullptr, packed);
 }
 
-// Rows j .. j+PER_WORD-1 of an inner activation, in the layout in which these rows are summed over.
+// Stores rows j .. j+PER_WORD-1 of an inner activation in the layout that reduces over these rows.
 template <bool BF16>
 inline void store_rows(float* out, int64_t j, int64_t np, int64_t i, const vec* rows) {
 #if defined(__AVX512BF16__)
@@ -119,7 +119,7 @@ inline void store_rows(float* out, int64_t j, int64_t np, int64_t i, const vec* 
     store(out + j * np + i, rows[0]);
 }
 
-// A row of an inner activation, in the layout in which tokens are summed over.
+// Stores a row of an inner activation in the layout that reduces over tokens.
 template <bool BF16>
 inline void store_tokens(float* out, int64_t j, int64_t np, int64_t i, vec row) {
 #if defined(__AVX512BF16__)
@@ -128,7 +128,7 @@ inline void store_tokens(float* out, int64_t j, int64_t np, int64_t i, vec row) 
     store(out + j * np + i, row);
 }
 
-// Pre-activations kept between forward and backward: as floats, or (BF16) as bfloat16.
+// Pre-activations saved between forward and backward: as floats, or (BF16) as bfloat16.
 template <bool BF16>
 inline vec read_kept(const float* kept, int64_t at) {
 #if defined(__AVX512BF16__)

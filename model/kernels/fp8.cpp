@@ -1,7 +1,7 @@
 // Rounding to E4M3 with a scale for each tile, and back: what model/fp8.py does in ten operations.
 //
-// A matrix is read as it lies in memory, in bands of rows; a transposed one is the same matrix with its
-// tiles and its result the other way round. The numbers are those of the plain way to the last bit.
+// A matrix is read in memory order, in bands of rows; a transposed one is the same matrix with its tiles and its
+// result transposed. Results equal the plain implementation's to the last bit.
 
 #include <algorithm>
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace {
 
 constexpr float E4M3_MAX = 448.0f;
-constexpr uint32_t NAN_BITS = 0x7f800001u;  // and above, without the sign
+constexpr uint32_t NAN_BITS = 0x7f800001u;  // and above, sign removed
 
 inline uint32_t bits_of(float x) {
     uint32_t bits;
@@ -30,12 +30,12 @@ inline float float_of(uint32_t bits) {
 inline float wide(float x) { return x; }
 inline float wide(uint16_t bfloat16) { return float_of(static_cast<uint32_t>(bfloat16) << 16); }
 
-// Exponents 2^-6 to 2^8 with three bits behind them, below that multiples of 2^-9; ties to even.
+// Exponents 2^-6 to 2^8 with three mantissa bits, multiples of 2^-9 below that; ties to even.
 inline uint8_t to_e4m3(float x) {
     const uint32_t bits = bits_of(x), sign = bits >> 24 & 0x80u, size = bits & 0x7fffffffu;
     const uint32_t clamped = std::min(size, bits_of(E4M3_MAX));
     const uint32_t normal = ((clamped + 0x7ffffu + (clamped >> 20 & 1u)) >> 20) - (120u << 3);
-    const float magic = 16384.0f;  // its own last bit is 2^-9: adding it rounds
+    const float magic = 16384.0f;  // its last bit is 2^-9, so adding it rounds to that
     const uint32_t small = bits_of(float_of(clamped) + magic) - bits_of(magic);
     const uint32_t code = clamped < bits_of(0x1p-6f) ? small : normal;
     return static_cast<uint8_t>(sign | (size >= NAN_BITS ? 0x7fu : code));
@@ -49,12 +49,12 @@ inline float from_e4m3(uint8_t code) {
     return float_of(bits_of(x) | static_cast<uint32_t>(code & 0x80u) << 24);
 }
 
-// One band: rows of memory [from, to) that share their scales; `across` columns share one.
+// One band: rows [from, to) share their scales, one for every `across` columns.
 template <class Number>
 void round_band(const Number* x, int64_t stride, int64_t from, int64_t to, int64_t columns, int64_t across,
                 float smallest, uint32_t* largest, float* scale) {
     std::fill(largest, largest + columns, 0u);
-    for (int64_t row = from; row < to; row++)  // as bits, so that what is no number is the largest
+    for (int64_t row = from; row < to; row++)  // compared as bits, so that a NaN is the largest
         for (int64_t i = 0; i < columns; i++)
             largest[i] = std::max(largest[i], bits_of(wide(x[row * stride + i])) & 0x7fffffffu);
     for (int64_t first = 0; first < columns; first += across) {

@@ -1,9 +1,8 @@
-// The three products of a linear layer y[M, N] = x[M, K] . w[N, K]^T, all row by row in memory.
+// The three products of a linear layer y[M, N] = x[M, K] . w[N, K]^T, all matrices row-major.
 //
-// Computed on the tile unit where there is one and the sizes make it the fastest (linear_tiles.h); else by the
-// BLAS routine that the framework brings along, where one was handed over, without the framework's dispatch
-// around it; else by our own tiles of vectors (products.h). Which of them is decided by sizes and machine alone,
-// so that a run's bits do not depend on how busy the machine was.
+// They run on the tile unit where there is one and the sizes make it fastest (linear_tiles.h); else through the
+// framework's own BLAS, called directly, if its address was given; else in vector registers (products.h). Sizes and
+// machine alone decide, so that a run's bits do not depend on how busy the machine was.
 #pragma once
 
 #include "linear_tiles.h"
@@ -17,9 +16,9 @@ using Sgemm = void (*)(const char* transpose_a, const char* transpose_b, const i
                        const int* ldb, const float* beta, float* c, const int* ldc);
 Sgemm sgemm = nullptr;
 using SetThreads = int (*)(int);
-SetThreads set_sgemm_threads = nullptr;  // of the calling thread alone; returns what was set, 0 for nothing
+SetThreads set_sgemm_threads = nullptr;  // for the calling thread only; returns the previous value, 0 if none was set
 
-// C[M, N] = (C +) A . B of rows, for a routine that thinks in columns: C^T = B^T . A^T.
+// C[M, N] = (C +) A . B, row-major, through a column-major routine: C^T = B^T . A^T.
 inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int64_t K, const float* a,
                  const float* b, float* c, bool add, int threads) {
     const int m = static_cast<int>(N), n = static_cast<int>(M), k = static_cast<int>(K);
@@ -33,10 +32,10 @@ inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int
     if (fewer) set_sgemm_threads(before);
 }
 
-// How a layer's products are computed.
+// How a layer's products are to be computed.
 struct How {
     int threads;
-    bool bf16;  // factors rounded to bfloat16, which takes a build with AVX512-BF16
+    bool bf16;  // factors rounded to bfloat16; needs a build with AVX512-BF16
 };
 
 enum TileUse : int32_t { NEVER, WHERE_FASTER, ALWAYS };
@@ -54,8 +53,8 @@ constexpr TileUse tile_use = NEVER;
 inline bool set_tile_use(int32_t) { return false; }
 #endif
 
-// Whether the tile unit is ahead for M rows, measured beside MKL and our own tiles (LOG.md, 2026-11-26). Alone it
-// is from 256 rows on; within a step of 512 rows it gains nothing, of 2,048 rows 7 %.
+// Whether the tile unit is the fastest for M rows, measured against MKL and products.h (LOG.md, 2026-11-26). By
+// itself it is from 256 rows; within a training step it gains nothing at 512 rows and 7 % at 2,048.
 inline bool tiles_multiply(int64_t M, int64_t columns, int64_t summed) {
     return tile_use == ALWAYS || (tile_use == WHERE_FASTER && M >= 1024 && columns >= 64 && summed >= 32);
 }
@@ -63,7 +62,7 @@ inline bool tiles_make_gradient(int64_t M, int64_t N, int64_t K) {
     return tile_use == ALWAYS || (tile_use == WHERE_FASTER && M >= 1024 && std::min(N, K) >= 96 && N * K >= 128 * 128);
 }
 
-// The columns of w[N, K] as rows, in panels of PANEL rows of w each: packed[n/PANEL][k][n%PANEL].
+// w[N, K] transposed, in panels of PANEL rows of w: packed[n/PANEL][k][n%PANEL].
 constexpr int64_t PANEL = 4 * LANES;
 inline void pack_transposed(const float* w, int64_t N, int64_t K, float* packed) {
     for (int64_t n0 = 0; n0 < N; n0 += LANES)
@@ -115,7 +114,7 @@ inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, cons
     if (tiles_make_gradient(M, N, K)) return weight_gradient<3>(M, N, K, dy, x, dw, add, how.threads);
 #endif
     if (sgemm) return blas(true, false, N, K, M, dy, x, dw, add, how.threads);
-    constexpr int64_t AT_ONCE = 128;  // rows of x that stay in the nearest cache
+    constexpr int64_t AT_ONCE = 128;  // rows of x that stay in L1
     share_rows(N, M * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
         for (int64_t m = 0; m < M; m += AT_ONCE)
             multiply<false>({dy + m * N + from, 1, N, {x + m * K, K, nullptr}, to - from, K, std::min(AT_ONCE, M - m)},
@@ -127,13 +126,13 @@ inline void linear_weight(int64_t M, int64_t N, int64_t K, const float* dy, cons
 
 extern "C" {
 
-// The addresses of the framework's sgemm_ and of what limits its threads; without a call the products are our own.
+// Sets the addresses of the framework's sgemm_ and of its thread limiter; without them our own products serve.
 void wt_use_sgemm(void* address, void* set_threads) {
     sgemm = reinterpret_cast<Sgemm>(address);
     set_sgemm_threads = reinterpret_cast<SetThreads>(set_threads);
 }
 
-// For tests: products on the tile unit NEVER, WHERE_FASTER or ALWAYS. Whether this machine has one.
+// For tests: use the tile unit NEVER, WHERE_FASTER or ALWAYS. Returns whether this machine has one.
 int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
 
 }  // extern "C"

@@ -1,9 +1,9 @@
-// The products of a linear layer on the tile unit, sums in fp32. With fp32 factors in three bfloat16 parts
-// (tiles.h) they are as exact as fp32 multiply-adds, and faster than any of them can be; with one part a factor
-// is rounded to bfloat16.
+// The products of a linear layer on the tile unit, accumulated in fp32. With factors split into three bfloat16
+// parts (tiles.h) they are as exact as fp32 multiply-adds and faster than those can be; with one part the factors
+// are rounded to bfloat16.
 //
-// Rows are taken a block at a time, whose packed parts stay in the second-level cache. Squares of sums go
-// straight to rows of memory; those that reach over an edge go through a buffer.
+// Rows are processed in blocks whose packed parts stay in L2. Squares of sums are written straight to the rows of
+// C; those that cross an edge go through a buffer.
 #pragma once
 
 #include "rows.h"
@@ -15,12 +15,12 @@ namespace {
 
 constexpr int PARTS_OF_FP32 = 3;
 template <int PARTS>
-constexpr int64_t SUMMED_AT_ONCE = 12 / PARTS * DEPTH;  // a block's two factors fill the first-level cache
+constexpr int64_t SUMMED_AT_ONCE = 12 / PARTS * DEPTH;  // a block's two factors fill L1
 template <int PARTS>
 constexpr double NS_A_TILE_MULTIPLY = PARTS == 1 ? NS_A_MULTIPLY / 3 : NS_A_MULTIPLY;
-constexpr int64_t ROWS_AT_ONCE = 256, COLUMNS_AT_ONCE = 512;  // of a packed factor: it stays in the second-level cache
+constexpr int64_t ROWS_AT_ONCE = 256, COLUMNS_AT_ONCE = 512;  // of a packed factor, which then stays in L2
 
-// `rows` x `columns` sums, at most MR x NR squares; those that reach over an edge go through a buffer.
+// `rows` x `columns` sums, at most MR x NR squares; those that cross an edge go through a buffer.
 template <int PARTS, int MR, int NR>
 void sums_to_rows(const float* a, const float* b, int64_t depth, int64_t rows, int64_t columns, SquaresInRows c,
                   bool add) {
@@ -57,7 +57,7 @@ void squares_apart(const float* a, const float* b, int64_t depth, int64_t next, 
     sum_squares<PARTS, MR, NR>(a, b, depth, next, c, add, [] {});
 }
 
-// C of m and n squares, each by itself, for a depth of any size.
+// C [m, n squares], each square stored contiguously, for any depth.
 template <int PARTS>
 void multiply_squares(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, SquaresApart c, bool add) {
     constexpr int64_t AT_ONCE = SUMMED_AT_ONCE<PARTS> / DEPTH;
@@ -78,8 +78,8 @@ inline int64_t packed_floats(int64_t rows, int64_t summed) {
     return squares_of(rows) * depths_of(summed) * PARTS * SQUARE;
 }
 
-// The right factor that has the rows of w[N, K] for columns, or (`across`) its columns: packed once, for any
-// number of left factors, in panels of SUMMED_AT_ONCE<PARTS>.
+// w[N, K] packed once as a right factor for any number of left factors, in panels of SUMMED_AT_ONCE<PARTS>: its
+// rows become the factor's columns or, with `across`, stay its rows.
 template <int PARTS>
 struct PackedWeights {
     PackedWeights(const float* w, int64_t N, int64_t K, bool across)
@@ -153,7 +153,7 @@ inline void transpose_rows(int64_t N, int64_t K, const float* from, float* to, b
         }
 }
 
-// dw[N, K] = (dw +) dy[M, N]^T . x[M, K]. The narrower factor is the one whose parts have to be transposed.
+// dw[N, K] = (dw +) dy[M, N]^T . x[M, K]. The left factor's parts must be transposed, so it is the narrower one.
 template <int PARTS>
 void weight_gradient(int64_t M, int64_t N, int64_t K, const float* dy, const float* x, float* dw, bool add,
                             int threads) {

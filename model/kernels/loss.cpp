@@ -1,9 +1,9 @@
 // The output layer and its cross-entropy, a block of positions at a time, fp32. With bf16 the factors of its
 // products are rounded to bfloat16.
 //
-// Of a block the scores are made, turned into probabilities where they lie, and, where gradients are wanted,
-// multiplied again at once: the scores are computed once, and never are more of them held than a block's.
-// The gradients are those of the plain sum of all nats; a mean, or any even weight, is a factor on them.
+// A block's logits are computed, turned into probabilities in place and, if gradients are wanted, multiplied right
+// away: logits are computed once, and no more than a block of them is ever held. Gradients are those of the sum of
+// all losses; a mean, or any uniform weight, is a factor on them.
 
 #include "linear.h"
 #include "loss_tiles.h"
@@ -11,11 +11,11 @@
 
 namespace {
 
-// Held at once, two megabytes: of 2^18, 2^19 and 2^20 the best for vocabularies of 4,096 and 16,384.
+// Logits held at once, two megabytes: the best of 2^18, 2^19 and 2^20 for vocabularies of 4,096 and 16,384.
 constexpr int64_t BLOCK_SCORES = 1 << 19, LEAST_POSITIONS = 16;
-constexpr int64_t MOST_PACKED = 1 << 24;  // weights of the layer: their parts, both ways, take three times the room
+constexpr int64_t MOST_PACKED = 1 << 24;  // weights of the layer: packed both ways they take three times the memory
 
-// Scores become probabilities; returns the logarithm of the sum of their exponentials.
+// Turns logits into probabilities; returns their log-sum-exp.
 inline float to_probabilities(float* row, int64_t V) {
     vec most = splat(-INFINITY);
     int64_t i = 0;
@@ -43,7 +43,7 @@ inline float to_probabilities(float* row, int64_t V) {
     return highest + std::log(all);
 }
 
-// The output layer's products of a block of positions.
+// The products of the output layer for a block of positions.
 struct OutputLayer {
     int64_t D, V;
     const float* weights;
@@ -59,7 +59,7 @@ struct OutputLayer {
     }
 };
 
-// Nats of each position (or null), and (or null) the gradients of sum_n weight_n * nats_n, weight 1 if null.
+// The loss of each position in nats and the gradients of sum_n weight_n * nats_n (each may be null; weight 1 if null).
 void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                         const int64_t* target, const float* weights, float* nats, float* d_hidden,
                         float* d_output, How how) {
@@ -103,7 +103,7 @@ void scaled(const float* from, float factor, int64_t count, float* to, int threa
 
 extern "C" {
 
-// Returns 0, or 1 where a target is no token and nothing was computed. Without d_hidden no gradients.
+// Returns 0, or 1 if a target is outside the vocabulary and nothing was computed. Without d_hidden no gradients.
 int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                         const int64_t* target, float* nats, float* d_hidden, float* d_output,
                         int32_t bf16, int32_t threads) {
@@ -113,7 +113,7 @@ int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, co
     return 0;
 }
 
-// sum_d_hidden, sum_d_output: those of the forward pass. They serve where every position weighs the same.
+// sum_d_hidden, sum_d_output: the forward pass's gradients, which serve if every position has the same weight.
 int32_t wt_nats_backward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                          const int64_t* target, const float* sum_d_hidden, const float* sum_d_output,
                          const float* weights, float* d_hidden, float* d_output, int32_t bf16, int32_t threads) {

@@ -1,11 +1,10 @@
 // The output layer and its cross-entropy on the tile unit, a block of positions and a panel of the vocabulary at a
-// time. (loss.cpp has the plain way.)
+// time (loss.cpp has the plain way).
 //
-// Scores stay in squares as the unit leaves them. While a panel's are in the second-level cache they become
-// exponentials over the panel's own largest score; when all panels are done, a factor for each position and panel
-// makes probabilities of them. These are packed once, as the left factor of the hidden states' gradient and as the
-// right factor of the weights', and multiplied at once. Threads share the positions, and each sums the weights'
-// gradient on its own.
+// Logits stay in the unit's squares. While a panel is in L2 its logits become exponentials relative to the panel's
+// own maximum; once all panels are done, one factor per position and panel turns them into probabilities. These are
+// packed once, as the left factor of the hidden states' gradient and the right factor of the weights', and
+// multiplied right away. Threads divide the positions; each accumulates its own gradient of the weights.
 #pragma once
 
 #include <memory>
@@ -17,7 +16,7 @@
 
 namespace {
 
-// What is computed, for N positions; null for what is not wanted. weights: of the positions, 1 if null.
+// Arguments and results for N positions; null results are not computed. weights: per position, 1 if null.
 struct Loss {
     int64_t N, D, V;
     const float *hidden, *output;
@@ -29,7 +28,7 @@ struct Loss {
 template <int PARTS>
 struct LossOnTiles {
     static constexpr int64_t TILE = PARTS * SQUARE;
-    // Of panels of 8 and 12 tiles with 64, 128 and 256 positions the best for vocabularies of 256 to 16,384.
+    // The best of 8 and 12 tiles with 64, 128 and 256 positions, for vocabularies of 256 to 16,384.
     static constexpr int64_t PANEL_DEPTH = 8, PANEL_COLUMNS = PANEL_DEPTH * DEPTH;  // of the vocabulary
     static constexpr int64_t MOST_ROWS_HELD = 128, SCORES_HELD = 1 << 20;
     static constexpr float NO_SCORE = -1e30f;
@@ -53,7 +52,7 @@ struct LossOnTiles {
     const float* forward_of(int64_t p) const { return forward.data + p * PANEL_COLUMNS / SIDE * D_depth * TILE; }
     float* back_of(int64_t p) const { return back.data + D * p * PANEL_DEPTH * TILE; }
 
-    // The part of positions [begin, end), and the sums of their gradients of the weights: squares [D] of each panel.
+    // Handles positions [begin, end) and accumulates their gradient of the weights: squares [D] of each panel.
     struct Part {
         const LossOnTiles& all;
         const Loss& l = all.l;
@@ -89,7 +88,7 @@ struct LossOnTiles {
             }
         }
 
-        // A panel's scores as exponentials over each position's largest, which is kept, with their sum.
+        // A panel's logits become exponentials relative to each position's maximum, which is kept with their sum.
         void score(int64_t first, int64_t n, int64_t p) {
             const int64_t wide = squares_of(all.columns(p)), begin = p * PANEL_COLUMNS;
             float* squares = scores_of(p);
@@ -103,7 +102,7 @@ struct LossOnTiles {
                     if (at >= 0 && at < all.columns(p))
                         right_score.data[i * SIDE + r] = strip[at / SIDE * SQUARE + r * SIDE + at % SIDE];
                 }
-                if (const int64_t rest = all.columns(p) % SIDE)  // columns that are no words
+                if (const int64_t rest = all.columns(p) % SIDE)  // padding beyond the vocabulary
                     for (int64_t r = 0; r < SIDE; r++)
                         std::fill_n(strip + (wide - 1) * SQUARE + r * SIDE + rest, SIDE - rest, NO_SCORE);
                 vec most[SIDE], sums[SIDE];
@@ -139,7 +138,7 @@ struct LossOnTiles {
             }
         }
 
-        // The nats, and the factors that make a panel's exponentials weighted probabilities.
+        // The losses, and the factors that turn a panel's exponentials into weighted probabilities.
         void normalise(int64_t first, int64_t n) {
             for (int64_t i = 0; i < round_up(n, SIDE); i += SIDE) {
                 vec most = load(largest.data + i), all_sum{};
@@ -156,7 +155,7 @@ struct LossOnTiles {
                 const int count = static_cast<int>(std::min(SIDE, n - i));
                 const vec weight = l.weights ? load_first(l.weights + first + i, count)
                                              : (vec)_mm512_maskz_mov_ps((1u << count) - 1, (__m512)splat(1.0f));
-                for (int64_t p = 0; p < all.panels; p++) {  // those of no position become 0
+                for (int64_t p = 0; p < all.panels; p++) {  // padding rows become 0
                     float* at = factor.data + p * held + i;
                     store(at, load(at) / all_sum * weight);
                 }
@@ -166,7 +165,7 @@ struct LossOnTiles {
             }
         }
 
-        // The gradients of row i's scores in tile k of a panel, both its squares.
+        // The gradients of row i's logits in tile k of a panel, both of its squares.
         void d_scores(int64_t first, int64_t n, int64_t p, int64_t i, int64_t k, vec (&d)[2]) {
             const int64_t wide = squares_of(all.columns(p));
             d[0] = d[1] = vec{};
@@ -220,7 +219,7 @@ struct LossOnTiles {
         }
     };
 
-    // The weights' gradient of words [from, to), from squares with D in their rows.
+    // The weight gradient of vocabulary rows [from, to), from squares with D along their rows.
     void write_d_output(std::vector<std::unique_ptr<Part>>& parts, int64_t p) const {
         const int64_t wide = squares_of(columns(p));
         for (int64_t j = 0; j < wide; j++)

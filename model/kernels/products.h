@@ -1,15 +1,15 @@
 // Matrix products small enough for the cache, in fp32 or with bfloat16 factors and fp32 sums.
 //
-// A factor is an array of 32-bit words: one float, or (BF16) two bfloat16 that are neighbours along the
-// dimension summed over. One multiply-add of words is then one fp32 multiply-add or one vdpbf16ps, and
-// everything else is the same code.
+// A factor is an array of 32-bit words. A word is one float or, with BF16, two bfloat16 adjacent along the
+// reduction dimension; one multiply-add of words is then one fp32 FMA or one vdpbf16ps, and everything else
+// is shared code.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-#if defined(WT_FEW_TILES)  // the sanitizers' build, which would take minutes with all of them
+#if defined(WT_FEW_TILES)  // the sanitizer build, which would take minutes with every tile size
 constexpr int MAX_NR = 4, ACCUMULATORS = 8;
 #elif defined(__AVX512F__)
 constexpr int MAX_NR = 4, ACCUMULATORS = 26;
@@ -27,7 +27,7 @@ inline vec multiply_add(vec sum, vec a, vec b) {
     return sum + a * b;
 }
 
-// Where a product goes. Each kind is a type, since to ask at every row which kind it is took 2 to 8 % of a layer's time
+// Destinations of a product. Each is a type of its own: a run-time branch per row cost 2 to 8 % of a layer
 // (LOG.md, 2026-11-26).
 struct StoredRows {  // C = A . B
     float* data;
@@ -107,7 +107,7 @@ void tile(const Product& p, const To& c, int64_t i0, int64_t j0, int tail) {
     }
 }
 
-// The tile with exactly `rows` rows, found by counting down from the most that fit in registers.
+// Dispatches to the tile of exactly `rows` rows, counting down from the most that fit in registers.
 template <bool BF16, int MR, int NR, bool TAIL, class To>
 void tile_of(int rows, const Product& p, const To& c, int64_t i0, int64_t j0, int tail) {
     if constexpr (MR > 0) {
@@ -120,7 +120,7 @@ constexpr int max_rows(int nr) { return std::min(12, ACCUMULATORS / nr); }
 
 template <bool BF16, int NR, bool TAIL, class To>
 void strip(const Product& p, const To& c, int64_t j0, int tail) {
-    // As few row groups as registers allow, of as equal height as possible: 20 rows are 7+7+6.
+    // As few row groups as registers allow, as equal in height as possible: 20 rows are 7+7+6.
     const int64_t groups = (p.M + max_rows(NR) - 1) / max_rows(NR);
     for (int64_t g = 0, i = 0; g < groups; g++) {
         const int rows = static_cast<int>((p.M - i + groups - g - 1) / (groups - g));

@@ -1,6 +1,6 @@
-// How tokens are handed to experts and threads: sorted by expert, cut into tiles, tiles cut into ranges.
+// How tokens are assigned to experts and threads: sorted by expert, cut into tiles, tiles split into ranges.
 //
-// The ranges are even to a tile whatever the routing, so a skewed load costs what an even one does, and
+// Ranges are equal to within a tile whatever the routing, so a skewed load costs no more than an even one, and
 // the result depends on the number of threads alone, never on their timing.
 #pragma once
 
@@ -29,7 +29,7 @@ struct Routing {
     bool valid = true;           // every expert index lies in [0, E)
 };
 
-// Tiles of at most `most` tokens, a multiple of LANES. To begin an expert costs as much as `visit_cost` tokens.
+// Tiles of at most `most` tokens, a multiple of LANES. Starting an expert costs as much as `visit_cost` tokens.
 inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E, int threads,
                      int64_t most, int64_t visit_cost) {
     Routing r;
@@ -57,7 +57,7 @@ inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E,
         }
     int64_t columns = 0;
     for (int64_t e = 0; e < E; e++) {
-        // As few tiles as hold the expert's tokens, of as equal a number of whole vectors as possible.
+        // As few tiles as hold the expert's tokens, as equal in whole vectors as possible.
         const int64_t count = start[e + 1] - start[e];
         const int64_t parts = (count + most - 1) / most;
         for (int64_t part = 0, first = start[e]; part < parts; part++) {
@@ -69,7 +69,7 @@ inline Routing route(const int64_t* expert, int64_t pairs, int64_t K, int64_t E,
             first += n;
         }
     }
-    // A tile costs its columns plus, for touching its weights, about as much as half a vector more.
+    // A tile costs its columns plus about half a vector for touching its weights.
     const auto cost_of = [&](const Tile& tile) {
         return tile.np + LANES / 2 + (tile.first_of_expert ? visit_cost : 0);
     };

@@ -1,7 +1,7 @@
-// Operations on single rows of floats, and how rows are shared out to threads.
+// Operations on single rows of floats, and how rows are divided among threads.
 //
-// Rows are cut into one contiguous range a thread and the threads' sums are added in their order, so a
-// result depends on the number of threads alone; few rows stay with one (team.h).
+// Each thread gets one contiguous range of rows, and per-thread sums are added in thread order, so a result
+// depends on the number of threads alone. Little work stays on one thread (team.h).
 #pragma once
 
 #include <memory>
@@ -12,7 +12,7 @@
 
 namespace {
 
-// Calls work(i, read, write) for the vectors of n numbers, of which the last may not be whole.
+// Calls work(i, read, write) for each vector of n numbers; the last may be partial.
 template <class Work>
 inline void by_vectors(int64_t n, Work work) {
     int64_t i = 0;
@@ -77,7 +77,7 @@ inline void swiglu_backward(const float* grad, const float* gate_up, int64_t W, 
     }
 }
 
-// Calls work(from, to) for each thread's share of `count` rows, which take `row_ns` each.
+// Calls work(from, to) for each thread's share of `count` rows, at about `row_ns` a row.
 template <class Work>
 void share_rows(int64_t count, double row_ns, int threads, Work work) {
     const int parts = team(count * row_ns, threads);
@@ -92,7 +92,7 @@ void share_rows(int64_t count, double row_ns, int threads, Work work) {
     }
 }
 
-// Calls work(from, to, sums) for each thread's range of rows, and leaves the threads' `count` sums in out.
+// Calls work(from, to, sums) for each thread's range of rows and reduces the threads' `count` sums into out.
 template <class Work>
 void by_rows(int64_t rows, double row_ns, int64_t count, float* out, int threads, Work work) {
     const int parts = team(rows * row_ns, threads);

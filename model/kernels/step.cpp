@@ -1,7 +1,7 @@
-// The small operations between the matrix products of a step, each in one pass, fp32.
+// The small operations between a step's matrix products, each in one pass, fp32.
 //
-// At the widths of a ladder's small rungs a step is made of dispatch: what the framework does in five to
-// twenty operations is one call here.
+// At the widths of a ladder's small rungs a step is dominated by dispatch: what takes the framework five to twenty
+// operations is one call here.
 
 #include "choice.h"
 #include "rows.h"
@@ -39,7 +39,7 @@ void wt_swiglu_backward(int64_t rows, int64_t W, const float* grad, const float*
     });
 }
 
-// Sigmoid scores, a choice of K experts from the best `kept` of `groups` groups, and gates; bias may be null.
+// Sigmoid scores, the top K experts from the best `kept` of `groups` groups, and their gates; bias may be null.
 void wt_route(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, int32_t normalize,
               float scale, const float* logits, const float* bias, float* scores, int64_t* expert,
               float* gate, int32_t threads) {
@@ -49,7 +49,7 @@ void wt_route(int64_t T, int64_t E, int64_t K, int64_t groups, int64_t kept, int
     });
 }
 
-// d_logits from the gates' gradients and (or null) the scores'.
+// d_logits from the gradients of the gates and, unless null, of the scores.
 void wt_route_backward(int64_t T, int64_t E, int64_t K, int32_t normalize, float scale,
                        const float* scores, const int64_t* expert, const float* d_gate,
                        const float* d_scores, float* d_logits, int32_t threads) {
@@ -59,7 +59,7 @@ void wt_route_backward(int64_t T, int64_t E, int64_t K, int32_t normalize, float
     });
 }
 
-// Rows of table[V, D]. Returns 0, or 1 where a token is none and nothing was read.
+// Rows of table[V, D]. Returns 0, or 1 if a token is outside the vocabulary and nothing was read.
 int32_t wt_embed(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const float* table, float* y,
                  int32_t threads) {
     for (int64_t n = 0; n < N; n++)
@@ -70,7 +70,7 @@ int32_t wt_embed(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const f
     return 0;
 }
 
-// d_table[v] = the sum of the gradients of its tokens, in their order: threads share the columns.
+// d_table[v] = the sum of the gradients of its tokens, in their order; threads divide the columns.
 void wt_embed_backward(int64_t N, int64_t D, int64_t V, const int64_t* tokens, const float* dy, float* d_table,
                        int32_t threads) {
     share_rows(D, (N + V) * NS_A_NUMBER, threads, [&](int64_t from, int64_t to) {

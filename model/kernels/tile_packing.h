@@ -1,4 +1,4 @@
-// Factors of tile products packed in small pieces, which stand beside products (beside.h).
+// Packing the factors of tile products in small pieces, to be overlapped with products (beside.h).
 #pragma once
 
 #include "tiles.h"
@@ -7,7 +7,7 @@
 
 namespace {
 
-// A row of `width` values, which are summed over, at its place in the first of a left factor's tiles.
+// Packs a row of `width` values, reduced over the width, into a left factor; `out` is its place in the first tile.
 template <int PARTS>
 inline void pack_row(const float* row, int64_t width, float* out) {
     for (; width >= DEPTH; width -= DEPTH, row += DEPTH, out += PARTS * SQUARE) {
@@ -28,8 +28,8 @@ inline void pack_zeros(int64_t width, float* out) {
     for (; width > 0; width -= DEPTH, out += PARTS * SQUARE) store_words<PARTS>(zeros, out);
 }
 
-// Tile k of 16 rows of a left factor, of which `count` are there, transposed: of a right factor that has these
-// rows for columns. In pieces, so many a tile: rows are packed four by four, then part by part transposed.
+// Packs tile k of a right factor that has 16 rows, of which `count` exist, as columns. COLUMN_PIECES pieces a tile:
+// the rows are packed four at a time, then each part is transposed.
 template <int PARTS>
 constexpr int64_t COLUMN_PIECES = 4 + PARTS;
 template <int PARTS>
@@ -44,8 +44,8 @@ inline void pack_columns(const float* rows, int64_t count, int64_t width, int64_
     }
 }
 
-// Two rows of `width` columns, null for zeros, which are summed over, at their place in the first of a right factor's
-// tiles, of which `depth` come before the next column of tiles.
+// Packs two rows of `width` columns (null for zeros), reduced over the rows, into a right factor with `depth` tiles
+// in a column; `out` is their place in the first tile.
 template <int PARTS>
 inline void pack_pair(const float* first, const float* second, int64_t width, int64_t depth, float* out) {
     const int64_t next = depth * PARTS * SQUARE;
@@ -62,13 +62,13 @@ inline void pack_pair(const float* first, const float* second, int64_t width, in
         store_words<PARTS>(words, out);
     }
 }
-// Where a pair stands in the first column of a right factor's tiles.
+// The place of a pair of rows in the first column of a right factor's tiles.
 template <int PARTS>
 inline float* pair_at(float* out, int64_t pair) {
     return out + pair / SIDE * PARTS * SQUARE + pair % SIDE * SIDE;
 }
 
-// From one part of two rows' tiles (DEPTH values each), words that pair the rows: of columns 0-15 or 16-31.
+// Words that pair two rows, from one part of their tiles (DEPTH values each): of columns 0-15, or 16-31 if HIGH.
 template <int PARTS, bool HIGH>
 inline vec interleave(vec a, vec b) {
     const __m512i x = (__m512i)a, y = (__m512i)b;
@@ -84,11 +84,11 @@ inline vec interleave(vec a, vec b) {
     }
 }
 
-// DEPTH rows that stand packed in two rows of a left factor's tiles, the second null for zeros.
+// DEPTH rows already packed in two rows of a left factor's tiles; `lower` is null for zeros.
 struct PackedRows {
     const float *upper, *lower;
 
-    // The two rows of pair w: both lie in one square where neighbours are paired, and in one each otherwise.
+    // The two rows of pair w: in the same square where adjacent rows are paired, in one each otherwise.
     template <int PARTS>
     void pair(int64_t w, int64_t at, vec& a, vec& b) const {
         if constexpr (PARTS == 1) {
@@ -103,7 +103,7 @@ struct PackedRows {
     }
 };
 
-// Pair `pair` of the `squares` of rows of a left factor, from tile k on along them.
+// Pair `pair` of a left factor's `squares` of rows, starting at tile k along the width.
 template <int PARTS>
 inline PackedRows packed_rows(const float* left, int64_t squares, int64_t pair, int64_t k, int64_t depth) {
     const int64_t lower = 2 * pair + 1;
@@ -111,7 +111,7 @@ inline PackedRows packed_rows(const float* left, int64_t squares, int64_t pair, 
     return {upper, lower < squares ? tile_at<PARTS>(left, lower, k, depth) : nullptr};
 }
 
-// pack_pair of packed rows: pair w into `columns` columns of tiles.
+// pack_pair from rows that are packed already: pair w, into `columns` columns of tiles.
 template <int PARTS>
 inline void pack_packed_pair(PackedRows rows, int64_t w, int64_t columns, int64_t depth, float* out) {
     const int64_t next = depth * PARTS * SQUARE;
@@ -126,7 +126,7 @@ inline void pack_packed_pair(PackedRows rows, int64_t w, int64_t columns, int64_
     }
 }
 
-// One part of a tile of a left factor that has 16 columns of packed rows, the first or second of a tile, for rows.
+// One part of a tile of the left factor whose rows are 16 columns of packed rows: the first 16 of a tile, or HIGH.
 template <int PARTS, bool HIGH>
 inline void pack_packed_columns(const PackedRows& rows, int part, float* tile) {
     vec r[LANES];

@@ -1,4 +1,4 @@
-// Products of packed factors on the tile unit, with vector work beside them (beside.h).
+// Products of packed factors on the tile unit, overlapped with vector work (beside.h).
 #pragma once
 
 #include "beside.h"
@@ -8,8 +8,8 @@
 
 namespace {
 
-// MR x NR squares of C, whose square (i, j) lies at c + (i * c_columns + j) * SQUARE. What is beside gets a turn
-// after every step.
+// MR x NR squares of C; square (i, j) is at c + (i * c_columns + j) * SQUARE. Queued work gets a turn after every
+// step.
 template <int PARTS, int MR, int NR, bool B_PASSES>
 void square_block(const float* a, const float* b, int64_t depth, float* c, int64_t c_columns, bool add,
                   Asides& beside) {
@@ -25,15 +25,15 @@ void last_squares(int64_t left, const float* a, const float* b, int64_t depth, f
     if constexpr (NR > 1) return last_squares<PARTS, MR, NR - 1>(left, a, b, depth, c, c_columns, add, beside);
 }
 
-// Steps of an m x n product, after each of which what is beside gets a turn.
+// Steps of an m x n product: the turns that queued work gets.
 template <int PARTS>
 constexpr int64_t steps_of(int64_t m, int64_t n, int64_t depth) {
     const int64_t blocks = (m / 2) * (n / 2) + m % 2 * ((n + 3) / 4) + n % 2 * ((m / 2 * 2 + 3) / 4);
     return blocks * depth * (PARTS == 1 ? 1 : 6);
 }
 
-// C [m, n squares] = or += A . B, each of `depth` tiles. Every sum is taken in the same order, however
-// the squares are grouped: the bits of a token's answer do not depend on which tokens stand beside it.
+// C [m, n squares] = or += A . B, each of `depth` tiles. Every sum is taken in the same order however the squares
+// are grouped: the bits of a token's answer do not depend on which tokens share its block.
 template <int PARTS>
 void multiply_tiles(const float* a, int64_t m, const float* b, int64_t n, int64_t depth, float* c,
                     int64_t c_columns, bool add, Asides& beside) {
@@ -43,7 +43,7 @@ void multiply_tiles(const float* a, int64_t m, const float* b, int64_t n, int64_
     const int64_t even_m = m / 2 * 2, even_n = n / 2 * 2;
     for (int64_t j = 0; j < even_n; j += 2)
         for (int64_t i = 0; i < even_m; i += 2)
-            if (m <= 2)  // two columns of B are read once, and A stays (3 % of the layer at experts of 64)
+            if (m <= 2)  // B is read once and A stays in L1 (3 % of the layer at experts of 64)
                 square_block<PARTS, 2, 2, true>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add, beside);
             else
                 square_block<PARTS, 2, 2, false>(a_at(i), b_at(j), depth, c_at(i, j), c_columns, add, beside);

@@ -1,16 +1,16 @@
 // Matrix products on a CPU's tile unit (AMX): C += A . B in squares of 16 x 16 fp32 sums.
 //
-// A tile is 16 rows of 16 words, a word is two bfloat16 that are neighbours along the dimension summed
-// over, and one instruction sums over DEPTH = 32 values. Factors are packed tile after tile, so that every
-// load is 16 consecutive cache lines.
+// A tile is 16 rows of 16 words; a word is two bfloat16 adjacent along the reduction dimension, and one
+// instruction reduces over DEPTH = 32 values. Factors are packed tile by tile, so that every load reads 16
+// consecutive cache lines.
 //
-// PARTS = 1 rounds a factor to bfloat16. PARTS = 3 writes it as a sum of three bfloat16, high + mid + low,
-// which holds all 24 bits of a float, and adds six of the nine products of parts, smallest first. What is
-// left out is below 2^-24 of the product, so the result is as exact as one of fp32 multiply-adds, at a
-// sixth of the tile unit's speed. (Values below 1e-33 lose their low parts; infinities become NaN.)
+// PARTS = 1 rounds a factor to bfloat16. PARTS = 3 splits it into three bfloat16, high + mid + low, which hold all
+// 24 bits of a float, and adds six of the nine partial products, smallest first. What is dropped is below 2^-24 of
+// the product, so the result is as exact as fp32 multiply-adds, at a sixth of the tile unit's bfloat16 rate.
+// (Values below 1e-33 lose their low parts; infinities become NaN.)
 //
-// Built without the unit (or with WT_PLAIN_TILES, for the sanitizers, which cannot look into it) the same
-// code runs on arrays.
+// Without the unit, or with WT_PLAIN_TILES for the sanitizers, which cannot see into it, the same code runs on
+// arrays.
 #pragma once
 
 #include <type_traits>
@@ -28,14 +28,14 @@
 
 namespace {
 
-constexpr int64_t SIDE = LANES;  // rows and columns of a square of sums, words of a tile's row
+constexpr int64_t SIDE = LANES;  // rows and columns of a square of sums; words in a row of a tile
 constexpr int64_t SQUARE = SIDE * SIDE;
 constexpr int64_t DEPTH = 2 * SIDE;
 
 constexpr int64_t squares_of(int64_t n) { return (n + SIDE - 1) / SIDE; }
 constexpr int64_t depths_of(int64_t n) { return (n + DEPTH - 1) / DEPTH; }
 
-// Whether tile products run on this machine: the CPU has the unit and the kernel grants its registers.
+// Whether tile products run on this machine: the CPU has the unit and the operating system grants its registers.
 inline bool tiles_allowed() {
 #if defined(WT_TILE_UNIT)
     constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
@@ -47,7 +47,7 @@ inline bool tiles_allowed() {
 }
 
 #if defined(WT_TILE_UNIT)
-// All eight registers as 16 rows of 64 bytes, for as long as this lives.
+// Configures all eight registers as 16 rows of 64 bytes for the lifetime of this object.
 struct TileRegisters {
     TileRegisters() {
         struct __attribute__((packed)) {
@@ -66,7 +66,7 @@ template <int R>
 inline void tile_zero() {
     asm volatile("tilezero %%tmm%c0" : : "i"(R));
 }
-// What passes is not wanted again soon, and leaves the first-level cache to others.
+// With PASSES the data will not be read again soon and should not displace others from L1.
 template <int R, bool PASSES = false>
 inline void tile_load(const float* p) {
     if constexpr (PASSES)
@@ -103,7 +103,7 @@ inline void tile_multiply() {
 }
 #endif
 
-// The two of a depth's 32 values that word `w` holds.
+// The two of DEPTH values that word `w` holds.
 template <int PARTS>
 constexpr int64_t first_of_word(int64_t w) {
     return PARTS == 1 ? 2 * w : w;
@@ -117,7 +117,7 @@ inline vec high_halves(vec first, vec second) {
     const __m512i low = _mm512_srli_epi32((__m512i)first, 16);
     return (vec)_mm512_mask_blend_epi16(0xAAAAAAAA, low, (__m512i)second);
 }
-// To the nearest bfloat16, halves away from zero.
+// To the nearest bfloat16, ties away from zero.
 inline vec to_bfloat16(vec x) { return (vec)(((ivec)x + 0x8000) & static_cast<int32_t>(0xFFFF0000)); }
 
 inline void words_of_parts(vec first, vec second, vec (&words)[3]) {
@@ -127,22 +127,22 @@ inline void words_of_parts(vec first, vec second, vec (&words)[3]) {
         first -= a;
         second -= b;
     }
-    words[2] = high_halves(first, second);  // at most 8 bits are left
+    words[2] = high_halves(first, second);  // at most 8 bits remain
 }
-// Words of 32 neighbours of one row: its first 16 and its second 16 values.
+// Words of 32 consecutive values of one row: the first 16 and the second 16.
 inline void words_along(vec first, vec second, vec (&words)[1]) { words[0] = neighbour_words(first, second); }
 inline void words_along(vec first, vec second, vec (&words)[3]) { words_of_parts(first, second, words); }
 // Words of 16 columns of two rows.
 inline void words_across(vec first, vec second, vec (&words)[1]) { words[0] = pair_words(first, second); }
 inline void words_across(vec first, vec second, vec (&words)[3]) { words_of_parts(first, second, words); }
 
-// At their place in the tiles of a factor's parts.
+// Stores each part's words at the same place in its tile.
 template <int PARTS>
 inline void store_words(const vec (&words)[PARTS], float* at) {
     for (int part = 0; part < PARTS; part++) store(at + part * SQUARE, words[part]);
 }
 
-// The vector of a row of `width` values that begins at `at`, zeros beyond the row.
+// The vector at `at` of a row of `width` values, zero-padded.
 inline vec row_part(const float* row, int64_t at, int64_t width) {
     if (at + SIDE <= width) return load(row + at);
     return at < width ? load_first(row + at, static_cast<int>(width - at)) : vec{};
@@ -158,14 +158,14 @@ inline void transpose_tiles(float* tiles) {
     }
 }
 
-// Tile (r, k) of a factor that has `depth` tiles along the dimension summed over.
+// Tile (r, k) of a factor with `depth` tiles along the reduction dimension.
 template <int PARTS, class Pointer>
 inline Pointer tile_at(Pointer factor, int64_t r, int64_t k, int64_t depth) {
     return factor + (r * depth + k) * PARTS * SQUARE;
 }
 
-// A left factor: n rows of `width` values, which are summed over. Transposed, the same is the right factor
-// that has these rows for columns. row(i) points to row i.
+// Packs a left factor: n rows of `width` values, reduced over the width. TRANSPOSED gives the right factor that
+// has these rows as columns. row(i) points to row i.
 template <int PARTS, bool TRANSPOSED, class Row>
 void pack_along(Row row, int64_t n, int64_t width, float* out) {
     const int64_t depth = depths_of(width);
@@ -187,7 +187,7 @@ void pack_along(Row row, int64_t n, int64_t width, float* out) {
     }
 }
 
-// A right factor: n rows, which are summed over, of `width` columns.
+// Packs a right factor: n rows of `width` columns, reduced over the rows.
 template <int PARTS, class Row>
 void pack_across(Row row, int64_t n, int64_t width, float* out) {
     const int64_t depth = depths_of(n);
@@ -205,9 +205,8 @@ void pack_across(Row row, int64_t n, int64_t width, float* out) {
         }
 }
 
-// One step of DEPTH for MR x NR squares (registers 0 to 3), with a part of each factor.
-// `fresh` says which of the factors' parts are not in their registers yet; the right factor `passes` when it will not
-// be wanted again soon.
+// One step of DEPTH for MR x NR squares (registers 0 to 3), with part A of the left factor and part B of the right.
+// FRESH_A and FRESH_B: that part is not in its registers yet. B_PASSES: the right factor will not be read again soon.
 template <int PARTS, int MR, int NR, int A, int B, bool FRESH_A, bool FRESH_B, bool B_PASSES = false>
 inline void step(const float* a, const float* b, int64_t next) {
     const float *pa = a + A * SQUARE, *pb = b + B * SQUARE;
@@ -281,7 +280,7 @@ inline void tile_store_rows(float* p, int64_t stride) {
 }
 #endif
 
-// Where squares of sums lie: in rows of floats, or each by itself.
+// How squares of sums are stored: within rows of floats, or each contiguously.
 struct SquaresInRows {
     float* data;
     int64_t stride;
@@ -294,8 +293,8 @@ struct SquaresApart {
     float* at(int64_t i, int64_t j) const { return data + (i * columns + j) * SQUARE; }
 };
 
-// MR x NR squares of sums = or += A . B, over `depth` tiles of factors whose next row of tiles comes after `next`
-// floats. turn() is called after every step.
+// MR x NR squares of sums = or += A . B over `depth` tiles; a factor's next row of tiles is `next` floats further.
+// turn() is called after every step.
 template <int PARTS, int MR, int NR, bool B_PASSES = false, class Sums, class Turn>
 inline void sum_squares(const float* a, const float* b, int64_t depth, int64_t next, Sums c, bool add, Turn turn) {
     constexpr auto all = std::make_index_sequence<MR * NR>{};
@@ -311,7 +310,7 @@ inline void sum_squares(const float* a, const float* b, int64_t depth, int64_t n
         if constexpr (PARTS == 1) {
             step<1, MR, NR, 0, 0, true, true, B_PASSES>(a, b, next);
             turn();
-        } else {  // small products first, so that few digits are lost
+        } else {  // small products first, to lose the fewest digits
             step<3, MR, NR, 0, 2, true, true, B_PASSES>(a, b, next);
             turn();
             step<3, MR, NR, 0, 1, false, true, B_PASSES>(a, b, next);

@@ -1,5 +1,5 @@
 // What all compiled kernels share: vectors of floats, exp, a transpose, a buffer.
-// Only plain C++ and the compiler's vector types, but for masked loads and bfloat16 on AVX-512.
+// Plain C++ and the compiler's vector types; intrinsics only for AVX-512 (masked loads, bfloat16, transposes).
 #pragma once
 
 #include <algorithm>
@@ -100,9 +100,9 @@ inline vec exp_of_difference(vec x, vec y) { return exponential(x - y); }
 #endif
 
 #if defined(__AVX512F__)
-// 1 / (1 + 2^z), z = -x / log 2: a reciprocal of 14 bits and one step of Newton's, since a division takes 16 cycles.
+// 1 / (1 + 2^z), z = -x / log 2: a 14-bit reciprocal and one Newton step, because a division takes 16 cycles.
 inline vec sigmoid(vec x) {
-    // Limits come first: then a NaN stays.
+    // With the limit as the first operand a NaN in x passes through.
     const __m512 above = _mm512_max_ps((__m512)splat(-87.0f), (__m512)x);
     const vec limited = (vec)_mm512_min_ps((__m512)splat(87.0f), above);
     const vec by = splat(-1.44269504088896341f);
@@ -125,7 +125,7 @@ inline vec square_root(vec x) {
 #endif
 }
 
-// Lanes added up in pairs, the order the same on every call.
+// The sum of all lanes, added in pairs in a fixed order.
 inline float sum_lanes(vec v) {
     float lanes[LANES];
     store(lanes, v);
@@ -190,7 +190,7 @@ inline void transpose(vec (&r)[LANES]) {
 #endif
 
 #if defined(__AVX512BF16__)
-// Two bfloat16 in each 32-bit word: `first` in the low halves, `second` in the high ones.
+// Two bfloat16 in each 32-bit word: `first` in the low half, `second` in the high half.
 inline vec pair_words(vec first, vec second) {
     const __m512i joined = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
@@ -218,7 +218,7 @@ inline vec load_first_bf16(const uint16_t* p, int count) {
 }
 #endif
 
-// Uninitialised floats on a cache line's boundary.
+// Uninitialised floats, aligned to a cache line.
 struct Buffer {
     explicit Buffer(int64_t count)
         : data(static_cast<float*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * 4, 64)))) {}
