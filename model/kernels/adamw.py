@@ -54,7 +54,7 @@ class Lined(NamedTuple):
 
 
 def serves(tensors: Sequence[Tensor]) -> bool:
-    """Whether the compiled operations can take all of these."""
+    """Whether the compiled operations accept all of these."""
     for t in tensors:
         if not t.is_contiguous():
             return False
@@ -72,7 +72,7 @@ def scale(tensors: Sequence[Tensor], factor: float) -> None:
 
 
 def line_up(columns: Sequence[Sequence[Tensor]]) -> Lined:
-    """Tensors for a call, those of a row all of one size."""
+    """Tensors for a call; those of a row have the same size."""
     sizes = array("q", [t.numel() for t in columns[0]])
     return Lined(sizes, [array("Q", [t.data_ptr() for t in column]) for column in columns])
 

@@ -1,6 +1,6 @@
 """The framework's own matrix product, as an address that compiled kernels can call.
 
-A call from C++ leaves out the framework's dispatch, which is most of a small product's time.
+Calling it from C++ avoids the framework's dispatch, which is most of a small product's time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 def sgemm_address() -> int | None:
     """The address of ``sgemm_`` where it is MKL's on a CPU of its maker, else None.
 
-    There it is ahead of our own tiles at every shape of a step; elsewhere MKL takes a path at under
-    half of what the machine can do (LOG.md, 2026-11-26). By the maker and not by a measurement, so
-    that a run's bits do not depend on how busy the machine was.
+    There it beats our own tiles at every shape of a step; on other CPUs MKL takes a path that
+    reaches less than half of the machine's peak (LOG.md, 2026-11-26). Decided by the CPU's vendor
+    and not by a measurement, so that a run's bits do not depend on how busy the machine was.
     """
     if not torch.backends.mkl.is_available() or not _is_intel():
         return None

@@ -1,7 +1,7 @@
 """The halves of a block as single calls into ``block.cpp``, with their backward passes.
 
-Each takes float32 tensors on a CPU and stands beside the plain way in ``model.halves``, which
-serves everything else; :func:`serves` tells.
+Each takes float32 tensors on a CPU; the plain implementation in ``model.halves`` serves everything
+else, and :func:`serves` says which applies.
 """
 
 # Shapes: B sequences, T positions (or tokens), D model width, E experts, F width of the joint
@@ -37,13 +37,13 @@ operations = Operations(
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Whether the compiled halves take these: plain float32 on a CPU, no other type asked for but
-    what they can round to.
+    """Whether the compiled halves accept these: plain float32 on a CPU, and under autocast only a
+    type they can round to.
     """
     if operations.library is None or (torch.is_autocast_enabled("cpu") and not rounding.is_on()):
         return False
     given = [t for t in tensors if t is not None]
-    for t in given:  # asked at every half of every step, so without a generator
+    for t in given:  # called for every half of every step: a generator would cost more
         if not t.is_contiguous():
             return False
     return step.serves(*given)
@@ -64,7 +64,7 @@ class Heads(NamedTuple):
 
 
 class AttentionWeights(NamedTuple):
-    """What an attention half computes with; the head norms are both there or both None."""
+    """The weights of an attention half; the head norms are both given or both None."""
 
     norm_D: Tensor
     qkv_FD: Tensor

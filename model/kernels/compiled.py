@@ -1,7 +1,7 @@
-"""Compile the C++ kernels once per machine, into a cache, with the compiler that is there.
+"""Compile the C++ kernels once per machine, into a cache, with the compiler found there.
 
-A library is built for the very CPU it will run on (``-march=native``), so the cache key holds the
-sources, the flags, the compiler and the CPU's own feature list: a home directory shared by unlike
+A library is built for the CPU it will run on (``-march=native``), so the cache key covers the
+sources, the flags, the compiler and the CPU's feature list: a home directory shared by different
 machines never serves one machine's build to another.
 """
 
@@ -33,7 +33,7 @@ FLAGS = (
     "-O3",
     "-march=native",
     "-std=c++17",
-    "-ffp-contract=fast",  # multiply-adds become one instruction
+    "-ffp-contract=fast",  # fuse multiply-adds
     "-fno-math-errno",
     "-fopenmp",
     "-shared",
@@ -50,7 +50,7 @@ class NoCompiledKernel(RuntimeError):
 
 
 class SourcesChanged(RuntimeError):
-    """The C++ was replaced under a running process, whose Python may call it by other arguments."""
+    """The C++ changed under a running process, whose Python may call it with other arguments."""
 
 
 def _sources() -> str:
@@ -61,13 +61,13 @@ def _sources() -> str:
 
 
 _SOURCES = _sources()
-"""As they were when the callers' Python was read."""
+"""As they were when the calling Python was imported."""
 
 
 class Operations:
-    """The functions of one C++ file by name, for callers that have a plain way beside them.
+    """The functions of one C++ file by name, for callers that also have a plain implementation.
 
-    The last argument of each is the number of threads; calls add it.
+    The last argument of each function is the number of threads, which calls append.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Operations:
 
         Args:
             source: a file beside this one.
-            subject: what is left to the framework where it can't be compiled, in the plural.
+            subject: what the framework computes if this can't be compiled, in the plural.
             arguments: the C types of each function's arguments, without the threads.
-            results: of those functions that return something.
-            prepare: what a library needs before its first call.
+            results: the C types of the functions that return something.
+            prepare: called with a library before its first use.
         """
         self._source = SOURCE.with_name(source)
         self._subject = subject
@@ -112,7 +112,7 @@ class Operations:
     def __call__(self, name: str, *arguments: Any) -> Any:
         """Tensors become their addresses, None a null pointer.
 
-        Whoever calls keeps them alive, and has made sure that there is a library.
+        The caller keeps them alive, and has made sure that there is a library.
         """
         plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         plain.append(torch.get_num_threads())
@@ -180,7 +180,7 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            # Built under another name and renamed: a worker beside us sees a whole file or none.
+            # Built under another name and renamed: a concurrent worker sees a whole file or none.
             built = Path(folder) / path.name
             command = [compiler, *FLAGS, "-o", str(built), str(source), f"-I{SOURCE.parent}"]
             done = subprocess.run(

@@ -1,7 +1,7 @@
 """The fused CPU kernel behind autograd: one call forward, one backward, fp32 or bfloat16 products.
 
-The mathematics, the tiling and the threading are described at the top of ``cpu.cpp``; what it
-reaches beside the alternatives is measured by ``benchmarks/experts.py``.
+The mathematics, the tiling and the threading are described at the top of ``cpu.cpp`` and of the
+headers it names; ``benchmarks/experts.py`` measures it against the alternatives.
 """
 
 # Shapes: T tokens, D model width, E experts, K experts per token, H expert width.
@@ -25,7 +25,7 @@ Unit = Literal["vectors", "tiles"]
 FP32_TILES_FROM_WIDTH = 32
 """Expert width below which fp32 products were never faster on tiles (LOG.md, 2026-11-26)."""
 FP32_TILES_FROM_PRODUCTS = 450_000
-"""Visits · width · expert width from which an expert's were: its packed weights have to pay."""
+"""Visits · width · expert width from which they were: packing an expert's weights must pay off."""
 
 
 def routed_experts(
@@ -47,12 +47,12 @@ def routed_experts(
         gate_TK: their weights, fp32.
         w_gate_up_E2HD: [E, 2H, D], gate rows first.
         w_down_EHD: [E, H, D].
-        dtype: fp32, or bfloat16: the factors of every product are rounded to it, the sums, the
-            answer and the gradients stay fp32. Needs ``has_tiles()``, or ``has_bfloat16()`` and
-            an even H.
-        recompute: keep nothing for the backward pass, and compute the pre-activations again.
+        dtype: fp32, or bfloat16: the factors of every product are rounded to it; accumulation,
+            the output and the gradients stay fp32. Needs ``has_tiles()``, or ``has_bfloat16()``
+            and an even H.
+        recompute: save nothing for the backward pass, which then recomputes the pre-activations.
         unit: what multiplies; None takes :func:`unit_for`. On the tile unit an fp32 factor is
-            the sum of three bfloat16 ones and exact, and so is the answer to fp32 (``tiles.h``).
+            split exactly into three bfloat16, so the result is as exact as fp32 (``tiles.h``).
 
     Raises:
         NoCompiledKernel: this machine cannot build the kernel.
@@ -121,8 +121,8 @@ def products_for(
 def forward(
     inputs: Sequence[Tensor], products: Products, *, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The answer to (x_TD, expert_TK, gate_TK, w_gate_up, w_down), contiguous; and, with ``keep``,
-    what :func:`backward` need not compute again. No gradient is recorded.
+    """The output for (x_TD, expert_TK, gate_TK, w_gate_up, w_down), all contiguous; and, with
+    ``keep``, what :func:`backward` need not recompute. No gradient is recorded.
     """
     shape = _checked_shape(*inputs)
     expert_width = shape[3]
@@ -152,7 +152,7 @@ def backward(
     grads = [torch.empty_like(t) for t in (x_TD, gate_TK, w_in, w_out)]
     tensors = (*inputs, saved, dy_TD.contiguous(), *grads)
     num_tokens, width = x_TD.shape
-    shape = (num_tokens, width, *w_out.shape[:2], gate_TK.shape[1])  # checked on the way forward
+    shape = (num_tokens, width, *w_out.shape[:2], gate_TK.shape[1])  # checked in the forward pass
     _call(_kernel().wt_experts_backward, shape, tensors, products)
     return grads
 
@@ -187,7 +187,7 @@ class _RoutedExperts(torch.autograd.Function):
 def _checked_shape(
     x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_in: Tensor, w_out: Tensor
 ) -> tuple[int, int, int, int, int]:
-    """(T, D, E, H, K), after making sure that the pointers mean what the kernel believes."""
+    """(T, D, E, H, K), after checking every shape and type that the kernel relies on."""
     num_tokens, width = x_TD.shape
     num_experts, expert_width, _ = w_out.shape
     top_k = expert_TK.shape[1]

@@ -1,7 +1,7 @@
 """Rounding to E4M3 in tiles and blocks on a CPU, and back, as single calls into ``fp8.cpp``.
 
-The plain way (:mod:`model.fp8`) is ten operations of the framework; the numbers are the same to the
-last bit. Where a model's experts see a few tokens each, the operations are what FP8 costs there.
+The plain implementation (:mod:`model.fp8`) takes ten operations of the framework; results are equal
+to the last bit. Where experts see few tokens each, those operations are most of what FP8 costs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rounded(x: Tensor, down: int, across: int, smallest: float) -> tuple[Tensor,
     """``x`` [rows, columns] in E4M3, with a scale for each tile of ``down`` by ``across`` numbers.
 
     Args:
-        x: one that :func:`serves` said yes to.
+        x: a matrix that :func:`serves` accepts.
         down: rows of a tile.
         across: columns of a tile.
         smallest: a tile's largest number counts as this at least.

@@ -1,10 +1,10 @@
-"""The routed experts in a few grouped products: visits sorted by expert, then sent back.
+"""The routed experts in a few grouped products: visits sorted by expert, then scattered back.
 
 ``torch.nn.functional.grouped_mm`` multiplies rows offs[e-1]..offs[e] with expert e's matrix. The
-backward is written out: it needs fewer and cheaper steps than the automatic one, does not keep the
-experts' answers, and hands grouped_mm contiguous gradients only (on a CPU it refuses expanded
-ones). Every visit belongs to a group, so no row past the last offset, which grouped_mm leaves
-uninitialised, is ever made.
+backward pass is written out: it takes fewer and cheaper steps than autograd's, does not save the
+experts' outputs, and passes grouped_mm contiguous gradients only (on a CPU it refuses expanded
+ones). Every visit belongs to a group, so there is never a row past the last offset, which
+grouped_mm would leave uninitialised.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Grouped(torch.autograd.Function):
         dy_PD = grads[0].index_select(0, token_P)
         inner_PW = swiglu(gate_up_P2W)
         # With y = Σ gate·(inner @ w_down), d_gate = <inner @ w_down, dy> = <inner, dy @ w_downᵀ>:
-        # no need for the answers themselves (SonicMoE, arXiv:2512.14080).
+        # so the outputs themselves are not needed (SonicMoE, arXiv:2512.14080).
         dy_back_PW = F.grouped_mm(dy_PD, w_down.mT, offs=ends_E)
         d_gate_P = (at_least_float32(inner_PW) * dy_back_PW).sum(-1)
         gate_P1 = gate_TK.flatten().index_select(0, order_P)[:, None]

@@ -1,8 +1,8 @@
 """The output layer's cross-entropy as single calls into ``loss.cpp``, with its backward pass.
 
-For float32 tensors on a CPU; the plain way is in ``model.loss``. The gradients are made on the way
-forward, while the scores are there: those of the sum over positions, to which a mean is a factor. A
-backward pass that weighs positions unevenly computes the scores again.
+For float32 tensors on a CPU; the plain implementation is in ``model.loss``. Gradients are computed
+in the forward pass, while the logits are in cache: those of the sum over positions, of which a mean
+is a multiple. A backward pass with uneven weights over positions recomputes the logits.
 """
 
 # Shapes: N positions, D model width, V vocabulary.
@@ -31,8 +31,8 @@ operations = Operations(
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled loss takes these: plain float32 on a CPU, no other type asked for but
-    what it can round to.
+    """Whether the compiled loss accepts these: plain float32 on a CPU, and under autocast only a
+    type it can round to.
     """
     return (
         step.serves(*tensors)

@@ -1,9 +1,8 @@
 """The mixture half of a block as a single operation: norm, router, routed experts, shared expert.
 
-For float32 on a CPU (products in bfloat16 where asked for), of calls into ``block.cpp`` and the
-expert kernel; the plain way is in
-``model.halves`` and ``model.moe``. As four operations of autograd it was 4 % of a step slower at a
-width of 16 (LOG.md, 2026-11-26).
+For float32 on a CPU (with bfloat16 products under autocast), made of calls into ``block.cpp`` and
+the expert kernel; the plain implementation is in ``model.halves`` and ``model.moe``. As four
+operations of autograd a step took 4 % longer at a width of 16 (LOG.md, 2026-11-26).
 """
 
 # Shapes: T tokens, D model width, E experts, K experts per token, W expert width, S shared width.
@@ -21,7 +20,7 @@ from model.kernels.step import Rule
 
 
 class MixtureWeights(NamedTuple):
-    """What a mixture half computes with; the shared expert's are both there or both None."""
+    """The weights of a mixture half; the shared expert's are both given or both None."""
 
     norm_D: Tensor
     router_ED: Tensor
@@ -32,7 +31,7 @@ class MixtureWeights(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """The answer, and what the router did."""
+    """The output, and what the router did."""
 
     y_TD: Tensor
     expert_TK: Tensor
@@ -47,12 +46,12 @@ class Mixed(NamedTuple):
 def mixture(
     x_TD: Tensor, weights: MixtureWeights, bias_E: Tensor | None, rule: Rule, eps: float
 ) -> Mixed:
-    """x + routed and shared experts' answers to norm(x).
+    """x + the routed and shared experts' outputs for norm(x).
 
     Args:
         x_TD: the residual stream.
         weights: all contiguous float32.
-        bias_E: of the choice alone.
+        bias_E: added to the scores for the selection only.
         rule: how the router chooses.
         eps: of the norm.
     """

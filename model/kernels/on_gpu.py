@@ -1,4 +1,4 @@
-"""The door to kernels written in triton: there on a CUDA device, where triton can be imported."""
+"""Access to the kernels written in Triton: on a CUDA device, where triton can be imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 def module_for(name: str, *tensors: Tensor) -> ModuleType | None:
     """``model.kernels.triton_<name>`` if it can work on ``tensors``, else None.
 
-    It computes in float32, so that float64 is left to the plain ways.
+    They compute in float32, so float64 is left to the plain implementations.
     """
     is_served = all(
         tensor.is_cuda

@@ -1,4 +1,4 @@
-"""Calls into compiled kernels, written down as they are made, to be made again."""
+"""Calls into compiled kernels, recorded as they are made so that they can be replayed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Call(NamedTuple):
     """The tensors behind the addresses, alive as long as this is."""
 
     def ready(self) -> Call:
-        """The same with C values for arguments, handed over in two thirds of the time."""
+        """The same with its arguments converted to C values, which takes a third off each call."""
         types = self.function.argtypes  # type: ignore[attr-defined]
         values = [of(value) for of, value in zip(types, self.plain, strict=True)]
         return self._replace(plain=values)

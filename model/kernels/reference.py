@@ -1,4 +1,4 @@
-"""The routed experts as a plain loop: the truth other kernels are held against. Any float type."""
+"""The routed experts as a plain loop, the reference for all other kernels. Any float type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.layers import at_least_float32
 def reference(
     x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor, w_gate_up: Tensor, w_down: Tensor
 ) -> Tensor:
-    """Each expert in turn reads its tokens and adds its weighted answer; summed in float32."""
+    """Each expert in turn reads its tokens and adds its weighted output; accumulated in float32."""
     y_TD = torch.zeros_like(at_least_float32(x_TD))
     for expert in range(w_gate_up.shape[0]):
         token, slot = (expert_TK == expert).nonzero(as_tuple=True)

@@ -10,10 +10,10 @@ _is_on = False
 
 @contextmanager
 def to_bfloat16() -> Iterator[None]:
-    """Within, the compiled operations do what they are asked for under autocast.
+    """Within, the compiled operations compute as under autocast.
 
-    Factors of products with weights are rounded to bfloat16 close to their use and each product is
-    summed in float32; everything between products stays float32, so nothing is cast in memory.
+    Factors of products with weights are rounded to bfloat16 as they are used and each product is
+    accumulated in float32; everything between products stays float32, so nothing is cast in memory.
     The router's products stay float32, as under autocast.
     """
     global _is_on

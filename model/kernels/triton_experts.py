@@ -1,10 +1,9 @@
 """The routed experts on a GPU in Triton kernels, behind autograd.
 
 The dataflow is SonicMoE's (arXiv:2512.14080): rows are gathered by the products' own loads, SwiGLU
-and its gradient happen where a product ends, the gates' gradient needs no answers, and a token's
-answers are summed by a kernel of their own (an atomic sum would change bits from run to run). Kept
-for the backward pass are only the pre-activations H, or nothing but the inputs where the caller
-recomputes.
+and its gradient run in the products' epilogues, the gates' gradient needs no expert outputs, and a
+separate kernel sums each token's outputs (atomics would change bits from run to run). Only the
+pre-activations H are saved for the backward pass, or just the inputs if the caller recomputes.
 """
 
 from __future__ import annotations

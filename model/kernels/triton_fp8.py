@@ -1,8 +1,8 @@
 """Rounding to E4M3 in tiles and blocks on a GPU, one pass each. Needs triton.
 
-The plain way (:mod:`model.fp8`) reads and writes float32 five times over; this reads a number once
-and writes its byte, with the same quotients to the last bit. Of a transposed operand, as both of a
-weight's gradient are, the tiles lie along the rows of what is in memory; strides say so.
+The plain implementation (:mod:`model.fp8`) reads and writes float32 five times over; this reads
+each number once and writes its byte, with the same quotients to the last bit. For a transposed
+operand, as both are in a weight's gradient, tiles run along the rows in memory; the strides say so.
 """
 
 from __future__ import annotations

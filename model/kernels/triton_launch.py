@@ -1,4 +1,4 @@
-"""Starting a Triton kernel with little work on the host.
+"""Launching a Triton kernel with little work on the host.
 
 ``kernel[grid](...)`` looks at every argument on every call to find the program compiled for such
 arguments, which takes longer than small layers take to compute. Here one key of types, numbers and

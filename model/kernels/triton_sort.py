@@ -1,7 +1,7 @@
 """On a GPU: visits sorted by expert and cut into tiles, without the host ever knowing the loads.
 
-A stable counting sort in three launches. Every other kernel of the expert layer walks the tables
-made here, so nothing of a step waits for the host and a CUDA graph can hold all of it.
+A stable counting sort in three launches. Every other kernel of the expert layer reads the tables
+built here, so a step never waits for the host and fits in a CUDA graph.
 """
 
 from __future__ import annotations
