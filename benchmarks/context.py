@@ -26,9 +26,9 @@ from model.training.config import (
     RuntimeConfig,
     ScheduleConfig,
     StageConfig,
-    StdlibCorpus,
     TrainConfig,
 )
+from model.training.corpora import StdlibCorpus
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.evaluate import Evaluator, plain_forward
 from model.training.learner import model_weights

@@ -28,9 +28,9 @@ from model.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    SyntheticCorpus,
     TrainConfig,
 )
+from model.training.corpora import SyntheticCorpus
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.packed import Member, train_packed
 from model.training.trainer import train

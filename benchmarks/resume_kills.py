@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "model" /
 import toy_runs
 from toy_runs import RUNTIME, last_tensors, lines_without_clock
 
-from model.training.config import BalanceConfig, OptimizerConfig, StageConfig, SyntheticCorpus
+from model.training.config import BalanceConfig, OptimizerConfig, StageConfig
+from model.training.corpora import SyntheticCorpus
 from model.training.data import PreparedCorpus, prepare_corpus
 from model.training.sources import DataStage
 from model.training.trainer import train

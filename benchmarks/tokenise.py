@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from model.training.config import BpeTokenizer, BytesTokenizer, MixtureCorpus
+from model.training.corpora import BpeTokenizer, BytesTokenizer, MixtureCorpus
 from model.training.data import open_corpus, prepare_corpus
 from model.training.sources import JsonlFiles
 

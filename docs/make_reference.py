@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "reference.md"
 DATACLASSES = (
     "model/config.py",
     "model/training/config.py",
+    "model/training/corpora.py",
     "sweeps/ladder.py",
     "sweeps/recipe.py",
     "sweeps/executors/config.py",

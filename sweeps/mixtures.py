@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model.errors import ConfigError
-from model.training.config import CorpusConfig
+from model.training.corpora import CorpusConfig
 from model.training.sources import DataStage
 from model.typed import build
 

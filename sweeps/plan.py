@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from model.config import ModelConfig, require
 from model.errors import ConfigError
 from model.own.parts import refuse_own
-from model.training.config import CorpusConfig, RuntimeConfig
+from model.training.config import RuntimeConfig
+from model.training.corpora import CorpusConfig
 from sweeps import grid
 from sweeps.cost import SHIPPED, CostModel, RunCost, cost_of
 from sweeps.ladder import LadderConfig, grid_cells, noise_cells

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.training.config import CorpusConfig, RuntimeConfig, TrainConfig
+from model.training.config import RuntimeConfig, TrainConfig
+from model.training.corpora import CorpusConfig
 from model.typed import build, to_plain
 from sweeps.files import canonical_text, read_json, text_hash
 

@@ -66,6 +66,7 @@ def test_the_doors_are_used() -> None:
         "analysis.fitting, analysis.laws, analysis.records, analysis.study, analysis.bootstrap",
         "model",
         "model.config, model.accounting, model.typed, model.training.config, model.training.data",
+        "model.training.corpora",
         "sweeps.plan, sweeps.store, sweeps.run, sweeps.status",
         "windtunnel.cli, windtunnel.composition, windtunnel.commands.sweep",
         "windtunnel.commands.status, windtunnel.commands.doctor, windtunnel.commands.fit",

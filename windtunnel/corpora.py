@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from model.training.config import CorpusConfig
+from model.training.corpora import CorpusConfig
 from model.training.data import PreparedCorpus, prepare_corpus
 from windtunnel.console import Progress, prose, si
 

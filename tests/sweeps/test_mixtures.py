@@ -12,7 +12,7 @@ from analysis.one_protocol import check_one_protocol
 from analysis.points import points_from_records
 from analysis.records import RecordSet, RunRecord, load_records
 from model.errors import ConfigError
-from model.training.config import MixtureCorpus
+from model.training.corpora import MixtureCorpus
 from model.training.data import prepare_corpus
 from model.training.sources import Arithmetic, DataStage
 from sweeps.executors.inline import InlineExecutor

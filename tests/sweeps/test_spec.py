@@ -16,10 +16,10 @@ from model.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    TextCorpus,
     TrainConfig,
     WandbTracker,
 )
+from model.training.corpora import TextCorpus
 from model.typed import to_plain
 from sweeps.files import canonical_text, content_hash
 from sweeps.protocol import fingerprint, protocol_of

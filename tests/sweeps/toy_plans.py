@@ -9,8 +9,8 @@ from model.training.config import (
     EvaluationConfig,
     RuntimeConfig,
     ScheduleConfig,
-    SyntheticCorpus,
 )
+from model.training.corpora import SyntheticCorpus
 from sweeps.grid import replaced
 from sweeps.ladder import LadderConfig
 from sweeps.plan import SweepConfig

@@ -18,9 +18,9 @@ from model.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    SyntheticCorpus,
     TrainConfig,
 )
+from model.training.corpora import SyntheticCorpus
 from model.transformer import build_model
 from sweeps.spec import RunSpec
 from sweeps.store import Store

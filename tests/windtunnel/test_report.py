@@ -35,9 +35,10 @@ from model.errors import ConfigError
 from model.training.config import JsonlTracker, WandbTracker
 from windtunnel.commands import report
 from windtunnel.report import numbers
-from windtunnel.report.content import Content, gather, protocol_rows
+from windtunnel.report.content import Content, gather
 from windtunnel.report.conventions import CONVENTIONS
 from windtunnel.report.numbers import sentence
+from windtunnel.report.origins import protocol_rows
 from windtunnel.report.page import render
 from windtunnel.report.sentences import facts, troubles
 from windtunnel.report.unwell import unwell

@@ -25,7 +25,8 @@ from rich.console import Console
 
 from analysis.wording import brief, counted
 from model.errors import ConfigError, RunFailed
-from model.training.config import CorpusConfig, RuntimeConfig, TrackerConfig
+from model.training.config import RuntimeConfig, TrackerConfig
+from model.training.corpora import CorpusConfig
 from model.training.data import PreparedCorpus
 from sweeps.budget import Budget
 from sweeps.cost import SHIPPED, Sample, calibrated, usage_of

@@ -28,7 +28,8 @@ from rich.console import Console
 from analysis.wording import brief
 from model.config import ModelConfig, require, require_positive
 from model.errors import RunFailed
-from model.training.config import CorpusConfig, InitialWeights, RuntimeConfig, TrackerConfig
+from model.training.config import InitialWeights, RuntimeConfig, TrackerConfig
+from model.training.corpora import CorpusConfig
 from model.training.data import PreparedCorpus
 from sweeps.cost import SHIPPED, cost_of
 from sweeps.executors import ExecutorConfig, make_executor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from model.training.config import CorpusConfig
+from model.training.corpora import CorpusConfig
 from model.training.data.corpus import DomainSize, PreparedCorpus
 from model.training.data.documents import sha256
 from model.training.data.tokenizers import codec_from_json

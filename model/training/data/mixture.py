@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from model.errors import ConfigError
-from model.training.config import (
+from model.training.corpora import (
     CorpusConfig,
     MixtureCorpus,
     StdlibCorpus,

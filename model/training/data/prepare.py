@@ -32,7 +32,7 @@ import tokenizers
 
 from model.errors import ConfigError
 from model.files import sync_folder, write_atomic
-from model.training.config import BpeTokenizer, CorpusConfig, FileTokenizer
+from model.training.corpora import BpeTokenizer, CorpusConfig
 from model.training.data.corpus import PreparedCorpus
 from model.training.data.documents import Job, Progress, Report, Source, no_progress, sha256
 from model.training.data.files import Hashes
@@ -60,6 +60,7 @@ from model.training.data.similar import (
 from model.training.data.split import count_heldout
 from model.training.data.spool import Index, Spool, SpoolTask, portions, write_job
 from model.training.data.tokenizers import BytesCodec, Codec, codec_from_json, train_codec
+from model.training.sources import FileTokenizer
 from model.typed import to_plain
 
 BPE_SAMPLE_BYTES = 2**26

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import require
-from model.training.config import SyntheticCorpus
+from model.training.corpora import SyntheticCorpus
 from model.training.data.documents import Document, Report, sha256
 
 MEAN_DOCUMENT_SYMBOLS = 512

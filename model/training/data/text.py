@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from model.errors import ConfigError
-from model.training.config import TextCorpus
+from model.training.corpora import TextCorpus
 from model.training.data.documents import Document, JobList, Report, count, note, sha256
 from model.training.data.files import READ_AT_ONCE, Hashes, TextFile, expand, grouped
 from model.training.sources import TextFiles

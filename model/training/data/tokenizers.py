@@ -17,7 +17,8 @@ from tokenizers import Tokenizer as BpeModel
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.errors import ConfigError
-from model.training.config import BpeTokenizer, BytesTokenizer, FileTokenizer, Tokenizer
+from model.training.corpora import BpeTokenizer, BytesTokenizer, Tokenizer
+from model.training.sources import FileTokenizer
 
 ENCODE_AT_ONCE = 64  # documents; bounds the memory of the encoder's own result objects
 

@@ -10,7 +10,8 @@ from toy_runs import RUNTIME, train_until
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.training.adamw8bit import AdamW8bit, update_in_backward
-from model.training.config import BalanceConfig, EvaluationConfig, OptimizerConfig, SyntheticCorpus
+from model.training.config import BalanceConfig, EvaluationConfig, OptimizerConfig
+from model.training.corpora import SyntheticCorpus
 from model.training.data import prepare_corpus
 from model.training.distributed.config import ParallelConfig
 from model.training.moments import (

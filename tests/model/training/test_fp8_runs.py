@@ -10,7 +10,8 @@ from toy_runs import RUNTIME, lines, train_until
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.training import fp8 as rules
-from model.training.config import BalanceConfig, EvaluationConfig, SyntheticCorpus
+from model.training.config import BalanceConfig, EvaluationConfig
+from model.training.corpora import SyntheticCorpus
 from model.training.data import prepare_corpus
 from model.training.fp8 import Fp8Layers
 from model.training.precision import computing_in

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.kernels import adamw
-from model.training.config import SyntheticCorpus
+from model.training.corpora import SyntheticCorpus
 from model.training.data import prepare_corpus
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -5,14 +5,8 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import (
-    BalanceConfig,
-    BpeTokenizer,
-    OptimizerConfig,
-    ScheduleConfig,
-    StdlibCorpus,
-    TrainConfig,
-)
+from model.training.config import BalanceConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from model.training.corpora import BpeTokenizer, StdlibCorpus
 from model.typed import build
 
 TRAIN: dict[str, Any] = {

@@ -23,9 +23,8 @@ from model.training.config import (
     EvaluationConfig,
     OptimizerConfig,
     RuntimeConfig,
-    SyntheticCorpus,
-    TextCorpus,
 )
+from model.training.corpora import SyntheticCorpus, TextCorpus
 from model.training.data import prepare_corpus
 from model.training.optim import build_optimizer
 from model.training.run import initial_state

@@ -15,9 +15,9 @@ from model.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    SyntheticCorpus,
     TrainConfig,
 )
+from model.training.corpora import SyntheticCorpus
 from model.training.learner import model_weights
 from model.training.trainer import train
 

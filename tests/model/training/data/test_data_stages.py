@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import MixtureCorpus
+from model.training.corpora import MixtureCorpus
 from model.training.data import open_corpus, prepare_corpus, span_at
 from model.training.sources import DataStage, TextFiles
 from model.typed import build, to_plain

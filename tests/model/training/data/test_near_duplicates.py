@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import MixtureCorpus
+from model.training.corpora import MixtureCorpus
 from model.training.data import prepare_corpus
 from model.training.data.documents import Document
 from model.training.data.similar import NUM_RANGES, _plain, jaccard, shingles, sketch

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import BpeTokenizer, StdlibCorpus, SyntheticCorpus, TextCorpus
+from model.training.corpora import BpeTokenizer, StdlibCorpus, SyntheticCorpus, TextCorpus
 from model.training.data import open_corpus, prepare_corpus
 from model.training.data import prepare as prepare_module
 from model.training.data.stream import Mixture

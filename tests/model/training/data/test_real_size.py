@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import BpeTokenizer, MixtureCorpus, StdlibCorpus
+from model.training.corpora import BpeTokenizer, MixtureCorpus, StdlibCorpus
 from model.training.data import manifest as manifest_module
 from model.training.data import open_corpus, prepare_corpus
 from model.training.data import pool as pool_module
@@ -59,7 +59,7 @@ def test_several_processes_and_many_shards_give_the_same_corpus(corpus, tmp_path
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from model.training.config import MixtureCorpus
+from model.training.corpora import MixtureCorpus
 from model.training.data import prepare_corpus, shards, spool
 from model.training.data import files, safely
 from model.training.sources import TextFiles
@@ -180,7 +180,7 @@ def test_an_empty_corpus_is_refused(tmp_path):
 START = """
 import sys, time
 from pathlib import Path
-from model.training.config import StdlibCorpus
+from model.training.corpora import StdlibCorpus
 begin = time.process_time()
 from model.training.data import open_corpus, prepare_corpus
 found = prepare_corpus(StdlibCorpus(), Path(sys.argv[1]))

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from model.errors import ConfigError
-from model.training.config import BpeTokenizer, MixtureCorpus
+from model.training.corpora import BpeTokenizer, MixtureCorpus
 from model.training.data import documents as documents_module
 from model.training.data import files as files_module
 from model.training.data import megatron as megatron_module

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import SyntheticCorpus
+from model.training.corpora import SyntheticCorpus
 from model.training.data.synthetic import MarkovSource, SyntheticSource
 
 END = -1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from model.training.config import TextCorpus
+from model.training.corpora import TextCorpus
 from model.training.data import text as text_module
 from model.training.data.files import Hashes
 from model.training.data.prepare import prepare_corpus

@@ -7,9 +7,9 @@ from model.training.config import (
     EvaluationConfig,
     OptimizerConfig,
     ScheduleConfig,
-    SyntheticCorpus,
     TrainConfig,
 )
+from model.training.corpora import SyntheticCorpus
 from model.training.data import prepare_corpus
 
 CORPUS = SyntheticCorpus(tokens=60_000, num_symbols=64)
