@@ -1,7 +1,9 @@
 """Do the intervals hold what they promise: hits against what was promised, over the whole ledger.
 
 A single forecast says little, so the hit rate comes with its own interval, and beside it stands how
-sharp the forecasts were: intervals that always hold because they are wide are no skill.
+sharp the forecasts were: intervals that always hold because they are wide are no skill. Nor are
+intervals that hold while every measurement lies on the same side of its forecast: that is a bias,
+and the sides are counted.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from scipy import stats
 
 from analysis.results import Interval
 from windtunnel.ledger import Entry
+
+UNLIKELY = 0.05
+"""A chance below this is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,14 @@ class Calibration:
     None without forecasts, or where their levels differ."""
     median_error: float | None
     """Median of |forecast / measured - 1| over the runs that ended; None without any."""
+    median_offset: float | None
+    """Median of measured / forecast - 1 over the same runs: below zero, forecasts were too high."""
+    num_below: int
+    """Measured losses below their forecasts."""
+    num_above: int
+    side_chance: float | None
+    """Probability of sides at least as uneven if forecasts were as often too high as too low (the
+    sign test, exact and two-sided); None without any."""
     median_width: float | None
     """Median width of the intervals over their value; None without forecasts."""
 
@@ -41,11 +54,14 @@ def calibration(entries: Iterable[Entry]) -> Calibration:
     inside = sum(entry.verdict == "inside" for entry in counted)
     forecasts = [entry.forecast.forecast for entry in counted]
     levels = {forecast.level for forecast in forecasts}
-    errors = [
-        abs(entry.forecast.forecast.value / entry.outcome.loss_nats - 1)
+    pairs = [
+        (entry.forecast.forecast.value, entry.outcome.loss_nats)
         for entry in counted
         if entry.outcome is not None and entry.outcome.loss_nats is not None
     ]
+    below = sum(measured < foretold for foretold, measured in pairs)
+    above = sum(measured > foretold for foretold, measured in pairs)
+    sides = stats.binomtest(below, below + above) if below + above else None
     hit_rate, chance = None, None
     if counted:
         ends = stats.binomtest(inside, len(counted)).proportion_ci(0.9, method="exact")
@@ -59,7 +75,11 @@ def calibration(entries: Iterable[Entry]) -> Calibration:
         num_expected=sum(forecast.level for forecast in forecasts),
         hit_rate=hit_rate,
         chance=chance,
-        median_error=median(errors) if errors else None,
+        median_error=median(abs(f / m - 1) for f, m in pairs) if pairs else None,
+        median_offset=median(m / f - 1 for f, m in pairs) if pairs else None,
+        num_below=below,
+        num_above=above,
+        side_chance=float(sides.pvalue) if sides else None,
         median_width=median(f.width / f.value for f in forecasts) if forecasts else None,
     )
 
@@ -78,8 +98,19 @@ def calibration_sentence(found: Calibration) -> str:
             f"; median miss {found.median_error:.2%}, median interval {found.median_width:.2%} of "
             "the forecast wide"
         )
-    if found.chance is not None and found.chance < 0.05:
+    if found.side_chance is not None and found.side_chance < UNLIKELY:
+        text += f". {_lean(found)}"
+    if found.chance is not None and found.chance < UNLIKELY:
         text += f". The intervals do not hold what they promise (p = {found.chance:.2g})"
     elif found.num_forecasts < 10:
         text += ". Too few yet to judge the intervals"
     return text
+
+
+def _lean(found: Calibration) -> str:
+    more, side = max((found.num_below, "below"), (found.num_above, "above"))
+    return (
+        f"{more} of {found.num_below + found.num_above} measured losses lie {side} their forecasts "
+        f"({found.median_offset:+.2%} in the median): the forecasts are biased "
+        f"(p = {found.side_chance:.2g})"
+    )

@@ -214,6 +214,30 @@ def test_calibration_leaves_out_what_was_known_before(ledger: Ledger) -> None:
     assert "no forecast has been held" in calibration_sentence(found)
 
 
+def test_forecasts_that_lean_to_one_side_are_called_out(ledger: Ledger) -> None:
+    """Every loss is inside its interval of 1.9 to 2.1, and below the 2.0 that was forecast."""
+    for index in range(6):
+        found = calibration(ledger.entries())
+        assert "biased" not in calibration_sentence(found)  # five heads in a row do happen
+        ledger.register(forecast(str(index)))
+        ledger.record_outcome(outcome(str(index), 1.96))
+    found = calibration(ledger.entries())
+    assert (found.num_inside, found.num_below, found.num_above) == (6, 6, 0)
+    assert found.side_chance == pytest.approx(2 / 2**6)
+    assert found.median_offset == pytest.approx(-0.02)
+    sentence = calibration_sentence(found)
+    assert "6 of 6 measured losses lie below their forecasts (-2.00% in the median)" in sentence
+    assert "do not hold" not in sentence
+
+
+def test_sides_that_balance_are_no_bias(three: Ledger) -> None:
+    """A run that diverged has no side, and one that met its forecast has none either."""
+    three.record_outcome(outcome("c", None))
+    found = calibration(three.entries())
+    assert found.num_below + found.num_above == 2
+    assert "biased" not in calibration_sentence(found)
+
+
 def test_intervals_that_never_hold_are_called_out(ledger: Ledger) -> None:
     for index in range(4):
         ledger.register(forecast(str(index)))
