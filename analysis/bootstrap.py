@@ -17,6 +17,7 @@ from analysis.descent import minimise
 from analysis.laws import Array
 from analysis.logsum import BLOCK_ELEMENTS
 from analysis.results import Interval, stretched
+from analysis.ridge import beginnings
 from analysis.solving import Solved
 
 HELD_ELEMENTS = 4_000_000
@@ -36,7 +37,8 @@ def replicate(
     seed: int,
     unit_N: NDArray[np.intp] | None = None,
 ) -> Array:
-    """The law fitted to every draw, from the optimum: the parameters [R, P].
+    """The law fitted to every draw, from the optimum (or the optima, one after the other, where the
+    points leave a direction free): the parameters [R, P].
 
     Args:
         solved: the fit to all runs.
@@ -48,12 +50,14 @@ def replicate(
     num_points = len(log_loss_N)
     num_units = num_points if unit_N is None else int(unit_N.max()) + 1
     rng = np.random.default_rng(seed)
-    parts = []
+    begin_RP = np.resize(beginnings(solved, log_loss_N), (replicates, len(solved.theta_P)))
+    parts: list[Array] = []
     for size in _held(replicates, num_points):
         counts_RN = _drawn(rng, num_units, size)
         if unit_N is not None:
             counts_RN = counts_RN[:, unit_N]
-        start_RP = np.repeat(solved.theta_P[None], len(counts_RN), axis=0)
+        first = sum(map(len, parts))
+        start_RP = begin_RP[first : first + size]
         weights_RN = counts_RN * solved.weight_N
         found = minimise(solved.form.logsum, start_RP, log_loss_N, weights_RN, solved.loss)
         parts.append(found.theta_BP)
@@ -69,10 +73,12 @@ def replicate_seeds(solved: Solved, noise_sd: float, replicates: int, seed: int)
     """
     rng = np.random.default_rng(seed)
     log_N = solved.form.logsum.log_values(solved.theta_P[None])[0]
-    parts = []
+    begin_RP = np.resize(beginnings(solved, log_N), (replicates, len(solved.theta_P)))
+    parts: list[Array] = []
     for size in _held(replicates, len(log_N)):
         log_RN = log_N + noise_sd * rng.standard_normal((size, len(log_N)))
-        start_RP = np.repeat(solved.theta_P[None], size, axis=0)
+        first = sum(map(len, parts))
+        start_RP = begin_RP[first : first + size]
         found = minimise(solved.form.logsum, start_RP, log_RN, solved.weight_N, solved.loss)
         parts.append(found.theta_BP)
     return solved.form.decode(np.concatenate(parts))

@@ -167,11 +167,12 @@ def holdout_warnings(holdouts: Sequence[Holdout]) -> tuple[FitWarning, ...]:
 
 def condition_number(form: Form, theta_P: Array) -> float:
     """Of d log f / d theta, its columns scaled to length one; infinite where one is nothing."""
-    singular = np.linalg.svd(_scaled_jacobian(form, theta_P), compute_uv=False)
+    singular = np.linalg.svd(scaled_jacobian(form, theta_P), compute_uv=False)
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else float("1e300")
 
 
-def _scaled_jacobian(form: Form, theta_P: Array) -> Array:
+def scaled_jacobian(form: Form, theta_P: Array) -> Array:
+    """d log f / d theta at the points, held parameters left out, columns of length one."""
     jacobian_NP = form.logsum.jacobian(theta_P)[:, ~form.held_P]
     length_P = np.linalg.norm(jacobian_NP, axis=0)
     return jacobian_NP / np.where(length_P > 0, length_P, 1.0)
@@ -228,7 +229,7 @@ def _ridge(solved: Solved) -> Iterator[tuple[FitStatus, str]]:
     number = condition_number(solved.form, solved.theta_P)
     if number < RIDGE:
         return
-    _, _, right_PP = np.linalg.svd(_scaled_jacobian(solved.form, solved.theta_P))
+    _, _, right_PP = np.linalg.svd(scaled_jacobian(solved.form, solved.theta_P))
     weak_P = np.zeros(len(solved.theta_P), dtype=bool)
     weak_P[~solved.form.held_P] = np.abs(right_PP[-1]) > 0.3
     names = _listed(solved, weak_P)

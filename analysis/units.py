@@ -138,15 +138,20 @@ def check_variables(
 
 
 def check_falls(points: Points, where: str) -> None:
-    """Refuse a loss that rises with what is spent: a score that was taken for a loss.
+    """Refuse a loss that is the same everywhere, or rises with what is spent: another column.
 
     Raises:
-        ConfigError: naming the rank correlation.
+        ConfigError: naming the one loss, or the rank correlation.
     """
     spent = next(
         (points.array(name) for name in ("flops", "size", "tokens") if getattr(points, name)), None
     )
     loss = points.array("loss")
+    if len(loss) > 1 and np.ptp(loss) == 0:
+        raise ConfigError(
+            f"{where}: all {len(loss)} rows have a loss of {loss[0]:.6g}. Nothing falls with size "
+            "or tokens, so there is no law to fit; is it the right column (columns.loss)?"
+        )
     if spent is None or len(loss) < FEWEST_FOR_RANKS or min(np.ptp(spent), np.ptp(loss)) == 0:
         return
     ranks = [np.argsort(np.argsort(column)) for column in (spent, loss)]

@@ -286,6 +286,16 @@ def test_one_budget_only(tmp_path: Path, capsys: Capture) -> None:
     assert "one budget only: all 8 runs" in error_of(capsys)
 
 
+@pytest.mark.parametrize("law", ["hoffmann", "compute"])
+def test_one_loss_only(law: str, tmp_path: Path, capsys: Capture) -> None:
+    """It was fitted, to E = 3 (3 to 3), and its hold-outs missed by rounding."""
+    path = tmp_path / "flat.csv"
+    cells = [(n, d) for n in (1e6, 2e6, 4e6) for d in (2e7, 4e7, 8e7)]
+    path.write_text("N,D,L\n" + "\n".join(f"{n},{d},3.0" for n, d in cells))
+    assert fit(tmp_path, f"records={path}", *COLUMNS, f"law={law}") == 2
+    assert "all 9 rows have a loss of 3" in error_of(capsys)
+
+
 def test_any_law_and_any_place(table: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:
     words = [*COLUMNS, "law=gadre", "at.params=1e9", "at.tokens=2e10", "test.N=1.28e8", *QUICK]
     assert fit(tmp_path, f"records={table()}", *words) == 0
