@@ -256,7 +256,7 @@ def test_laws_and_choices_beside_the_fit(
         ({}, ["law=gadre", "at_flops=1e20"], 2, "at_flops is about the optimum of law=hoffmann"),
         ({}, ["law=isoflop", "laws=[gadre]"], 2, "test and laws are for the others"),
         ({}, ["law=gadre", "at.flops=1e20"], 2, "at.tokens_per_size: missing"),
-        ({}, ["fit.held.A=1"], 2, "fit.held.A: LossSurface can hold E, alpha, beta"),
+        ({}, ["fit.held.A=1"], 2, "fit.held.A: the hoffmann law can hold E, alpha, beta"),
         ({}, ["test.N=7"], 2, "test.N=7: no row of"),
         ({}, ["table.drop_highest_losses=35"], 3, "5 points for the 5 parameters"),
     ],
