@@ -11,7 +11,7 @@ the override sets the value.
 from __future__ import annotations
 
 import difflib
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -42,6 +42,9 @@ from windtunnel.yaml_folders import (
 T = TypeVar("T")
 
 # What Hydra, OmegaConf and PyYAML raise for a bad override or a bad file.
+REASONS = "override."
+"""Values under it are a person's sentences, with commas and all."""
+
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
@@ -141,6 +144,19 @@ def _meant(verb: str, word: str, primary: Mapping[str, Any], dirs: Sequence[Path
     return named[0] if named else ""
 
 
+def _is_sentence(value: str) -> bool:
+    """Whether a reason is plain words, and neither empty, null nor quoted already."""
+    return value not in ("", "null") and value[0] not in "'\""
+
+
+def _quoted(value: str) -> str:
+    """In Hydra's quotes, in which backslashes count only in front of a quote."""
+    escaped = re.sub(
+        r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value
+    )
+    return f'"{escaped}"'
+
+
 def _parse_override(text: str, meant: str = "") -> Override:
     example = "write key=value or group=option, lists as key=[a,b], and quote odd characters"
     if meant:
@@ -148,8 +164,9 @@ def _parse_override(text: str, meant: str = "") -> Override:
     key, equals, value = text.partition("=")
     if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
         text = f"{key}{equals}{Path(value).expanduser()}"
-    if len(value) == 1 and not value.isalnum():  # a sign: table.decimal=, as a shell leaves it
-        text = f"{key}{equals}{json.dumps(value)}"
+    is_sign = len(value) == 1 and not value.isalnum()  # table.decimal=, as a shell leaves it
+    if is_sign or (key.startswith(REASONS) and _is_sentence(value)):
+        text = f"{key}{equals}{_quoted(value)}"
     try:
         override = OverridesParser.create().parse_override(text)
     except _COMPOSE_ERRORS:

@@ -91,6 +91,24 @@ def test_a_sign_is_taken_as_a_shell_leaves_it(dirs: tuple[Path, ...], sign: str)
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("9 MB of text, read 7 times", "9 MB of text, read 7 times"),
+        ("it's a test: [how far?] (C, D)", "it's a test: [how far?] (C, D)"),
+        ('the "law" at 100 %', 'the "law" at 100 %'),
+        ("'quoted, already'", "quoted, already"),
+        (r"C:\runs, a \"path\" and \ ", r"C:\runs, a \"path\" and \ "),
+        ("a last \\", "a last \\"),
+        ("null", None),
+    ],
+)
+def test_a_reason_is_taken_as_a_sentence(typed: str, meant: str | None) -> None:
+    words = ["root=tunnel", f"override.extrapolation={typed}"]
+    composed = compose("launch", words, (CONF_DIR,))
+    assert composed["override"]["extrapolation"] == meant
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["plan=wide", "ladder.size=3"], "ladder.size: unknown field; did you mean ladder.sizes?"),
