@@ -41,10 +41,10 @@ from windtunnel.yaml_folders import (
 
 T = TypeVar("T")
 
-# What Hydra, OmegaConf and PyYAML raise for a bad override or a bad file.
 REASONS = "override."
 """Values under it are a person's sentences, with commas and all."""
 
+# What Hydra, OmegaConf and PyYAML raise for a bad override or a bad file.
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
