@@ -22,7 +22,7 @@ DATACLASSES = (
     "sweeps/executors/config.py",
     "analysis/settings.py",
 )
-LAWS = ("analysis/laws.py", "analysis/data_laws.py", "analysis/moe_laws.py")
+LAWS = "analysis/catalogue.py"
 
 
 def reference() -> str:
@@ -37,8 +37,7 @@ def reference() -> str:
     parts += [
         _fields(cls, path) for path in DATACLASSES for cls in _classes(path) if _has_fields(cls)
     ]
-    parts += ["## Laws\n"]
-    parts += [_law(cls, path) for path in LAWS for cls in _classes(path) if _constant(cls, "kind")]
+    parts += ["## Laws\n", "By the name that `windtunnel fit law=...` takes.\n", *_laws()]
     return "\n".join(parts)
 
 
@@ -95,8 +94,21 @@ def _fields(cls: ast.ClassDef, path: str) -> str:
     return f"### {cls.name}\n\n{about} (`{path}`)\n\n{table}\n"
 
 
-def _law(cls: ast.ClassDef, path: str) -> str:
-    return f"### {cls.name}\n\n{ast.get_docstring(cls)}\n\n(`{path}`)\n"
+def _laws() -> Iterator[str]:
+    """In the catalogue's order: what each says, the variables it needs, its class."""
+    chosen = next(
+        node.value
+        for node in _tree(LAWS).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "LAWS"
+    )
+    assert isinstance(chosen, ast.Dict)
+    paths = [f"analysis/{path.name}" for path in sorted((ROOT / "analysis").glob("*.py"))]
+    classes = {cls.name: (cls, path) for path in paths for cls in _classes(path)}
+    for word, name in zip(chosen.keys, chosen.values, strict=True):
+        cls, path = classes[ast.unparse(name)]
+        variables = ", ".join(f"`{name}`" for name in _constant(cls, "VARIABLES"))
+        text = f"{ast.get_docstring(cls)}\n\nVariables: {variables}. (`{cls.name}` in `{path}`)"
+        yield f"### {ast.literal_eval(word)}\n\n{text}\n"
 
 
 def _classes(path: str) -> Iterator[ast.ClassDef]:
@@ -111,10 +123,14 @@ def _has_fields(cls: ast.ClassDef) -> bool:
     return any(isinstance(node, ast.AnnAssign) for node in cls.body)
 
 
-def _constant(cls: ast.ClassDef, name: str) -> bool:
-    return any(
-        isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name for node in cls.body
+def _constant(cls: ast.ClassDef, name: str) -> tuple[str, ...]:
+    value = next(
+        node.value
+        for node in cls.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name
     )
+    found: tuple[str, ...] = ast.literal_eval(value)
+    return found
 
 
 def _tree(path: str) -> ast.Module:

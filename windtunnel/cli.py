@@ -207,8 +207,8 @@ def _help() -> str:
         [
             "usage: windtunnel COMMAND [group=option] [key=value] [--config-dir DIR] [--cfg]",
             "",
-            "Sweeps of small MoE language models, scaling laws with honest intervals, and the",
-            "larger run they recommend, held against its forecast.",
+            "Train sweeps of small MoE language models, fit scaling laws with honest intervals,",
+            "launch the larger run they recommend and compare it with its forecast.",
             "",
             "Commands:",
             *lines,
@@ -216,8 +216,8 @@ def _help() -> str:
             "Example:",
             "  windtunnel sweep sweep=quickstart dry_run=true",
             "",
-            "`windtunnel COMMAND --help` shows its groups and an example; --cfg prints the YAML it",
-            "would run with. YAML of your own goes into ./conf or --config-dir DIR.",
+            "`windtunnel COMMAND --help` shows its groups and examples; --cfg prints the YAML it",
+            "would run with. Put YAML of your own into ./conf or --config-dir DIR.",
         ]
     )
 

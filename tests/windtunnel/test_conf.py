@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from analysis.catalogue import LAWS
+from analysis.optima_study import PROCEDURES
+from analysis.points import OWN_COLUMNS
 from model.errors import ConfigError
 from windtunnel import cli
+from windtunnel.commands import fit
 from windtunnel.composition import load
 from windtunnel.yaml_folders import CONF_DIR, options_of, verb_groups
 
@@ -136,3 +140,16 @@ def test_the_ladder_of_the_quickstart_is_wide_enough() -> None:
     assert len(ladder.noise_seeds) >= 3
     span = ladder.size_ratio ** (ladder.sizes - 1) * ladder.budget_ratio ** (ladder.budgets - 1)
     assert span >= 100
+
+
+def test_help_and_yaml_of_fit_name_every_law_with_its_own_variables() -> None:
+    about = fit.__doc__ or ""
+    listed = about.split("Laws:")[1].split("\n\n")[0]
+    comment = (CONF_DIR / "fit.yaml").read_text().split("# The law:")[1].split("\nlaw:")[0]
+    words = (*LAWS, *PROCEDURES)
+    assert set(words) <= set(re.findall(r"\w+", listed))
+    for word, law in LAWS.items():
+        found = re.search(rf"\b{word}\b(.*?)(\b({'|'.join(words)})\b|$)", comment, re.DOTALL)
+        assert found is not None, word
+        for name in set(law.VARIABLES) - {*OWN_COLUMNS, "tokens_per_size"}:
+            assert f"variables.{name}" in found[1], f"{word} needs {name}"

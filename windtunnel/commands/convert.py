@@ -2,12 +2,12 @@
 
 A run or a folder of weights becomes a published checkpoint: safetensors shards, an index and
 config.json, as vLLM, SGLang and transformers read it. A published checkpoint becomes a folder of
-weights (model.json and weights.safetensors). Which of the two follows from what the source is.
-Tensors pass one at a time, so a model needs the memory of its largest published tensor. The target
-appears whole at the end or not at all.
+weights (model.json and weights.safetensors). The source determines the direction. Tensors are
+converted one at a time, so a model needs only the memory of its largest published tensor. The
+target appears complete at the end or not at all.
 
 transformers needs the publisher's configuration_bailing_moe_v2.py and modeling_bailing_moe_v2.py
-beside the weights; code_dir=DIR copies them along.
+beside the weights; code_dir=DIR copies them there.
 
 Example:
   windtunnel convert source=w64l3e32k4-d524k-s0-0123456789ab target=export

@@ -1,9 +1,10 @@
-"""Check this machine: what will compute, how fast, and what to put right.
+"""Check this machine: which kernels it will use, how fast they are, and what to fix.
 
 Looks at Python, torch and its threads, the CPU's vector units, the speed of a float32 matmul,
-memory, free disk under the root, compilers, what would compute the experts and the rest of a step
-on each device and in each type, with the measured times of the alternatives, Slurm, W&B.
-A line marked `!` is worth putting right; it says how. The exit code is 2 when no run could work.
+memory, free disk under the root, compilers, Slurm and W&B, and which kernels would compute the
+experts and the rest of a step on each device and in each type, with measured times of the
+alternatives. A line marked `!` is worth fixing and says how. The exit code is 2 when no run could
+work.
 
 Example:
   windtunnel doctor

@@ -4,6 +4,10 @@ L(N, D) = E + A/N^alpha + B/D^beta over all runs and L(C) along its compute-opti
 other law by its name (law=...), written to fit.json. The exit code is 2 for runs or columns that
 can't be used, 3 when no estimate exists.
 
+Laws: hoffmann is L(N, D), the one that models are recommended from; compute is L(C), size L(N),
+tokens L(D), power y = a*x^b; gadre, muennighoff, clark, krajewski, ludziejewski, abnar, leverage
+and downstream are other published ones. law=isoflop and law=learning_rate locate optima instead.
+
 Example:
   windtunnel fit sweep=quickstart
   windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L

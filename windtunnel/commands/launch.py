@@ -1,14 +1,14 @@
-"""Train a promotion and hold it against its forecast.
+"""Train a promotion and compare it with its forecast.
 
-The gates are checked, the forecast is registered in the ledger, and only then training starts, by
+The gates are checked and the forecast is registered in the ledger before training starts. It uses
 the same code as the rungs, over as many processes as the machine plan has GPUs: on this machine, or
-with executor=slurm on a cluster's nodes. Killed, the same command goes on from the checkpoint, also
-over other parallel sizes; when the run is over, it trains nothing and shows the outcome.
-`dry_run=true` prints the flight plan, and builds every rank of a machine plan of several GPUs on
-the meta device. On the way every evaluation is held against its band; `alarm.stop=true` ends a run
-that leaves its forecast.
+with executor=slurm on a cluster. After a kill the same command resumes from the checkpoint, also
+with other parallel sizes; once the run is over, it trains nothing and shows the outcome.
+`dry_run=true` prints the flight plan and, for a machine plan of several GPUs, builds every rank on
+the meta device. Every evaluation on the way is compared with its forecast band; `alarm.stop=true`
+ends a run that leaves it.
 
-Exit codes: 0 measured (inside or outside), 1 stopped on the way, 3 failed or diverged, 4 refused.
+Exit codes: 0 measured (inside or outside), 1 stopped early, 3 failed or diverged, 4 refused.
 
 Example:
   windtunnel launch promotion=latest dry_run=true

@@ -1,7 +1,7 @@
 """Every forecast ever made under a root: hits, misses, and whether the intervals hold.
 
-A forecast is registered before its launch and never changed: a row that was altered, moved or taken
-out later is shown as such (exit code 2), and does not count.
+A forecast is registered before its launch and never changed: a row that was later altered, moved or
+removed is shown as such (exit code 2) and does not count.
 
 Example:
   windtunnel ledger

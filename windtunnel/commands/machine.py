@@ -1,9 +1,9 @@
-"""Plan a run on a machine: parallel sizes, memory a GPU, time, GPU-hours. Trains nothing.
+"""Plan a run on a machine: parallel sizes, memory per GPU, time, GPU-hours. Trains nothing.
 
-For a model of `conf/model` or for a promotion, whose own plan is taken where no `gpus` are given.
-Without sizes (`parallel=...`) the fastest that fit are searched. `build=true` builds each rank's
-stages for that many GPUs on the meta device; `export=DIR` writes the run for Megatron-LM and
-torchtitan.
+For a model in `conf/model` or for a promotion, whose own plan is used unless `gpus` is given.
+Without sizes (`parallel=...`) it searches for the fastest that fit. `build=true` builds every
+rank's stages for that many GPUs on the meta device; `export=DIR` exports the run for Megatron-LM
+and torchtitan.
 
 Example:
   windtunnel machine model=ling_1t_mtp hardware=h800 gpus=2016 parallel=ling_1t build=true

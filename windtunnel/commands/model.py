@@ -1,7 +1,7 @@
 """Count a model: shape, parameters, FLOPs by convention, memory, layer by layer. Trains nothing.
 
-All numbers are closed forms that need no torch, so a model of a trillion parameters is counted at
-once. Memory is for one device that holds the whole model and keeps every activation.
+All numbers are closed forms that need no torch, so even a model of a trillion parameters is counted
+instantly. Memory is for one device that holds the whole model and keeps every activation.
 
 Example:
   windtunnel model model=ling_1t

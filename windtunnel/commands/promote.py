@@ -1,12 +1,13 @@
 """Promote a larger model from a fitted sweep: its shape, its forecast, the evidence behind both.
 
 The fitted surface chooses size and tokens for the target; learning rate, batch and shape come from
-the recipe that made the rungs. What is kept under ROOT/promotions is frozen: forecast with its
-interval, every choice with its law and what snapping costs, the gates a launch must pass.
+the recipe that made the rungs. The promotion is stored under ROOT/promotions and frozen: the
+forecast with its interval, every choice with its law and the cost of rounding it to a real shape,
+and the gates a launch must pass.
 
-A launched run, under way or over, is the start of a second stage: `target=continue` for longer,
-`target=decay` to end it early, `target=merge` to average its weights, `target=extend` for a longer
-context. What it begins with is set aside at once.
+A launched run, finished or still running, can start a second stage: `target=continue` trains it
+longer, `target=decay` ends it early, `target=merge` averages its weights, `target=extend` lengthens
+its context. What the stage starts from is set aside at once.
 
 Example:
   windtunnel promote sweep=quickstart

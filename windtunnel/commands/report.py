@@ -1,9 +1,9 @@
-"""Write a sweep's report: one HTML page that opens without a network, and every figure as files.
+"""Write a sweep's report: one HTML page that opens offline, and every figure as files.
 
-The page says what was asked, what is recommended and how sure that is, shows the evidence, and
-lists every run. It can be written at any time: what is missing yet is said in its place. The
-figures lie beside it as PNG, SVG and PDF, each with its data as CSV. With `tracker=wandb` they, the
-fitted curves and the promotion also go to W&B, offline unless `tracker.mode=online`.
+The page says what was asked, what is recommended and how certain that is, shows the evidence, and
+lists every run. It can be written at any time: where something is still missing, it says so. The
+figures are stored beside it as PNG, SVG and PDF, each with its data as CSV. With `tracker=wandb`
+they, the fitted curves and the promotion also go to W&B, offline unless `tracker.mode=online`.
 
 Example:
   windtunnel report sweep=quickstart

@@ -1,7 +1,7 @@
-"""How a sweep stands: counts, what runs now, what failed and why, cost so far and to come.
+"""Status of a sweep: counts, what is running, what failed and why, cost so far and to come.
 
-Without `sweep=NAME` it lists every sweep under the root. `watch=true` stays and redraws.
-The exit code is 0 when every run is done and 1 while any is not, for scripts.
+Without `sweep=NAME` it lists every sweep under the root. `watch=true` keeps redrawing it.
+For scripts, the exit code is 0 when every run is done and 1 otherwise.
 
 Example:
   windtunnel status sweep=quickstart

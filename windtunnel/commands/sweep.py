@@ -1,7 +1,7 @@
 """Train every model of a sweep: sizes x budgets under one protocol, each run once.
 
-A run that is finished is never trained again; one that was interrupted goes on from its checkpoint.
-Kill it any time and type the same command. `dry_run=true` shows the plan and starts nothing.
+A finished run is never trained again; an interrupted one resumes from its checkpoint. Kill it at
+any time and run the same command again. `dry_run=true` shows the plan and starts nothing.
 
 Exit codes: 0 when every run is done, 1 when some are left or failed, 3 when all of them failed.
 

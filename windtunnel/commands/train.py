@@ -1,13 +1,13 @@
 """Train one model, without a sweep: a preset's shape, the recipe's learning rate and batch.
 
-The run lies beside those of the sweeps, under the same rules: the same command again trains nothing
-twice, a killed run goes on from its checkpoint, and what a sweep has trained already is not trained
-again. The vocabulary is the corpus's. `dry_run=true` shows the plan. With weights=FOLDER the run
-begins with weights trained before, as a published checkpoint or `windtunnel convert` has them, and
-with their model. They are all that is taken over: the optimizer begins anew. processes=fixed trains
-over several processes.
+The run is stored with those of the sweeps, under the same rules: repeating the command trains
+nothing twice, a killed run resumes from its checkpoint, and a run that a sweep has already trained
+is not trained again. The vocabulary comes from the corpus. `dry_run=true` shows the plan.
+weights=FOLDER starts from existing weights (a published checkpoint, or what `windtunnel convert`
+makes of one) and their model. Only the weights are taken over: the optimizer starts fresh.
+processes=fixed trains over several processes.
 
-Exit codes: 0 done, 1 stopped on the way, 3 failed or diverged.
+Exit codes: 0 done, 1 stopped early, 3 failed or diverged.
 
 Example:
   windtunnel train model=tiny tokens=262144

@@ -1,7 +1,7 @@
 """Show a sweep in the browser while it runs: the report's figures, always up to date.
 
-Only this machine can read the page unless `host=` names another interface; its address then holds a
-token. Nothing can be changed from the page. Without `sweep=NAME` the newest sweep is shown.
+Only this machine can open the page unless `host=` names another interface; its address then holds a
+token. Nothing can be changed from the page. Without `sweep=NAME` it shows the newest sweep.
 
 Example:
   windtunnel view sweep=quickstart
