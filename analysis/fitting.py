@@ -3,7 +3,7 @@
 1. Variable projection: thousands of exponent vectors, the coefficients of each solved exactly.
 2. Descent of the robust objective from the best start of every region, all regions as one batch.
 3. The bootstrap's replicates, again as one batch, from the optimum.
-4. Health: every soft trouble that can be seen, with a sentence.
+4. Health checks: every visible problem that is not an error, as a sentence.
 """
 
 from __future__ import annotations

@@ -157,9 +157,9 @@ def holdout_warnings(holdouts: Sequence[Holdout]) -> tuple[FitWarning, ...]:
         outside = len(holdout.points) - holdout.num_inside
         if outside and _tail(len(holdout.points), outside, 1 - holdout.points[0].forecast.level):
             sentence = (
-                f"without the {largest_budgets(holdout.budgets)}, {outside} of "
-                f"{len(holdout.points)} held-out points outside the interval, the forecast "
-                f"off by {holdout.mean_abs_error:.2%} on average"
+                f"without the {largest_budgets(holdout.budgets)} the forecast is off by "
+                f"{holdout.mean_abs_error:.2%} on average, with {outside} of "
+                f"{len(holdout.points)} held-out points outside the interval"
             )
             found.append(FitWarning(status=FitStatus.HOLDOUT_MISSED.name, sentence=sentence))
     return tuple(found)

@@ -146,7 +146,8 @@ def flight(evidence: Evidence) -> Drawing:
     passed = [point for point in points if point.measured is not None]
     inside = sum(point.forecast.contains(point.measured or 0.0) for point in passed)
     so_far = (
-        f"{inside} of {len(passed)} measurements so far inside. "
+        f"So far the interval holds {inside} of "
+        f"{counted(len(passed), 'measurement', 'measurements')}. "
         if passed
         else "Nothing has been measured yet. "
     )

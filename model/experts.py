@@ -1,4 +1,4 @@
-"""The routed experts: their weights, and the one door to whatever computes them."""
+"""The routed experts: their weights, and the single entry to the kernels that compute them."""
 
 from __future__ import annotations
 

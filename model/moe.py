@@ -1,4 +1,4 @@
-"""The mixture feed-forward: router, routed experts, shared expert."""
+"""The mixture-of-experts feed-forward layer: router, routed experts, shared expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``plan.json``: every spec whole, so that it alone is enough to run, rerun or check the sweep."""
+"""``plan.json``: every spec in full, so that it is enough to run, rerun or check the sweep."""
 
 from __future__ import annotations
 

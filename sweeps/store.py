@@ -1,8 +1,8 @@
 """The runs on disk: one folder each, on any shared file system, with no server and no lock service.
 
-What a run's status is follows from its folder alone (see :mod:`sweeps.attempt`), so there is no
-status that could be left behind by a crash. Reading 10,000 of them takes a fraction of a second; a
-cache of how attempts ended (:mod:`sweeps.index`) makes those that failed as quick.
+A run's status follows from its folder alone (see :mod:`sweeps.attempt`), so a crash cannot leave a
+stale status behind. Reading 10,000 of them takes a fraction of a second; a cache of how attempts
+ended (:mod:`sweeps.index`) makes failed ones as fast.
 """
 
 from __future__ import annotations

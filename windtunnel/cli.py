@@ -1,14 +1,14 @@
-"""The command line: a verb, its YAML, overrides as Hydra users know them.
+"""The command line: a verb, its YAML, and overrides in Hydra's syntax.
 
 ``windtunnel VERB [group=option] [key=value] [--config-dir DIR] [--cfg] [--help]``
 
 Every verb is one module with ``Config`` (its composed YAML as a frozen dataclass),
 ``run(config, console)`` and a docstring that is its ``--help``. This file only finds it, builds
-its config, and turns the errors a person can act on into one line and an exit code; anything else
+its config, and turns errors that a user can act on into one line and an exit code; anything else
 keeps its traceback.
 
-Exit codes: 0 done, 1 done in part (``status`` and ``sweep`` say what is left), 2 the caller can
-correct it, 3 no usable result, 4 a launch refused, 130 stopped by the keyboard.
+Exit codes: 0 done, 1 partly done (``status`` and ``sweep`` say what is left), 2 an error the caller
+can correct, 3 no usable result, 4 launch refused, 130 interrupted from the keyboard.
 """
 
 from __future__ import annotations

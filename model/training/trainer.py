@@ -2,7 +2,7 @@
 
 :func:`train` reads top to bottom. The state of a run after a step is its weights, its optimizer,
 its :class:`~model.training.state.RunState` and the length of its metrics file. A checkpoint holds
-all of them, so a resumed run goes on bit for bit.
+all of them, so a resumed run continues bit for bit.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def test_the_flight_holds_every_waypoint_and_counts_the_hits(evidence: Evidence)
     )
     ongoing = replace(promoted, waypoints=waypoints, measured=None)
     drawing = flight(replace(evidence, promoted=ongoing))
-    assert "1 of 2 measurements so far inside" in drawing.how_to_read
+    assert "So far the interval holds 1 of 2 measurements." in drawing.how_to_read
     assert list(drawing.data["tokens"]) == [w.tokens for w in waypoints] + [promoted.tokens]
     assert list(drawing.data["loss_nats"].dropna()) == [band.high * 1.01, band.value]
     assert "Only the end was forecast" in flight(evidence).how_to_read
