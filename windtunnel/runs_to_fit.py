@@ -144,7 +144,8 @@ def _of_records(
     config: FitSource, name: str, records: RecordSet, source: dict[str, Any], out: Path
 ) -> RunsToFit:
     points, excluded = points_from_records(measured_as(records, config.loss), config.size)
-    used = [record for record in records.records if record.run_id in set(points.label)]
+    fitted = set(points.label)
+    used = [record for record in records.records if record.run_id in fitted]
     check_one_protocol(used, config.allow)
     conventions = sorted({record.convention for record in used})
     if len(conventions) > 1:
@@ -204,16 +205,15 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
             f"{'; '.join(f'{path}: {values}' for path, values in axes.items())}"
         )
     finished = [run for run in chosen if (store.run_dir(run.run_id) / "record.json").exists()]
-    done = [run.run_id for run in finished]
-    loaded = load_records(store.run_dir(name) for name in done)
-    missing = tuple(_missing(store, [run.run_id for run in chosen if run.run_id not in done]))
+    named = {run.run_id: run for run in finished}
+    loaded = load_records(map(store.run_dir, named))
+    missing = tuple(_missing(store, [run.run_id for run in chosen if run.run_id not in named]))
     if not loaded.records:
         reasons = "; ".join(f"{e.label}: {e.reason}" for e in (*loaded.excluded, *missing)[:2])
         raise ConfigError(
             f"sweep={plan.name}: none of its {len(chosen)} runs can be fitted ({reasons}, ...). "
             f"See `windtunnel status sweep={plan.name}`"
         )
-    named = {run.run_id: run for run in finished}
     records = tuple(as_planned(record, named[record.run_id]) for record in loaded.records)
     return RecordSet(records=records, excluded=(*loaded.excluded, *missing))
 
