@@ -3,8 +3,8 @@
 Every run of the variant is held against the baseline's run of the same rung, tokens, seed and data,
 so most of what moves a loss is in both and drops out. The gap is log(loss / baseline loss), at
 equal compute: where a feature makes a model dearer, the baseline is given that compute too. Its
-trend is a straight line in log-compute (least squares, Student's t). What the same gap would have
-cost in compute follows from the local exponent of the baseline's own losses.
+trend is a straight line in log-compute (least squares, Student's t). What the gap is worth in
+compute is the leverage (:mod:`analysis.leverage`), where the baseline's losses show their law.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from enum import Enum
 import numpy as np
 
 from analysis.laws import Array
+from analysis.leverage import Leverage, LeverageCurve, LeverageMeter, PairedLosses
 from analysis.line import Line
 from analysis.records import RunRecord
 from analysis.results import FitError, FitWarning, Interval, Prediction
 from analysis.wording import counted
 from model.config import require
 
+SCHEMA_VERSION = 2
+"""1 had a multiplier of compute at the targets alone, read off one exponent."""
 LEAST_PAIRS = 4
 """A line and two degrees of freedom for its noise."""
 MOST_AHEAD = 1000.0
 """A straight line is believed this many times beyond the largest pair's compute."""
-DRAWS = 4000
-LARGEST_MULTIPLIER = 1e6
-"""Where the exponent of the baseline is as good as zero no multiplier means anything."""
 
 
 def percent(gap: float) -> str:
@@ -47,6 +47,8 @@ class TrialStatus(Enum):
     UNPAIRED = "some runs have no partner"
     FELL_BACK = "some runs did not compute in the precision they were planned in"
     DEARER = "the feature changes the compute of a run"
+    NO_LEVERAGE = "the baseline's runs don't show the law that turns a gap into compute"
+    NOT_REACHED = "the baseline may never come down to the variant's loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,8 @@ class Ahead:
     name: str
     flops: float
     gap: Prediction
-    multiplier: Interval
-    """Compute the baseline needs for the variant's loss, over the variant's."""
+    leverage: Leverage | None
+    """None where the baseline's runs don't show their law, or the target is too far for it."""
     helps: float
     """Probability that the gap is below zero, if the trend goes on."""
     is_far: bool
@@ -101,7 +103,7 @@ class Ahead:
 class Trial:
     """A feature's trial with its evidence: ``trial.json``."""
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     sweep: str
     baseline: dict[str, str]
     variant: dict[str, str]
@@ -120,6 +122,8 @@ class Trial:
     targets: tuple[Ahead, ...]
     domains: tuple[DomainGap, ...] = ()
     """Empty for a corpus of one domain."""
+    leverage: LeverageCurve | None = None
+    """None where the baseline's runs don't show the law of their loss; a warning says why."""
     warnings: tuple[FitWarning, ...] = field(default=())
 
     @property
@@ -186,10 +190,12 @@ def run_trial(
         high=decade * (line.slope + quantile * line.slope_sd),
         level=level,
     )
+    meter, why_not = _meter(pairs, level)
     ahead = tuple(
-        _ahead(name, flops, line, base_line, float(flops_N.max()), level)
+        _ahead(name, flops, line, meter, float(flops_N.max()), level)
         for name, flops in targets.items()
     )
+    leverage = meter.curve() if meter else None
     return Trial(
         sweep=sweep,
         baseline=dict(baseline),
@@ -214,8 +220,22 @@ def run_trial(
         noise_sd=line.noise_sd,
         targets=ahead,
         domains=tuple(_by_domain(pairs, log_N, dearer_N, level)),
-        warnings=tuple(_warnings(mean, trend, ahead, unpaired, dearer_N, pairs)),
+        leverage=leverage,
+        warnings=(
+            *_warnings(mean, trend, ahead, unpaired, dearer_N, pairs),
+            *_leverage_warnings(leverage, why_not),
+        ),
     )
+
+
+def _meter(
+    pairs: Sequence[tuple[RunRecord, RunRecord]], level: float
+) -> tuple[LeverageMeter | None, str]:
+    """What reads leverages, or why there is none."""
+    try:
+        return LeverageMeter(PairedLosses.of(pairs), level), ""
+    except FitError as error:
+        return None, str(error)
 
 
 def _gaps(
@@ -244,11 +264,12 @@ def _by_domain(
 
 
 def _ahead(
-    name: str, flops: float, line: Line, base_line: Line, largest: float, level: float
+    name: str, flops: float, line: Line, meter: LeverageMeter | None, largest: float, level: float
 ) -> Ahead:
     at = float(np.log(flops))
     gap = line.interval(at, level)
     ratio = flops / largest
+    is_far = ratio > MOST_AHEAD
     return Ahead(
         name=name,
         flops=flops,
@@ -259,29 +280,9 @@ def _ahead(
             level=level,
             extrapolation_ratio=ratio,
         ),
-        multiplier=_multiplier(line, base_line, at, level),
+        leverage=None if meter is None or is_far else meter.at(flops),
         helps=line.chance_below_zero(at),
-        is_far=ratio > MOST_AHEAD,
-    )
-
-
-def _multiplier(line: Line, base_line: Line, at: float, level: float) -> Interval:
-    """exp(-gap / exponent): both are uncertain, so their ratio is drawn."""
-    rng = np.random.default_rng(0)
-    gap_R = line.value(at) + line.sd(at) * rng.standard_t(line.degrees, DRAWS)
-    slope_R = -base_line.slope + base_line.slope_sd * rng.standard_t(base_line.degrees, DRAWS)
-    most = float(np.log(LARGEST_MULTIPLIER))
-
-    def bounded(log: Array) -> Array:
-        return np.exp(np.clip(log, -most, most))
-
-    least = 1e-6  # an exponent that may be zero makes every multiplier possible
-    value = float(bounded(np.array(-line.value(at) / max(-base_line.slope, least))))
-    low, high = np.quantile(
-        bounded(-gap_R / np.maximum(slope_R, least)), [(1 - level) / 2, (1 + level) / 2]
-    )
-    return Interval(
-        value=value, low=min(float(low), value), high=max(float(high), value), level=level
+        is_far=is_far,
     )
 
 
@@ -362,3 +363,16 @@ def _warnings(
             )
         )
     return [FitWarning(status=status.name, sentence=sentence) for status, sentence in found]
+
+
+def _leverage_warnings(leverage: LeverageCurve | None, why_not: str) -> Iterator[FitWarning]:
+    if leverage is None:
+        sentence = f"no leverage can be read: {why_not}"
+        yield FitWarning(status=TrialStatus.NO_LEVERAGE.name, sentence=sentence)
+    elif leverage.largest.high is None:
+        sentence = (
+            f"by {leverage.largest.unreached_frac:.0%} of the laws that the baseline's runs allow "
+            "no compute reaches the variant's loss at the largest compute: the leverage may be any "
+            "number from the interval's lower end on"
+        )
+        yield FitWarning(status=TrialStatus.NOT_REACHED.name, sentence=sentence)

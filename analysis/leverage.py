@@ -1,8 +1,13 @@
-"""Efficiency leverage measured: the compute a dense ladder needs for the loss of a mixture's.
+"""Efficiency leverage measured: what compute a baseline needs for the loss of a variant.
 
-EL = C_dense / C_moe at equal loss (arXiv:2507.17702, section 3). Both sides are frontiers fitted to
-their own runs, so the leverage carries both uncertainties; where the mixture's loss lies below what
-the dense law can ever reach, there is no number.
+EL = C_baseline / C_variant at equal loss (arXiv:2507.17702, section 3), along one line through the
+middle of the ladder on which size and tokens grow alike, each as the square root of compute. Two
+things are uncertain and both are drawn: the gap between the losses
+(:mod:`analysis.gap_draws`), in which what moves both runs of a pair drops out; and the law of the
+baseline's own loss (:mod:`analysis.surface_draws`), which turns a gap into compute. Where that law
+never comes down to the variant's loss the leverage is not reached, and no number stands for it.
+
+Shapes: N pairs, P terms of the gap, R draws.
 """
 
 from __future__ import annotations
@@ -12,113 +17,201 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws import Array, SaturatingPowerLaw
-from analysis.moe_laws import EfficiencyLeverage
-from analysis.results import Fit, FitError, Interval, stretched
-from model.config import require
+from analysis.gap_draws import draw_gaps, terms
+from analysis.laws import Array
+from analysis.line import Line
+from analysis.records import RunRecord
+from analysis.results import Interval
+from analysis.surface_draws import draw_surfaces
 
-MOST_UNREACHED = 0.5
-START_RANGE = (1e-4, 1.0)
-SEARCH = 400
-REFINEMENTS = 6
+DRAWS = 4000
+DRAWS_OF_A_PAIR = 200
+PLACES = 17
+"""Computes from the smallest pair's to the largest's, evenly in log."""
+SHOWN = slice(None, None, 4)
+"""The places of a table."""
+LARGEST = 1e6
+"""A leverage beyond this counts as not reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredLeverage:
-    """Leverage at one compute of the mixture."""
+class Leverage:
+    """Leverage at one compute of the variant."""
 
     flops: float
-    leverage: Interval
+    """C of the variant."""
+    gap_nats: Interval
+    """The variant's loss less the baseline's at that compute."""
+    value: float | None
+    """C_baseline / C_variant, the median of the draws; None: not reached."""
+    low: float | None
+    high: float | None
+    """Ends of the interval; None: not reached."""
+    level: float
     unreached_frac: float
-    """Share of replicates whose dense law never reaches the mixture's loss; they count as the
-    interval's open upper end."""
+    """Share of draws whose baseline never comes down to the variant's loss."""
+    extrapolation_ratio: float | None
+    """The baseline's compute for that loss over its largest run's; None: not reached."""
 
 
-def measured_leverage(moe: Fit, dense: Fit, flops: float, level: float = 0.9) -> MeasuredLeverage:
-    """C_dense / C_moe at the loss the mixture reaches with ``flops``.
+@dataclass(frozen=True, kw_only=True)
+class PairLeverage:
+    """What one pair says by itself."""
 
-    Args:
-        moe: L(C) of the mixtures, see :func:`analysis.fitting.frontier_fit`.
-        dense: L(C) of the dense baselines under the same protocol.
-        flops: C_moe.
-        level: of the interval.
+    flops: float
+    """C of the variant."""
+    value: float | None
+    """C_baseline / C_variant; None: not reached."""
 
-    Raises:
-        FitError: the dense law, or half of its replicates, never reach that loss.
-    """
-    require(
-        isinstance(moe.law, SaturatingPowerLaw) and isinstance(dense.law, SaturatingPowerLaw),
-        "leverage compares two laws L(C); use frontier_fit on each surface",
-    )
-    log_value = float(_log_dense_flops(moe.law.parameters, dense.law.parameters, flops))
-    count = min(len(moe.replicates), len(dense.replicates))
-    log_R = _log_dense_flops(
-        np.asarray(moe.replicates)[:count], np.asarray(dense.replicates)[:count], flops
-    )
-    reached_R = np.isfinite(log_R)
-    unreached = float(1 - reached_R.mean())
-    if not np.isfinite(log_value) or unreached > MOST_UNREACHED:
-        raise FitError(
-            f"the mixture's loss at {flops:.3g} FLOPs is never reached by the dense law "
-            f"({unreached:.0%} of its replicates): no leverage can be measured there"
+
+@dataclass(frozen=True, kw_only=True)
+class LeverageCurve:
+    """Leverage along the ladder."""
+
+    places: tuple[Leverage, ...]
+    """From the smallest compute to the largest."""
+    per_decade: Interval | None
+    """By what a tenfold compute multiplies it; None where it is not reached at an end."""
+    pairs: tuple[PairLeverage, ...]
+    """In the trial's order."""
+
+    @property
+    def largest(self) -> Leverage:
+        """At the largest compute that both were run at."""
+        return self.places[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedLosses:
+    """What the leverage is read from, [N] each."""
+
+    size_N: Array
+    """M of the baseline's run, training FLOPs per token."""
+    tokens_N: Array
+    baseline_N: Array
+    variant_N: Array
+    """Losses in nats per token."""
+    dearer_N: Array
+    """ln of the variant's compute over the baseline's."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[RunRecord, RunRecord]]) -> PairedLosses:
+        """From records of (baseline, variant)."""
+        rows = [
+            (
+                base.train_flops / base.tokens,
+                base.tokens,
+                base.heldout_nats,
+                other.heldout_nats,
+                np.log(other.train_flops / base.train_flops),
+            )
+            for base, other in pairs
+        ]
+        size_N, tokens_N, baseline_N, variant_N, dearer_N = np.array(rows, dtype=float).T
+        return cls(
+            size_N=size_N,
+            tokens_N=tokens_N,
+            baseline_N=baseline_N,
+            variant_N=variant_N,
+            dearer_N=dearer_N,
         )
-    value = np.exp(log_value) / flops
-    deviation_R = np.where(reached_R, log_R, np.inf) - log_value
-    tail = (1 - level) / 2
-    low, high = np.quantile(deviation_R, [tail, 1 - tail], method="nearest")
-    degrees = min(moe.noise_df, dense.noise_df)
-    ends = [float(stretched(end, degrees, level)) for end in (low, min(high, 100.0))]
-    return MeasuredLeverage(
-        flops=flops,
-        leverage=Interval(
-            value=float(value),
-            low=float(value * np.exp(min(ends[0], 0.0))),
-            high=float(value * np.exp(max(ends[1], 0.0))),
-            level=level,
-        ),
-        unreached_frac=unreached,
-    )
 
 
-def fit_leverage(
-    activation: Sequence[float],
-    granularity: Sequence[float],
-    flops: Sequence[float],
-    leverage: Sequence[float],
-) -> EfficiencyLeverage:
-    """EL(A, G, C) through measured leverages, least squares in log EL.
-
-    At a given A_start the law is linear in its four other constants, so the search is
-    one-dimensional. A_max, which the published fit left at 5e16, is held there: without effect.
+class LeverageMeter:
+    """Reads the leverage at any compute; the same losses give the same draws.
 
     Raises:
-        FitError: fewer than six measurements.
+        FitError: the baseline's runs don't show the law of its loss.
     """
-    active, fine = np.asarray(activation, dtype=float), np.log2(np.asarray(granularity))
-    log_c, log_el = np.log10(np.asarray(flops)), np.log(np.asarray(leverage))
-    if len(log_el) < 6:
-        raise FitError(f"{len(log_el)} leverages for the 5 constants of EL(A, G, C); 6 are needed")
-    shape = np.stack([np.ones_like(log_c), log_c, fine**2, fine], axis=1)
 
-    def solve(start: float) -> tuple[float, Array]:
-        rows = shape * np.log(active + start)[:, None]
-        solved, *_ = np.linalg.lstsq(rows, log_el, rcond=None)
-        return float(((log_el - rows @ solved) ** 2).sum()), solved
+    def __init__(self, losses: PairedLosses, level: float = 0.9) -> None:
+        self._level = level
+        self._surfaces = draw_surfaces(losses.size_N, losses.tokens_N, losses.baseline_N, DRAWS)
+        self._log_flops_N = np.log(losses.size_N) + np.log(losses.tokens_N)
+        # In the middle of the runs, where both are drawn about, ln C is the sum of the two.
+        self._middle = self._surfaces.log_size + self._surfaces.log_tokens
+        self._dearer_N = losses.dearer_N
+        self._dearer_line = Line(self._log_flops_N, losses.dearer_N)
+        self._size_N = np.log(losses.size_N) - self._surfaces.log_size
+        self._tokens_N = np.log(losses.tokens_N) - self._surfaces.log_tokens
+        self._gap_N = np.log(losses.variant_N / losses.baseline_N)
+        count = len(self._surfaces.E)
+        self._gap_RP = draw_gaps(self._size_N, self._tokens_N, self._gap_N, count)
 
-    low, high = np.log(START_RANGE)
-    for _ in range(REFINEMENTS):
-        grid = np.linspace(low, high, SEARCH)
-        best = int(np.argmin([solve(float(np.exp(at)))[0] for at in grid]))
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, SEARCH - 1)]
-    start = float(np.exp(grid[best]))
-    a, d, gamma, beta = map(float, solve(start)[1])
-    return EfficiencyLeverage(a=a, d=d, gamma=gamma, beta=beta, A_start=start)
+    def at(self, flops: float) -> Leverage:
+        """Where the baseline's compute is ``flops``."""
+        return self._leverage(float(np.log(flops)))
 
+    def curve(self) -> LeverageCurve:
+        """From the smallest pair's compute to the largest's."""
+        ends = float(self._log_flops_N.min()), float(self._log_flops_N.max())
+        return LeverageCurve(
+            places=tuple(self._leverage(float(at)) for at in np.linspace(*ends, PLACES)),
+            per_decade=self._per_decade(*ends),
+            pairs=tuple(self._of_pair(index) for index in range(len(self._log_flops_N))),
+        )
 
-def _log_dense_flops(moe: Array, dense: Array, flops: float) -> Array:
-    """ln C_dense at the mixture's loss; infinite where the dense law never gets there."""
-    reached = SaturatingPowerLaw.formula(moe, flops)
-    E, a, b = np.moveaxis(np.asarray(dense, dtype=float), -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_flops = (np.log(a) - np.log(np.maximum(reached - E, 0.0))) / b
-    return np.asarray(np.where(a > 0, log_flops, np.inf))
+    def _dearer(self, log_flops: float) -> float:
+        """ln of the variant's compute over the baseline's; beyond the runs as at their end."""
+        ends = float(self._log_flops_N.min()), float(self._log_flops_N.max())
+        return self._dearer_line.value(min(max(log_flops, ends[0]), ends[1]))
+
+    def _gap_R(self, half: float) -> Array:
+        """The gap in ln L where size and tokens are exp(``half``) times the middle's."""
+        return np.asarray(self._gap_RP @ terms(half, half))
+
+    def _log_leverage_R(self, log_flops: float) -> Array:
+        """ln EL; infinite where it is not reached."""
+        half = (log_flops - self._middle) / 2
+        grown_R = self._surfaces.growth(half, half, self._gap_R(half), float(np.log(LARGEST)))
+        return np.asarray(grown_R - self._dearer(log_flops))
+
+    def _leverage(self, log_flops: float) -> Leverage:
+        half, dearer = (log_flops - self._middle) / 2, self._dearer(log_flops)
+        variant_R = self._surfaces.loss(half, half) * np.exp(self._gap_R(half))
+        baseline_R = self._surfaces.loss(half + dearer / 2, half + dearer / 2)
+        log_R = self._log_leverage_R(log_flops)
+        low, value, high = (
+            float(np.exp(end)) if np.isfinite(end) else None for end in self._quantiles(log_R)
+        )
+        flops = float(np.exp(log_flops + dearer))
+        largest = float(np.exp(self._log_flops_N.max()))
+        return Leverage(
+            flops=flops,
+            gap_nats=self._interval(variant_R - baseline_R),
+            value=value,
+            low=low,
+            high=high,
+            level=self._level,
+            unreached_frac=float(np.isinf(log_R).mean()),
+            extrapolation_ratio=None if value is None else value * flops / largest,
+        )
+
+    def _per_decade(self, first: float, last: float) -> Interval | None:
+        """The ratio of the leverages at both ends, for one decade."""
+        first_R, last_R = self._log_leverage_R(first), self._log_leverage_R(last)
+        seen_R = np.isfinite(first_R) & np.isfinite(last_R)
+        if 1 - seen_R.mean() > (1 - self._level) / 2:
+            return None
+        slope_R = (last_R - first_R)[seen_R] / (last - first)
+        return self._interval(np.exp(slope_R * np.log(10.0)))
+
+    def _of_pair(self, index: int) -> PairLeverage:
+        """From its own gap at its own size and tokens."""
+        some, dearer = self._surfaces.first(DRAWS_OF_A_PAIR), self._dearer_N[index]
+        gap_R = np.full(len(some.E), self._gap_N[index])
+        size, tokens = float(self._size_N[index]), float(self._tokens_N[index])
+        grown = float(np.median(some.growth(size, tokens, gap_R, float(np.log(LARGEST)))))
+        return PairLeverage(
+            flops=float(np.exp(self._log_flops_N[index] + dearer)),
+            value=float(np.exp(grown - dearer)) if np.isfinite(grown) else None,
+        )
+
+    def _interval(self, value_R: Array) -> Interval:
+        low, value, high = self._quantiles(value_R)
+        return Interval(value=value, low=low, high=high, level=self._level)
+
+    def _quantiles(self, value_R: Array) -> list[float]:
+        tail = (1 - self._level) / 2
+        ends: list[float] = np.quantile(value_R, [tail, 0.5, 1 - tail], method="nearest").tolist()
+        return ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.plots_balance import expert_balance
 from analysis.plots_evidence import Evidence, Promoted
 from analysis.plots_experts import expert_load, expert_training
+from analysis.plots_leverage import leverage_compute
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
 from analysis.plots_routing import expert_domains, expert_pairs, expert_routing
@@ -30,6 +31,7 @@ FIGURES = (
     recipe,
     leverage,
     feature_trials,
+    leverage_compute,
 )
 
 

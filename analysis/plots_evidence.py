@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from analysis.curves import Curve
 from analysis.expert_use import ExpertUse
+from analysis.feature_trial import Trial
 from analysis.holdout import Holdout
 from analysis.laws import LossSurface
 from analysis.plots_style import EXCLUDED, MUTED, PAPER, si, size_colors
@@ -73,6 +74,8 @@ class Evidence:
     """How runs used their experts, by run id; the longest of each size are enough."""
     variants: Mapping[str, str] = field(default_factory=dict)
     """By run id what a sweep's axes set for it, in words; a fit is of one variant."""
+    trials: tuple[Trial, ...] = ()
+    """What `windtunnel compare` found of its features."""
 
     @cached_property
     def done(self) -> tuple[RunRecord, ...]:

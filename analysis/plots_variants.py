@@ -212,8 +212,8 @@ def leverage(evidence: Evidence) -> Drawing:
         "bootstrap and the noise of a run, sizes side by side; the dotted line is the fitted one. "
         "Full dots differ from it in this ratio alone, pale ones in the other too." + never,
         distrust="Where activation and granularity move together, neither panel shows the effect "
-        "of one alone. The reference is the fitted variant; a leverage over a dense model needs a "
-        "dense ladder.",
+        "of one alone. The reference is the fitted variant; a leverage over a dense model is what "
+        "`windtunnel compare sweep=trial_dense` measures.",
         data=data,
         figure=figure,
     )

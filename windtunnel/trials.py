@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.feature_trial import Trial, percent
+from analysis.feature_trial import SCHEMA_VERSION, Trial, percent
 from analysis.results import Interval
 from model.typed import build
 from sweeps.files import read_json
@@ -50,8 +50,22 @@ def trial_evidence(root: Path, config: SweepConfig) -> tuple[TrialEvidence, ...]
         ConfigError: a trial's file is none.
     """
     paths = sorted((root / "sweeps").glob("*/trials/*/trial.json"))
-    trials = [build(Trial, read_json(path), where=str(path)) for path in paths]
-    return tuple(_concerning(trials, config))
+    return tuple(_concerning(map(read_trial, paths), config))
+
+
+def read_trial(path: Path) -> Trial:
+    """One trial, of this version's schema or the one before it, which knew no leverage.
+
+    Raises:
+        ConfigError: the file is none.
+    """
+    kept = read_json(path)
+    if isinstance(kept, dict) and kept.get("schema_version") == 1:
+        ahead = [{**target, "leverage": None} for target in kept.get("targets", ())]
+        for target in ahead:
+            target.pop("multiplier", None)
+        kept = {**kept, "schema_version": SCHEMA_VERSION, "targets": ahead}
+    return build(Trial, kept, where=str(path))
 
 
 def _concerning(trials: Iterable[Trial], config: SweepConfig) -> Iterable[TrialEvidence]:

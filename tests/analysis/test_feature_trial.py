@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.feature_trial import Trial, percent, run_trial
+from analysis.plots_leverage import leverage_of_trials
 from analysis.plots_trial import feature_trial
 from analysis.records import RunRecord
 from analysis.results import FitError
@@ -92,8 +94,13 @@ def test_a_feature_that_helps_is_worth_the_compute_it_saves(pairs: Callable[...,
     assert "helps at these sizes" in found.verdict
     near, far = found.targets
     assert near.gap.contains(-0.04)
-    assert near.multiplier.contains(np.exp(0.5))
-    assert near.multiplier.low > 1
+    assert near.leverage is not None
+    assert near.leverage.low is not None
+    assert near.leverage.high is not None
+    assert 1 < near.leverage.low <= np.exp(0.5) <= near.leverage.high
+    assert far.leverage is None, "so far out no law of these runs is evidence"
+    assert found.leverage is not None
+    assert found.leverage.largest.gap_nats.high < 0
     assert far.gap.width > 3 * near.gap.width, "further out it knows less"
     assert [near.is_far, far.is_far] == [False, True]
     assert "TOO_FAR" in [warning.status for warning in found.warnings]
@@ -160,6 +167,32 @@ def test_too_little_to_judge_by_is_said(pairs: Callable[..., Pairs]) -> None:
         trial([some[0]] * 5)
     alone = trial(some, unpaired=2)
     assert "2 runs have no finished partner" in [w.sentence for w in alone.warnings]
+
+
+def test_why_there_is_no_leverage_is_said_beside_the_gap(pairs: Callable[..., Pairs]) -> None:
+    found = trial(pairs(-0.04)[:5])
+    assert found.leverage is None
+    assert found.mean.contains(-0.04)
+    (why,) = [w.sentence for w in found.warnings if w.status == "NO_LEVERAGE"]
+    assert "5 runs of the baseline are too few" in why
+    drawing = leverage_of_trials([found])
+    assert drawing.figure is None
+    assert "5 runs of the baseline are too few" in drawing.missing
+
+
+def test_what_is_not_reached_is_said_drawn_and_kept_without_a_number(
+    pairs: Callable[..., Pairs],
+) -> None:
+    """Half the loss is below anything that this baseline will come to."""
+    found = trial(pairs(-0.7))
+    assert found.leverage is not None
+    assert found.leverage.largest.high is None
+    assert "NOT_REACHED" in [warning.status for warning in found.warnings]
+    assert build(Trial, json.loads(json.dumps(to_plain(found), allow_nan=False))) == found
+    drawing = leverage_of_trials([found, trial(pairs(-0.01))])
+    assert drawing.figure is not None
+    assert drawing.data["leverage_high"].isna().any()
+    assert drawing.data["trial"].nunique() == 1, "one feature, asked twice"
 
 
 def test_the_trial_reads_back_and_is_drawn(pairs: Callable[..., Pairs]) -> None:

@@ -101,7 +101,8 @@ def test_help_says_the_first_sentence_of_an_option_over_all_its_lines(capsys: Ca
     assert cli.main(["sweep", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "so cannot change which are chosen (DECISIONS.md); only rounding differs. trial_fp8" in said
+        "so cannot change which are chosen (DECISIONS.md); only rounding differs. trial_dense"
+        in said
     )
     assert "the range the laws were fitted in. ling " in said
 

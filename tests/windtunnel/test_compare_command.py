@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from analysis.feature_trial import Trial
+from analysis.plots_leverage import leverage_compute
 from analysis.results import FitError
 from model.errors import ConfigError
 from model.typed import build
@@ -20,7 +21,8 @@ from sweeps.store import Store
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import compare
 from windtunnel.commands.status import known_plan
-from windtunnel.trials import trial_evidence
+from windtunnel.report.content import Content, gather
+from windtunnel.trials import read_trial, trial_evidence
 
 AXES = (
     "ladder.sizes=3",
@@ -58,6 +60,7 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
     assert "12 pairs" in text
     assert "it hurts at these sizes" in text
     assert "if the trend went on" in text, "a laptop says nothing of 1T"
+    assert "the largest both were run at, the leverage is 0." in " ".join(text.split())
     printed, _, written = text.partition("Written: ")
     assert max(map(len, printed.splitlines())) <= 100
     assert "trial.json" in written.splitlines()[0], "a path is never broken"
@@ -65,6 +68,11 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
     assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".png", ".svg", ".pdf"}
     trial = build(Trial, json.loads((folder / "trial.json").read_text()))
     assert trial.mean.contains(0.0296)
+    assert trial.leverage is not None
+    assert trial.leverage.largest.high is not None
+    assert trial.leverage.largest.high < 1, "3% more loss is worth less compute"
+    stems = {path.stem for path in folder.iterdir()}
+    assert stems == {"trial", "feature_trial", "leverage_compute"}
     assert [target.name for target in trial.targets] == ["16B", "100B", "1T"]
 
 
@@ -85,6 +93,38 @@ def test_a_promotion_is_held_against_the_trials_of_its_features(root: Path) -> N
     broken.write_text("{}")
     with pytest.raises(ConfigError, match=r"trial\.json"):
         trial_evidence(root, config)
+
+
+def test_a_trial_of_the_version_before_still_speaks_of_a_promotion(root: Path) -> None:
+    """Schema 1 had a multiplier of compute at the targets, and no leverage."""
+    config = known_plan(Store(root), "quickstart").config
+    assert config is not None
+    run(root, VARIANT)
+    (path,) = (root / "sweeps").glob("*/trials/*/trial.json")
+    now = trial_evidence(root, config)
+    kept = json.loads(path.read_text())
+    kept["schema_version"] = 1
+    del kept["leverage"]
+    for target in kept["targets"]:
+        del target["leverage"]
+        target["multiplier"] = {"value": 0.7, "low": 0.6, "high": 0.8, "level": 0.9}
+    path.write_text(json.dumps(kept))
+    assert trial_evidence(root, config) == now
+    assert read_trial(path).leverage is None
+
+
+def test_the_report_shows_the_leverage_of_a_sweeps_trials(root: Path) -> None:
+    def gathered() -> Content:
+        return gather("quickstart", root, made_at="", version="1")
+
+    assert "windtunnel compare" in leverage_compute(gathered().evidence).missing
+    run(root, VARIANT)
+    assert leverage_compute(gathered().evidence).figure is not None
+    (path,) = (root / "sweeps").glob("*/trials/*/trial.json")
+    path.write_text("{}")
+    content = gathered()
+    assert content.evidence.trials == ()
+    assert any("trial.json" in problem for problem in content.problems)
 
 
 def test_what_cannot_be_compared_is_named(root: Path, known_sweep: ModuleType) -> None:

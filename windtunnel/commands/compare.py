@@ -1,12 +1,13 @@
 """Does a feature help? A variant of a sweep against its baseline, run by run.
 
 Both are axes of one sweep, so every run of the variant has a partner of the same size, tokens, seed
-and data. Prints the gap on each rung, its trend with compute, and what it would be at the targets;
-writes trial.json and a figure. The exit code is 3 when too few pairs are finished.
+and data. Prints the gap on each rung, its trend with compute, what compute it is worth (efficiency
+leverage, with its interval), and what it would be at the targets; writes trial.json and two
+figures. The exit code is 3 when too few pairs are finished.
 
 Example:
   windtunnel compare sweep=trial_init variant='{recipe.shape.init_width: 2048}'
-  windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets.mine=1e22
+  windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets='{mine: 1e22}'
   windtunnel compare sweep=share variant='{data.weights.math: 0.32}'
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from analysis.feature_trial import Ahead, Trial, percent, run_trial
+from analysis.leverage import SHOWN, Leverage, LeverageCurve
 from analysis.records import RunRecord, load_records
 from analysis.results import Interval
 from model.config import require
@@ -74,7 +76,7 @@ def run(config: Config, console: Console) -> int:
     _print(trial, console)
     folder = config.out or store.plan_path(plan.name).parent / "trials" / _slug(variant)
     _write(trial, folder)
-    say(console, f"Written: {folder / 'trial.json'} and the figure beside it")
+    say(console, f"Written: {folder / 'trial.json'} and the figures beside it")
     return 0
 
 
@@ -167,7 +169,9 @@ def _print(trial: Trial, console: Console) -> None:
         f"lies within {percent(trial.noise_sd).lstrip('+')} of the trend (standard deviation); "
         f"probability that it helps here {trial.helps:.0%}",
     )
-    columns = ["target", "", "FLOPs", "gap", "interval", "compute x", "interval", "helps"]
+    if trial.leverage:
+        _print_leverage(trial.leverage, console)
+    columns = ["target", "", "FLOPs", "gap", "interval", "leverage", "interval", "helps"]
     console.print(table(columns, map(_ahead, trial.targets), left=2))
     for warning in trial.warnings:
         prose(console, f"{warning.status}: {warning.sentence}")
@@ -184,16 +188,57 @@ def _domains(trial: Trial) -> Iterator[list[str]]:
         yield [domain.domain, percent(domain.gap.value), _span(domain.gap)]
 
 
+def _print_leverage(leverage: LeverageCurve, console: Console) -> None:
+    largest = leverage.largest
+    say(
+        console,
+        "Leverage: what compute the baseline needs for the variant's loss, over its compute.",
+    )
+    columns = ["FLOPs", "gap, nats", "interval", "leverage", "interval", "of its largest run"]
+    console.print(table(columns, map(_place, leverage.places[SHOWN]), left=0))
+    prose(
+        console,
+        f"At {sci(largest.flops)} FLOPs, the largest both were run at, the leverage is "
+        f"{_times(largest.value)} ({largest.level:.0%} interval {_reach(largest)}); "
+        + (
+            f"a tenfold compute multiplies it by {leverage.per_decade.value:.2f} "
+            f"({leverage.per_decade.low:.2f} to {leverage.per_decade.high:.2f})"
+            if leverage.per_decade
+            else "its trend can't be told, as it may not be reached"
+        ),
+    )
+
+
+def _place(place: Leverage) -> list[str]:
+    ratio, gap = place.extrapolation_ratio, place.gap_nats
+    return [
+        sci(place.flops),
+        f"{gap.value:+.4f}",
+        f"{gap.low:+.4f} to {gap.high:+.4f}",
+        _times(place.value),
+        _reach(place),
+        "-" if ratio is None else f"{ratio:.2g} x",
+    ]
+
+
+def _times(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.3g}"
+
+
+def _reach(leverage: Leverage) -> str:
+    return f"{_times(leverage.low)} to {_times(leverage.high)}"
+
+
 def _ahead(target: Ahead) -> list[str]:
-    times = target.multiplier
+    times = target.leverage
     return [
         target.name,
         "if the trend went on" if target.is_far else "",
         sci(target.flops),
         percent(target.gap.value),
         _span(target.gap),
-        f"{times.value:.3g}",
-        f"{times.low:.2g} to {times.high:.2g}",
+        _times(times.value) if times else "-",
+        _reach(times) if times else "-",
         f"{target.helps:.0%}",
     ]
 
@@ -215,10 +260,12 @@ def _slug(variant: Mapping[str, Any]) -> str:
 
 
 def _write(trial: Trial, folder: Path) -> None:
+    from analysis.plots_leverage import leverage_of_trials
     from analysis.plots_style import save
     from analysis.plots_trial import feature_trial
     from sweeps.files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "trial.json", to_plain(trial))
-    save(feature_trial(trial), folder)
+    for drawing in (feature_trial(trial), leverage_of_trials([trial])):
+        save(drawing, folder)

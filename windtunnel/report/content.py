@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.curves import Curve
+from analysis.feature_trial import Trial
 from analysis.plots_evidence import Evidence, OnTheWay, Promoted
 from analysis.plots_loss import use_of
 from analysis.records import RunRecord
@@ -160,7 +161,8 @@ def gather(
         for record in bare.largest_run_by_rung().values()
         if (use := sources.use(record.run_id)) is not None
     }
-    evidence = replace(bare, curves=curves, uses=uses)
+    trials, broken = trials_of(sweep, sources)
+    evidence = replace(bare, curves=curves, uses=uses, trials=trials)
     return Content(
         sweep=sweep,
         made_at=made_at,
@@ -169,7 +171,7 @@ def gather(
         runs=run_rows(plan, states, records, evidence),
         evidence=evidence,
         answer=answer,
-        problems=(*problems, *(f"{ledger.path}, {text}" for text in ledger.problems())),
+        problems=(*problems, *broken, *(f"{ledger.path}, {text}" for text in ledger.problems())),
         ledger=ledger.entries(),
         fit_path=sources.fit_path(sweep),
         protocol=protocol_rows(evidence.records, study),
@@ -257,6 +259,17 @@ def latest_answer(
         curve=sources.curve(newest.run_id),
     )
     return answer, tuple(problems)
+
+
+def trials_of(sweep: str, sources: Sources) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """The sweep's feature trials, and a sentence for each file that is none."""
+    trials, problems = [], []
+    for path in sources.trial_paths(sweep):
+        try:
+            trials.append(sources.trial(path))
+        except ConfigError as error:
+            problems.append(str(error))
+    return tuple(trials), tuple(problems)
 
 
 def promoted_of(answer: Answer | None) -> Promoted | None:

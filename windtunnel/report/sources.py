@@ -9,11 +9,13 @@ from typing import TypeVar
 
 from analysis.curves import Curve, read_curve
 from analysis.expert_use import ExpertUse, read_expert_use
+from analysis.feature_trial import Trial
 from analysis.records import RunRecord
 from analysis.study import Study
 from sweeps.plan import Plan
 from sweeps.store import Store
 from windtunnel.commands.status import known_plan
+from windtunnel.trials import read_trial
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
@@ -36,6 +38,14 @@ class Sources:
         """The sweep's fit, None before the first."""
         path = self.fit_path(sweep)
         return self._once("study", str(path), lambda: Study.load(path) if path.exists() else None)
+
+    def trial(self, path: Path) -> Trial:
+        """A feature trial."""
+        return self._once("trial", str(path), lambda: read_trial(path))
+
+    def trial_paths(self, sweep: str) -> list[Path]:
+        """Where the sweep's trials lie."""
+        return sorted(self.store.plan_path(sweep).parent.glob("trials/*/trial.json"))
 
     def fit_path(self, sweep: str) -> Path:
         """Where the sweep's fit lies, or will lie."""

@@ -150,7 +150,7 @@ class Live:
         return plan
 
     def _what_is_there(self, plan: Plan) -> object:
-        """Equal as long as no run ended, no fit or forecast was made, no launch got on."""
+        """Equal as long as no run ended, no fit, trial or forecast was made, no launch got on."""
         root, counts = self._sources.root, self._now["counts"]
         ended = {name: count for name, count in counts.items() if name != "running"}
         launched = self._launched and self._sources.metrics_path(self._launched)
@@ -160,6 +160,7 @@ class Live:
             stamp_of(self._sources.fit_path(self.sweep)),
             stamp_of(root / "ledger.jsonl"),
             stamp_of(root / "promotions"),
+            tuple(map(stamp_of, self._sources.trial_paths(self.sweep))),
             stamp_of(launched) if launched else None,
         )
 
