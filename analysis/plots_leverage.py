@@ -78,8 +78,8 @@ def leverage_of_trials(trials: Sequence[Trial]) -> Drawing:
     return Drawing(
         name=NAME,
         title=TITLE,
-        how_to_read="The compute the baseline would need for the variant's loss, over the "
-        "variant's: above 1 the variant saves compute. The band is the "
+        how_to_read="The compute the baseline needs to reach the variant's loss, divided by the "
+        "variant's own: above 1 the variant saves compute. The band is the "
         f"{drawn[0][1].largest.level:.0%} interval; where it runs out at the top, the baseline may "
         "never come down to that loss. "
         + ("A dot is what one pair of runs says by itself. " if len(drawn) == 1 else "")

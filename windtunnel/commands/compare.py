@@ -189,40 +189,42 @@ def _domains(trial: Trial) -> Iterator[list[str]]:
 
 
 def _print_leverage(leverage: LeverageCurve, console: Console) -> None:
-    largest = leverage.largest
-    say(
-        console,
-        "Leverage: what compute the baseline needs for the variant's loss, over its compute.",
-    )
-    columns = ["FLOPs", "gap, nats", "interval", "leverage", "interval", "of its largest run"]
-    console.print(table(columns, map(_place, leverage.places[SHOWN]), left=0))
+    largest, trend = leverage.largest, leverage.per_decade
     prose(
         console,
-        f"At {sci(largest.flops)} FLOPs, the largest both were run at, the leverage is "
-        f"{_times(largest.value)} ({largest.level:.0%} interval {_reach(largest)}); "
+        "Leverage: the compute the baseline needs to reach the variant's loss, divided by the "
+        "variant's own; and how far beyond the baseline's largest run that lies.",
+    )
+    columns = ["FLOPs", "gap, nats", "leverage", f"{largest.level:.0%} interval", "x largest run"]
+    console.print(table(columns, map(_place, leverage.places[SHOWN]), left=0))
+    gap = largest.gap_nats
+    prose(
+        console,
+        f"At {sci(largest.flops)} FLOPs, the largest compute of both, the gap is {gap.value:+.4f} "
+        f"nats ({gap.low:+.4f} to {gap.high:+.4f}) and the leverage {_times(largest.value)} "
+        f"({_reach(largest)}); "
         + (
-            f"a tenfold compute multiplies it by {leverage.per_decade.value:.2f} "
-            f"({leverage.per_decade.low:.2f} to {leverage.per_decade.high:.2f})"
-            if leverage.per_decade
-            else "its trend can't be told, as it may not be reached"
+            f"a tenfold compute multiplies it by {trend.value:.2f} "
+            f"({trend.low:.2f} to {trend.high:.2f})"
+            if trend
+            else "its trend is unknown, since it may not be reached"
         ),
     )
 
 
 def _place(place: Leverage) -> list[str]:
-    ratio, gap = place.extrapolation_ratio, place.gap_nats
+    ratio = place.extrapolation_ratio
     return [
         sci(place.flops),
-        f"{gap.value:+.4f}",
-        f"{gap.low:+.4f} to {gap.high:+.4f}",
+        f"{place.gap_nats.value:+.4f}",
         _times(place.value),
         _reach(place),
-        "-" if ratio is None else f"{ratio:.2g} x",
+        "-" if ratio is None else f"{ratio:.2g}",
     ]
 
 
 def _times(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:.3g}"
+    return "not reached" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 def _reach(leverage: Leverage) -> str:
@@ -233,7 +235,7 @@ def _ahead(target: Ahead) -> list[str]:
     times = target.leverage
     return [
         target.name,
-        "if the trend went on" if target.is_far else "",
+        "far" if target.is_far else "",
         sci(target.flops),
         percent(target.gap.value),
         _span(target.gap),
