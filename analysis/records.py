@@ -197,18 +197,7 @@ def read_record(path: Path) -> RunRecord | Exclusion:
     Raises:
         ConfigError: not JSON, another schema version, or a field that is wrong.
     """
-    try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not JSON ({error}); run the sweep again to redo it") from None
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{path}: expected a mapping; run the sweep again to redo it")
-    version = mapping.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path}: record schema {version!r}, this program reads {SCHEMA_VERSION}; use the "
-            "version of Wind Tunnel that wrote it"
-        )
+    mapping = record_mapping(path)
     if mapping.get("status") == "diverged":
         label = str(mapping.get("run_id", path.parent.name))
         return Exclusion(label=label, reason=f"diverged: {mapping.get('reason') or 'no reason'}")
@@ -217,6 +206,33 @@ def read_record(path: Path) -> RunRecord | Exclusion:
         if not (getattr(record, name) or 0) > 0:
             raise ConfigError(f"{path}: {name} must be positive, got {getattr(record, name)}")
     return record
+
+
+def record_mapping(path: Path) -> dict[str, Any]:
+    """The content of a ``record.json`` of this schema.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigError: not JSON, or another schema version.
+    """
+    try:
+        mapping = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error}); {anew(path.parent.name)}") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: expected a mapping; {anew(path.parent.name)}")
+    version = mapping.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: record schema {version!r}, this program reads {SCHEMA_VERSION}; use the "
+            "version of Wind Tunnel that wrote it"
+        )
+    return mapping
+
+
+def anew(run_id: str) -> str:
+    """What to do about a record that can't be used."""
+    return f"the sweep's own command with redo=[{run_id}] sets the run aside and measures it anew"
 
 
 def to_frame(records: Iterable[RunRecord]) -> DataFrame:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # a status reads plans, and would import numpy and the tokeni
 
 SEED = "ladder.seed"
 """The axis that repeats a run, where others vary it."""
+LONGEST_NAME = 100
+"""A file's name has 255 bytes, of which a promotion needs some for its target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ class SweepConfig(TrainingSettings):
             bool(self.name.strip("."))
             and all(char.isalnum() or char in "-_." for char in self.name),
             f"name: {self.name!r} must be letters, digits, '-', '_' or '.', it names a folder",
+        )
+        require(
+            len(self.name) <= LONGEST_NAME,
+            f"name: {len(self.name)} characters, at most {LONGEST_NAME}: it names a folder and its "
+            "promotions",
         )
 
 

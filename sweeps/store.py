@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,12 +28,12 @@ from sweeps.attempt import (
     read_heartbeat,
     read_outcome,
 )
-from sweeps.files import read_json, write_json
+from sweeps.files import write_json
 from sweeps.liveness import LEASE_S, Watch, known_dead
 from sweeps.spec import RunSpec, run_id
 
 if TYPE_CHECKING:
-    from analysis.records import RunRecord
+    from analysis.records import RecordSet, RunRecord
 
 RunStatus = Literal["planned", "running", "interrupted", "done", "failed", "diverged"]
 
@@ -123,15 +123,39 @@ class Store:
         )
 
     def record(self, name: str) -> RunRecord | None:
-        """The published record, None if there is none yet."""
-        from analysis.records import RunRecord  # here: a status reads none, and spares numpy
+        """The published record, None if there is none yet.
+
+        Raises:
+            ConfigError: it can't be read, or is another run's; the message says how to go on.
+        """
+        from analysis import records  # here: a status reads none, and spares numpy
 
         path = self.run_dir(name) / "record.json"
         try:
-            mapping = read_json(path)
+            mapping = records.record_mapping(path)
         except FileNotFoundError:
             return None
-        return build(RunRecord, mapping, where=str(path))
+        record = build(records.RunRecord, mapping, where=str(path))
+        if record.run_id != name:
+            raise ConfigError(
+                f"{path}: holds the record of run {record.run_id}, copied or renamed by hand? "
+                f"{records.anew(name)}"
+            )
+        return record
+
+    def records(self, names: Collection[str]) -> RecordSet:
+        """The records of these runs, which have one each, and those that can't be analysed.
+
+        Raises:
+            ConfigError: one can't be read, or is another run's.
+        """
+        from analysis.records import load_records  # here, as above
+
+        loaded = load_records(self.run_dir(name) for name in names)
+        if {record.run_id for record in loaded.records} - set(names):
+            for name in names:
+                self.record(name)  # raises at the one that is misplaced
+        return loaded
 
     def log_tail(self, name: str, lines: int = 15) -> str:
         """The end of the run's log, for a person; empty if nothing was printed."""

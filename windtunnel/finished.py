@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.records import RunRecord, load_records
+from analysis.records import RunRecord
 from analysis.study import Study
 from model.errors import ConfigError
 from model.training.data import PreparedCorpus
@@ -71,7 +71,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
             f"`windtunnel fit sweep={name}` again"
         )
     spec = next(iter(runs.values())).spec
-    loaded = load_records(store.run_dir(run_id) for run_id in runs if _is_measured(store, run_id))
+    loaded = store.records([run_id for run_id in runs if _is_measured(store, run_id)])
     fitted = {*study.points.label, *(exclusion.label for exclusion in study.exclusions)}
     unseen = [record.run_id for record in loaded.records if record.run_id not in fitted]
     if unseen:

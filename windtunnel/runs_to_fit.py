@@ -206,7 +206,7 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
         )
     finished = [run for run in chosen if (store.run_dir(run.run_id) / "record.json").exists()]
     named = {run.run_id: run for run in finished}
-    loaded = load_records(map(store.run_dir, named))
+    loaded = store.records(named)
     missing = tuple(_missing(store, [run.run_id for run in chosen if run.run_id not in named]))
     if not loaded.records:
         reasons = "; ".join(f"{e.label}: {e.reason}" for e in (*loaded.excluded, *missing)[:2])

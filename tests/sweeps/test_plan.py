@@ -106,6 +106,7 @@ def test_a_corpus_too_short_for_a_run_is_refused_beyond_its_limit(sweep_config, 
             "what balance.rule does could not be told from what the seed does",
         ),
         ({"name": "../elsewhere"}, "names a folder"),
+        ({"name": "n" * 101}, "name: 101 characters, at most 100"),
     ],
 )
 def test_a_sweep_that_cannot_be_planned_is_refused_in_one_line(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import toy_worker
 
-from model.errors import RunFailed
+from model.errors import ConfigError, RunFailed
 from sweeps import run as run_module
 from sweeps.attempt import Attempt, Outcome, attempt_dir, read_claim
 from sweeps.budget import Budget
@@ -218,6 +218,22 @@ def test_redo_sets_the_old_measurement_aside(plan, toy):
     assert (kept / "record.json").exists()
     result, _ = collect(plan, toy)
     assert result.finished == (again,)
+
+
+def test_a_record_of_another_run_is_not_taken_for_this_ones(plan, toy):
+    collect(plan, toy)
+    names = [run.run_id for run in plan.runs]
+    name = names[0]
+    one, other = (toy.store.run_dir(each) / "record.json" for each in names[:2])
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(ConfigError, match=f"holds the record of run {names[1]}"):
+        toy.store.record(name)
+    one.write_text(one.read_text().replace(names[1], "of-another-sweep"))
+    with pytest.raises(ConfigError, match="of run of-another-sweep, copied or renamed by hand"):
+        toy.store.records(names)
+    toy.store.redo(name)
+    collect(plan, toy)
+    assert toy.store.record(name).run_id == name
 
 
 @pytest.mark.parametrize("starter", [ForkServer, Spawner])

@@ -254,6 +254,37 @@ def test_redo_and_retry_reach_the_engine_but_not_in_a_dry_run(
     assert len(redone) == 2, "nothing is set aside"
 
 
+@pytest.mark.parametrize(
+    ("text", "trouble"),
+    [
+        ('{"schema_version": 1, "run_id": "r', "not JSON"),
+        ("[]", "expected a mapping"),
+        ('{"schema_version": 99}', "record schema 99, this program reads 1"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_redone_by_the_command_that_its_message_names(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, text: str, trouble: str
+) -> None:
+    ids: list[str] = []
+
+    def drive(plan: Plan, *args: object, **options: object) -> SweepResult:
+        ids[:] = [run.run_id for run in plan.runs]
+        return SweepResult(finished=tuple(ids))
+
+    monkeypatch.setattr(command, "run_sweep", drive)
+    assert sweep(root) == 0
+    folder = Store(root).run_dir(ids[0])
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(text)
+    capsys.readouterr()
+    assert sweep(root) == 2
+    message = capsys.readouterr().err
+    assert trouble in message
+    redo = f"redo=[{ids[0]}]"
+    assert redo in message or "schema" in trouble
+    assert sweep(root, redo, "dry_run=true") == 0, "it stood in the way of its own repair"
+
+
 def test_a_sweep_whose_runs_all_failed_is_one_line_and_exit_code_3(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -105,7 +105,8 @@ def run(config: Config, console: Console) -> int:
     store = Store(usable_root(config.root))
     if not config.dry_run:
         bring_over(store, console)
-    plan = priced_plan(sweep, prepared(sweep.corpus, sweep.runtime.data_dir, console), store)
+    corpus = prepared(sweep.corpus, sweep.runtime.data_dir, console)
+    plan = priced_plan(sweep, corpus, store, anew=config.redo)
     _redo(config, plan, store)
     status = sweep_status(plan, store)
     slots = expected_slots(config.executor, sweep.runtime)
@@ -204,8 +205,13 @@ def sweep_config(config: Config) -> SweepConfig:
     )
 
 
-def priced_plan(sweep: SweepConfig, corpus: PreparedCorpus, store: Store) -> Plan:
-    """The plan, its times learned from those of its runs that are finished on this machine."""
+def priced_plan(
+    sweep: SweepConfig, corpus: PreparedCorpus, store: Store, *, anew: Collection[str] = ()
+) -> Plan:
+    """The plan, its times learned from those of its runs that are finished on this machine.
+
+    ``anew``: runs that are measured again, whose records may be beyond reading.
+    """
     plan = make_plan(sweep, corpus)
     samples = [
         Sample(
@@ -218,7 +224,7 @@ def priced_plan(sweep: SweepConfig, corpus: PreparedCorpus, store: Store) -> Pla
             wall_s=record.wall_s,
         )
         for run in plan.runs
-        if (record := store.record(run.run_id)) is not None
+        if run.run_id not in anew and (record := store.record(run.run_id)) is not None
     ]
     prices = calibrated(SHIPPED, samples)
     return make_plan(sweep, corpus, prices=prices) if samples else plan
