@@ -15,6 +15,7 @@ from enum import Enum
 
 import numpy as np
 
+from analysis.health import BENT
 from analysis.laws import Array
 from analysis.leverage import Leverage, LeverageCurve, LeverageMeter, PairedLosses
 from analysis.line import Line
@@ -43,6 +44,7 @@ class TrialStatus(Enum):
 
     WITHIN_NOISE = "the gap is no larger than chance makes it"
     TOO_FAR = "a target lies too far beyond the runs for their trend to be evidence"
+    BENT = "the gap's trend bends with compute"
     TREND_OPEN = "the runs don't tell whether the gap grows or shrinks"
     UNPAIRED = "some runs have no partner"
     FELL_BACK = "some runs did not compute in the precision they were planned in"
@@ -223,6 +225,7 @@ def run_trial(
         leverage=leverage,
         warnings=(
             *_warnings(mean, trend, ahead, unpaired, dearer_N, pairs),
+            *_bend_warnings(line),
             *_leverage_warnings(leverage, why_not),
         ),
     )
@@ -363,6 +366,16 @@ def _warnings(
             )
         )
     return [FitWarning(status=status.name, sentence=sentence) for status, sentence in found]
+
+
+def _bend_warnings(line: Line) -> Iterator[FitWarning]:
+    chance = line.bend_chance()
+    if chance < BENT:
+        sentence = (
+            f"the gap bends along the ladder (by chance once in {1 / chance:.3g} trials of a "
+            "straight trend): at larger compute it is known less well than its intervals say"
+        )
+        yield FitWarning(status=TrialStatus.BENT.name, sentence=sentence)
 
 
 def _leverage_warnings(leverage: LeverageCurve | None, why_not: str) -> Iterator[FitWarning]:

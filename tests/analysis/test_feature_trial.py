@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.feature_trial import Trial, percent, run_trial
+from analysis.line import Line
 from analysis.plots_leverage import leverage_of_trials
 from analysis.plots_trial import feature_trial
 from analysis.records import RunRecord
@@ -122,6 +123,29 @@ def test_a_gap_that_closes_is_seen_to_close(pairs: Callable[..., Pairs]) -> None
     near, far = found.targets
     assert near.gap.contains(0.0)
     assert far.helps < 0.05, "at 1T the same line speaks against it"
+
+
+def test_a_gap_that_bends_is_called_bent(pairs: Callable[..., Pairs]) -> None:
+    """It shrinks over two decades and grows again: no straight line says what comes next."""
+
+    def bent(base: RunRecord, other: RunRecord) -> tuple[RunRecord, RunRecord]:
+        more = 0.01 * (np.log10(base.train_flops) - 13) ** 2
+        return base, replace(other, loss_nats=other.heldout_nats * float(np.exp(more)))
+
+    straight = pairs(-0.02, per_decade=0.005)
+    statuses = [
+        {warning.status for warning in trial(each).warnings}
+        for each in (straight, [bent(*pair) for pair in straight])
+    ]
+    assert ["BENT" in found for found in statuses] == [False, True]
+
+
+def test_a_straight_line_is_called_bent_once_in_twenty() -> None:
+    rng, x = np.random.default_rng(0), np.array([0.0, 0.0, 1.0, 2.0, 2.0, 3.5, 4.0, 5.0])
+    called = np.array([Line(x, rng.standard_normal(8)).bend_chance() < 0.05 for _ in range(2000)])
+    assert 0.04 < called.mean() < 0.06
+    assert Line(x[:4], [0.1, 0.2, 0.4, 0.5]).bend_chance() < 1.0
+    assert Line(np.array([1.0, 1.0, 2.0, 2.0]), [0.1, 0.2, 0.4, 0.5]).bend_chance() == 1.0
 
 
 def test_ninety_percent_intervals_cover_ninety_percent(pairs: Callable[..., Pairs]) -> None:
