@@ -61,8 +61,8 @@ def migrate(store: Store) -> int:
     for name in old:
         if store.state(name).status == "running":
             raise ConfigError(
-                f"run {name} of an earlier version of this program is under way; stop it, or let "
-                "it end, before this version goes on with the store"
+                f"run {name} of an earlier version of this program is still running; stop it or "
+                "let it end before this version uses the store"
             )
     for name, spec in old.items():
         trunk = names.get(spec.trunk, spec.trunk)

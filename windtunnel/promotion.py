@@ -227,8 +227,8 @@ def read_promotion(path: Path) -> Promotion:
         # Before the hash is asked: a field that came since would make it another one.
         raise ConfigError(
             f"{path}: promoted by another version of this program (spec version {version}, this "
-            f"one reads {SPEC_VERSION}); type its `windtunnel sweep`, `windtunnel fit` and "
-            "`windtunnel promote` again: runs are kept, one under way goes on from its checkpoint"
+            f"one reads {SPEC_VERSION}); run its `windtunnel sweep`, `windtunnel fit` and "
+            "`windtunnel promote` again: runs are kept and resume from their checkpoints"
         )
     promotion = build(Promotion, mapping, where=str(path))
     if promotion_hash(to_plain(promotion)) != promotion.content_hash:

@@ -196,7 +196,7 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
         if not axes:
             raise ConfigError(
                 f"sweep={plan.name} varies nothing, so {as_option('variant', variant)} is none of "
-                "its runs; leave variant= away"
+                "its runs; leave out variant="
             )
         matching = f" that match {as_option('variant', variant)}" if variant else ""
         raise ConfigError(

@@ -77,7 +77,7 @@ class SweepProgress(Progress):
             again = f"again     {label}: {reason}; it is tried again from its checkpoint"
             self.line(folded(again).plain)
         elif event.kind == "stopped":
-            self.line(f"stopped   {label}: it goes on from its checkpoint next time")
+            self.line(f"stopped   {label}: it resumes from its checkpoint next time")
 
     def _done_s(self) -> float:
         return sum(self._cost_s[name] * frac for name, frac in self._frac.items())

@@ -71,7 +71,7 @@ class FragileMirror(ABC):
             act()
         except Exception as error:
             self._listens = False
-            told = "%s %s (%s); the run goes on, metrics.jsonl has everything"
+            told = "%s %s (%s); the run continues, metrics.jsonl has everything"
             logger.warning(told, self.who, what, error)
 
     @abstractmethod

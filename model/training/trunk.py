@@ -58,7 +58,7 @@ class Snapshots:
         """
         path = self._where(step)
         if path is None:
-            raise ConfigError(f"{self.own}: no snapshot of step {step}; measure the run anew")
+            raise ConfigError(f"{self.own}: no snapshot of step {step}; measure the run again")
         try:
             found = self.read_from(path)
         except BrokenCheckpoint as error:

@@ -107,7 +107,7 @@ def test_a_run_under_way_is_not_touched(plan, toy):
     attempt = Attempt.claim(toy.store.create(run.spec), after=0, now=1e12)
     assert read_claim(attempt.dir).owner.pid
     age(toy.store, run, SPEC_VERSION - 1)
-    with pytest.raises(ConfigError, match="of an earlier version of this program is under way"):
+    with pytest.raises(ConfigError, match="of an earlier version of this program is still running"):
         migrate(toy.store)
 
 

@@ -375,7 +375,7 @@ def test_runs_under_way_are_no_trouble_on_the_live_page(finished: Any) -> None:
     first, second, *others = content.runs
     going = replace(first, status="running"), replace(second, status="planned")
     under_way = replace(content, runs=(*going, *others))
-    told = "2 runs are not finished, 1 of them under way at that moment."
+    told = "2 runs are not finished, 1 of them running at that moment."
     assert told in troubles(under_way)
     assert not any("not finished" in text for text in troubles(under_way, live=True))
     left = replace(content, runs=(going[1], second, *others))

@@ -20,7 +20,7 @@ def test_what_failed_can_be_tried_again_with_or_without_runs_left(
     first, *others = [run.spec for run in known_sweep.make(root).runs]
     words = ["status", "sweep=quickstart", f"root={root}"]
     assert cli.main(words) == 1
-    assert capsys.readouterr().out.endswith("To go on: the command that started it.\n")
+    assert capsys.readouterr().out.endswith("To continue: the command that started it.\n")
     known_sweep.fail(root, first, "lost its node")
     assert cli.main(words) == 1
     said = " ".join(capsys.readouterr().out.split())

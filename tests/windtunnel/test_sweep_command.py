@@ -223,7 +223,7 @@ def test_exit_codes_and_last_words(
     assert sweep(root) == 1
     text = capsys.readouterr().out
     assert "Stopped: asked to stop." in text
-    assert "2 left; the same command goes on" in text
+    assert "2 left; the same command continues" in text
 
 
 def test_redo_and_retry_reach_the_engine_but_not_in_a_dry_run(

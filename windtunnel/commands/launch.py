@@ -193,7 +193,7 @@ def _print_flight_plan(
 def _conclude(launched: Launched, promotion: Promotion, console: Console) -> int:
     if launched.record is None:
         console.print(
-            "Stopped on the way; the forecast stays registered, the same command goes on from the "
+            "Stopped early; the forecast stays registered, the same command resumes from the "
             "checkpoint",
             markup=False,
         )

@@ -179,7 +179,7 @@ def _next_step(plan: Plan, status: SweepStatus) -> str:
     again = f"what {' or '.join(kinds)} again"
     if status.with_status("planned", "interrupted"):
         also = f"; with retry={retry} it tries {again}" if kinds else ""
-        return f"To go on: the command that started it{also}."
+        return f"To continue: the command that started it{also}."
     return f"To try {again}: the command that started it, with retry={retry}."
 
 

@@ -176,7 +176,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
         left -= part.train_flops
         if result.stopped or result.unfinished:
             stop = result.stopped or "runs are left"
-            say(console, f"Stopped: {stop}. The same command goes on.")
+            say(console, f"Stopped: {stop}. The same command continues.")
             return 1
     say(
         console,
@@ -315,7 +315,7 @@ def _conclude(
         say(console, f"Stopped: {result.stopped}.")
     if not result.is_complete:
         left = len(result.unfinished)
-        tail = f", {left} left; the same command goes on with them" if left else ""
+        tail = f", {left} left; the same command continues with them" if left else ""
         say(console, f"{done} of {all_runs} done{tail}.")
         return 1
     if not result.finished:

@@ -127,7 +127,7 @@ def run(config: Config, console: Console) -> int:
         raise RunFailed(name, f"{brief(reason)} (its log: {store.run_dir(name) / 'log.txt'})")
     record = store.record(name)
     if record is None or result.unfinished:
-        say(console, f"Stopped: {result.stopped}; the same command goes on from the checkpoint.")
+        say(console, f"Stopped: {result.stopped}; the same command resumes from the checkpoint.")
         return 1
     if status.is_complete:
         say(console, "This run was done before; nothing was trained.")

@@ -61,7 +61,7 @@ def run(config: Config, console: Console) -> int:
     say(console, f"Sweep {live.sweep}: {server.address}")
     if not is_loopback(config.host):
         say(console, "Whoever has this address can read the page; nobody can change anything.")
-    say(console, "Ctrl-C ends it; the runs go on.")
+    say(console, "Ctrl-C ends it; the runs continue.")
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -86,10 +86,10 @@ def troubles(content: Content, *, live: bool = False) -> list[str]:
     waiting = running + sum(row.status in ("planned", "interrupted") for row in content.runs)
     unfinished = counted(waiting, "run is", "runs are")
     if running and not live:
-        found.append(f"{unfinished} not finished, {running} of them under way at that moment.")
+        found.append(f"{unfinished} not finished, {running} of them running at that moment.")
     elif waiting and not running:
         found.append(
-            f"{unfinished} not finished: the same `windtunnel sweep` command goes on from there."
+            f"{unfinished} not finished: the same `windtunnel sweep` command resumes from there."
         )
     if content.unfitted:
         found.append(

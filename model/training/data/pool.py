@@ -57,7 +57,7 @@ class Workers:
             raise RuntimeError(
                 "a process that prepared the corpus was killed, perhaps for want of memory, or "
                 'could not start (a script of your own needs an `if __name__ == "__main__":`); '
-                "run it again, it goes on where it stopped"
+                "run it again, it continues where it stopped"
             ) from None
         return [by_place[place] for place in range(len(items))]
 

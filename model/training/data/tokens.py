@@ -127,5 +127,5 @@ def damaged(folder: Path, problem: str) -> ConfigError:
     """A prepared corpus is not what was written."""
     return ConfigError(
         f"data: the prepared corpus {folder} is damaged ({problem}); "
-        "delete that folder and run the command again to prepare it anew"
+        "delete that folder and run the command again to prepare it afresh"
     )

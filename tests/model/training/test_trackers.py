@@ -142,7 +142,7 @@ def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, monkeypatch, caplog)
     mirror.log({"step": 1})
     mirror.summary({})
     mirror.close()
-    assert "W&B did not start (no network); the run goes on" in caplog.text
+    assert "W&B did not start (no network); the run continues" in caplog.text
 
     run = FakeRun(fails_at=("log",))
     install(monkeypatch, lambda **_: run)
