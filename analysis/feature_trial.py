@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+from scipy.special import fdtrc
 
-from analysis.health import BENT
+from analysis.health import BENT, UNLIKELY
 from analysis.laws import Array
 from analysis.leverage import Leverage, LeverageCurve, LeverageMeter, PairedLosses
 from analysis.line import Line
+from analysis.noise import pooled
 from analysis.records import RunRecord
 from analysis.results import FitError, FitWarning, Interval, Prediction
 from analysis.wording import counted
@@ -45,6 +47,7 @@ class TrialStatus(Enum):
     WITHIN_NOISE = "the gap is no larger than chance makes it"
     TOO_FAR = "a target lies too far beyond the runs for their trend to be evidence"
     BENT = "the gap's trend bends with compute"
+    UNEVEN = "the gap differs between cells by more than between their seeds"
     TREND_OPEN = "the runs don't tell whether the gap grows or shrinks"
     UNPAIRED = "some runs have no partner"
     FELL_BACK = "some runs did not compute in the precision they were planned in"
@@ -226,6 +229,7 @@ def run_trial(
         warnings=(
             *_warnings(mean, trend, ahead, unpaired, dearer_N, pairs),
             *_bend_warnings(line),
+            *_uneven_warnings(pairs, log_N, gap_N, line),
             *_leverage_warnings(leverage, why_not),
         ),
     )
@@ -376,6 +380,28 @@ def _bend_warnings(line: Line) -> Iterator[FitWarning]:
             "straight trend): at larger compute it is known less well than its intervals say"
         )
         yield FitWarning(status=TrialStatus.BENT.name, sentence=sentence)
+
+
+def _uneven_warnings(
+    pairs: Sequence[tuple[RunRecord, RunRecord]], log_N: Array, gap_N: Array, line: Line
+) -> Iterator[FitWarning]:
+    """The lack-of-fit test of :mod:`analysis.weighing`, with cells of one rung and token count."""
+    names = [f"{base.rung} {base.tokens}" for base, _ in pairs]
+    cells, cell_N = np.unique(names, return_inverse=True)
+    residual_N = gap_N - np.array([line.value(x) for x in log_N])
+    squares, count_C, mean_C = pooled(residual_N, cell_N)
+    between, within = len(cells) - 2, len(pairs) - len(cells)
+    if between < 1 or within < 1 or squares == 0:
+        return
+    lack = float((count_C * mean_C**2).sum())
+    chance = float(fdtrc(between, within, lack / between / (squares / within)))
+    if chance < UNLIKELY:
+        sentence = (
+            f"the trend misses the cells by more than their seeds differ (by chance once in "
+            f"{1 / chance:.3g} trials): seeds of one cell are no evidence of their own, so the "
+            "intervals are too narrow"
+        )
+        yield FitWarning(status=TrialStatus.UNEVEN.name, sentence=sentence)
 
 
 def _leverage_warnings(leverage: LeverageCurve | None, why_not: str) -> Iterator[FitWarning]:

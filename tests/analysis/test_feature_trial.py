@@ -140,6 +140,19 @@ def test_a_gap_that_bends_is_called_bent(pairs: Callable[..., Pairs]) -> None:
     assert ["BENT" in found for found in statuses] == [False, True]
 
 
+def test_cells_that_differ_by_more_than_their_seeds_are_named(pairs: Callable[..., Pairs]) -> None:
+    """Four seeds of twelve cells; what a cell has of its own is in all four."""
+    own = 0.01 * np.random.default_rng(0).standard_normal(12)
+    for spread, is_said in ((0.0, False), (1.0, True)):
+        found = []
+        for seed in range(4):
+            for (base, other), cell in zip(pairs(-0.02, seed=seed), own, strict=True):
+                loss = other.heldout_nats * float(np.exp(spread * cell))
+                found.append((replace(base, seed=seed), replace(other, seed=seed, loss_nats=loss)))
+        statuses = [warning.status for warning in trial(found).warnings]
+        assert ("UNEVEN" in statuses) == is_said
+
+
 def test_a_straight_line_is_called_bent_once_in_twenty() -> None:
     rng, x = np.random.default_rng(0), np.array([0.0, 0.0, 1.0, 2.0, 2.0, 3.5, 4.0, 5.0])
     called = np.array([Line(x, rng.standard_normal(8)).bend_chance() < 0.05 for _ in range(2000)])
