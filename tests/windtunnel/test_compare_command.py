@@ -34,12 +34,12 @@ AXES = (
 VARIANT = "variant={recipe.shape.qk_norm: false}"
 
 
-def run(root: Path, *words: str) -> str:
+def run(root: Path, *words: str, width: int = 100) -> str:
     dirs = yaml_folders.config_dirs()
     words = (f"root={root}", "sweep=quickstart", *words)
     config = composition.load("compare", compare.Config, words, dirs)
     out = io.StringIO()
-    assert compare.run(config, Console(file=out, width=100)) == 0
+    assert compare.run(config, Console(file=out, width=width)) == 0
     return out.getvalue()
 
 
@@ -74,6 +74,13 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
     stems = {path.stem for path in folder.iterdir()}
     assert stems == {"trial", "feature_trial", "leverage_compute"}
     assert [target.name for target in trial.targets] == ["16B", "100B", "1T"]
+
+
+def test_no_number_is_cut_on_a_terminal_of_eighty_columns(root: Path) -> None:
+    wide, narrow = (run(root, VARIANT, width=width) for width in (100, 80))
+    assert [word for word in narrow.split() if "─" not in word] == [
+        word for word in wide.split() if "─" not in word
+    ]
 
 
 def test_a_promotion_is_held_against_the_trials_of_its_features(root: Path) -> None:
