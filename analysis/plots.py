@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.plots_balance import expert_balance
 from analysis.plots_evidence import Evidence, Promoted
 from analysis.plots_experts import expert_load, expert_training
+from analysis.plots_forecasts import forecasts
 from analysis.plots_leverage import leverage_compute
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
@@ -17,6 +18,7 @@ from analysis.plots_variants import feature_trials, leverage
 FIGURES = (
     loss_compute,
     flight,
+    forecasts,
     isoflop,
     contours,
     loss_tokens,

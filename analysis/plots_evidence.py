@@ -62,6 +62,21 @@ class Promoted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldForecast:
+    """A forecast of the ledger that was registered before its run, and what the run measured."""
+
+    sweep: str
+    forecast: Prediction
+    measured: float
+    """Held-out loss in nats per token."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval held it."""
+        return self.forecast.low <= self.measured <= self.forecast.high
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """A sweep as far as it has come. Only ``records`` is needed; the rest may be missing."""
 
@@ -76,6 +91,8 @@ class Evidence:
     """By run id what a sweep's axes set for it, in words; a fit is of one variant."""
     trials: tuple[Trial, ...] = ()
     """What `windtunnel compare` found of its features."""
+    forecasts: tuple[HeldForecast, ...] = ()
+    """Of all sweeps under the same root, oldest first."""
 
     @cached_property
     def done(self) -> tuple[RunRecord, ...]:

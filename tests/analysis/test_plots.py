@@ -17,14 +17,17 @@ from analysis import plots, plots_style
 from analysis.curves import read_curve, thin
 from analysis.plots import FIGURES, Evidence, Promoted, draw_all
 from analysis.plots_balance import expert_balance
-from analysis.plots_evidence import PALE, OnTheWay
+from analysis.plots_evidence import PALE, HeldForecast, OnTheWay
 from analysis.plots_experts import expert_load, expert_training
+from analysis.plots_forecasts import forecasts
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_recipe import recipe
 from analysis.plots_runs import flight, residuals, training_curves
+from analysis.plots_style import PAPER
 from analysis.plots_surface import contours, isoflop
 from analysis.plots_variants import feature_trials, leverage
 from analysis.records import RunRecord
+from analysis.results import Prediction
 
 HOSTILE = '<script>alert("1")</script> $x^{2$ \\frac{&\'\n' + "長" * 5 + "a" * 10_000
 
@@ -539,3 +542,30 @@ def test_leverage_is_the_compute_the_law_needs_for_what_a_variant_reached(
     assert "same in every run" in leverage(evidence).missing
     impossible = leverage(with_variant(evidence, 0.2, 0.08))
     assert "can ever reach" in impossible.how_to_read
+
+
+def test_the_ledger_is_drawn_forecast_by_forecast(evidence: Evidence) -> None:
+    """Beyond 24 rows the oldest are in the data alone; what lies outside is hollow."""
+    assert "windtunnel launch" in forecasts(evidence).missing
+    held = [
+        HeldForecast(
+            sweep=f"sweep_{n}",
+            forecast=Prediction(value=2.0, low=1.9, high=2.2, level=0.9, extrapolation_ratio=5.2),
+            measured=2.3 if n == 29 else 1.96,
+        )
+        for n in range(30)
+    ]
+    drawing = forecasts(replace(evidence, forecasts=tuple(held)))
+    assert drawing.figure is not None
+    assert "6 older in the data only" in drawing.how_to_read
+    assert list(drawing.data["inside"]) == [True] * 29 + [False]
+    (axes,) = drawing.figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()][::23] == [
+        "sweep_29, 5.2x",
+        "sweep_6, 5.2x",
+    ]
+    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
+    places = [float(line.get_xdata()[0]) for line in diamonds]
+    assert places == pytest.approx([15.0] + [-2.0] * 23)
+    hollow = [line.get_markerfacecolor() == PAPER for line in diamonds]
+    assert hollow == [True] + [False] * 23

@@ -12,6 +12,7 @@ from analysis.results import Prediction
 from model.errors import ConfigError
 from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.ledger import ForecastRow, Ledger, OutcomeRow
+from windtunnel.report.content import held_forecasts
 
 
 def forecast(name: str, *, level: float = 0.9, after_the_fact: bool = False) -> ForecastRow:
@@ -228,6 +229,16 @@ def test_forecasts_that_lean_to_one_side_are_called_out(ledger: Ledger) -> None:
     sentence = calibration_sentence(found)
     assert "6 of 6 measured losses lie below their forecasts (-2.00% in the median)" in sentence
     assert "do not hold" not in sentence
+
+
+def test_figures_show_what_was_forecast_before_it_was_measured(three: Ledger) -> None:
+    three.record_outcome(outcome("c", None))  # diverged: no loss to show
+    three.register(forecast("late", after_the_fact=True))
+    three.record_outcome(outcome("late", 2.0))
+    shown = held_forecasts(three.entries())
+    assert [(one.measured, one.inside) for one in shown] == [(2.05, True), (2.2, False)]
+    edit(three, lambda lines: [lines[0].replace("2.1", "2.5"), *lines[1:]])
+    assert [one.measured for one in held_forecasts(three.entries())] == [2.2]
 
 
 def test_sides_that_balance_are_no_bias(three: Ledger) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.curves import Curve
 from analysis.feature_trial import Trial
-from analysis.plots_evidence import Evidence, OnTheWay, Promoted
+from analysis.plots_evidence import Evidence, HeldForecast, OnTheWay, Promoted
 from analysis.plots_loss import use_of
 from analysis.records import RunRecord
 from analysis.study import Study
@@ -144,6 +144,7 @@ def gather(
         if (record := sources.record(run.run_id)) is not None
     }
     ledger = Ledger(root / "ledger.jsonl")
+    entries = ledger.entries()
     answer, problems = latest_answer(root, sweep, ledger, sources)
     bare = Evidence(
         records=tuple(records.values()),
@@ -162,7 +163,9 @@ def gather(
         if (use := sources.use(record.run_id)) is not None
     }
     trials, broken = trials_of(sweep, sources)
-    evidence = replace(bare, curves=curves, uses=uses, trials=trials)
+    evidence = replace(
+        bare, curves=curves, uses=uses, trials=trials, forecasts=held_forecasts(entries)
+    )
     return Content(
         sweep=sweep,
         made_at=made_at,
@@ -172,10 +175,23 @@ def gather(
         evidence=evidence,
         answer=answer,
         problems=(*problems, *broken, *(f"{ledger.path}, {text}" for text in ledger.problems())),
-        ledger=ledger.entries(),
+        ledger=entries,
         fit_path=sources.fit_path(sweep),
         protocol=protocol_rows(evidence.records, study),
         provenance=provenance_rows(evidence.records),
+    )
+
+
+def held_forecasts(entries: Iterable[Entry]) -> tuple[HeldForecast, ...]:
+    """The entries that are evidence on the intervals, of runs that ended with a loss."""
+    return tuple(
+        HeldForecast(
+            sweep=entry.forecast.sweep,
+            forecast=entry.forecast.forecast,
+            measured=entry.outcome.loss_nats,
+        )
+        for entry in entries
+        if entry.counts and entry.outcome is not None and entry.outcome.loss_nats is not None
     )
 
 

@@ -1,0 +1,117 @@
+"""Every forecast of the ledger beside what its run measured."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.plots_evidence import Evidence, HeldForecast
+from analysis.plots_style import (
+    FORECAST,
+    INK,
+    PAPER,
+    Drawing,
+    absent,
+    light_grid,
+    new_figure,
+    safe_label,
+    style,
+)
+
+NAME, TITLE = "forecasts", "Forecasts against measurements"
+MOST_ROWS = 24
+"""The newest; a longer ledger has the rest in the data."""
+ROW_HEIGHT = 0.17
+"""Inches."""
+
+
+def forecasts(evidence: Evidence) -> Drawing:
+    """A row a forecast: its interval and the measured loss, both in percent of the forecast."""
+    held = evidence.forecasts
+    if not held:
+        return absent(
+            NAME,
+            TITLE,
+            "No forecast has been held against a measurement yet; `windtunnel launch` registers "
+            "one and trains its run.",
+        )
+    drawn = held[-MOST_ROWS:]
+    with style():
+        figure, (axes,) = new_figure(0.75 + ROW_HEIGHT * len(drawn))
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for row, one in enumerate(reversed(drawn)):
+            _draw(axes, row, one)
+        labels = [
+            f"{safe_label(one.sweep, 18)}, {one.forecast.extrapolation_ratio:.3g}x"
+            for one in reversed(drawn)
+        ]
+        axes.set_yticks(range(len(drawn)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.7, len(drawn) - 0.3)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("Measured loss against its forecast (%)")
+        light_grid(axes, "x")
+        figure.legend(handles=_legend(held), loc="outside lower left", ncols=3, columnspacing=1)
+    left_out = len(held) - len(drawn)
+    return Drawing(
+        name=NAME,
+        title=TITLE,
+        how_to_read="Each row is one forecast of the ledger, the newest at the bottom, with how "
+        "far beyond its sweep's largest run it went. The bar is its interval, the diamond what the "
+        "run then measured: left of the line the loss was lower than forecast."
+        + (f" {left_out} older in the data only." if left_out else ""),
+        distrust="A few rows say little about intervals, and rows of one sweep share their errors. "
+        "Diamonds that all lie on one side mean that the forecasts are biased, even if every bar "
+        "holds its own.",
+        data=pd.DataFrame([_row(one) for one in held]),
+        figure=figure,
+    )
+
+
+def _offset(loss: float, one: HeldForecast) -> float:
+    return 100 * (loss / one.forecast.value - 1)
+
+
+def _draw(axes: Axes, row: int, one: HeldForecast) -> None:
+    ends = [_offset(one.forecast.low, one), _offset(one.forecast.high, one)]
+    axes.plot(ends, [row, row], color=FORECAST, linewidth=4, alpha=0.35, solid_capstyle="butt")
+    axes.plot(
+        _offset(one.measured, one),
+        row,
+        marker="D",
+        color=INK,
+        markersize=3.8,
+        markerfacecolor=INK if one.inside else PAPER,
+        zorder=5,
+    )
+
+
+def _legend(held: tuple[HeldForecast, ...]) -> list[Line2D]:
+    levels = sorted({one.forecast.level for one in held})
+    words = " and ".join(f"{level:.0%}" for level in levels)
+    handles = [
+        Line2D([], [], color=FORECAST, linewidth=4, alpha=0.35, label=f"{words} interval"),
+        Line2D([], [], linestyle="", marker="D", color=INK, label="measured, inside"),
+    ]
+    if not all(one.inside for one in held):
+        handles.append(
+            Line2D(
+                [], [], linestyle="", marker="D", color=INK, markerfacecolor=PAPER, label="outside"
+            )
+        )
+    return handles
+
+
+def _row(one: HeldForecast) -> dict[str, object]:
+    forecast = one.forecast
+    return {
+        "sweep": one.sweep,
+        "extrapolation_ratio": forecast.extrapolation_ratio,
+        "level": forecast.level,
+        "forecast_nats": forecast.value,
+        "forecast_low_nats": forecast.low,
+        "forecast_high_nats": forecast.high,
+        "measured_nats": one.measured,
+        "inside": one.inside,
+    }
