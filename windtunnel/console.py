@@ -9,7 +9,6 @@ import codecs
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from textwrap import wrap
 from types import TracebackType
 from typing import IO, Self
 
@@ -21,6 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.wording import WIDTH
+from windtunnel.folding import Folded
+from windtunnel.plain_table import PlainTable
 
 PLAIN = dict(zip("▁▂▃▄▅▆▇·\u00d7≤≥…─", ".,-~=+*.x<>.-", strict=True))
 """For a screen or a pipe that takes ASCII alone; anything else becomes a question mark."""
@@ -58,25 +59,19 @@ def say(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
-def folded(text: str) -> Text:
-    """Sentences in lines of 100 columns, the later ones set in; a long path or name stays whole."""
-    inner = " " * (len(text) - len(text.lstrip()) + 2)
-    lines = wrap(
-        text, WIDTH, subsequent_indent=inner, break_on_hyphens=False, break_long_words=False
-    )
-    return Text("\n".join(lines))
-
-
 def prose(console: Console, text: str) -> None:
-    """:func:`folded`, printed."""
-    say(console, folded(text).plain)
+    """``text`` in as many columns as there are; left whole are paths, to be copied and searched."""
+    say(console, Folded(text).in_columns(console.width))
 
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: int = 1
 ) -> Table:
-    """A plain table: the first ``left`` columns are words, the rest numbers, right-aligned."""
-    made = Table(
+    """A plain table: the first ``left`` columns are words, the rest numbers, right-aligned.
+
+    On a terminal too narrow for it the rows become a list; no number is ever cut.
+    """
+    made = PlainTable(
         title=Text(title) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,

@@ -13,7 +13,8 @@ from model.memory import activation_memory, state_memory
 from sweeps.spec import RunSpec
 from windtunnel.along import Evaluated, Waypoint
 from windtunnel.choices import Choice
-from windtunnel.console import folded, si, table
+from windtunnel.console import si, table
+from windtunnel.folding import Folded
 from windtunnel.ledger import Entry
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.machine.memory_plan import FP32
@@ -26,18 +27,18 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
     yield Text(f"Promotion {promotion.id}")
     yield from _what(promotion)
     forecast, evidence = promotion.forecast, promotion.evidence
-    yield folded(
+    yield Folded(
         f"Forecast: {nats(forecast)}, {forecast.extrapolation_ratio:.3g} times the compute of the "
         "largest run"
     )
-    yield folded(f"  by {evidence.law}, fitted to {len(evidence.run_ids)} runs")
+    yield Folded(f"  by {evidence.law}, fitted to {len(evidence.run_ids)} runs")
     if promotion.second_opinion is not None:
-        yield folded(f"  by L(C) through the lowest losses: {nats(promotion.second_opinion)}")
-    yield folded(f"  {promotion.along_the_run}")
+        yield Folded(f"  by L(C) through the lowest losses: {nats(promotion.second_opinion)}")
+    yield Folded(f"  {promotion.along_the_run}")
     for waypoint in promotion.waypoints:
         yield Text(f"    at step {waypoint.step}: {nats(waypoint.forecast)}")
     for load in promotion.loads:
-        yield folded(f"  {load.name}: {load.note or interval_text(load)}")
+        yield Folded(f"  {load.name}: {load.note or interval_text(load)}")
     yield table(
         ["choice", "law", "wanted", "interval", "used", "cost nats"],
         map(_choice_row, promotion.choices),
@@ -46,7 +47,7 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
     )
     for note in dict.fromkeys(choice.note for choice in promotion.choices if choice.note):
         names = [choice.name for choice in promotion.choices if choice.note == note]
-        yield folded(f"  {', '.join(names)}: {note}")
+        yield Folded(f"  {', '.join(names)}: {note}")
     if promotion.published:
         yield table(
             ["field", "ours", "published", "why"],
@@ -69,7 +70,7 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
         title="Gates",
     )
     for note in promotion.notes:
-        yield folded(f"Note: {note}")
+        yield Folded(f"Note: {note}")
 
 
 def nats(forecast: Interval) -> str:

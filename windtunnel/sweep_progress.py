@@ -9,7 +9,8 @@ from sweeps.attempt import Progress as RunProgress
 from sweeps.events import Event
 from sweeps.plan import Plan
 from sweeps.store import Store
-from windtunnel.console import Progress, duration, folded
+from windtunnel.console import Progress, duration
+from windtunnel.folding import Folded
 from windtunnel.sweep_tables import quoted, run_label
 
 
@@ -68,14 +69,14 @@ class SweepProgress(Progress):
             )
             self.line(f"done      {label}{measured}{where}")
         elif event.kind == "failed":
-            self.line(folded(f"FAILED    {label}: {reason}").plain)
+            self.line(Folded(f"FAILED    {label}: {reason}").plain)
             for line in quoted(event.log_tail):
                 self.line(line)
         elif event.kind == "diverged":
-            self.line(folded(f"DIVERGED  {label}: {reason}").plain)
+            self.line(Folded(f"DIVERGED  {label}: {reason}").plain)
         elif event.kind == "interrupted":
             again = f"again     {label}: {reason}; it is tried again from its checkpoint"
-            self.line(folded(again).plain)
+            self.line(Folded(again).plain)
         elif event.kind == "stopped":
             self.line(f"stopped   {label}: it resumes from its checkpoint next time")
 

@@ -9,12 +9,13 @@ from analysis.wording import WIDTH, brief
 from windtunnel.console import (
     Progress,
     duration,
-    folded,
     make_console,
+    prose,
     sci,
     si,
     table,
 )
+from windtunnel.folding import Folded, refolded
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_short_exponents_and_brief_lines() -> None:
     assert brief("a\n  b") == "a b"
     assert len(brief("word " * 100)) == 240
     path = f"/data/{'folder/' * 40}train.jsonl"
-    told = folded(f"failed: r1 w48: {brief(f'no such file: {path}, it is gone')}").plain
+    told = Folded(f"failed: r1 w48: {brief(f'no such file: {path}, it is gone')}").plain
     assert all(len(line) <= WIDTH for line in told.splitlines())
     assert "/data/folder" in told
     assert "train.jsonl, it is gone" in " ".join(told.split())
@@ -128,3 +129,71 @@ def test_a_pipe_that_takes_ascii_alone_gets_every_line() -> None:
     assert "15.7.C^0.45" in text
     assert "*=-._" in text
     assert "?" in text
+
+
+NUMBERS = ["2026-11-27", "1.1865..1.3445", "1.2529", "7.405e+12"]
+
+
+@pytest.mark.parametrize("width", [100, 70, 60, 40, 24])
+def test_no_number_of_a_table_is_ever_cut(width: int) -> None:
+    """A narrow terminal folds words, and where that is not enough the rows become a list."""
+    made = table(["promotion", "registered", "interval", "measured", "used"], [])
+    made.add_row("seed_1-next_rung-5.2x-448ca055", *NUMBERS)
+    made.add_row("an open one", "2026-11-28", "", "", "3e21")
+    made.title = "Forecasts"
+    out = io.StringIO()
+    Console(file=out, width=width).print(made)
+    lines = out.getvalue().splitlines()
+    words = out.getvalue().replace(",", " ").split()
+    assert all(number in words for number in (*NUMBERS, "2026-11-28", "3e21"))
+    assert max(map(len, lines)) <= max(width, len("  interval 1.1865..1.3445,"))
+    assert lines[0].strip() == "Forecasts"
+    if width >= 70:
+        assert any(line.split() == ["promotion", "registered", "interval", "measured", "used"]
+                   for line in lines)  # fmt: skip
+    else:
+        assert "seed_1-next_rung-5.2x-448ca055" in " ".join(words) or width < 30
+        # An empty cell has no name either.
+        assert sum(line.count("measured") for line in lines) == 1
+
+
+@pytest.mark.parametrize("width", [140, 100, 80, 60])
+def test_sentences_are_folded_to_the_terminal(width: int) -> None:
+    """At no more than 100 columns, later lines set in, a path whole so that it can be copied."""
+    path = f"/data/{'folder/' * 20}train.jsonl"
+    out = io.StringIO()
+    console = Console(file=out, width=width)
+    console.print(Folded("Note: " + "the law asks for more tokens than there are " * 5))
+    prose(console, f"kept as {path} for good")
+    lines = out.getvalue().splitlines()
+    assert path in lines[-2:][0] + lines[-1]
+    others = [line for line in lines if path not in line]
+    assert max(map(len, others)) <= min(width, 100)
+    assert all(line.startswith("  ") for line in others[1:3])
+    assert "".join(out.getvalue().split()) == "".join(
+        ("Note: " + "the law asks for more tokens than there are " * 5 + f"kept as {path} for good")
+        .split()
+    )  # fmt: skip
+
+
+def test_a_summary_made_for_100_columns_is_folded_anew() -> None:
+    """Sentences flow, rows of a table and separate lines stay; no word is lost."""
+    text = """Fit of a: 23 points
+
+  hold-out    without the largest budget: 1 point up to 1.4 times beyond, off by 0.20% on average, 1
+              of 1 inside the interval
+  N 8e+04     2.362 to 1.837 over 4 token counts
+              loss from few tokens to many, on one logarithmic scale
+  Laws            mean  -1 budgets  -2 budgets  -3 budgets      inside     parameters     and more
+    hoffmann     1.40%       0.20%       1.37%       2.63%      6 of 7              5         none
+"""
+    assert refolded(text, 100) == refolded(text, 140) == text
+    lines = refolded(text, 60).split("\n")
+    assert refolded(text, 60).split() == text.split()
+    assert lines[2:5] == [
+        "  hold-out    without the largest budget: 1 point up to 1.4",
+        "              times beyond, off by 0.20% on average, 1 of 1",
+        "              inside the interval",
+    ]
+    assert lines[5] == "  N 8e+04     2.362 to 1.837 over 4 token counts"
+    assert lines[-3:] == text.split("\n")[-3:], "rows keep their columns"

@@ -376,4 +376,4 @@ def test_a_variant_of_a_sweep_that_varies_nothing_is_refused(
     assert fit(root, "sweep=smoke", "variant={recipe.shape.num_experts: 8}") == 2
     said = capsys.readouterr().err
     assert "sweep=smoke varies nothing" in said
-    assert "leave variant= away" in said
+    assert "leave out variant=" in said

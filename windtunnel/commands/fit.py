@@ -42,6 +42,7 @@ from analysis.summary import AHEAD
 from analysis.utilisation import utilisation_laws
 from model.config import require
 from model.errors import ConfigError
+from windtunnel.folding import refolded
 from windtunnel.runs_to_fit import SURFACE, FitSource, RunsToFit, runs_to_fit
 
 
@@ -84,7 +85,7 @@ def run(config: Config, console: Console) -> int:
     else:
         study = _surface_study(config, runs)
         text = study.summary(flops=config.at_flops)
-    console.print(text, markup=False, end="", soft_wrap=True)
+    console.print(refolded(text, console.width), markup=False, end="", soft_wrap=True)
     study.save(runs.out)
     console.print(f"  {'written':<12}{runs.out}", markup=False, soft_wrap=True)
     return 0

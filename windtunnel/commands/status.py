@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from analysis.wording import brief, counted
@@ -27,8 +26,9 @@ from sweeps.plan import Plan
 from sweeps.plan_file import read_plan, skim_plan
 from sweeps.status import RunReport, SweepStatus, sweep_status
 from sweeps.store import Store
-from windtunnel.console import duration, folded, say, sci, si, table
+from windtunnel.console import duration, say, sci, si, table
 from windtunnel.fallen import fallen_lines
+from windtunnel.folding import Folded
 from windtunnel.next_step import after_training
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 from windtunnel.yaml_folders import config_dirs
@@ -65,7 +65,9 @@ def run(config: Config, console: Console) -> int:
                 time.sleep(config.every_s)
                 status = sweep_status(plan, store)
     for part in describe(plan, status, store, config.rows):
-        if isinstance(part, Text):
+        if isinstance(part, Folded):
+            say(console, part.in_columns(console.width))
+        elif isinstance(part, Text):
             say(console, part.plain)
         else:
             console.print(part)
@@ -90,7 +92,7 @@ def sweep_names(store: Store) -> list[str]:
     return [path.parent.name for path in store.plan_paths()]
 
 
-def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterator[Table | Text]:
+def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterator[RenderableType]:
     """What there is to say, part by part; of each kind of run at most ``rows``."""
     yield Text(
         f"Sweep {plan.name}: {counted(len(plan.runs), 'run', 'runs')}, {counts_text(status)}"
@@ -108,12 +110,12 @@ def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterat
     for kind in ("failed", "diverged", "interrupted"):
         reports = status.with_status(kind)
         for report in reports[:rows]:
-            yield folded(f"{kind}: {run_label(report.run)}: {brief(report.state.reason)}")
+            yield Folded(f"{kind}: {run_label(report.run)}: {brief(report.state.reason)}")
             if kind == "failed":
                 yield from map(Text, quoted(store.log_tail(report.state.run_id)))
         yield from _rest(kind, len(reports), rows)
     if status.counts["done"]:
-        yield from map(folded, fallen_lines(plan, store))
+        yield from map(Folded, fallen_lines(plan, store))
     cost = f"Cost: {sci(status.train_flops_done)} of {sci(status.train_flops)} training FLOPs"
     left_s = status.left_s(slots=1)
     yield Text(f"{cost}; about {duration(left_s)} of one worker to come" if left_s else cost)

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from analysis.wording import counted
 from model.training.distributed.config import ParallelConfig, Schedule
-from windtunnel.console import duration, folded, table
+from windtunnel.console import duration, table
+from windtunnel.folding import Folded
 from windtunnel.machine.dry_run import DryRun, built_memory
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.one_gpu import OneGpuPlan
@@ -52,14 +53,14 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
     yield table(["machine plan", ""], rows, left=2)
     if parallel.pipeline > 1:
         costs = ", ".join(f"{kind} {cost:.2f}" for kind, cost in plan.layer_costs.items())
-        yield folded(f"Time of a block over a mixture layer's: {costs}")
+        yield Folded(f"Time of a block over a mixture layer's: {costs}")
         yield table(
             ["split of layers", "step s", "bubble", "imbalance"],
             [_split_row("by time", plan.split), _split_row("uniform", plan.uniform)],
             title="Layers over pipeline stages",
         )
-        yield folded(f"Blocks of each stage by time: {_blocks(plan.split)}")
-        yield folded(f"Blocks of each stage uniform: {_blocks(plan.uniform)}")
+        yield Folded(f"Blocks of each stage by time: {_blocks(plan.split)}")
+        yield Folded(f"Blocks of each stage uniform: {_blocks(plan.uniform)}")
         if plan.other_order is not None:
             yield table(
                 ["order of the passes", "step s", "bubble", "GB a GPU"],
@@ -67,12 +68,12 @@ def describe_plan(plan: MachinePlan) -> Iterator[RenderableType]:
                 title="Schedules at these sizes",
             )
         else:
-            yield folded(
+            yield Folded(
                 f"Order of the passes: {_schedule(parallel.schedule, parallel)}; zero-bubble would "
                 "compute every block again for each of its gradients"
             )
     for assumption in plan.assumptions:
-        yield folded(f"Assumed: {assumption}")
+        yield Folded(f"Assumed: {assumption}")
 
 
 def _shared_text(shared: SharedSequence) -> str:
