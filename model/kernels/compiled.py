@@ -8,6 +8,7 @@ machines never serves one machine's build to another.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
@@ -15,7 +16,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -135,7 +137,9 @@ def load_library(source: Path = SOURCE) -> ctypes.CDLL:
     compiler = find_compiler()
     path = cache_dir() / f"{source.stem}-{_key(compiler, source)}.so"
     if not path.exists():
-        _compile(compiler, source, path)
+        with _one_at_a_time(path):
+            if not path.exists():  # a process beside this one may have built it meanwhile
+                _compile(compiler, source, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -176,11 +180,27 @@ def _cpu_features() -> str:
     return platform.processor() or platform.machine()
 
 
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the right to build ``path``: workers that start together would all compile it.
+
+    The kernel lets go when a process dies. Where a file system has no locks each builds its own.
+    """
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(open(path.with_suffix(".lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.debug("no lock beside %s: %s", path, error)
+        yield
+
+
 def _compile(compiler: str, source: Path, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            # Built under another name and renamed: a concurrent worker sees a whole file or none.
+            # Built under another name and renamed: others see a whole file or none.
             built = Path(folder) / path.name
             command = [compiler, *FLAGS, "-o", str(built), str(source), f"-I{SOURCE.parent}"]
             done = subprocess.run(

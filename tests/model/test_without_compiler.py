@@ -89,3 +89,37 @@ def test_sources_replaced_under_a_running_process_are_refused(tmp_path, monkeypa
     header.write_text(header.read_text() + "// another version\n")
     with pytest.raises(compiled.SourcesChanged, match="have changed since this process began"):
         load(compiled.SOURCE)
+
+
+FAKE_COMPILER = """#!/bin/sh
+[ "$1" = --version ] && exec echo 'fake 1.0'
+echo built >> {count}
+sleep 0.5
+while [ "$1" != -o ]; do shift; done
+cp {library} "$2"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(block.operations.library is None, reason="no compiled operations here")
+def test_workers_that_start_together_compile_a_kernel_once(tmp_path: Path) -> None:
+    library = compiled.load_library()._name
+    compiler, count = tmp_path / "fake-g++", tmp_path / "count"
+    compiler.write_text(FAKE_COMPILER.format(count=count, library=library))
+    compiler.chmod(0o755)
+    program = "from model.kernels.compiled import load_library; print(load_library()._name)"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+            env=os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)},
+        )
+        for _ in range(4)
+    ]
+    loaded = {worker.communicate()[0].strip() for worker in workers}
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert len(loaded) == 1
+    assert loaded.pop().startswith(str(tmp_path))
+    assert count.read_text().splitlines() == ["built"]

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from analysis.feature_trial import Ahead, Trial, percent, run_trial
 from analysis.leverage import SHOWN, Leverage, LeverageCurve
-from analysis.records import RunRecord, load_records
+from analysis.records import RunRecord
 from analysis.results import Interval
 from model.config import require
 from model.errors import ConfigError
@@ -141,7 +141,7 @@ def _of_side(plan: Plan, store: Store, side: Mapping[str, Any]) -> dict[str, Run
         if all(run.variant.get(path) == value for path, value in side.items())
         and (store.run_dir(run.run_id) / "record.json").exists()
     }
-    loaded = load_records(store.run_dir(run_id) for run_id in runs)
+    loaded = store.records(list(runs))
     return {
         _key(runs[record.run_id], side): as_planned(record, runs[record.run_id])
         for record in loaded.records
