@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, so that a full disk or a closed pipe is met below
         return code
     except KeyboardInterrupt:
-        _complain("stopped; finished work is kept, the same command resumes from there")
+        _complain("stopped; finished work is kept, and the same command resumes from there")
         return EXIT_STOPPED
     except BrokenPipeError:  # `windtunnel ... | head`: nobody is left to read the rest
         _silence_stdout()

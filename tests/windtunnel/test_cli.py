@@ -116,7 +116,7 @@ def test_help_says_the_first_sentence_of_an_option_over_all_its_lines(capsys: Ca
         (LaunchRefused("extrapolation"), 4, "extrapolation"),
         (OSError(errno.ENOSPC, "No space left", "tunnel/x"), 3, "tunnel/x: no space left"),
         (OSError(errno.EROFS, "Read-only file system", "x"), 2, "x: Read-only file system"),
-        (KeyboardInterrupt(), 130, "stopped; what is finished is kept"),
+        (KeyboardInterrupt(), 130, "stopped; finished work is kept"),
     ],
 )
 def test_known_errors_have_their_exit_codes(
