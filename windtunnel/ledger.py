@@ -270,7 +270,7 @@ def _parse(raw: str) -> dict[str, Any] | None:
     """The line as a mapping that can stand in the chain, or None."""
     try:
         content = json.loads(raw)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return None
     needed = ("promotion_id", "previous", "hash")
     if isinstance(content, dict) and all(isinstance(content.get(key), str) for key in needed):

@@ -153,8 +153,11 @@ def test_a_last_line_without_its_newline_is_whole(three: Ledger) -> None:
     assert three.problems() == ()
 
 
-def test_a_corrupted_line_in_the_middle_is_told_from_a_torn_one(three: Ledger) -> None:
-    edit(three, lambda lines: [lines[0], "\x00garbage", *lines[2:]])
+@pytest.mark.parametrize("garbage", ["\x00garbage", "[" * 100_000])
+def test_a_corrupted_line_in_the_middle_is_told_from_a_torn_one(
+    three: Ledger, garbage: str
+) -> None:
+    edit(three, lambda lines: [lines[0], garbage, *lines[2:]])
     assert three.problems() == ("line 2: corrupted: a row that stood here can no longer be read",)
     assert three.is_damaged()
     assert [entry.forecast.promotion_id for entry in three.entries()] == ["a", "c"]
