@@ -51,13 +51,11 @@ def replicate(
     num_units = num_points if unit_N is None else int(unit_N.max()) + 1
     rng = np.random.default_rng(seed)
     begin_RP = np.resize(beginnings(solved, log_loss_N), (replicates, len(solved.theta_P)))
-    parts: list[Array] = []
-    for size in _held(replicates, num_points):
-        counts_RN = _drawn(rng, num_units, size)
+    parts = []
+    for start_RP in _held(begin_RP, num_points):
+        counts_RN = _drawn(rng, num_units, len(start_RP))
         if unit_N is not None:
             counts_RN = counts_RN[:, unit_N]
-        first = sum(map(len, parts))
-        start_RP = begin_RP[first : first + size]
         weights_RN = counts_RN * solved.weight_N
         found = minimise(solved.form.logsum, start_RP, log_loss_N, weights_RN, solved.loss)
         parts.append(found.theta_BP)
@@ -74,25 +72,23 @@ def replicate_seeds(solved: Solved, noise_sd: float, replicates: int, seed: int)
     rng = np.random.default_rng(seed)
     log_N = solved.form.logsum.log_values(solved.theta_P[None])[0]
     begin_RP = np.resize(beginnings(solved, log_N), (replicates, len(solved.theta_P)))
-    parts: list[Array] = []
-    for size in _held(replicates, len(log_N)):
-        log_RN = log_N + noise_sd * rng.standard_normal((size, len(log_N)))
-        first = sum(map(len, parts))
-        start_RP = begin_RP[first : first + size]
+    parts = []
+    for start_RP in _held(begin_RP, len(log_N)):
+        log_RN = log_N + noise_sd * rng.standard_normal((len(start_RP), len(log_N)))
         found = minimise(solved.form.logsum, start_RP, log_RN, solved.weight_N, solved.loss)
         parts.append(found.theta_BP)
     return solved.form.decode(np.concatenate(parts))
 
 
-def _held(replicates: int, num_points: int) -> Iterator[int]:
-    """How many draws are held at once, part by part.
+def _held(begin_RP: Array, num_points: int) -> Iterator[Array]:
+    """Where the draws begin, those that are held at once part by part.
 
     Whole blocks of the descent, so that no digit hangs on the parts.
     """
     block = max(1, BLOCK_ELEMENTS // num_points)
     most = block * max(1, HELD_ELEMENTS // (block * num_points))
-    for first in range(0, replicates, most):
-        yield min(most, replicates - first)
+    for first in range(0, len(begin_RP), most):
+        yield begin_RP[first : first + most]
 
 
 def intervals(

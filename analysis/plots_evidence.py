@@ -73,7 +73,7 @@ class HeldForecast:
     @property
     def inside(self) -> bool:
         """Whether the interval held it."""
-        return self.forecast.low <= self.measured <= self.forecast.high
+        return self.forecast.contains(self.measured)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from pathlib import Path
 from measuring import options
 
 from windtunnel.calibration import calibration, calibration_sentence
-from windtunnel.gates import GateResult
 from windtunnel.launch import ledger_of
 from windtunnel.ledger import Entry
 from windtunnel.promotion import Promotion, Promotions
@@ -66,16 +65,10 @@ def forecast_and_measure(name: str, factor: str, root: Path) -> Promotion:
     target = ["target=next_rung", f"target.factor={factor}", "gates=laptop"]
     windtunnel("promote", f"root={root}", f"sweep={name}", *target)
     promotion = Promotions(root).find("latest")
-    anyway = [
-        f"override.{gate.name}=to see whether it is right" for gate in failed_gates(promotion)
-    ]
+    anyway = [f"override.{gate}=to see whether it is right" for gate in promotion.failed_gates]
     launched = [f"root={root}", f"promotion={promotion.id}", *anyway]
     windtunnel("launch", *launched, may_end_with=DIVERGED)
     return promotion
-
-
-def failed_gates(promotion: Promotion) -> list[GateResult]:
-    return [gate for gate in promotion.gates if not gate.passed]
 
 
 def show(promotion: Promotion, entry: Entry) -> None:
@@ -84,8 +77,7 @@ def show(promotion: Promotion, entry: Entry) -> None:
     measured = outcome.loss_nats
     beyond = promotion.train_flops / promotion.evidence.largest_train_flops
     off = "" if measured is None else f"{measured:.4f} {measured / forecast.value - 1:+7.2%}"
-    said = [gate.name for gate in failed_gates(promotion)]
-    said += [warning.status for warning in promotion.evidence.warnings]
+    said = [*promotion.failed_gates, *(w.status for w in promotion.evidence.warnings)]
     print(
         f"{promotion.sweep:<16}{beyond:>5.1f}x  {forecast.value:.4f} ({forecast.low:.4f} to "
         f"{forecast.high:.4f})  {off}  {entry.verdict:<9} {', '.join(said)}",

@@ -55,9 +55,9 @@ def calibration(entries: Iterable[Entry]) -> Calibration:
     forecasts = [entry.forecast.forecast for entry in counted]
     levels = {forecast.level for forecast in forecasts}
     pairs = [
-        (entry.forecast.forecast.value, entry.outcome.loss_nats)
+        (entry.forecast.forecast.value, entry.measured)
         for entry in counted
-        if entry.outcome is not None and entry.outcome.loss_nats is not None
+        if entry.measured is not None
     ]
     below = sum(measured < foretold for foretold, measured in pairs)
     above = sum(measured > foretold for foretold, measured in pairs)

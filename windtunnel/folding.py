@@ -11,6 +11,18 @@ from rich.text import Text
 from analysis.wording import WIDTH
 
 
+def lines_of(text: str, width: int, *, first: str = "", later: str = "") -> list[str]:
+    """``text`` folded at ``width`` between words; a long path or name stays whole, even beyond."""
+    return wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=later,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
 class Folded:
     """Sentences in lines of 100 columns, or of a narrower terminal's, the later ones set in."""
 
@@ -26,11 +38,7 @@ class Folded:
         """A long path or name stays whole, even beyond ``width``."""
         text = self._text
         inner = " " * (len(text) - len(text.lstrip()) + 2)
-        width = min(width, WIDTH)
-        lines = wrap(
-            text, width, subsequent_indent=inner, break_on_hyphens=False, break_long_words=False
-        )
-        return "\n".join(lines)
+        return "\n".join(lines_of(text, min(width, WIDTH), later=inner))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.in_columns(options.max_width))
@@ -77,5 +85,4 @@ def _narrower(lines: list[str], width: int) -> list[str]:
     hang = _indent(later[0]) if later else label.end() if label else _indent(first) + 2
     head = first[:hang] if later or label else first[: _indent(first)]
     text = " ".join([first[len(head) :].strip(), *map(str.strip, later)])
-    return wrap(text, width, initial_indent=head, subsequent_indent=" " * hang,
-                break_on_hyphens=False, break_long_words=False)  # fmt: skip
+    return lines_of(text, width, first=head, later=" " * hang)

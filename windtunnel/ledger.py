@@ -101,6 +101,11 @@ class Entry:
         return not self.trouble and self.outcome is not None and not self.forecast.after_the_fact
 
     @property
+    def measured(self) -> float | None:
+        """The loss that is evidence on the interval, nats per token; None without one."""
+        return self.outcome.loss_nats if self.counts and self.outcome is not None else None
+
+    @property
     def verdict(self) -> str:
         """One word for a table."""
         if self.trouble:

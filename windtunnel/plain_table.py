@@ -8,11 +8,12 @@ paragraph of its own, its numbers by name.
 from __future__ import annotations
 
 from itertools import chain
-from textwrap import wrap
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
+
+from windtunnel.folding import lines_of
 
 FOLDED = 12
 """Columns that words are folded to at the least."""
@@ -45,11 +46,8 @@ class PlainTable(Table):
                 for name, cell in zip(names[words:], cells[words:], strict=True)
                 if cell
             ]
-            body = "\n".join(
-                wrap(", ".join(_held_together(named)), width, initial_indent="  ",
-                     subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-            )  # fmt: skip
-            yield Text(f"{head}\n{body}".replace(HELD, " ").strip("\n"))
+            body = lines_of(", ".join(_held_together(named)), width, first="  ", later="  ")
+            yield Text("\n".join([head, *body]).replace(HELD, " ").strip("\n"))
         yield Text("")
 
 

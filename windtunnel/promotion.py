@@ -121,6 +121,11 @@ class Promotion:
     content_hash: str
     """SHA-256 of everything above."""
 
+    @property
+    def failed_gates(self) -> tuple[str, ...]:
+        """Names of the gates that a launch is refused by unless they are overridden."""
+        return tuple(gate.name for gate in self.gates if not gate.passed)
+
 
 def sealed(promotion: Promotion, slug: str) -> Promotion:
     """Give ``promotion`` its id, made of ``slug`` and its grounds' hash, and its content hash.

@@ -86,7 +86,7 @@ def run(config: Config, console: Console) -> int:
         f"Kept as {path}" if is_new else f"Promoted before, on {kept.created_at}: {path} stands",
         markup=False,
     )
-    failed = [gate.name for gate in kept.gates if not gate.passed]
+    failed = kept.failed_gates
     if failed:
         prose(
             console,

@@ -188,10 +188,10 @@ def held_forecasts(entries: Iterable[Entry]) -> tuple[HeldForecast, ...]:
         HeldForecast(
             sweep=entry.forecast.sweep,
             forecast=entry.forecast.forecast,
-            measured=entry.outcome.loss_nats,
+            measured=entry.measured,
         )
         for entry in entries
-        if entry.counts and entry.outcome is not None and entry.outcome.loss_nats is not None
+        if entry.measured is not None
     )
 
 

@@ -150,7 +150,7 @@ def outcome(answer: Answer) -> tuple[str, str]:
         return f"Measured {loss(measured)}: OUTSIDE the interval." + note, "bad"
     if verdict == "open":
         return "Launched; not measured yet." + note, ""
-    refused = [gate.name for gate in answer.promotion.gates if not gate.passed]
+    refused = answer.promotion.failed_gates
     if refused:
         return f"Not launched: {', '.join(refused)} would refuse it.", "bad"
     return (
