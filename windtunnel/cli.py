@@ -108,10 +108,10 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
     from windtunnel.console import make_console, speak_plainly
 
     speak_plainly()
-    if arguments.show_config:
-        print(composition.composed_yaml(verb, arguments.overrides, dirs), end="")
-        return 0
     module = import_module(f"windtunnel.commands.{verb}")
+    if arguments.show_config:
+        print(composition.composed_yaml(verb, module.Config, arguments.overrides, dirs), end="")
+        return 0
     config = composition.load(verb, module.Config, arguments.overrides, dirs)
     return int(module.run(config, make_console()))
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import NoneType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import compose as hydra_compose
@@ -50,7 +51,7 @@ _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Value
 
 def load(verb: str, cls: type[T], overrides: Sequence[str], dirs: Sequence[Path]) -> T:
     """The verb's config, composed and built; ConfigError names whatever is wrong."""
-    config = compose(verb, overrides, dirs)
+    config = compose(verb, overrides, dirs, open_to=free_mappings(cls))
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         mapping = OmegaConf.to_container(config, resolve=True)
@@ -75,27 +76,46 @@ def _what_is_missing(verb: str, key: str, mapping: Any) -> str:
     return f"{asked} Sweeps under {root}: {', '.join(names) or first}"
 
 
-def composed_yaml(verb: str, overrides: Sequence[str], dirs: Sequence[Path]) -> str:
+def composed_yaml(verb: str, cls: type, overrides: Sequence[str], dirs: Sequence[Path]) -> str:
     """The composed YAML as text, with a comment on where it came from."""
-    config = compose(verb, overrides, dirs)
+    config = compose(verb, overrides, dirs, open_to=free_mappings(cls))
     sources = ", ".join(str(folder) for folder in dirs)
     return f"# windtunnel {' '.join([verb, *overrides])}\n# from {sources}\n" + OmegaConf.to_yaml(
         config
     )
 
 
-def compose(verb: str, overrides: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
-    """What Hydra makes of the primary YAML and the overrides; ConfigError if it can't."""
+def free_mappings(cls: type) -> frozenset[str]:
+    """Fields of a verb's config whose keys are the user's own: ``targets: dict[str, float]``.
+
+    One whose values may be null is none: its YAML lists the keys there are (``override``).
+    """
+    return frozenset(
+        name
+        for name, hint in get_type_hints(cls).items()
+        if get_origin(hint) is dict and NoneType not in get_args(get_args(hint)[1])
+    )
+
+
+def compose(
+    verb: str, overrides: Sequence[str], dirs: Sequence[Path], *, open_to: Collection[str] = ()
+) -> DictConfig:
+    """What Hydra makes of the primary YAML and the overrides; ConfigError if it can't.
+
+    ``open_to``: mappings of the primary YAML that take new keys besides those that stand there.
+    """
     primary = read_primary(verb, dirs)
     parsed = [_parse_override(text, _meant(verb, text, primary, dirs)) for text in overrides]
     plain = [override for override in parsed if _is_plain_value(override, primary, dirs)]
     rest = [override for override in parsed if override not in plain]
     _check_groups(verb, primary, [o for o in rest if _chooses_option(o, dirs)], dirs)
-    lines = [_line(override, primary) for override in rest]
+    lines = [_line(override, primary, open_to) for override in rest]
     try:
         config = _compose(verb, lines, dirs)
     except _COMPOSE_ERRORS as error:
-        raise ConfigError(_diagnose(verb, rest, primary, dirs) or _one_line(error)) from None
+        raise ConfigError(
+            _diagnose(verb, rest, primary, dirs, open_to) or _one_line(error)
+        ) from None
     for override in plain:
         OmegaConf.update(config, override.key_or_group, override.value())
     return config
@@ -120,14 +140,16 @@ def _compose(verb: str, lines: Sequence[str], dirs: Sequence[Path]) -> DictConfi
         return hydra_compose(verb, overrides=list(lines))
 
 
-def _line(override: Override, primary: Mapping[str, Any]) -> str:
+def _line(override: Override, primary: Mapping[str, Any], open_to: Collection[str]) -> str:
     """The override as Hydra gets it. A whole mapping, and a key within a mapping that the YAML
-    leaves empty (``axes: {}``), may bring new keys; the dataclass refuses wrong ones later."""
+    leaves empty (``axes: {}``) or that is the user's own, may bring new keys; the dataclass refuses
+    wrong ones later."""
+    first, *below = override.key_or_group.split(".")
     inside: Any = primary
     for part in override.key_or_group.split("."):
         inside = inside.get(part) if inside else inside  # an empty mapping is open below, too
     is_new = override.type is OverrideType.CHANGE and (
-        inside == {} or isinstance(override.value(), dict)
+        inside == {} or isinstance(override.value(), dict) or (bool(below) and first in open_to)
     )
     return f"++{override.input_line}" if is_new else str(override.input_line)
 
@@ -162,6 +184,9 @@ def _parse_override(text: str, meant: str = "") -> Override:
     if meant:
         example = f"did you mean {meant}? Otherwise {example}"
     key, equals, value = text.partition("=")
+    parent, dot, last = key.rpartition(".")
+    if dot and value and last[:1].isdigit():  # Hydra's grammar has no such keys
+        example = f"write {parent}='{{{last}: {value}}}'"
     if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
         text = f"{key}{equals}{Path(value).expanduser()}"
     is_sign = len(value) == 1 and not value.isalnum()  # table.decimal=, as a shell leaves it
@@ -221,14 +246,18 @@ def _check_groups(
 
 
 def _diagnose(
-    verb: str, overrides: Sequence[Override], primary: Mapping[str, Any], dirs: Sequence[Path]
+    verb: str,
+    overrides: Sequence[Override],
+    primary: Mapping[str, Any],
+    dirs: Sequence[Path],
+    open_to: Collection[str],
 ) -> str | None:
     """Which value override Hydra stumbled over and what is allowed there; None if it is none."""
     good = [str(o.input_line) for o in overrides if _chooses_option(o, dirs)]
     if not _composes(verb, good, dirs):
         return None
     for override in overrides:
-        line = _line(override, primary)
+        line = _line(override, primary, open_to)
         if not _composes(verb, [*good, line], dirs):
             return _explain_value(override, _compose(verb, good, dirs), verb, dirs)
         good.append(line)

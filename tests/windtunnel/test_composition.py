@@ -7,6 +7,8 @@ import pytest
 
 from model.errors import ConfigError
 from windtunnel import composition
+from windtunnel.commands import compare as compare_command
+from windtunnel.commands import launch as launch_command
 from windtunnel.composition import compose, load
 from windtunnel.yaml_folders import CONF_DIR, config_dirs, verb_groups, verb_help
 
@@ -81,6 +83,17 @@ def test_axes_can_be_given_as_a_mapping_or_one_by_one(dirs: tuple[Path, ...]) ->
     assert climb(dirs, "plan=tall", "axes={ladder.ratio:[4.0]}").axes == {"ladder.ratio": (4.0,)}
 
 
+def test_a_key_of_ones_own_is_added_by_its_path_alone() -> None:
+    """Beside those the YAML has; a list of options, each null, takes no others."""
+    words = ["sweep=mine", "targets.mine=1e22", "targets={16B: 2e23}"]
+    targets = load("compare", compare_command.Config, words, (CONF_DIR,)).targets
+    assert targets == {"16B": 2e23, "100B": 7.13e23, "1T": 6.46e24, "mine": 1e22}
+    with pytest.raises(ConfigError, match=r"^targets\.mine: expected a number, got 'x'"):
+        load("compare", compare_command.Config, ["sweep=mine", "targets.mine=x"], (CONF_DIR,))
+    with pytest.raises(ConfigError, match=r"^override\.gate: unknown field"):
+        load("launch", launch_command.Config, ["override.gate=why"], (CONF_DIR,))
+
+
 def test_a_plain_value_named_like_a_group_is_set(dirs: tuple[Path, ...]) -> None:
     assert compose("look", ["ladder=anything"], dirs) == {"ladder": "anything"}
 
@@ -124,6 +137,7 @@ def test_a_reason_is_taken_as_a_sentence(typed: str, meant: str | None) -> None:
         (["tall"], "tall: not an override; did you mean plan=tall?"),
         (["help"], "help: not an override; did you mean windtunnel climb --help?"),
         (["=3"], "=3: not an override"),
+        (["plan=wide", "axes.2d=[1.0]"], r"axes\.2d=\[1\.0\]: not an override; write axes='{2d: \[1"),
         (["name=[1,2"], r"name=\[1,2: not an override"),
         (["plan=wide", "ladder.sizes=1,2"], "one value is needed; a list is written"),
         (["plan=wide", "name=${nowhere}"], "name: Interpolation key 'nowhere' not found"),
@@ -188,7 +202,7 @@ def test_in_a_checkout_the_shipped_folder_is_not_searched_twice(
 
 
 def test_printed_yaml_composes_to_the_same(dirs: tuple[Path, ...], tmp_path: Path) -> None:
-    text = composition.composed_yaml("climb", ["plan=wide", "ladder.sizes=9"], dirs)
+    text = composition.composed_yaml("climb", Verb, ["plan=wide", "ladder.sizes=9"], dirs)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "climb.yaml").write_text(text)
     again = load("climb", Verb, [], (tmp_path / "again", *dirs))

@@ -7,7 +7,7 @@ figures. The exit code is 3 when too few pairs are finished.
 
 Example:
   windtunnel compare sweep=trial_init variant='{recipe.shape.init_width: 2048}'
-  windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets='{mine: 1e22}'
+  windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets.mine=1e22
   windtunnel compare sweep=share variant='{data.weights.math: 0.32}'
 """
 
