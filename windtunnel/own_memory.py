@@ -31,11 +31,12 @@ def own_memory() -> OwnMemory | None:
     sizes = {
         line.split(":")[0]: int(line.split()[1]) * 1024
         for line in read_system_file("/proc/meminfo").splitlines()
-        if line.startswith(("MemTotal", "MemAvailable"))
+        if line.startswith(("MemTotal", "MemAvailable", "MemFree"))
     }
-    if not sizes:
+    # Some sandboxes and kernels before 3.14 have no MemAvailable; what is free is less than that.
+    total, available = sizes.get("MemTotal"), sizes.get("MemAvailable", sizes.get("MemFree"))
+    if total is None or available is None:
         return None
-    total, available = sizes["MemTotal"], sizes["MemAvailable"]
     limit = read_system_file("/sys/fs/cgroup/memory.max").strip()
     if limit.isdigit():
         used = int(read_system_file("/sys/fs/cgroup/memory.current").strip() or 0)

@@ -103,7 +103,11 @@ def recommend_stage(
 def set_aside_for(
     store: Store, launched: Promotion, promotion: Promotion, starts: tuple[Start, ...]
 ) -> None:
-    """Keep in the promoted run's folder what it begins with, whatever the launched run removes."""
+    """Keep in the promoted run's folder what it begins with, whatever the launched run removes.
+
+    Raises:
+        ConfigError: it has removed that meanwhile, or it is damaged.
+    """
     from model.training.begin import set_aside  # here: it needs torch
 
     first, spec = launched.spec, promotion.spec
@@ -118,12 +122,18 @@ def set_aside_for(
             place_weights(start.given, folder)
             continue
         is_snapshot = start.path.parent.name == "snapshots"
-        set_aside(start.path, kept if is_snapshot else owner, folder, mine)
+        try:
+            set_aside(start.path, kept if is_snapshot else owner, folder, mine)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{start.path}: was removed meanwhile, {launched.id} has gone on to a later "
+                "checkpoint; promote again"
+            ) from None
 
 
 def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Start, ...]:
     """What there is to begin from, the last one to go on from; several only for an average."""
-    from model.training.checkpoint import checkpoint_paths  # here: it needs torch
+    from model.training.checkpoint import by_step  # here: it needs torch
 
     run_dir, train = store.run_dir(launched.run_id), launched.spec.train
     if not isinstance(target, Merge) and target.weights is not None:
@@ -139,7 +149,7 @@ def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Sta
         "target.launched: a cosine's rate falls from the start, so no other run has its steps",
     )
     kept = read_spec(run_dir / "spec.json").train.checkpoint
-    snapshots = {_step(p): p for p in checkpoint_paths(run_dir / "snapshots")}
+    snapshots = by_step(run_dir / "snapshots")
     before = trunk_steps(train)
     if isinstance(target, Merge):
         steps = sorted(step for step in snapshots if step <= before)[-target.num_merged :]
@@ -152,8 +162,7 @@ def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Sta
             )
         return tuple(Start(step=step, path=snapshots[step]) for step in steps)
     whole = {step: path for step, path in snapshots.items() if step in kept.states_at}
-    checkpoints = checkpoint_paths(attempt_dir(run_dir, newest) / "checkpoints")
-    whole |= {_step(path): path for path in checkpoints}
+    whole |= by_step(attempt_dir(run_dir, newest) / "checkpoints")
     usable = [step for step in whole if step <= before]
     if not usable:
         there = f"those it has are of later steps ({min(whole)} and on)" if whole else "it has none"
@@ -188,10 +197,6 @@ def _given_start(launched: Promotion, target: OnGivenWeights) -> Start:
         f"{', '.join(differing)}",
     )
     return Start(step=target.at_step, path=target.weights, given=given)
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def _spec(first: RunSpec, target: SecondStage, steps: list[int], corpus: PreparedCorpus) -> RunSpec:

@@ -123,6 +123,17 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def by_step(folder: Path) -> dict[int, Path]:
+    """Finished checkpoints by their steps, oldest first, for one who only reads.
+
+    With that whose successor of the same step was being put in its place when the run was killed:
+    :func:`settle` is for the run itself, which may be alive.
+    """
+    found = {path.name.removeprefix(REPLACED): path for path in folder.glob(f"{REPLACED}step-*")}
+    found |= {path.name: path for path in checkpoint_paths(folder)}
+    return {int(name.removeprefix("step-")): found[name] for name in sorted(found)}
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """One checkpoint.
 

@@ -53,3 +53,21 @@ def test_a_cluster_and_what_is_done_need_no_memory_here(
     assert own_memory.too_large(runs, SlurmConfig(), "cpu") == ""
     assert own_memory.too_large(runs, LocalConfig(), "cuda") == ""
     assert own_memory.too_large((), LocalConfig(), "cpu") == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ("MemTotal: 8 kB\nMemFree: 2 kB\nMemAvailable: 4 kB\n", OwnMemory(8192, 4096)),
+        ("MemTotal: 8 kB\nMemFree: 2 kB\nBuffers: 1 kB\n", OwnMemory(8192, 2048)),
+        ("MemTotal: 8 kB\n", None),
+        ("MemFree: 2 kB\n", None),
+        ("", None),
+    ],
+)
+def test_a_system_that_says_less_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, lines: str, found: OwnMemory | None
+) -> None:
+    files = {"/proc/meminfo": lines}
+    monkeypatch.setattr(own_memory, "read_system_file", lambda path: files.get(path, ""))
+    assert own_memory.own_memory() == found

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from model.training.merge import merge_coefficients, merge_weights
 from model.weights import open_checkpoint_weights
 from sweeps.store import Store
 from windtunnel import cli
+from windtunnel.commands import promote as promote_command
 from windtunnel.promotion import Promotion, Promotions
 
 SIZES = {"shard": 2, "expert": 2, "context": 2, "micro_batch": 3}
@@ -209,3 +211,30 @@ def test_what_cannot_be_begun_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_gone_meanwhile_leaves_no_promotion(
+    root: Path,
+    first: Promotion,
+    promoted: Callable[..., Promotion],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The launched run goes on while it is promoted, and keeps the newest two alone."""
+    recommend, moved = promote_command.recommend_stage, tmp_path / "moved"
+
+    def and_the_run_goes_on(*given: Any) -> Any:
+        promotion, starts = recommend(*given)
+        starts[0].path.rename(moved)
+        return promotion, starts
+
+    monkeypatch.setattr(promote_command, "recommend_stage", and_the_run_goes_on)
+    before = Promotions(root).ids()
+    promoted("decay", f"target.tokens={round(1.1 * first.spec.train.tokens)}", code=2)
+    error = capsys.readouterr().err
+    assert Promotions(root).ids() == before
+    assert error.count("\n") == 1
+    assert "was removed meanwhile" in error
+    moved.rename(error.split(": ")[1])

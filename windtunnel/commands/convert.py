@@ -106,7 +106,7 @@ def _source_folder(config: Config) -> Path:
 
 
 def _open(source: Path) -> Weights:
-    from model.training.checkpoint import checkpoint_paths
+    from model.training.checkpoint import by_step
     from model.weights import CONFIG_NAME, open_checkpoint_weights, open_weights
 
     if (source / CONFIG_NAME).exists():
@@ -118,12 +118,12 @@ def _open(source: Path) -> Weights:
             "checkpoint (config.json) lies there"
         )
     spec = read_spec(source / "spec.json")
-    checkpoints = checkpoint_paths(source / "checkpoints")
+    checkpoints = by_step(source / "checkpoints")
     if not checkpoints:
         raise ConfigError(f"source={source}: this run has no checkpoints; is it finished?")
     return Weights(
         model=spec.model,
-        tensors=open_checkpoint_weights(checkpoints[0]),
+        tensors=open_checkpoint_weights(checkpoints[max(checkpoints)]),
         max_positions=spec.train.sequence_length,
         eos_token_id=spec.model.vocab_size - 1,  # every tokenizer's last token ends a document
         mtp_loss_weight=spec.train.mtp_loss_weight,

@@ -72,10 +72,11 @@ def run(config: Config, console: Console) -> int:
     else:
         promotion = recommend(sweep, config.target, settings)
     if not config.dry_run:
-        # Kept before it is shown: a closed pipe ends the printing, not the promotion.
-        kept, is_new = promotions.save(promotion)
+        # What it begins with first: a promotion that stands can be launched.
         if launched is not None:
             set_aside_for(store, launched, promotion, starts)
+        # Kept before it is shown: a closed pipe ends the printing, not the promotion.
+        kept, is_new = promotions.save(promotion)
     for part in describe(promotion):
         console.print(part)
     if config.dry_run:

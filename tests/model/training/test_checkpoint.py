@@ -13,6 +13,7 @@ import torch
 from model.training.checkpoint import (
     BrokenCheckpoint,
     Checkpoint,
+    by_step,
     checkpoint_paths,
     load_newest,
     read_checkpoint,
@@ -133,6 +134,9 @@ def test_a_kill_at_any_moment_of_a_replacement_costs_no_step(tmp_path):
         )
         process.start()
         process.join()
+        seen = by_step(folder)
+        assert list(seen) == [1, 2], "one who only reads sees it, too"
+        assert_same(read_checkpoint(seen[2]), load_newest(folder))
         newest = load_newest(folder)
         assert_same(newest, new if newest.state == new.state else old)
         assert [path.name for path in sorted(folder.iterdir())] == [
