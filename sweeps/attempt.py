@@ -244,15 +244,27 @@ def read_outcome(folder: Path | str) -> Outcome | None:
 
 
 def read_done(run_dir: str) -> int:
-    """The attempt that finished the run, 0 if it is not done; by text, for speed."""
+    """The attempt that finished the run, 0 if it is not done; by text, for speed.
+
+    It is done only with its record: of a folder that was copied in part the link may be there and
+    what it leads to not. In one that was copied with its links followed there is a file.
+    """
     try:
-        return int(os.readlink(f"{run_dir}/outcome.json").split("/")[1])
+        finished = int(os.readlink(f"{run_dir}/outcome.json").split("/")[1])
+        os.stat(f"{run_dir}/record.json")
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return newest_attempt(run_dir) if os.path.exists(f"{run_dir}/record.json") else 0
+    return finished
 
 
 def _link(path: Path, target: Path) -> None:
     """Point ``path`` at ``target``, atomically, whatever it pointed at before."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)  # of a folder copied with its links followed: an attempt has the same
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     os.symlink(target, temporary)
     os.replace(temporary, path)

@@ -8,8 +8,9 @@ import traceback
 
 from analysis.records import RunRecord
 from model.errors import ConfigError
+from model.files import write_atomic
 from model.typed import to_plain
-from sweeps.attempt import Attempt, Outcome, Status
+from sweeps.attempt import Attempt, Outcome, Status, attempt_dir, read_outcome
 from sweeps.files import write_json
 from sweeps.measure import check_record
 from sweeps.memory import can_be_halved
@@ -26,15 +27,28 @@ from sweeps.trouble import (
 
 
 def is_published(store: Store, attempt: Attempt) -> bool:
-    """Whether an attempt before published the run and was ended before it could say so.
+    """Whether an attempt before measured the run and this one has but to say so.
 
-    Then this one says it.
+    It was ended between publishing and its last word, or the folder was copied without its links.
     """
+    if store.record(attempt.run_dir.name) is None and (found := _measured_before(attempt)):
+        write_atomic(attempt.dir / "record.json", found)
+        attempt.publish()
     earlier = store.record(attempt.run_dir.name)
     if earlier is None or earlier.status != "done":
         return False
     attempt.end(Outcome(status="done", ended=time.time()))
     return True
+
+
+def _measured_before(attempt: Attempt) -> bytes | None:
+    """The record of the attempt that said it was done."""
+    for number in range(attempt.number - 1, 0, -1):
+        folder = attempt_dir(attempt.run_dir, number)
+        outcome, path = read_outcome(folder), folder / "record.json"
+        if outcome is not None and outcome.status == "done" and path.exists():
+            return path.read_bytes()
+    return None
 
 
 def publish(attempt: Attempt, spec: RunSpec, record: RunRecord) -> None:

@@ -97,11 +97,13 @@ def _bring_over(store: Store, name: str, new_name: str, spec: RunSpec) -> None:
     folder = store.run_dir(name)
     identity = run_identity(spec.model, spec.train, spec.corpus_fingerprint)
     trunk = trunk_identity(spec.model, spec.train, spec.corpus_fingerprint)
-    for attempt in store.attempts(name):
-        _relabel(attempt / "checkpoints", identity)
-        if (attempt / "record.json").exists():
-            record = read_json(attempt / "record.json")
-            write_json(attempt / "record.json", {**record, "run_id": new_name})
+    # The run's own are links to an attempt's, but in a folder that was copied with links followed.
+    for place in (*store.attempts(name), folder):
+        checkpoints, record = place / "checkpoints", place / "record.json"
+        if not checkpoints.is_symlink():
+            _relabel(checkpoints, identity)
+        if record.exists() and not record.is_symlink():
+            write_json(record, {**read_json(record), "run_id": new_name})
     _relabel(folder / "snapshots", trunk)
     write_json(folder / "spec.json", to_plain(spec))
     if new_name == name:

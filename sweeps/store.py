@@ -103,6 +103,15 @@ class Store:
         if newest == 0:
             return RunState(run_id=name, status="planned")
         outcome = outcome_of(attempt_text(run_dir, newest))
+        if outcome is not None and outcome.status == "done" and not _has_record(run_dir):
+            # The next attempt publishes what this one measured, or measures it again.
+            return RunState(
+                run_id=name,
+                status="interrupted",
+                attempt=newest,
+                reason="it is done, but its record was not copied with the folder",
+                done_frac=1.0,
+            )
         if outcome is not None:
             return RunState(
                 run_id=name,
@@ -184,6 +193,10 @@ class Store:
         folder.mkdir(exist_ok=True)
         number = sum(1 for old in folder.iterdir() if old.name.startswith(f"{name}."))
         os.rename(self.run_dir(name), folder / f"{name}.{number + 1}")
+
+
+def _has_record(run_dir: str) -> bool:
+    return os.path.exists(f"{run_dir}/record.json")
 
 
 def _why_over(folder: Path, heartbeat: Heartbeat | None, watch: Watch | None) -> str:

@@ -17,6 +17,9 @@ def test_every_run_is_counted_once_in_its_state(plan, toy, tmp_path):
         attempt = Attempt.claim(toy.store.create(run.spec), after=0, now=time.time())
         half = Progress(step=2, num_steps=4, tokens_per_s=1.0, loss=2.5)
         attempt.beat(Heartbeat(beat=1, time=time.time(), phase="training", progress=half))
+        if outcome == "done":
+            (attempt.dir / "record.json").touch()
+            attempt.publish()
         attempt.end(Outcome(status=outcome, reason="because", ended=time.time()))
     attempt = Attempt.claim(toy.store.create(running.spec), after=0, now=time.time())
     tokens = running.spec.train.tokens

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -321,11 +322,11 @@ def status(store: Store, *words: str) -> int:
 
 
 def test_status_shows_counts_running_failures_and_cost(
-    planned: tuple[Store, Plan], capsys: Capture
+    planned: tuple[Store, Plan], capsys: Capture, known_sweep: ModuleType
 ) -> None:
     store, plan = planned
-    first, second, third = (run.run_id for run in plan.runs[:3])
-    end(store, first, Outcome(status="done", ended=time.time()))
+    _, second, third = (run.run_id for run in plan.runs[:3])
+    known_sweep.finish(store.root, plan.runs[0].spec, known_sweep.measured(plan.runs[0].spec))
     claimed = Attempt.claim(store.run_dir(third), after=0, now=time.time())
     steps = plan.runs[2].spec.train.num_steps
     progress = Progress(step=steps // 2, num_steps=steps, tokens_per_s=1000.0, loss=3.21)
@@ -370,12 +371,12 @@ def test_a_piped_status_has_a_curve_for_each_size_that_is_done(
 
 
 def test_status_exit_code_says_whether_all_is_done(
-    planned: tuple[Store, Plan], capsys: Capture
+    planned: tuple[Store, Plan], capsys: Capture, known_sweep: ModuleType
 ) -> None:
     store, plan = planned
     assert status(store, "sweep=smoke") == 1
     for run in plan.runs:
-        end(store, run.run_id, Outcome(status="done", ended=time.time()))
+        known_sweep.finish(store.root, run.spec, known_sweep.measured(run.spec))
     capsys.readouterr()
     assert status(store, "sweep=smoke") == 0
     assert "All done. Next: windtunnel fit sweep=smoke" in capsys.readouterr().out
@@ -400,13 +401,13 @@ def test_status_shows_some_of_many_failures_and_says_how_many_there_are(
 
 
 def test_status_watches_until_the_last_run_is_over(
-    planned: tuple[Store, Plan], capsys: Capture
+    planned: tuple[Store, Plan], capsys: Capture, known_sweep: ModuleType
 ) -> None:
     store, plan = planned
 
     def finish() -> None:
         for run in plan.runs:
-            end(store, run.run_id, Outcome(status="done", ended=time.time()))
+            known_sweep.finish(store.root, run.spec, known_sweep.measured(run.spec))
 
     worker = threading.Timer(0.3, finish)
     worker.start()
