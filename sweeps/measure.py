@@ -21,7 +21,7 @@ from sweeps.attempt import Progress
 from sweeps.described import described
 from sweeps.memory import micro_batches
 from sweeps.protocol import fingerprint, protocol_of
-from sweeps.provenance import provenance
+from sweeps.provenance import git_state, provenance
 from sweeps.spec import NUMERICS_VERSION, RunSpec, run_id
 from sweeps.spread import node_command, read_spread
 from sweeps.store import Store
@@ -31,7 +31,9 @@ from sweeps.trunks import has_snapshots
 def measure_run(spec: RunSpec, attempt_dir: Path, report: Callable[[Progress], None]) -> RunRecord:
     """Train ``spec`` in the attempt's folder, going on from the checkpoints that lie there."""
     _require_numerics(spec)
+    git_state()  # of the program that runs; its checkout may move on meanwhile
     run_dir = attempt_dir.parents[1]
+    spec = kept_under(spec, run_dir.parents[1])
     trunk = _diverged_trunk(spec, run_dir)
     if trunk is not None:
         return record_of(spec, trunk, attempt_dir)
@@ -87,7 +89,8 @@ def measure_pack(
 
     for spec in specs:
         _require_numerics(spec)
-    first = specs[0]
+    git_state()
+    first = kept_under(specs[0], attempt_dirs[0].parents[3])
     members = [
         Member(config=spec.train, run_dir=folder, on_progress=_reporting(report, folder))
         for spec, folder, report in zip(specs, attempt_dirs, reports, strict=True)
@@ -229,6 +232,17 @@ def _last_train_loss(metrics: Path) -> float | None:
         if "train_loss_nats" in values:
             return float(values["train_loss_nats"])
     return None
+
+
+def kept_under(spec: RunSpec, root: Path) -> RunSpec:
+    """``spec`` with its text where ``root`` keeps it: it may have been moved since, or copied.
+
+    As planned where the text lies there alone.
+    """
+    own, planned = root / "data", spec.runtime.data_dir
+    if not (own / spec.corpus_fingerprint).exists() and planned.exists():
+        return spec
+    return replace(spec, runtime=replace(spec.runtime, data_dir=own))
 
 
 def planned_corpus(spec: RunSpec) -> PreparedCorpus:

@@ -27,6 +27,7 @@ from sweeps.executors.forkserver import serve
 from sweeps.liveness import BEAT_S, PARENT_VARIABLE, Watch
 from sweeps.measure import measure_pack, measure_run
 from sweeps.pack_worker import MeasurePack, Part, claim_company, run_pack
+from sweeps.provenance import git_state
 from sweeps.pulse import Pulse, Stopped, reporting
 from sweeps.spec import RunSpec, read_spec, run_id
 from sweeps.store import Store
@@ -172,6 +173,7 @@ def main(
         die_with_driver()
         if measure is measure_run:
             _import_trainer()
+            git_state()  # with the code, which its children have from here, not from the checkout
         return serve(lambda run_dir, after: work(run_dir, after, measure, measure_pack))
     if arguments.run_dir is None:
         parser.error("give it a run's folder")

@@ -11,7 +11,7 @@ from analysis.study import Study
 from model.errors import ConfigError
 from model.training.data import PreparedCorpus
 from sweeps import grid
-from sweeps.measure import planned_corpus
+from sweeps.measure import kept_under, planned_corpus
 from sweeps.mixtures import without_shares
 from sweeps.plan import Plan, SweepConfig, as_planned
 from sweeps.spec import RunSpec
@@ -87,7 +87,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         records=tuple(as_planned(record, runs[record.run_id]) for record in loaded.records),
         unfinished=tuple(run_id for run_id in runs if not _is_measured(store, run_id)),
         study=study,
-        corpus=planned_corpus(spec),
+        corpus=planned_corpus(kept_under(spec, root)),
         evaluations={
             run_id: evaluations_in(store.run_dir(run_id) / "metrics.jsonl")
             for run_id in study.points.label

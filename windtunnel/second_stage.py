@@ -22,6 +22,7 @@ from model.training.identity import run_identity, trunk_identity
 from model.training.schedules import learning_rate, merged_steps, trunk_steps
 from model.training.sources import DataStage
 from sweeps.attempt import attempt_dir, newest_attempt
+from sweeps.measure import kept_under
 from sweeps.spec import RunSpec, read_spec, short_count
 from sweeps.store import Store
 from windtunnel.choices import Choice
@@ -65,7 +66,8 @@ def recommend_stage(
     first, size = launched.spec, launched.flops_per_token
     starts = _starts(store, launched, target)
     at = starts[-1].step
-    spec = _spec(first, target, [start.step for start in starts], sweep.corpus)
+    data_dir = kept_under(first, store.root).runtime.data_dir
+    spec = _spec(first, target, [start.step for start in starts], sweep.corpus, data_dir)
     _require_same_rates(first.train, spec.train, at)
     if starts[-1].given is not None:
         initial = InitialWeights(sha256=starts[-1].given.digest(), step=at)
@@ -199,7 +201,9 @@ def _given_start(launched: Promotion, target: OnGivenWeights) -> Start:
     return Start(step=target.at_step, path=target.weights, given=given)
 
 
-def _spec(first: RunSpec, target: SecondStage, steps: list[int], corpus: PreparedCorpus) -> RunSpec:
+def _spec(
+    first: RunSpec, target: SecondStage, steps: list[int], corpus: PreparedCorpus, data_dir: Path
+) -> RunSpec:
     """The second run, whose first ``steps[-1]`` are those of ``first``."""
     train, at = first.train, steps[-1]
     schedule = train.schedule
@@ -234,7 +238,8 @@ def _spec(first: RunSpec, target: SecondStage, steps: list[int], corpus: Prepare
             assert merged_steps(merged) == tuple(steps), "evenly spaced"
             return replace(first, train=merged)
         case ExtendContext():
-            return _extended(first, _longer(train, schedule, target.tokens), target, at, corpus)
+            longer = _longer(train, schedule, target.tokens)
+            return _extended(first, longer, target, at, corpus, data_dir)
 
 
 def _longer(train: TrainConfig, schedule: ScheduleConfig, tokens: int) -> TrainConfig:
@@ -243,7 +248,12 @@ def _longer(train: TrainConfig, schedule: ScheduleConfig, tokens: int) -> TrainC
 
 
 def _extended(
-    first: RunSpec, train: TrainConfig, target: ExtendContext, at: int, corpus: PreparedCorpus
+    first: RunSpec,
+    train: TrainConfig,
+    target: ExtendContext,
+    at: int,
+    corpus: PreparedCorpus,
+    data_dir: Path,
 ) -> RunSpec:
     require(
         not first.corpus.stages,
@@ -275,7 +285,7 @@ def _extended(
         balance_rate=target.balance_rate,
     )
     config = replace(first.corpus, stages=stages)
-    prepared = prepare_corpus(config, first.runtime.data_dir)
+    prepared = prepare_corpus(config, data_dir)
     return replace(
         first,
         train=replace(train, stages=(change,)),

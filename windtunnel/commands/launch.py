@@ -35,7 +35,7 @@ from sweeps.cost import SHIPPED, RunCost, Sample, calibrated, cost_of, usage_of
 from sweeps.events import Event
 from sweeps.executors import ExecutorConfig, make_executor
 from sweeps.executors.config import usable_cores
-from sweeps.measure import planned_corpus
+from sweeps.measure import kept_under, planned_corpus
 from sweeps.plan import Plan, PlannedRun
 from sweeps.spec import read_spec
 from sweeps.store import Store
@@ -82,13 +82,14 @@ def run(config: Config, console: Console) -> int:
     store, ledger = Store(usable_root(config.root)), ledger_of(config.root)
     if not config.dry_run:
         bring_over(store, console)
+    spec = kept_under(promotion.spec, config.root)
     runtime = RuntimeConfig(
         threads=config.threads or usable_cores(),
         device=config.device,
-        data_dir=promotion.spec.runtime.data_dir,
+        data_dir=spec.runtime.data_dir,
         tracker=located(config.tracker, config.root, promotion.sweep),
     )
-    corpus = planned_corpus(promotion.spec)
+    corpus = planned_corpus(spec)
     cost = estimated_cost(promotion, store, corpus)
     if config.dry_run:
         _print_flight_plan(promotion, cost, runtime, console)
