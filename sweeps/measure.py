@@ -214,6 +214,7 @@ def record_of(
             **({"stages": list(result.stages)} if result.stages else {}),
             **({"fp8_fallen": list(result.fp8_fallen)} if result.fp8_fallen else {}),
             **({"rewinds": list(result.rewinds)} if result.rewinds else {}),
+            **({"computed_by": list(result.computed_by)} if len(result.computed_by) > 1 else {}),
             **({"trunk": spec.trunk} if spec.trunk else {}),
         },
     )

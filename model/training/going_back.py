@@ -47,6 +47,7 @@ class WayBack:
         state.become(point.state)
         state.seconds = kept.seconds
         state.fp8_fallen = kept.fp8_fallen
+        state.computed_by = kept.computed_by
         state.rewinds = [*kept.rewinds, told]
         state.skipped_steps = kept.skipped_steps + skipped
         self.log.metrics.cut(point.metrics_offset)

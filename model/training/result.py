@@ -41,3 +41,5 @@ class TrainResult:
     """Each time the run went back: ``step``, ``from_step``, ``reason``."""
     fp8_fallen: tuple[str, ...] = ()
     """Layers that went back from FP8 to bfloat16."""
+    computed_by: tuple[Mapping[str, Any], ...] = ()
+    """``from_step`` and ``numerics``: several where the run was resumed under others."""

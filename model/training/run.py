@@ -103,6 +103,7 @@ class Run:
             stages=tuple(state.stages),
             rewinds=tuple(state.rewinds),
             fp8_fallen=tuple(state.fp8_fallen),
+            computed_by=tuple(state.computed_by),
         )
 
 
@@ -152,6 +153,7 @@ def open_run(
     )
     found = find_checkpoint(learner, checkpoints, identity, metrics_path)
     is_merged = _begin(learner, config, found, points, snapshots)
+    state.go_on_under(learner.numerics())
     metrics: Metrics = NoMetrics()
     if learner.is_first:
         metrics = MetricsFile(metrics_path, found.state["metrics_offset"] if found else 0)

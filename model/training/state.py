@@ -44,6 +44,13 @@ class RunState:
     """What the stages that are over measured."""
     rewinds: list[dict[str, Any]] = field(default_factory=list)
     """Where from and to the run went back, and why."""
+    computed_by: list[dict[str, Any]] = field(default_factory=list)
+    """``from_step`` on, under what ``numerics``; several where it was resumed under others."""
+
+    def go_on_under(self, numerics: Mapping[str, Any]) -> None:
+        """Say under what the steps from here on are computed."""
+        if not self.computed_by or self.computed_by[-1]["numerics"] != numerics:
+            self.computed_by.append({"from_step": self.step, "numerics": dict(numerics)})
 
     def count(self, loss_nats: float, mtp_nats: float, grad_norm: float) -> None:
         """One more step is done."""
@@ -68,6 +75,7 @@ class RunState:
         """Go on where a trunk's plain state stands, as a run of ``num_steps`` of one's own."""
         vars(self.health).update(trunk["health"])
         self.fp8_fallen = list(trunk["fp8_fallen"])
+        self.computed_by = list(trunk.get("computed_by", ()))  # none in one of an earlier version
         self.step = self.first_step = self.line_step = trunk["step"]
         self.tail_steps = max(0, self.step - tail_begins(num_steps))
         self.tail_nats = trunk["tails"].get(str(num_steps), 0.0)

@@ -42,6 +42,8 @@ from analysis.summary import AHEAD
 from analysis.utilisation import utilisation_laws
 from model.config import require
 from model.errors import ConfigError
+from windtunnel.conditions import condition_lines
+from windtunnel.console import prose
 from windtunnel.folding import refolded
 from windtunnel.runs_to_fit import SURFACE, FitSource, RunsToFit, runs_to_fit
 
@@ -86,6 +88,8 @@ def run(config: Config, console: Console) -> int:
         study = _surface_study(config, runs)
         text = study.summary(flops=config.at_flops)
     console.print(refolded(text, console.width), markup=False, end="", soft_wrap=True)
+    for line in condition_lines(runs.records):
+        prose(console, f"Note: {line}")
     study.save(runs.out)
     console.print(f"  {'written':<12}{runs.out}", markup=False, soft_wrap=True)
     return 0

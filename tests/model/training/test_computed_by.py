@@ -1,0 +1,24 @@
+"""A run says under what each of its steps was computed."""
+
+from dataclasses import replace
+
+import toy_runs
+from toy_runs import MODEL, RUNTIME, TRAIN, train_until
+
+from model.training.trainer import train
+
+
+def test_a_run_resumed_on_other_threads_says_so(corpus, tmp_path):
+    train_until(5, MODEL, TRAIN, corpus, tmp_path)
+    train_until(9, MODEL, TRAIN, corpus, tmp_path)  # as before: nothing new to say
+    result = train(MODEL, TRAIN, corpus, replace(RUNTIME, threads=2), tmp_path)
+    told = [(entry["from_step"], entry["numerics"]["threads"]) for entry in result.computed_by]
+    assert told == [(0, RUNTIME.threads), (9, 2)]
+    assert result.numerics == result.computed_by[-1]["numerics"]
+
+
+def test_a_run_in_one_go_says_it_once_and_which_kernel(corpus, tmp_path):
+    short = replace(TRAIN, tokens=4 * TRAIN.batch_tokens)
+    result = toy_runs.train_whole(MODEL, short, corpus, tmp_path)
+    assert [entry["from_step"] for entry in result.computed_by] == [0]
+    assert result.numerics["experts"] in ("cpu", "grouped", "reference")
