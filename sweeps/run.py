@@ -36,6 +36,7 @@ from sweeps.trouble import (
     EXIT_HELD,
     EXIT_USAGE,
     disk_full,
+    require_ours,
     store_trouble,
 )
 from sweeps.trunks import has_snapshots
@@ -189,12 +190,19 @@ class _Driver:
         pack = [(run, state), *self._company(run)]
         try:
             folders = [self._store.create(member.spec) for member, _ in pack]
+            for folder in folders:
+                require_ours(folder)
             others = [(member.run_id, found.attempt) for member, found in pack[1:]]
             write_company(folders[0], others)
             # Before it is handed in: an executor may do the work there and then.
             for member, found in pack:
                 self._tell(Event(kind="started", run=member, attempt=found.attempt + 1))
             handle = SharedHandle(self._executor.submit(folders[0], state.attempt))
+        except PermissionError as error:
+            # The run's folder is another user's; the others' may be ours.
+            for member, found in pack:
+                self._account.fail(member, f"{error.filename}: {error.strerror}", found.attempt)
+            return
         except OSError as error:
             trouble = store_trouble(self._store.root, error)
             if trouble is None:

@@ -67,6 +67,21 @@ def store_trouble(folder: Path, error: Exception) -> Trouble | None:
     return None
 
 
+def require_ours(run_dir: Path) -> None:
+    """Raise where a worker could not write into the folder: it would end without a word, since its
+    log lies there, too.
+
+    Raises:
+        PermissionError: it is another user's.
+        OSError: nobody can write there now.
+    """
+    for place in (run_dir, run_dir / "log.txt", run_dir / "attempts"):
+        if place.exists() and not os.access(place, os.W_OK):
+            is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            number = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(place))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU or the machine had too little memory for what the run asked for."""
     # By name: this file is read without torch. On a CPU its allocator raises a RuntimeError.

@@ -17,6 +17,7 @@ import ast
 import difflib
 import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -166,8 +167,16 @@ def _explain(error: Exception) -> tuple[int | None, str]:
                 "same command again, or choose another folder with root=DIR"
             )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return 2, (f"{where}: {error.strerror}; choose a folder you may write to with root=DIR")
+            return 2, (
+                f"{_meant_file(str(where))}: {error.strerror}; it may be another user's: ask for "
+                "access, or choose a folder of your own with root=DIR"
+            )
     return None, ""
+
+
+def _meant_file(name: str) -> str:
+    """The file that was to be written, where the error names the one that was to be renamed."""
+    return re.sub(r"\.([^/]+)\.[0-9a-f]{32}\.tmp$", r"\1", name)
 
 
 def _silence_stdout() -> None:
