@@ -9,8 +9,11 @@ checkpoints, where they would have been trained anew. What changed the *numbers*
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +51,27 @@ def migrate(store: Store) -> int:
         ConfigError: a run of an earlier version is under way, or its spec was edited.
     """
     mark = store.root / MARK
-    if mark.exists() and read_json(mark) == SPEC_VERSION:
+    if _is_marked(mark):
         return 0
+    with _alone(store.root):
+        return 0 if _is_marked(mark) else _bring_all_over(store, mark)
+
+
+def _is_marked(mark: Path) -> bool:
+    return mark.exists() and bool(read_json(mark) == SPEC_VERSION)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Held against other commands on this root; the kernel lets go when the process dies."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f".{MARK}.lock", "w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _bring_all_over(store: Store, mark: Path) -> int:
     old = {}
     for folder in sorted(store.runs_dir.glob("*/spec.json")):
         plain = read_json(folder)
@@ -67,7 +89,6 @@ def migrate(store: Store) -> int:
     for name, spec in old.items():
         trunk = names.get(spec.trunk, spec.trunk)
         _bring_over(store, name, names[name], replace(spec, trunk=trunk))
-    store.root.mkdir(parents=True, exist_ok=True)
     write_json(mark, SPEC_VERSION)
     return len(old)
 

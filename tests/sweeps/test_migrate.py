@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from model.errors import ConfigError
 from model.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from model.training.identity import run_identity
 from model.typed import to_plain
+from sweeps import migrate as migration
 from sweeps.attempt import Attempt, Outcome, attempt_dir, read_claim
 from sweeps.files import content_hash, read_json, write_json
 from sweeps.migrate import ADDED, migrate
@@ -80,6 +84,24 @@ def test_killed_half_way_it_goes_on(plan, toy, monkeypatch):
         migrate(toy.store)
     monkeypatch.undo()
     assert migrate(toy.store) == len(plan.runs) - 3
+    assert len(run_sweep(plan, toy.store, toy.executor()).skipped) == len(plan.runs)
+
+
+def test_two_commands_at_once_bring_each_run_over_once(plan, toy, monkeypatch):
+    assert run_sweep(plan, toy.store, toy.executor()).is_complete
+    for run in plan.runs:
+        age(toy.store, run, SPEC_VERSION - 1)
+    bring_over, both = migration._bring_over, threading.Barrier(2)
+
+    def at_the_same_time(*given):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # only the first run's: the barrier stays broken
+        bring_over(*given)
+
+    monkeypatch.setattr(migration, "_bring_over", at_the_same_time)
+    with ThreadPoolExecutor(2) as pool:
+        counts = [each.result() for each in [pool.submit(migrate, toy.store) for _ in range(2)]]
+    assert sorted(counts) == [0, len(plan.runs)]
     assert len(run_sweep(plan, toy.store, toy.executor()).skipped) == len(plan.runs)
 
 
