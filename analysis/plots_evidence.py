@@ -106,6 +106,16 @@ class Evidence:
         size = {record.rung: record.flops_per_token for record in self.done}
         return tuple(sorted(size, key=lambda rung: (size[rung], rung)))
 
+    @property
+    def legend_title(self) -> str:
+        """What the sizes beside the colours count."""
+        return "Model size, training FLOPs per token"
+
+    @property
+    def legend_sizes(self) -> dict[str, float]:
+        """Rung to the size that stands beside its colour."""
+        return {record.rung: record.flops_per_token for record in self.done}
+
     @cached_property
     def colors(self) -> dict[str, str]:
         """Rung to its colour, the same in every figure."""
@@ -208,10 +218,10 @@ def size_legend(
     figure: Figure,
     evidence: Evidence,
     most: int = 7,
-    title: str = "Model size, training FLOPs per token",
+    title: str | None = None,
 ) -> None:
     """The colours of the sizes in a row above the panels; a long ladder shows some of its rungs."""
-    sizes = {record.rung: record.flops_per_token for record in evidence.done}
+    sizes = evidence.legend_sizes
     items = list(evidence.colors.items())
     if len(items) > most:
         items = [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
@@ -220,7 +230,7 @@ def size_legend(
             Line2D([], [], linestyle="", marker="o", color=color, label=si(sizes[rung]))
             for rung, color in items
         ],
-        title=title,
+        title=evidence.legend_title if title is None else title,
         title_fontsize=6.5,
         alignment="left",
         loc="outside upper left",

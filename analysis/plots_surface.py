@@ -34,6 +34,7 @@ from analysis.plots_style import (
     new_figure,
     padded,
     power_of_ten,
+    safe_label,
     size_colors,
     style,
     tidy,
@@ -50,6 +51,12 @@ SIZE_NAMES = {
     "active_params_with_attention": "Model size N (active parameters, and attention)",
     "total_params_with_attention": "Model size N (total parameters, and attention)",
 }
+
+
+def size_label(study: Study) -> str:
+    """Of the axis: a count of this program's, or a table's own column."""
+    variable = study.points.size_variable
+    return SIZE_NAMES.get(variable, f"Model size ({safe_label(variable)})")
 
 
 def isoflop(evidence: Evidence) -> Drawing:
@@ -92,7 +99,7 @@ def isoflop(evidence: Evidence) -> Drawing:
             )
         data = pd.DataFrame(rows)
         shown = data[data["size"].between(low, high) & (data["series"] != "curve")]
-        count_axis(axes.xaxis, low, high, SIZE_NAMES.get(study.points.size_variable, "Model size"))
+        count_axis(axes.xaxis, low, high, size_label(study))
         loss_axis(axes.yaxis, *padded(shown["loss_nats"].to_numpy(dtype=float), 0.2))
         light_grid(axes)
         figure.legend(
@@ -181,7 +188,7 @@ def contours(evidence: Evidence) -> Drawing:
                     "loss_nats": promoted.forecast.value,
                 }
             )
-        count_axis(axes.xaxis, x0, x1, SIZE_NAMES.get(study.points.size_variable, "Model size"))
+        count_axis(axes.xaxis, x0, x1, size_label(study))
         count_axis(axes.yaxis, y0, y1, "Training tokens")
         along_path = np.array([[row["size"], row["tokens"]] for row in path])
         runs = np.column_stack([marked_size, marked_tokens])

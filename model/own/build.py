@@ -19,6 +19,8 @@ def own_or(
 ) -> nn.Module:
     """The user's part of block ``layer``, built as ``Class(config, layer)``; else the built-in one.
 
+    A router without an ``__init__`` of its own is built as the built-in one is.
+
     Raises:
         ConfigError: it can't be built so, or is not what that part must be.
     """
@@ -32,7 +34,7 @@ def own_or(
             f"own.{kind}: {part.name} must be a {needed.__module__}.{needed.__qualname__}"
         )
     try:
-        module: nn.Module = own_class(config, layer)
+        module = _built(own_class, config, layer)
     except Exception as error:  # whatever the user's code does
         raise own_error(
             part,
@@ -46,6 +48,13 @@ def own_or(
                 "make it a parameter, or compute it in forward"
             )
     return module
+
+
+def _built(own_class: type[nn.Module], config: ModelConfig, layer: int) -> nn.Module:
+    if issubclass(own_class, Router) and own_class.__init__ is Router.__init__:
+        assert config.moe is not None  # check_own: a model without experts has no place for it
+        return own_class(config.moe, config.hidden_size)
+    return own_class(config, layer)
 
 
 def own_error(part: OwnPart, what: str, error: Exception) -> ConfigError:

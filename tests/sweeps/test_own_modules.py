@@ -153,6 +153,20 @@ def test_a_copy_of_a_built_in_part_counts_and_computes_like_it(sweep, corpus, ki
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=1e-12)
 
 
+def test_a_router_needs_no_init_of_its_own(sweep, corpus):
+    write(
+        "from model.router import Router\n\n"
+        "class MyRouter(Router):\n"
+        "    def forward(self, x_TD):\n"
+        "        return super().forward(2 * x_TD)\n"
+    )
+    own = model_for(with_part(sweep, "router", "my_part:MyRouter"), corpus, SIZE)
+    assert count_params(own).by_group == count_params(model_for(sweep, corpus, SIZE)).by_group
+    router = build_model(own, seed=0).blocks[0].feed_forward.router
+    x_TD = torch.randn(8, own.hidden_size)
+    assert torch.equal(router(x_TD).logits_TE, 2 * x_TD @ router.weight.T)
+
+
 def test_another_module_is_counted_by_what_it_computes(sweep, corpus):
     write(squared())
     model = model_for(with_part(sweep), corpus, SIZE)

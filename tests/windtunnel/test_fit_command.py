@@ -377,3 +377,23 @@ def test_a_variant_of_a_sweep_that_varies_nothing_is_refused(
     said = capsys.readouterr().err
     assert "sweep=smoke varies nothing" in said
     assert "leave out variant=" in said
+
+
+def test_a_table_is_drawn_on_request_and_a_sweep_by_its_report(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    rows = [f"{n},{d},{LAW(n, d)}" for n in (1e6, 3e6, 9e6) for d in (1e7, 4e7, 1.6e8)]
+    table = tmp_path / "runs.csv"
+    table.write_text("\n".join(["N,D,L", *rows]))
+    named = [f"records={table}", "columns.params=N", "columns.tokens=D", "columns.loss=L"]
+    command = ["fit", *named, f"root={tmp_path}", "figures=true", *QUICK]
+    assert cli.main(command) == 0
+    folder = tmp_path / "fits" / "runs" / "fit_figures"
+    assert str(folder) in capsys.readouterr().out
+    names = {"loss_compute", "isoflop", "contours", "loss_tokens", "residuals"}
+    kinds = ("png", "svg", "pdf", "csv")
+    assert {path.name for path in folder.iterdir()} == {f"{n}.{k}" for n in names for k in kinds}
+    assert cli.main(["fit", "sweep=mine", f"root={tmp_path}", "figures=true"]) == 2
+    assert "windtunnel report sweep=mine" in capsys.readouterr().err
+    assert cli.main([*command, "law=gadre"]) == 2
+    assert "law=hoffmann" in capsys.readouterr().err

@@ -10,7 +10,8 @@ and downstream are other published ones. law=isoflop and law=learning_rate locat
 
 Example:
   windtunnel fit sweep=quickstart
-  windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L
+  windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L \\
+      figures=true
   windtunnel fit sweep=quickstart sensitivity=true laws=[hoffmann,gadre]
   windtunnel fit sweep=quickstart loss=domain:code
   windtunnel fit records=runs.csv columns.params=N columns.flops=C columns.loss=L \\
@@ -23,6 +24,7 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast, get_args
 
 from rich.console import Console
@@ -57,6 +59,7 @@ class Config(FitSource):
     at_flops: float | None
     at: dict[str, float]
     sensitivity: bool
+    figures: bool
 
     def __post_init__(self) -> None:
         require(
@@ -92,7 +95,21 @@ def run(config: Config, console: Console) -> int:
         prose(console, f"Note: {line}")
     study.save(runs.out)
     console.print(f"  {'written':<12}{runs.out}", markup=False, soft_wrap=True)
+    if config.figures and isinstance(study, Study):
+        folder = _draw(study, runs.out)
+        console.print(f"  {'figures':<12}{folder}", markup=False, soft_wrap=True)
     return 0
+
+
+def _draw(study: Study, fit_path: Path) -> Path:
+    """The figures of a table's law, beside its fit."""
+    from analysis.plots_style import save  # here: matplotlib takes half a second to import
+    from analysis.plots_table import draw_table
+
+    folder = fit_path.with_name(f"{fit_path.stem}_figures")
+    for drawing in draw_table(study):
+        save(drawing, folder)
+    return folder
 
 
 def _check_law(config: Config) -> None:
@@ -107,6 +124,10 @@ def _check_law(config: Config) -> None:
                     f"{option} is about the optimum of law={SURFACE}; law={config.law} forecasts "
                     "with at.VARIABLE=VALUE"
                 )
+    if config.figures and config.sweep is not None:
+        raise ConfigError(f"figures: of a sweep, windtunnel report sweep={config.sweep} draws them")
+    if config.figures and config.law != SURFACE:
+        raise ConfigError(f"figures are drawn of law={SURFACE}, L(N, D); not of law={config.law}")
     if config.law in PROCEDURES and (config.test or config.laws):
         raise ConfigError(f"law={config.law} finds optima; test and laws are for the others")
 
