@@ -53,9 +53,10 @@ class CostModel:
     """Finished runs the prices were calibrated on."""
 
 
-# One thread of an AMD EPYC with AVX-512, fp32: the five runs of the laptop ladder's smallest budget
-# took 41 s of processor time with imports and text, 35 s by these prices; 2026-11-26.
-SHIPPED = CostModel(start_s=0.5, step_s=3e-3, layer_step_s=0.5e-3, flop_s=1 / 25e9)
+# One thread of a Sapphire Rapids server, fp32, compiled kernels: 41 runs (the quickstart's, and 18
+# of widths 16 to 48) took half of these prices' sum; 2026-11-27. Twice as much for slower cores and
+# for what runs beside it; without a compiler it is more.
+SHIPPED = CostModel(start_s=0.15, step_s=0.4e-3, layer_step_s=0.4e-3, flop_s=1 / 50e9)
 
 
 EMULATED_PRODUCT = 0.65

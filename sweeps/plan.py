@@ -18,7 +18,7 @@ from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.mixtures import with_shares, without_shares
 from sweeps.order import makespan_s, start_order
 from sweeps.own import check_parts, own_sources
-from sweeps.shape import shape_for
+from sweeps.shape import shape_for, sizes_of
 from sweeps.spec import RunSpec, run_id
 from sweeps.training import TrainingSettings, Trunk, train_for
 from sweeps.trunks import with_trunks
@@ -132,11 +132,13 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
     planned: dict[str, tuple[RunSpec, dict[str, Any]]] = {}
     corpora = {corpus.fingerprint: corpus}
     num_cells = 0
+    fewer: dict[str, tuple[int, int]] = {}
     for index, variant in enumerate(variants_of(config)):
         varied, mixed = _varied(config, corpus, variant)
         corpora[mixed.fingerprint] = mixed
         cells = [*grid_cells(varied.ladder), *(noise_cells(varied.ladder) if index == 0 else ())]
         num_cells += len(cells)
+        shapes: set[float] = set()
         for cell in cells:
             spec = spec_for(
                 varied,
@@ -148,6 +150,9 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
                 role=cell.role,
             )
             planned.setdefault(run_id(spec), (spec, variant))
+            shapes.add(sizes_of(spec.model, spec.train.sequence_length)[1].house)
+        if len(shapes) < varied.ladder.sizes:
+            fewer[_in_words(variant)] = (len(shapes), varied.ladder.sizes)
     specs, variants = zip(*planned.values(), strict=True)
     trunks, named = with_trunks(specs)
     # Making an id takes as long as all the rest; one whose spec shares no trunk is known.
@@ -168,7 +173,7 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         config=config,
         runs=tuple(_in_order(runs)),
         num_duplicates=num_cells - len(planned),
-        notes=_notes(runs, num_cells, num_cells - len(planned), corpora),
+        notes=_notes(runs, num_cells, num_cells - len(planned), fewer, corpora),
     )
 
 
@@ -312,10 +317,16 @@ def epochs_of(spec: RunSpec, corpus: PreparedCorpus) -> dict[str, float]:
     return corpus.epochs_of(spans, train.num_steps)
 
 
+def _in_words(variant: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{path}={value}" for path, value in variant.items())
+    return f" of {said}" if said else ""
+
+
 def _notes(
     runs: list[PlannedRun],
     num_cells: int,
     num_duplicates: int,
+    fewer: Mapping[str, tuple[int, int]],
     corpora: Mapping[str, PreparedCorpus],
 ) -> tuple[str, ...]:
     notes = []
@@ -324,6 +335,11 @@ def _notes(
             f"{num_duplicates} of {num_cells} cells came out as a run already planned "
             "(sizes nearer than the widths of the recipe, or values that change nothing)"
         )
+    notes += [
+        f"the ladder{variant} has {found} different sizes in place of {asked}: widths are "
+        "multiples of recipe.shape.width_multiple; make it smaller, or ladder.size_ratio larger"
+        for variant, (found, asked) in fewer.items()
+    ]
     most: dict[str, float] = {}
     for fingerprint, corpus in corpora.items():
         specs = [run.spec for run in runs if run.spec.corpus_fingerprint == fingerprint]

@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
     try:
+        if verb == "help" and words[1:]:  # `windtunnel help sweep`, as git has it
+            words = [*words[1:], "--help"]
+            verb = words[0]
         if verb in ("-h", "--help", "help"):
             print(_help())
             code = 0
@@ -127,6 +130,8 @@ def _known_verb(verb: str) -> str:
 
 def _parse(words: Sequence[str]) -> Arguments:
     overrides, config_dirs, flags = [], [], set()
+    if "--cfg" in words[:-1] and words[words.index("--cfg") + 1] == "job":  # as Hydra writes it
+        words = [word for word in words if word != "job"]
     rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")

@@ -213,3 +213,12 @@ def test_stdout_that_is_full_or_closed() -> None:
     done = windtunnel("--help", stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_words_of_git_and_hydra_are_understood(capsys: Capture) -> None:
+    assert cli.main(["status", "--help"]) == 0
+    help_of_status = capsys.readouterr().out
+    assert cli.main(["help", "status"]) == 0
+    assert capsys.readouterr().out == help_of_status
+    assert cli.main(["status", "--cfg", "job"]) == 0
+    assert "every_s: 2.0" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,13 @@ def test_what_failed_can_be_tried_again_with_or_without_runs_left(
     assert cli.main(words) == 1
     assert capsys.readouterr().out.endswith("To continue: the command that started it.\n")
     known_sweep.fail(root, first, "lost its node")
+    assert cli.main([*words, "json=true"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"failed": 1, "planned": len(others)}
+    assert [r["reason"] for r in found["runs"] if r["status"] == "failed"] == ["lost its node"]
+    assert cli.main(["status", f"root={root}", "json=true"]) == 1
+    (listed,) = json.loads(capsys.readouterr().out)["sweeps"]
+    assert listed == {key: found[key] for key in listed}
     assert cli.main(words) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert said.endswith("started it; with retry=failed it tries what failed again.")

@@ -1,26 +1,30 @@
 """Status of a sweep: counts, what is running, what failed and why, cost so far and to come.
 
 Without `sweep=NAME` it lists every sweep under the root. `watch=true` keeps redrawing it.
-For scripts, the exit code is 0 when every run is done and 1 otherwise.
+For scripts, the exit code is 0 when every run is done and 1 otherwise, and `json=true` prints one
+JSON object: the counts, and of each run its status, reason and share of steps done.
 
 Example:
   windtunnel status sweep=quickstart
   windtunnel status sweep=quickstart watch=true
+  windtunnel status sweep=quickstart json=true
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from analysis.wording import brief, counted
-from model.config import require_positive
+from model.config import require, require_positive
 from model.errors import ConfigError
 from sweeps.plan import Plan
 from sweeps.plan_file import read_plan, skim_plan
@@ -46,18 +50,24 @@ class Config:
     """Seconds between redraws."""
     rows: int
     """Running runs, failed, diverged and interrupted ones that are shown of each kind."""
+    json: bool
+    """One JSON object in place of the screen."""
 
     def __post_init__(self) -> None:
         require_positive(every_s=self.every_s, rows=self.rows)
+        require(not (self.json and self.watch), "json and watch: choose one; json prints once")
 
 
 def run(config: Config, console: Console) -> int:
     """Print it once, or until every run is over."""
     store = Store(config.root)
     if config.sweep is None:
-        return _list_sweeps(store, console)
+        return _list_sweeps(store, console, as_json=config.json)
     plan = known_plan(store, config.sweep, read=skim_plan)
     status = sweep_status(plan, store)
+    if config.json:
+        print(json.dumps(as_json(plan, status)))
+        return 0 if status.is_complete else 1
     if config.watch:
         with Live(console=console, auto_refresh=False) as live:
             while status.with_status("running", "planned"):
@@ -72,6 +82,37 @@ def run(config: Config, console: Console) -> int:
         else:
             console.print(part)
     return 0 if status.is_complete else 1
+
+
+def as_json(plan: Plan, status: SweepStatus) -> dict[str, Any]:
+    """What a script asks of a sweep, units in the names."""
+    return {
+        **_counts(plan, status),
+        "train_flops_done": status.train_flops_done,
+        "left_worker_s": status.left_s(slots=1),
+        "runs": [
+            {
+                "run_id": report.state.run_id,
+                "rung": report.run.spec.rung,
+                "role": report.run.spec.role,
+                "variant": report.run.variant,
+                "status": report.state.status,
+                "reason": report.state.reason,
+                "attempt": report.state.attempt,
+                "done_frac": report.done_frac,
+            }
+            for report in status.runs
+        ],
+    }
+
+
+def _counts(plan: Plan, status: SweepStatus) -> dict[str, Any]:
+    return {
+        "sweep": plan.name,
+        "complete": status.is_complete,
+        "counts": dict(status.counts),
+        "train_flops": status.train_flops,
+    }
 
 
 def known_plan(store: Store, sweep: str, *, read: Callable[[Path], Plan] = read_plan) -> Plan:
@@ -185,18 +226,23 @@ def _next_step(plan: Plan, status: SweepStatus) -> str:
     return f"To try {again}: the command that started it, with retry={retry}."
 
 
-def _list_sweeps(store: Store, console: Console) -> int:
+def _list_sweeps(store: Store, console: Console, *, as_json: bool) -> int:
     names = sweep_names(store)
-    if not names:
+    if not names and not as_json:
         say(
             console,
             f"No sweep under {store.root} yet. Start one: windtunnel sweep sweep=quickstart",
         )
         return 1
-    rows, all_done = [], True
+    rows, counts, all_done = [], [], bool(names)
     for name in names:
-        status = sweep_status(skim_plan(store.plan_path(name)), store)
+        plan = skim_plan(store.plan_path(name))
+        status = sweep_status(plan, store)
         all_done &= status.is_complete
+        counts.append(_counts(plan, status))
         rows.append([name, counts_text(status), len(status.runs), sci(status.train_flops)])
+    if as_json:
+        print(json.dumps({"sweeps": counts}))
+        return 0 if all_done else 1
     console.print(table(["sweep", "state", "runs", "FLOPs"], rows, left=2))
     return 0 if all_done else 1
