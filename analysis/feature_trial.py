@@ -3,8 +3,9 @@
 Every run of the variant is held against the baseline's run of the same rung, tokens, seed and data,
 so most of what moves a loss is in both and drops out. The gap is log(loss / baseline loss), at
 equal compute: where a feature makes a model dearer, the baseline is given that compute too. Its
-trend is a straight line in log-compute (least squares, Student's t). What the gap is worth in
-compute is the leverage (:mod:`analysis.leverage`), where the baseline's losses show their law.
+trend is a straight line in log-compute (least squares, Student's t) through the means of the cells,
+a rung and a token count each (:mod:`analysis.cell_line`). What the gap is worth in compute is the
+leverage (:mod:`analysis.leverage`), where the baseline's losses show their law.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
-from scipy.special import fdtrc
+from numpy.typing import NDArray
 
-from analysis.health import BENT, UNLIKELY
+from analysis.cell_line import CellLine, cell_line
+from analysis.health import BENT
+from analysis.lack_of_fit import UNLIKELY
 from analysis.laws import Array
 from analysis.leverage import Leverage, LeverageCurve, LeverageMeter, PairedLosses
 from analysis.line import Line
-from analysis.noise import pooled
 from analysis.records import RunRecord
 from analysis.results import FitError, FitWarning, Interval, Prediction
 from analysis.wording import counted
@@ -184,7 +186,10 @@ def run_trial(
     losses = [(base.heldout_nats, other.heldout_nats) for base, other in pairs]
     base_line, gap_N = _gaps(losses, log_N, dearer_N)
     exponent = -base_line.slope
-    line = Line(log_N, gap_N)
+    cells = [f"{base.rung} {base.tokens}" for base, _ in pairs]
+    cell_N = np.unique(cells, return_inverse=True)[1]
+    trend_of_cells = cell_line(log_N, gap_N, cell_N)
+    line = trend_of_cells.line
     middle = line.middle
     mean = line.interval(middle, level)
     quantile = line.quantile(level)
@@ -217,19 +222,19 @@ def run_trial(
             )
             for (base, other), gap in zip(pairs, gap_N, strict=True)
         ),
-        rungs=_rungs(pairs, gap_N, line, level),
+        rungs=_rungs(pairs, gap_N, trend_of_cells, level),
         mean=mean,
         helps=line.chance_below_zero(middle),
         trend=trend,
         exponent=float(exponent),
-        noise_sd=line.noise_sd,
+        noise_sd=trend_of_cells.run_sd,
         targets=ahead,
-        domains=tuple(_by_domain(pairs, log_N, dearer_N, level)),
+        domains=tuple(_by_domain(pairs, log_N, dearer_N, cell_N, level)),
         leverage=leverage,
         warnings=(
             *_warnings(mean, trend, ahead, unpaired, dearer_N, pairs),
             *_bend_warnings(line),
-            *_uneven_warnings(pairs, log_N, gap_N, line),
+            *_uneven_warnings(trend_of_cells),
             *_leverage_warnings(leverage, why_not),
         ),
     )
@@ -255,7 +260,11 @@ def _gaps(
 
 
 def _by_domain(
-    pairs: Sequence[tuple[RunRecord, RunRecord]], log_N: Array, dearer_N: Array, level: float
+    pairs: Sequence[tuple[RunRecord, RunRecord]],
+    log_N: Array,
+    dearer_N: Array,
+    cell_N: NDArray[np.intp],
+    level: float,
 ) -> Iterator[DomainGap]:
     records = [record for pair in pairs for record in pair]
     domains = [
@@ -266,7 +275,7 @@ def _by_domain(
             (base.by_domain[name].loss_nats, other.by_domain[name].loss_nats)
             for base, other in pairs
         ]
-        line = Line(log_N, _gaps(losses, log_N, dearer_N)[1])
+        line = cell_line(log_N, _gaps(losses, log_N, dearer_N)[1], cell_N).line
         yield DomainGap(domain=name, gap=line.interval(line.middle, level))
 
 
@@ -294,16 +303,16 @@ def _ahead(
 
 
 def _rungs(
-    pairs: Sequence[tuple[RunRecord, RunRecord]], gap_N: Array, line: Line, level: float
+    pairs: Sequence[tuple[RunRecord, RunRecord]], gap_N: Array, trend: CellLine, level: float
 ) -> tuple[RungGap, ...]:
-    """Means by rung; their noise is the spread about the common trend, which few pairs share."""
+    """Means by rung; their noise is the spread about the common trend, which few cells share."""
     by_rung: dict[str, list[int]] = {}
     for index, (base, _) in enumerate(pairs):
         by_rung.setdefault(base.rung, []).append(index)
     found = []
     for rung, rows in by_rung.items():
         value = float(gap_N[rows].mean())
-        reach = line.quantile(level) * line.noise_sd / len(rows) ** 0.5
+        reach = trend.line.quantile(level) * trend.mean_sd(rows)
         found.append(
             RungGap(
                 rung=rung,
@@ -382,26 +391,22 @@ def _bend_warnings(line: Line) -> Iterator[FitWarning]:
         yield FitWarning(status=TrialStatus.BENT.name, sentence=sentence)
 
 
-def _uneven_warnings(
-    pairs: Sequence[tuple[RunRecord, RunRecord]], log_N: Array, gap_N: Array, line: Line
-) -> Iterator[FitWarning]:
-    """The lack-of-fit test of :mod:`analysis.weighing`, with cells of one rung and token count."""
-    names = [f"{base.rung} {base.tokens}" for base, _ in pairs]
-    cells, cell_N = np.unique(names, return_inverse=True)
-    residual_N = gap_N - np.array([line.value(x) for x in log_N])
-    squares, count_C, mean_C = pooled(residual_N, cell_N)
-    between, within = len(cells) - 2, len(pairs) - len(cells)
-    if between < 1 or within < 1 or squares == 0:
+def _uneven_warnings(trend: CellLine) -> Iterator[FitWarning]:
+    """Cells of one rung and token count that differ by more than their seeds."""
+    found = trend.weighting
+    if found is None or found.chance >= UNLIKELY:
         return
-    lack = float((count_C * mean_C**2).sum())
-    chance = float(fdtrc(between, within, lack / between / (squares / within)))
-    if chance < UNLIKELY:
-        sentence = (
-            f"the trend misses the cells by more than their seeds differ (by chance once in "
-            f"{1 / chance:.3g} trials): seeds of one cell are no evidence of their own, so the "
-            "intervals are too narrow"
-        )
-        yield FitWarning(status=TrialStatus.UNEVEN.name, sentence=sentence)
+    so = (
+        "the intervals rest on the cells' means"
+        if trend.by_cells
+        else f"{found.cells} cells are too few to widen the intervals by, so they are too narrow"
+    )
+    sentence = (
+        f"the trend misses the cells by more than their seeds differ (by chance once in "
+        f"{1 / found.chance:.3g} trials): seeds of one cell are no evidence of their own, {so}; "
+        "more sizes or budgets would narrow them, not more seeds"
+    )
+    yield FitWarning(status=TrialStatus.UNEVEN.name, sentence=sentence)
 
 
 def _leverage_warnings(leverage: LeverageCurve | None, why_not: str) -> Iterator[FitWarning]:

@@ -8,27 +8,50 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from analysis.laws import Array
-from analysis.results import Interval
+from analysis.results import FitError, Interval
 
+LEAST_POINTS = 3
+"""A line and one degree of freedom for its noise."""
 ROUNDING = 1e-9
 """What is left of a square beside the line, as a share, where x has two values only."""
 
 
 class Line:
-    """y = a + b·(x - mean x) by least squares, with its noise."""
+    """y = a + b·(x - mean x) by least squares, with its noise.
 
-    def __init__(self, x_N: Array, y: Sequence[float] | Array) -> None:
+    Args:
+        x_N: places.
+        y: values there.
+        weight_N: how many points of weight 1 each is worth; by default 1.
+
+    Raises:
+        FitError: fewer than three points, or all of one x.
+    """
+
+    def __init__(
+        self, x_N: Array, y: Sequence[float] | Array, weight_N: Array | None = None
+    ) -> None:
         y_N = np.asarray(y, dtype=float)
-        self.middle = float(x_N.mean())
-        centered_N = x_N - self.middle
-        self._spread = float((centered_N**2).sum())
         self._count = len(x_N)
-        self.level_at_middle = float(y_N.mean())
-        self.slope = float((centered_N @ y_N) / self._spread)
+        if self._count < LEAST_POINTS:
+            raise FitError(
+                f"a line through {self._count} points leaves nothing to know its noise by; "
+                f"{LEAST_POINTS} are the least"
+            )
+        self._weight_N = np.ones(self._count) if weight_N is None else weight_N
+        self._total = float(self._weight_N.sum())
+        self.middle = float(self._weight_N @ x_N) / self._total
+        centered_N = x_N - self.middle
+        self._spread = float(self._weight_N @ centered_N**2)
+        if np.ptp(x_N) == 0:
+            raise FitError(f"all {self._count} points lie at x = {x_N[0]:g}: a line needs two")
+        self.level_at_middle = float(self._weight_N @ y_N) / self._total
+        self.slope = float((self._weight_N * centered_N) @ y_N) / self._spread
         residual_N = y_N - self.level_at_middle - self.slope * centered_N
         self._centered_N, self._residual_N = centered_N, residual_N
         self.degrees = self._count - 2
-        self.noise_sd = float(np.sqrt((residual_N**2).sum() / self.degrees))
+        self.noise_sd = float(np.sqrt(self._weight_N @ residual_N**2 / self.degrees))
+        """Of a point of weight 1."""
         self.slope_sd = self.noise_sd / self._spread**0.5
 
     def value(self, x: float) -> float:
@@ -37,7 +60,7 @@ class Line:
 
     def sd(self, x: float) -> float:
         """Standard deviation of the line itself there."""
-        share = 1 / self._count + (x - self.middle) ** 2 / self._spread
+        share = 1 / self._total + (x - self.middle) ** 2 / self._spread
         return self.noise_sd * share**0.5
 
     def quantile(self, level: float) -> float:
@@ -59,14 +82,16 @@ class Line:
 
         Student's t of the coefficient of (x - mean x)², what the line takes of it left out.
         """
+        weight_N = self._weight_N
         square_N = self._centered_N**2
-        square_N = square_N - square_N.mean()
-        square_N = square_N - (self._centered_N @ square_N) / self._spread * self._centered_N
-        size = float(square_N @ square_N)
-        if self.degrees < 2 or size <= ROUNDING * self._spread**2 / self._count:
+        square_N = square_N - float(weight_N @ square_N) / self._total
+        along = float((weight_N * self._centered_N) @ square_N)
+        square_N = square_N - along / self._spread * self._centered_N
+        size = float(weight_N @ square_N**2)
+        if self.degrees < 2 or size <= ROUNDING * self._spread**2 / self._total:
             return 1.0
-        bend = float(square_N @ self._residual_N) / size
-        left = float((self._residual_N**2).sum()) - bend**2 * size
+        bend = float((weight_N * square_N) @ self._residual_N) / size
+        left = float(weight_N @ self._residual_N**2) - bend**2 * size
         if left <= 0:
             return 1.0
         score = abs(bend) * (size * (self.degrees - 1) / left) ** 0.5

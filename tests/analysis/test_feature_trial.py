@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.cell_line import cell_line
 from analysis.feature_trial import Trial, percent, run_trial
 from analysis.line import Line
 from analysis.plots_leverage import leverage_of_trials
@@ -21,6 +22,7 @@ from model.typed import build, to_plain
 TARGETS = {"near": 1e15, "1T": 6.46e24}
 EXPONENT = 0.08
 PAIR_SD = 0.002
+DRAWS = 1500
 
 Pairs = list[tuple[RunRecord, RunRecord]]
 
@@ -178,6 +180,39 @@ def test_ninety_percent_intervals_cover_ninety_percent(
             near.gap.contains(-0.01 + 0.002 * 2),
         ]
     assert ((inside / 300 > 0.85) & (inside / 300 < 0.95)).all(), inside / 300
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("seeds", [(2,) * 4, (2,) * 6, (5,) * 9, (1, 1, 1, 1, 4, 4)])
+def test_intervals_hold_whatever_the_cells_have_of_their_own(
+    seeds: tuple[int, ...], own: float
+) -> None:
+    """The trend in the middle and ten times beyond, seeds 1 apart. With every run counted alike all
+    but the first of ``own`` are red."""
+    rng = np.random.default_rng(5)
+    cell_N = np.repeat(np.arange(len(seeds)), seeds)
+    x_N = np.linspace(0.0, 5.0, len(seeds))[cell_N]
+    inside = np.zeros(2)
+    for _ in range(DRAWS):
+        of_cell = own * rng.standard_normal(len(seeds))
+        line = cell_line(x_N, of_cell[cell_N] + rng.standard_normal(len(x_N)), cell_N).line
+        inside += [line.interval(x, 0.9).contains(0.0) for x in (line.middle, 7.3)]
+    assert ((inside > 0.86 * DRAWS) & (inside < 0.96 * DRAWS)).all(), inside / DRAWS
+
+
+def test_without_repeats_the_trend_is_the_plain_line() -> None:
+    rng, x = np.random.default_rng(0), np.array([0.0, 1.0, 2.0, 3.5, 4.0])
+    y, cells = rng.standard_normal(5), np.arange(5)
+    assert cell_line(x, y, cells).line.interval(6.0, 0.9) == Line(x, y).interval(6.0, 0.9)
+    alike = cell_line(np.tile(x, 2), np.tile(y, 2), np.tile(cells, 2)).line.interval(6.0, 0.9)
+    assert alike.width == pytest.approx(Line(x, y).interval(6.0, 0.9).width)
+
+
+def test_a_line_of_two_points_or_of_one_place_is_refused() -> None:
+    with pytest.raises(FitError, match="2 points leaves nothing to know its noise by"):
+        Line(np.array([0.0, 1.0]), [0.0, 1.0])
+    with pytest.raises(FitError, match="all 3 points lie at x = 2"):
+        Line(np.full(3, 2.0), [0.0, 1.0, 2.0])
 
 
 def test_a_gap_is_told_in_percent_of_the_loss_and_never_below_minus_hundred() -> None:
