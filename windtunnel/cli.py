@@ -171,6 +171,11 @@ def _explain(error: Exception) -> tuple[int | None, str]:
                 f"{where}: no space left. What is finished is kept; free some space and run the "
                 "same command again, or choose another folder with root=DIR"
             )
+        if error.errno == errno.EFBIG:
+            return 2, (
+                f"{where}: a file would be larger than this shell (ulimit -f) or file system "
+                "allows; raise the limit and run the same command again: what is finished is kept"
+            )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return 2, (
                 f"{_meant_file(str(where))}: {error.strerror}; it may be another user's: ask for "

@@ -115,6 +115,7 @@ def test_help_says_the_first_sentence_of_an_option_over_all_its_lines(capsys: Ca
         (RunFailed("r0", "it broke"), 3, "run r0 failed: it broke"),
         (LaunchRefused("extrapolation"), 4, "extrapolation"),
         (OSError(errno.ENOSPC, "No space left", "tunnel/x"), 3, "tunnel/x: no space left"),
+        (OSError(errno.EFBIG, "File too large", "tunnel/x"), 2, "tunnel/x: a file would be larger"),
         (OSError(errno.EROFS, "Read-only file system", "x"), 2, "x: Read-only file system"),
         (KeyboardInterrupt(), 130, "stopped; finished work is kept"),
     ],
