@@ -61,6 +61,7 @@ def exponents(fit: Fit, level: float = 0.9) -> tuple[Interval, Interval]:
     tail = (1 - level) / 2
     deviation = np.quantile(exponent_R - value, [tail, 1 - tail])
     low, high = map(float, value + stretched(deviation, fit.noise_df, level))
+    low, high = max(low, 0.0), min(high, 1.0)  # neither falls as compute grows
     size = Interval(value=value, low=min(low, value), high=max(high, value), level=level)
     tokens = Interval(value=1 - value, low=1 - size.high, high=1 - size.low, level=level)
     return size, tokens

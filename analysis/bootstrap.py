@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.catalogue import AnyLaw
+from analysis.catalogue import AnyLaw, law_range
 from analysis.descent import minimise
 from analysis.laws import Array
 from analysis.logsum import BLOCK_ELEMENTS
@@ -94,7 +94,8 @@ def _held(begin_RP: Array, num_points: int) -> Iterator[Array]:
 def intervals(
     law: AnyLaw, replicates_RP: Array, level: float, degrees_of_freedom: float
 ) -> dict[str, Interval]:
-    """Each parameter of ``law`` with the central ``level`` of its replicates, stretched."""
+    """Each parameter of ``law`` with the central ``level`` of its replicates, stretched, within
+    what the law allows."""
     tail = (1 - level) / 2
     found = {}
     for name, value, column_R in zip(law.PARAMETERS, law.parameters, replicates_RP.T, strict=True):
@@ -104,12 +105,11 @@ def intervals(
             np.quantile(scale_R - center, [tail, 1 - tail]), degrees_of_freedom, level
         )
         low, high = (np.exp(low), np.exp(high)) if in_log else (low, high)
+        least, most = law_range(law, name)  # stretching can leave it; no replicate did
         found[name] = Interval(
             value=float(value),
-            low=float(min(low, value))
-            if name in law.EXPONENTS
-            else max(0.0, float(min(low, value))),
-            high=float(max(high, value)),
+            low=float(min(max(low, least), value)),
+            high=float(max(min(high, most), value)),
             level=level,
         )
     return found

@@ -50,3 +50,8 @@ LAWS: dict[str, type[AnyLaw]] = {
 def the_law(law: type[AnyLaw]) -> str:
     """The law as messages call it, by the name it is chosen with: "the hoffmann law"."""
     return f"the {next(name for name, known in LAWS.items() if known is law)} law"
+
+
+def law_range(law: AnyLaw, name: str) -> tuple[float, float]:
+    """Between which values ``law`` allows a parameter: exponents as it says, the others from 0."""
+    return law.EXPONENTS.get(name, (0.0, float("inf")))
