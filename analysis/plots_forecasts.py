@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -24,6 +27,8 @@ MOST_ROWS = 24
 """The newest; a longer ledger has the rest in the data."""
 ROW_HEIGHT = 0.17
 """Inches."""
+WIDEST = 5
+"""Times the median interval's longer side: how far the axis follows intervals."""
 
 
 def forecasts(evidence: Evidence) -> Drawing:
@@ -40,8 +45,9 @@ def forecasts(evidence: Evidence) -> Drawing:
     with style():
         figure, (axes,) = new_figure(0.75 + ROW_HEIGHT * len(drawn))
         axes.axvline(0, color=INK, linewidth=0.8)
+        reach = _reach(drawn)
         for row, one in enumerate(reversed(drawn)):
-            _draw(axes, row, one)
+            _draw(axes, row, one, reach)
         labels = [
             f"{safe_label(one.sweep, 18)}, {one.forecast.extrapolation_ratio:.3g}x"
             for one in reversed(drawn)
@@ -59,7 +65,8 @@ def forecasts(evidence: Evidence) -> Drawing:
         title=TITLE,
         how_to_read="Each row is one forecast of the ledger, the newest at the bottom, with how "
         "far beyond its sweep's largest run it went. The bar is its interval, the diamond what the "
-        "run then measured: left of the line the loss was lower than forecast."
+        "run then measured: left of the line the loss was lower than forecast. "
+        "An arrow: the interval goes on beyond the axis."
         + (f" {left_out} older in the data only." if left_out else ""),
         distrust="A few rows say little about intervals, and rows of one sweep share their errors. "
         "Diamonds that all lie on one side mean that the forecasts are biased, even if every bar "
@@ -73,9 +80,25 @@ def _offset(loss: float, one: HeldForecast) -> float:
     return 100 * (loss / one.forecast.value - 1)
 
 
-def _draw(axes: Axes, row: int, one: HeldForecast) -> None:
-    ends = [_offset(one.forecast.low, one), _offset(one.forecast.high, one)]
+def _ends(one: HeldForecast) -> tuple[float, float]:
+    return _offset(one.forecast.low, one), _offset(one.forecast.high, one)
+
+
+def _reach(drawn: Sequence[HeldForecast]) -> float:
+    """How far from the forecast the axis goes, in percent: to every measured loss, but not to the
+    end of an interval so wide that no other could be read beside it."""
+    sides = [max(-low, high) for low, high in map(_ends, drawn)]
+    measured = max(abs(_offset(one.measured, one)) for one in drawn)
+    return max(1.1 * measured, min(max(sides), WIDEST * statistics.median(sides)))
+
+
+def _draw(axes: Axes, row: int, one: HeldForecast, reach: float) -> None:
+    low, high = _ends(one)
+    ends = [max(low, -reach), min(high, reach)]
     axes.plot(ends, [row, row], color=FORECAST, linewidth=4, alpha=0.35, solid_capstyle="butt")
+    for end, marker, goes_on in ((-reach, "<", low < -reach), (reach, ">", high > reach)):
+        if goes_on:
+            axes.plot(end, row, marker=marker, color=FORECAST, markersize=4, clip_on=False)
     axes.plot(
         _offset(one.measured, one),
         row,

@@ -523,6 +523,27 @@ def test_runs_of_other_variants_are_pale_beside_a_law_that_is_not_theirs(
         assert "Pale" not in draw(evidence).how_to_read
 
 
+def test_one_interval_without_end_does_not_squeeze_the_others(evidence: Evidence) -> None:
+    usual = Prediction(value=1.0, low=0.93, high=1.05, level=0.9, extrapolation_ratio=5.2)
+    endless = replace(usual, high=40.0)
+    held = [
+        HeldForecast(sweep="usual", forecast=usual, measured=1.01),
+        HeldForecast(sweep="far_off", forecast=usual, measured=1.2),
+        HeldForecast(sweep="endless", forecast=endless, measured=1.02),
+    ]
+    drawing = forecasts(replace(evidence, forecasts=tuple(held)))
+    assert drawing.figure is not None
+    (axes,) = drawing.figure.axes
+    left, right = axes.get_xlim()
+    assert -40 < left < -7
+    assert 20 < right < 40
+    arrows = [
+        (line.get_marker(), line.get_ydata()[0]) for line in axes.lines if line.get_marker() in "<>"
+    ]
+    assert arrows == [(">", 0)]
+    assert drawing.data["forecast_high_nats"].max() == 40.0
+
+
 def test_leverage_is_the_compute_the_law_needs_for_what_a_variant_reached(
     evidence: Evidence,
 ) -> None:
