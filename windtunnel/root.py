@@ -10,9 +10,11 @@ from rich.console import Console
 
 from analysis.wording import counted
 from model.errors import ConfigError
+from sweeps.files import read_json
 from sweeps.migrate import migrate
+from sweeps.spec import NUMERICS_VERSION
 from sweeps.store import Store
-from windtunnel.console import say
+from windtunnel.console import prose, say
 
 
 def usable_root(root: Path) -> Path:
@@ -37,3 +39,10 @@ def bring_over(store: Store, console: Console) -> None:
         runs = counted(brought, "run", "runs")
         kept = "is kept under a new id" if brought == 1 else "are kept under new ids"
         say(console, f"{runs} of an earlier version of this program {kept}.")
+        specs = map(read_json, sorted(store.runs_dir.glob("*/spec.json")))
+        if others := sum(spec["numerics"] != NUMERICS_VERSION for spec in specs):
+            prose(
+                console,
+                f"{counted(others, 'run', 'runs')} under {store.runs_dir} computed other bits than "
+                "this version does: kept as they are, and measured again where a sweep has them",
+            )
