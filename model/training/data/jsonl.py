@@ -69,8 +69,6 @@ class JsonlJob:
                 place += len(line)
 
     def _text(self, offset: int, line: bytes) -> bytes:
-        unit = "line" if self.file.path.suffix == ".gz" else "offset"
-        where = f"data.paths: {self.file.path} at {unit} {offset}"
         try:
             row = json.loads(line)
             text = row[self.field] if isinstance(row, dict) else None
@@ -78,10 +76,26 @@ class JsonlJob:
                 return text.encode()
         except KeyError:
             names = ", ".join(sorted(row)[:8])
+            where = self._where(offset)
             raise ConfigError(f"{where}: no field {self.field!r}; it has: {names}") from None
         except ValueError as error:  # no JSON, not UTF-8, or half a surrogate pair
+            where = self._where(offset)
             raise ConfigError(f"{where}: not a line of JSON text ({error})") from None
-        raise ConfigError(f"{where}: field {self.field!r} is not text; name the one that is")
+        held = f"{row[self.field]!r:.40}" if isinstance(row, dict) else "no object"
+        raise ConfigError(
+            f"{self._where(offset)}: field {self.field!r} is not text but {held}; name the one "
+            "that is, or leave such lines out"
+        )
+
+    def _where(self, offset: int) -> str:
+        """The source, the file and the line that an editor shows, from 1."""
+        path = self.file.path
+        before = offset
+        if path.suffix != ".gz":
+            with path.open("rb") as opened:
+                chunks = iter(lambda: opened.read(min(1 << 20, offset - opened.tell())), b"")
+                before = sum(chunk.count(b"\n") for chunk in chunks)
+        return f"data.sources.{self.file.domain}: {path} line {before + 1}"
 
 
 def jsonl_files(source: JsonlFiles, domain: str, where: str, hashes: Hashes) -> JobList:

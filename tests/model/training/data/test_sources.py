@@ -280,13 +280,13 @@ def test_sources_may_share_a_domain_and_the_library_has_two():
     ("content", "message"),
     [
         pytest.param(
-            b'{"text": "a"}\n{"body": 1}\n', "offset 14: no field 'text'; it has: body", id="field"
+            b'{"text": "a"}\n{"body": 1}\n', "line 2: no field 'text'; it has: body", id="field"
         ),
-        pytest.param(b'{"text": "a"}\n{"text"', "offset 14: not a line of JSON text", id="JSON"),
-        pytest.param(b'{"text": 5}', "offset 0: field 'text' is not text", id="number"),
-        pytest.param(b'["a"]', "offset 0: field 'text' is not text", id="list"),
-        pytest.param(b'{"text": "\\ud800"}', "offset 0: not a line of JSON text", id="surrogate"),
-        pytest.param(b'{"text": "\xff"}', "offset 0: not a line of JSON text", id="not UTF-8"),
+        pytest.param(b'{"text": "a"}\n{"text"', "line 2: not a line of JSON text", id="JSON"),
+        pytest.param(b'{"text": 5}', "line 1: field 'text' is not text but 5", id="number"),
+        pytest.param(b'["a"]', "line 1: field 'text' is not text but no object", id="list"),
+        pytest.param(b'{"text": "\\ud800"}', "line 1: not a line of JSON text", id="surrogate"),
+        pytest.param(b'{"text": "\xff"}', "line 1: not a line of JSON text", id="not UTF-8"),
     ],
 )
 def test_a_line_that_is_no_text_is_named(tmp_path, content, message):
