@@ -184,6 +184,8 @@ def _parse_override(text: str, meant: str = "") -> Override:
     if meant:
         example = f"did you mean {meant}? Otherwise {example}"
     key, equals, value = text.partition("=")
+    if " " in value and not set(value) & set("[{'\""):  # a column's name, such as Params (B)
+        example = f"a value with blanks is quoted twice: \"{key}='{value}'\""
     parent, dot, last = key.rpartition(".")
     if dot and value and last[:1].isdigit():  # Hydra's grammar has no such keys
         example = f"write {parent}='{{{last}: {value}}}'"

@@ -141,6 +141,7 @@ def test_a_reason_is_taken_as_a_sentence(typed: str, meant: str | None) -> None:
             ["plan=wide", "axes.2d=[1.0]"],
             r"axes\.2d=\[1\.0\]: not an override; write axes='{2d: \[1",
         ),
+        (["name=Size (B)"], r"quoted twice: \"name='Size \(B\)'"),
         (["name=[1,2"], r"name=\[1,2: not an override"),
         (["plan=wide", "ladder.sizes=1,2"], "one value is needed; a list is written"),
         (["plan=wide", "name=${nowhere}"], "name: Interpolation key 'nowhere' not found"),
