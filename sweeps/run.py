@@ -8,11 +8,9 @@ on one store; a run that another one holds is watched until it is over.
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +27,7 @@ from sweeps.packing import ALONE, Packing, write_company
 from sweeps.plan import Plan, PlannedRun
 from sweeps.queue import Queue
 from sweeps.retries import Retries
+from sweeps.stop_signals import stop_on_signals
 from sweeps.store import RunState, Store
 from sweeps.trouble import (
     EXIT_DISK_FULL,
@@ -94,7 +93,7 @@ def run_sweep(
         RunFailed: a worker ended before it could begin, as every other would.
     """
     driver = _Driver(plan, store, executor, on_event, retry, budget or Budget(), packing, lease_s)
-    with _stop_on_signals(driver.stop):
+    with stop_on_signals(driver.stop):
         try:
             return driver.drive()
         finally:
@@ -356,23 +355,3 @@ class _Driver:
     def _tell_progress(self, active: _Active, kind: EventKind = "progress") -> None:
         attempt, progress = active.attempt, active.progress
         self._tell(Event(kind=kind, run=active.run, attempt=attempt, progress=progress))
-
-
-@contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set ``stop``; a second one interrupts at once."""
-
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -115,7 +115,7 @@ def test_a_killed_fork_server_ends_its_workers_and_is_started_again(folders):
     executor.close()
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_no_worker_outlives_its_driver(plan, tmp_path, blow):
     session = toy_chaos.Session(
         plan=plan, store=toy_chaos.prepare(tmp_path, steps=4000, step_s=0.02), rng=None
@@ -140,7 +140,7 @@ def test_no_worker_outlives_its_driver(plan, tmp_path, blow):
         assert "was killed" in first.reason
     else:
         # Told to stop, it stops its workers in order, and they say so.
-        assert code == 1
+        assert code == 3
         assert "stopped='asked to stop'" in session.log()
         assert (first.reason, second.reason) == ("stopped on request", "stopped on request")
     assert first.status == second.status == "interrupted"

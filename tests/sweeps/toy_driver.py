@@ -1,4 +1,7 @@
-"""A driver to be killed: ``toy_driver.py ROOT SWEEP SLOTS PACK`` runs a plan with toy workers."""
+"""A driver to be killed: ``toy_driver.py ROOT SWEEP SLOTS PACK`` runs a plan with toy workers.
+
+It ends with 0 if all is done, with 3 if it was told to stop and did so in order.
+"""
 
 import sys
 from pathlib import Path
@@ -24,4 +27,4 @@ result = run.run_sweep(
     lease_s=1.0,
 )
 print(result, flush=True)
-sys.exit(0 if result.is_complete else 1)
+sys.exit(0 if result.is_complete else 3 if result.stopped else 1)
