@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from analysis.wording import counted
 from model.config import ModelConfig, require
 from model.errors import ConfigError
 from model.own.parts import refuse_own
@@ -336,8 +337,9 @@ def _notes(
             "(sizes nearer than the widths of the recipe, or values that change nothing)"
         )
     notes += [
-        f"the ladder{variant} has {found} different sizes in place of {asked}: widths are "
-        "multiples of recipe.shape.width_multiple; make it smaller, or ladder.size_ratio larger"
+        f"the ladder{variant} has {counted(found, 'different size', 'different sizes')} in place "
+        f"of {asked}: widths are multiples of recipe.shape.width_multiple; make it smaller, or "
+        "ladder.size_ratio larger"
         for variant, (found, asked) in fewer.items()
     ]
     most: dict[str, float] = {}

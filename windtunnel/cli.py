@@ -130,8 +130,10 @@ def _known_verb(verb: str) -> str:
 
 def _parse(words: Sequence[str]) -> Arguments:
     overrides, config_dirs, flags = [], [], set()
-    if "--cfg" in words[:-1] and words[words.index("--cfg") + 1] == "job":  # as Hydra writes it
-        words = [word for word in words if word != "job"]
+    if "--cfg" in words[:-1]:
+        after = words.index("--cfg") + 1
+        if words[after] == "job":  # as Hydra writes it
+            words = [*words[:after], *words[after + 1 :]]
     rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")

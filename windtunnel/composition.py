@@ -325,5 +325,14 @@ def _hint(names: Sequence[str]) -> str:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key}: {(error.msg or str(error)).splitlines()[0]}"
+        said = (error.msg or str(error)).splitlines()[0]
+        if unset := re.search(r"Environment variable '(.+)' not found", said):
+            name = unset[1]
+            return (
+                f"{error.full_key}: asks for the environment variable {name}, which is not set; "
+                f"set it (export {name}=...), or give a default: ${{oc.env:{name},DEFAULT}}"
+            )
+        # "GrammarParseError raised while ...": the name of a class says nothing to a person.
+        said = re.sub(r"^\w+ raised while resolving interpolation: ", "cannot be resolved: ", said)
+        return f"{error.full_key}: {said}"
     return yaml_problem(error)

@@ -73,8 +73,8 @@ def test_what_comes_out_the_same_is_run_once_and_said(sweep_config, corpus):
     assert plan.num_duplicates == 10
     assert "10 of 12 cells came out as a run already planned" in plan.notes[0]
     assert [note.partition(" in place")[0] for note in plan.notes[1:]] == [
-        "the ladder of checkpoint.keep=1 has 1 different sizes",
-        "the ladder of checkpoint.keep=2 has 1 different sizes",
+        "the ladder of checkpoint.keep=1 has 1 different size",
+        "the ladder of checkpoint.keep=2 has 1 different size",
     ]
 
 

@@ -223,3 +223,6 @@ def test_words_of_git_and_hydra_are_understood(capsys: Capture) -> None:
     assert capsys.readouterr().out == help_of_status
     assert cli.main(["status", "--cfg", "job"]) == 0
     assert "every_s: 2.0" in capsys.readouterr().out
+    # Only the word behind the flag is Hydra's; a later one is the caller's, and no override.
+    assert cli.main(["status", "--cfg", "job", "job"]) == 2
+    assert "job: not an override" in capsys.readouterr().err

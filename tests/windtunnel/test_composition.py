@@ -157,6 +157,24 @@ def test_what_is_wrong_is_named(dirs: tuple[Path, ...], overrides: list[str], me
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "${oc.env:NOT_SET_HERE}",
+            r"^name: asks for the environment variable NOT_SET_HERE, which is not set; "
+            r"set it \(export NOT_SET_HERE=...\), or .*: \$\{oc.env:NOT_SET_HERE,DEFAULT\}$",
+        ),
+        ('${oc.decode:"[a"}', "^name: cannot be resolved: missing BRACKET_CLOSE"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_named(
+    dirs: tuple[Path, ...], value: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        climb(dirs, "plan=wide", f"name={value}")
+
+
 def test_a_broken_yaml_is_named_with_its_line(dirs: tuple[Path, ...]) -> None:
     (dirs[0] / "ladder" / "broken.yaml").write_text("sizes: 2\nratio: [1,\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml.*line 3"):

@@ -12,6 +12,7 @@ from model.errors import ConfigError
 from model.training.corpora import TextCorpus
 from model.training.data.documents import Document, JobList, Report, count, note, sha256
 from model.training.data.files import READ_AT_ONCE, Hashes, TextFile, expand, grouped
+from model.training.data.structured import refuse_structured
 from model.training.sources import TextFiles
 
 
@@ -57,7 +58,8 @@ def text_corpus(corpus: TextCorpus, hashes: Hashes) -> JobList:
     """Files of ``corpus.domains`` in the domain named there; others in that of their suffix.
 
     Raises:
-        ConfigError: where nothing matches, two domains claim a file, or nothing can be read.
+        ConfigError: where nothing matches, two domains claim a file, nothing can be read, or the
+            text lies within rows that nobody said to read as they stand.
     """
     domain_by_path: dict[Path, str] = {}
     for domain, patterns in sorted((corpus.domains or {}).items()):
@@ -68,6 +70,7 @@ def text_corpus(corpus: TextCorpus, hashes: Hashes) -> JobList:
                     f"data.domains: {path} is matched by both {other!r} and {domain!r}; "
                     "a file belongs to one domain"
                 )
+    refuse_structured(corpus.paths, domain_by_path)
     for path in expand(corpus.paths, "data.paths"):
         domain_by_path.setdefault(path, path.suffix.removeprefix(".") or "text")
     if not domain_by_path:

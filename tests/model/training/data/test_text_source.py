@@ -122,3 +122,30 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, settings, mess
         prepare_corpus(TextCorpus(**settings), tmp_path / "data")
 
     assert "\n" not in str(caught.value)
+
+
+def test_rows_with_text_in_them_are_not_read_as_text(tmp_path):
+    rows = tmp_path / "docs.jsonl"
+    rows.write_text('{"text": "alpha"}\n')
+    typed = rf'data=mixture .*kind: jsonl, paths: \["{rows}"\], field: text'
+    with pytest.raises(ConfigError, match=typed):
+        collect(paths=(str(rows),))
+    (tmp_path / "a.txt").write_text("beta")
+    (tmp_path / "more.jsonl").write_text('{"text": "gamma"}\n')
+    with pytest.raises(
+        ConfigError, match=rf"1 more like it.*{tmp_path}/\*\*/\*.jsonl.*other files"
+    ):
+        collect(paths=(str(tmp_path),))
+    parquet = tmp_path / "tables" / "t.parquet"
+    parquet.parent.mkdir()
+    parquet.write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"kind: parquet.*column: text") as refused:
+        collect(paths=(f"{tmp_path}/tables/*",))
+    assert "on purpose" not in str(refused.value)  # it is no text at all
+
+
+def test_rows_are_read_as_they_stand_where_a_domain_names_them(tmp_path):
+    rows = tmp_path / "docs.jsonl"
+    rows.write_text('{"text": "alpha"}\n')
+    documents, _ = collect(paths=(str(rows),), domains={"jsonl": (str(rows),)})
+    assert documents == [("jsonl", b'{"text": "alpha"}\n')]
