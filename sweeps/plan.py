@@ -19,7 +19,7 @@ from sweeps.ladder import LadderConfig, grid_cells, noise_cells
 from sweeps.mixtures import with_shares, without_shares
 from sweeps.order import makespan_s, start_order
 from sweeps.own import check_parts, own_sources
-from sweeps.shape import shape_for, sizes_of
+from sweeps.shape import flops_of_width, shape_for, sizes_of
 from sweeps.spec import RunSpec, run_id
 from sweeps.training import TrainingSettings, Trunk, train_for
 from sweeps.trunks import with_trunks
@@ -137,7 +137,9 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
     for index, variant in enumerate(variants_of(config)):
         varied, mixed = _varied(config, corpus, variant)
         corpora[mixed.fingerprint] = mixed
-        cells = [*grid_cells(varied.ladder), *(noise_cells(varied.ladder) if index == 0 else ())]
+        ladder = varied.ladder
+        sizes = _sizes(config, corpus, ladder)
+        cells = [*grid_cells(ladder, sizes), *(noise_cells(ladder, sizes) if index == 0 else ())]
         num_cells += len(cells)
         shapes: set[float] = set()
         for cell in cells:
@@ -152,8 +154,8 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
             )
             planned.setdefault(run_id(spec), (spec, variant))
             shapes.add(sizes_of(spec.model, spec.train.sequence_length)[1].house)
-        if len(shapes) < varied.ladder.sizes:
-            fewer[_in_words(variant)] = (len(shapes), varied.ladder.sizes)
+        if len(shapes) < ladder.num_sizes:
+            fewer[_in_words(variant)] = (len(shapes), ladder.num_sizes)
     specs, variants = zip(*planned.values(), strict=True)
     trunks, named = with_trunks(specs)
     # Making an id takes as long as all the rest; one whose spec shares no trunk is known.
@@ -266,9 +268,26 @@ def model_for(config: SweepConfig, corpus: PreparedCorpus, flops_per_token: floa
         raise ConfigError(f"recipe.shape: {error}") from None
 
 
+def _sizes(config: SweepConfig, corpus: PreparedCorpus, ladder: LadderConfig) -> tuple[float, ...]:
+    """Target M of each rung. A width is read by the sweep's own recipe, without what a variant
+    changes in it, so that variants have one M a rung however wide that makes them.
+    """
+
+    def of_width(width: int) -> float:
+        own = own_sources(config.recipe.modules, config.runtime.data_dir)
+        try:
+            return flops_of_width(
+                config.recipe.shape, width, config.sequence_length, corpus.vocab_size, own
+            )
+        except ConfigError as error:
+            raise ConfigError(f"ladder.widths: {error}") from None
+
+    return ladder.sizes_by(of_width)
+
+
 def _trunk(ladder: LadderConfig, tokens: int) -> Trunk:
     """One for all budgets of the ladder; a longer run, promoted from it, gets its own rates."""
-    smallest, largest = ladder.tokens_at(0), ladder.tokens_at(ladder.budgets - 1)
+    smallest, largest = ladder.tokens_at(0), ladder.tokens_at(ladder.num_budgets - 1)
     return Trunk(
         shortest=smallest if tokens <= largest else tokens,
         longest=max(largest, tokens),
@@ -339,7 +358,7 @@ def _notes(
     notes += [
         f"the ladder{variant} has {counted(found, 'different size', 'different sizes')} in place "
         f"of {asked}: widths are multiples of recipe.shape.width_multiple; make it smaller, or "
-        "ladder.size_ratio larger"
+        "the ladder's steps larger"
         for variant, (found, asked) in fewer.items()
     ]
     most: dict[str, float] = {}

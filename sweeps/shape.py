@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from model.accounting import FlopCounts, ParamCounts, count_params, flops_per_token
-from model.config import AttentionConfig, ModelConfig, MoEConfig
+from model.config import AttentionConfig, ModelConfig, MoEConfig, require
 from model.errors import ConfigError
 from sweeps.own import Sources, with_own_parts
 from sweeps.recipe import ShapeRecipe
@@ -42,12 +42,9 @@ def shape_for(
     """
 
     def of_step(step: int) -> tuple[float, ModelConfig]:
-        shape = _shape_of_width(recipe, step * recipe.width_multiple, vocab_size)
-        shape = with_own_parts(shape, own, sequence_length)
+        shape = _built(recipe, step * recipe.width_multiple, sequence_length, vocab_size, own)
         return flops_per_token(shape, sequence_length).house, shape
 
-    if any(kind == "feed_forward" for kind, _ in own):
-        recipe = replace(recipe, dense=True)  # it takes the place of the mixture
     below, above = 1, 1
     smallest, _ = of_step(1)
     while of_step(above)[0] < target_flops_per_token:
@@ -70,6 +67,35 @@ def shape_for(
             "recipe.shape.width_multiple"
         )
     return best
+
+
+@lru_cache(maxsize=4096)
+def flops_of_width(
+    recipe: ShapeRecipe, width: int, sequence_length: int, vocab_size: int, own: Sources = ()
+) -> float:
+    """M of the recipe's shape of this very width, from which :func:`shape_for` finds it again.
+
+    Raises:
+        ConfigError: the recipe has no shape of this width, or contradicts itself.
+    """
+    multiple = recipe.width_multiple
+    below = max(1, width // multiple) * multiple
+    require(
+        width % multiple == 0,
+        f"{width} is not a multiple of recipe.shape.width_multiple ({multiple}), as every width "
+        f"is; the nearest are {below} and {below + multiple}",
+    )
+    shape = _built(recipe, width, sequence_length, vocab_size, own)
+    return flops_per_token(shape, sequence_length).house
+
+
+def _built(
+    recipe: ShapeRecipe, width: int, sequence_length: int, vocab_size: int, own: Sources
+) -> ModelConfig:
+    """The shape with the user's own parts in it."""
+    if any(kind == "feed_forward" for kind, _ in own):
+        recipe = replace(recipe, dense=True)  # it takes the place of the mixture
+    return with_own_parts(_shape_of_width(recipe, width, vocab_size), own, sequence_length)
 
 
 def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelConfig:

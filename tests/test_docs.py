@@ -58,7 +58,8 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def quick(words: list[str]) -> list[str]:
     chosen = {word.partition("=")[0] for word in words}
-    if "--cfg" in words or {"sweep=share", "sweep=sparse", "sweep=squared"} & set(words):
+    small = {"sweep=share", "sweep=sparse", "sweep=squared", "sweep=listed"}
+    if "--cfg" in words or small & set(words):
         return words
     return [*words, *(s for s in QUICK.get(words[0], ()) if s.partition("=")[0] not in chosen)]
 
@@ -149,7 +150,9 @@ def test_the_tutorial_and_the_pages_that_go_on_from_it(
     assert list((tmp_path / "tunnel/wandb").glob("offline-run-*"))
 
 
-@pytest.mark.parametrize("name", ["own_data", "training", "own_variant", "own_law", "cluster"])
+@pytest.mark.parametrize(
+    "name", ["own_data", "training", "own_ladder", "own_variant", "own_law", "cluster"]
+)
 def test_the_commands_of_a_how_to_page(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

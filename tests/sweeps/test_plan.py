@@ -7,6 +7,7 @@ from toy_worker import toy_record
 
 from model.accounting import count_params, flops_per_token
 from model.errors import ConfigError
+from model.training.config import ScheduleConfig
 from sweeps.cost import (
     EMULATED_PRODUCT,
     SHIPPED,
@@ -92,6 +93,44 @@ def test_a_corpus_too_short_for_a_run_is_refused_beyond_its_limit(sweep_config, 
         ConfigError, match=r"'synthetic' .* 3\.0 times, the limit is 2; give it more"
     ):
         make_plan(replace(config, corpus=replace(config.corpus, max_epochs=2.0)), corpus)
+
+
+@pytest.mark.parametrize(
+    "schedule", [ScheduleConfig(), ScheduleConfig(kind="wsm", trunk=True, num_merged=3)]
+)
+def test_lists_of_the_same_numbers_plan_the_same_runs(sweep_config, corpus, schedule):
+    geometric = replace(sweep_config, schedule=schedule)
+    plan = make_plan(geometric, corpus)
+    widths = sorted({run.spec.model.hidden_size for run in plan.runs})
+    lists = {"sizes": None, "widths": tuple(widths), "budgets": None, "tokens": (1024, 2048)}
+    listed = replace(geometric, ladder=replace(geometric.ladder, **lists))
+    assert make_plan(listed, corpus).runs == plan.runs
+
+
+def test_listed_widths_are_trained_whatever_their_steps(sweep_config, corpus):
+    ladder = replace(sweep_config.ladder, sizes=None, widths=(16, 32, 80))
+    plan = make_plan(replace(sweep_config, ladder=ladder), corpus)
+    found = {run.spec.rung: run.spec.model.hidden_size for run in plan.runs}
+    assert found == {"r0": 16, "r1": 32, "r2": 80}
+    uneven = replace(sweep_config, ladder=replace(ladder, widths=(16, 40)))
+    with pytest.raises(ConfigError, match=r"^ladder\.widths: 40 is not a multiple of recipe"):
+        make_plan(uneven, corpus)
+
+
+def test_variants_of_a_listed_width_are_compared_at_its_size(sweep_config, corpus):
+    # At one width, eight experts a token cost more than two; at one M the model is narrower.
+    ladder = replace(sweep_config.ladder, sizes=None, widths=(32, 192), noise_seeds=())
+    axes = {"recipe.shape.experts_per_token": (2, 4), "recipe.shape.num_groups": (1,)}
+    config = replace(sweep_config, ladder=ladder, axes=axes)
+    sizes, widths = {}, {}
+    for run in make_plan(config, corpus).runs:
+        if run.spec.rung == "r1":
+            active = run.spec.model.moe.experts_per_token
+            sizes[active] = flops_per_token(run.spec.model, config.sequence_length).house
+            widths[active] = run.spec.model.hidden_size
+    assert widths[2] == 192
+    assert widths[4] < 192
+    assert sizes[4] == pytest.approx(sizes[2], rel=0.1)
 
 
 @pytest.mark.parametrize(

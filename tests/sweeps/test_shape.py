@@ -9,7 +9,7 @@ from toy_plans import LING_MINI, SHAPE
 
 from model.accounting import flops_per_token
 from model.errors import ConfigError
-from sweeps.shape import _shape_of_width, shape_for
+from sweeps.shape import _shape_of_width, flops_of_width, shape_for
 
 
 def test_the_recipe_of_ling_mini_gives_ling_mini():
@@ -47,6 +47,22 @@ def test_the_width_that_is_found_is_that_of_a_search_through_all(recipe):
     for target in np.geomspace(sizes[0], sizes[80], 60):
         nearest = min(range(99), key=lambda index: abs(math.log(sizes[index] / target)))
         assert shape_for(recipe, float(target), 32, 257) == shapes[nearest]
+
+
+@pytest.mark.parametrize("recipe", [SHAPE, replace(LING_MINI, dense_layer_frac=0.05)])
+def test_the_size_of_a_width_leads_back_to_that_width(recipe):
+    multiple = recipe.width_multiple
+    for width in range(multiple, 100 * multiple, multiple):
+        size = flops_of_width(recipe, width, 32, 257)
+        assert shape_for(recipe, size, 32, 257).hidden_size == width
+
+
+@pytest.mark.parametrize(("width", "nearest"), [(40, "32 and 48"), (8, "16 and 32")])
+def test_a_width_between_the_multiples_is_refused_with_its_neighbours(width, nearest):
+    with pytest.raises(
+        ConfigError, match=rf"{width} is not a multiple of .* \(16\), .* nearest are {nearest}"
+    ):
+        flops_of_width(SHAPE, width, 32, 257)
 
 
 def test_shapes_grow_with_the_target_and_keep_their_ratios():

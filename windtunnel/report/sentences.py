@@ -28,8 +28,8 @@ def asked(content: Content) -> str:
     ladder = config.ladder
     variants = len({row.variant for row in content.runs})
     varied = f", each in {variants} variants" if variants > 1 else ""
-    sizes = counted(ladder.sizes, "model size is", "model sizes are")
-    budgets = counted(ladder.budgets, "token budget", "token budgets")
+    sizes = counted(ladder.num_sizes, "model size is", "model sizes are")
+    budgets = counted(ladder.num_budgets, "token budget", "token budgets")
     return (
         f"What will a larger model of this recipe reach? {sizes} given {budgets} each{varied}, on "
         f"the {config.corpus.kind} corpus, under one protocol and by the {config.recipe.name} "
