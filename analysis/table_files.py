@@ -10,11 +10,14 @@ import csv
 import gzip
 import json
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+import numpy as np
 import pandas as pd
 
+from analysis.table_cells import as_numbers
 from model.errors import ConfigError
 
 TEXT = (".csv", ".tsv", ".txt", ".md")
@@ -55,7 +58,9 @@ def read_table(path: Path) -> pd.DataFrame:
         ) from None
     except ConfigError:
         raise
-    except (ValueError, UnicodeError, OSError, EOFError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(_not_utf8(path, error)) from None
+    except (ValueError, OSError, EOFError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: can't be read as a table: {reason}") from None
     if frame.empty:
@@ -78,15 +83,16 @@ def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
 def _text(path: Path) -> pd.DataFrame:
     csv.field_size_limit(MOST_CELL)
     with _opened(path) as file:
-        separator = _separator(file.readline())
-    with _opened(path) as file:
-        if separator is None:
-            records: Iterable[list[str]] = (line.split() for line in file)
-        elif separator == "|":
-            records = map(_piped, file)
+        above, first = _above(file)
+        separator = _separator(first)
+        if (marked := _header_behind_a_mark(above, first, separator)) is not None:
+            lines: Iterable[str] = chain([marked, first], file)
+            start = len(above)
         else:
-            records = csv.reader(file, delimiter=separator, skipinitialspace=True)
-        rows = [(row, cells) for row, cells in enumerate(records, 1) if any(map(str.strip, cells))]
+            lines = chain([first], file)
+            start = len(above) + 1
+        records = enumerate(_cells(lines, separator), start)
+        rows = [(row, cells) for row, cells in records if any(map(str.strip, cells))]
     if not rows:
         raise ConfigError(f"{path}: can't be read as a table: it is empty")
     (_, header), *rows = rows
@@ -110,6 +116,42 @@ def _text(path: Path) -> pd.DataFrame:
     return pd.DataFrame(
         fitted, columns=pd.Index(header), index=pd.Index([row for row, _ in rows]), dtype=str
     )
+
+
+def _above(file: TextIO) -> tuple[list[str], str]:
+    """The blank lines and comments (``# ...``) a table begins with, and the line after them."""
+    above: list[str] = []
+    for line in file:
+        if line.strip() and not line.lstrip().startswith("#"):
+            return above, line
+        above.append(line)
+    return above, ""
+
+
+def _header_behind_a_mark(above: list[str], first: str, separator: str | None) -> str | None:
+    """The header where it is the last comment, as NumPy writes it: ``# N D L`` above numbers.
+
+    A column may also be called ``#``.
+    """
+    if not above or not (last := above[-1].lstrip()).startswith("#"):
+        return None
+    (cells,) = _cells([first], separator)
+    if not np.isfinite(as_numbers(pd.Series(cells, dtype=object), ".", "")).any():
+        return None
+    for header in (last[1:].lstrip(), last):
+        (names,) = _cells([header], separator)
+        if len(names) == len(cells) and names[0].strip():
+            return header
+    return None
+
+
+def _cells(lines: Iterable[str], separator: str | None) -> Iterable[list[str]]:
+    """The cells of each line; a quoted cell may span several."""
+    if separator is None:
+        return (line.split() for line in lines)
+    if separator == "|":
+        return map(_piped, lines)
+    return csv.reader(lines, delimiter=separator, skipinitialspace=True)
 
 
 def _separator(header: str) -> str | None:
@@ -152,6 +194,24 @@ def _json_table(path: Path) -> pd.DataFrame:
     raise ConfigError(
         f"{path}: neither a list of mappings, one a run, nor a mapping of columns of one length"
     )
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    """What to say of a file in another encoding, with the line that shows it."""
+    if error.encoding != "utf-8":
+        return f"{path}: can't be read as a table: broken {error.encoding.upper()}"
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as found:
+                return (
+                    f"{path}: can't be read as a table: line {number} is not UTF-8 (byte "
+                    f"0x{line[found.start]:02x}); the file may be Latin-1 or Windows-1252. Save it "
+                    "as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+                )
+    return f"{path}: can't be read as a table: broken UTF-8"  # cut off within its last character
 
 
 def _opened(path: Path) -> TextIO:

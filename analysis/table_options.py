@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,8 +56,8 @@ class TableRules:
     """Parameters that 1 in the column stands for, e.g. 1e6 for a column in millions."""
     tokens_unit: float = 1.0
     flops_unit: float = 1.0
-    loss_unit: float = 1.0
-    """Nats per token that 1 stands for, e.g. 0.6931 for bits per token."""
+    loss_unit: Literal["nats", "bits"] | float = 1.0
+    """Per token: nats, bits, or the nats that 1 in the column stands for."""
     loss_is: Literal["loss", "perplexity"] = "loss"
     """What the column of losses holds; the loss is a perplexity's logarithm."""
     variables_unit: dict[str, float] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class TableRules:
             self.drop_highest_losses >= 0,
             f"drop_highest_losses must be >= 0, got {self.drop_highest_losses}",
         )
-        named = (self.params_unit, self.tokens_unit, self.flops_unit, self.loss_unit)
+        named = (self.params_unit, self.tokens_unit, self.flops_unit, self.nats_in_loss_unit)
         units = (*named, *self.variables_unit.values())
         require(
             min(units) > 0,
@@ -87,3 +88,10 @@ class TableRules:
             self.last_by is None or self.last_of is not None,
             f"last_by={self.last_by} needs last_of, the column that names the runs",
         )
+
+    @property
+    def nats_in_loss_unit(self) -> float:
+        """What the column's losses are multiplied by: a bit is ln 2 nats."""
+        if isinstance(self.loss_unit, str):
+            return {"nats": 1.0, "bits": math.log(2)}[self.loss_unit]
+        return self.loss_unit

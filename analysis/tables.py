@@ -7,6 +7,7 @@ then each row is kept as an exclusion with its reason.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ Rows = NDArray[np.bool_]
 
 PERPLEXITY = ("ppl", "perplex")
 """How columns of them are called."""
+
+BITS = re.compile(r"(?<![a-z])bits?(?![a-z])", re.IGNORECASE)
+"""How columns of losses in bits are called: L_bits, loss (bits)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,14 +228,20 @@ class _Table:
                     "table.loss_is=perplexity, and their logarithms are taken, or if it holds "
                     "losses table.check_units=false"
                 )
-            return self.numbers("loss", name, unit=self.rules.loss_unit)
+            if BITS.search(name) and self.rules.loss_unit == 1.0 and self.rules.check_units:
+                raise ConfigError(
+                    f"columns.loss: {name!r} of {self.path} seems to hold bits; say "
+                    "table.loss_unit=bits for bits per token, or if they are nats "
+                    "table.loss_unit=nats"
+                )
+            return self.numbers("loss", name, unit=self.rules.nats_in_loss_unit)
         values = self.numbers("loss", name)
         cells = [f"{cell!r}" for cell in self.frame[name].astype(str)]
         self.refuse_or_drop(
             f"{name!r} (columns.loss) is no perplexity, which is above 1", values <= 1, cells
         )
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.log(values) * self.rules.loss_unit)
+            return np.asarray(np.log(values) * self.rules.nats_in_loss_unit)
 
     def repeated(self, columns: Columns, key: list[Array]) -> Rows:
         """Later rows of a run that is already there; the loss is the last of ``key``."""

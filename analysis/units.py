@@ -88,8 +88,8 @@ def check_units(
     if np.median(loss) < LEAST_NATS:
         raise ConfigError(
             f"{where}: a loss of {np.median(loss):.3g} in the median of {len(rows)} rows can't be "
-            "nats per token: no text is known so well. Say table.loss_unit, what 1 in the column "
-            "stands for, or if it is right table.check_units=false"
+            "nats per token: no text is known so well. Say table.loss_unit (bits, or how "
+            "many nats 1 in the column stands for), or if it is right table.check_units=false"
         )
     if np.median(loss) > MOST_NATS:
         raise ConfigError(

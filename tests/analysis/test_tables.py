@@ -15,6 +15,7 @@ import pytest
 from analysis.fitting import fit_points
 from analysis.laws import LossSurface, SaturatingPowerLaw
 from analysis.settings import FitSettings
+from analysis.table_files import read_table
 from analysis.table_options import Columns, TableRules
 from analysis.tables import load_table, points_from_table
 from analysis.units import check_falls
@@ -196,6 +197,12 @@ def test_units_of_flops_and_losses_in_bits(tmp_path: Path) -> None:
     rules = TableRules(flops_unit=1e18, loss_unit=float(np.log(2)))
     points, _ = points_from_table(path, columns, rules)
     assert points.array("loss") == pytest.approx(law(flops))
+    in_bits = TableRules(flops_unit=1e18, loss_unit="bits")
+    assert points_from_table(path, columns, in_bits)[0].loss == points.loss
+    path = write(tmp_path / "b.csv", [{"C": r["C"], "L (bits)": r["L"]} for r in table])
+    columns = Columns(flops="C", loss="L (bits)")
+    assert "say table.loss_unit=bits" in refused(path, columns, flops_unit=1e18)
+    assert points_from_table(path, columns, in_bits)[0].loss == points.loss
 
 
 def test_a_score_is_no_loss(tmp_path: Path) -> None:
@@ -406,6 +413,35 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     assert "can't be read" in refused(tmp_path / "bytes.csv")
     (tmp_path / "broken.jsonl").write_text('{"N": 1}\n{"N"')
     assert "can't be read" in refused(tmp_path / "broken.jsonl")
+
+
+def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("N,D,Größe\n1,2,3\n".encode("latin-1"))
+    assert "line 1 is not UTF-8 (byte 0xf6); the file may be Latin-1" in refused(path)
+    with gzip.open(tmp_path / "latin.csv.gz", "wb") as file:
+        file.write("N,D,L\n1,2,3\n1,2,é\n".encode("latin-1"))
+    assert "line 3 is not UTF-8 (byte 0xe9)" in refused(tmp_path / "latin.csv.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("# made on 3 May, by hand, twice\n\n# and again\nN,D,L\n1,2,3\n", "N D L"),
+        ('# a "quote\nN,D,L\n1,2,3\n', "N D L"),
+        ("# a, b, c\nN,D,L\n1,2,3\n", "N D L"),
+        ("# from x\n# N D L\n1 2 3\n", "N D L"),
+        ("# N,D,L\n1,2,3\n", "N D L"),
+        ("#,N,D,L\n7,1,2,3\n", "# N D L"),
+        ("# note\n| N | D | L |\n|---|---|---|\n| 1 | 2 | 3 |\n", "N D L"),
+    ],
+)
+def test_comments_above_the_header_are_passed_over(tmp_path: Path, text: str, names: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    frame = read_table(tmp_path / "a.csv")
+    assert list(frame.columns) == names.split()
+    assert frame.iloc[0].tolist()[-3:] == ["1", "2", "3"]
+    assert frame.index.tolist() == [text.count("\n")]  # as an editor counts lines
 
 
 @pytest.mark.parametrize("column", ["N", "D"])
