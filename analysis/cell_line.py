@@ -1,14 +1,16 @@
 """A trend through cells, each the mean of its seeds.
 
 Runs of one cell share what is the cell's own, so they are no evidence of their own: with every run
-counted, 90% intervals of a trend held the truth 0.71 to 0.82 times where cells differ as much as
-two seeds do. A line through the cells' means, with the cells' degrees of freedom, holds it 0.90
-times whatever the cells have of their own, and is wider where they have nothing: by 13% at six
-cells of two seeds, 6% at nine, 39% at four (LOG.md, 2026-11-27).
+counted, 90% intervals of a trend held the truth 0.71 to 0.82 times at two and three seeds a cell,
+and 0.60 to 0.64 at five, where cells differ as much as seeds do. A line through the cells' means,
+with the cells' degrees of freedom, holds it 0.90 times whatever the cells have of their own, and is
+wider where they have nothing: by 13% at six cells of two seeds, 6% at nine, 39% at four (LOG.md,
+2026-11-27).
 
 Where cells have unequally many seeds k, a mean weighs 1 / (1/2 + 1/(2k)), as if half of a run's
 variance were its cell's: between 1, right where all of it is, and k. That needs no estimate, and
-held the truth 0.88 to 0.94 times; weights by the estimated share 0.84 to 0.92.
+held the truth 0.88 to 0.94 times; weights by the estimated share 0.86 to 0.92, and 0.84 at worst
+with that share at zero unless the test speaks.
 """
 
 from __future__ import annotations
