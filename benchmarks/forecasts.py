@@ -101,7 +101,7 @@ def main() -> None:
             entry = ledger_of(root).find(promotion.id)
             assert entry is not None
             show(promotion, entry)
-    print(calibration_sentence(calibration(ledger_of(root).entries())))
+    print(calibration_sentence(calibration(ledger_of(root).read().entries)))
 
 
 if __name__ == "__main__":

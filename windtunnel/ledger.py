@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -118,6 +119,43 @@ class Entry:
         return f"{verdict} (after the fact)" if self.forecast.after_the_fact else verdict
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The ledger at one moment: its entries and what is wrong with it are of the same lines."""
+
+    lines: tuple[Line, ...]
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every forecast ever registered, oldest first, with its outcome."""
+        forecasts: dict[str, tuple[ForecastRow, str]] = {}
+        outcomes: dict[str, tuple[OutcomeRow, str]] = {}
+        for line in self.lines:
+            if isinstance(line.row, ForecastRow):
+                forecasts.setdefault(line.row.promotion_id, (line.row, line.trouble))
+            elif isinstance(line.row, OutcomeRow):
+                outcomes.setdefault(line.row.promotion_id, (line.row, line.trouble))
+        entries = []
+        for promotion_id, (forecast, trouble) in forecasts.items():
+            outcome, outcome_trouble = outcomes.get(promotion_id, (None, ""))
+            entries.append(Entry(forecast, outcome, trouble or outcome_trouble))
+        return tuple(entries)
+
+    def find(self, promotion_id: str) -> Entry | None:
+        """The entry of one promotion."""
+        return next((e for e in self.entries if e.forecast.promotion_id == promotion_id), None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each line that cannot be trusted, and for a torn one."""
+        return tuple(f"line {line.number}: {line.trouble}" for line in self.lines if line.trouble)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a row was altered, moved or lost; a line torn by a crash is no damage."""
+        return any(line.trouble not in ("", TORN, UNREADABLE) for line in self.lines)
+
+
 class Ledger:
     """The file and its rules. Reading never changes it; writing only appends."""
 
@@ -164,32 +202,13 @@ class Ledger:
             self._append(row, lines)
         return row
 
+    def read(self) -> Reading:
+        """The file as it stands now, read once."""
+        return Reading(self.lines())
+
     def find(self, promotion_id: str) -> Entry | None:
-        """The entry of one promotion."""
-        return next((e for e in self.entries() if e.forecast.promotion_id == promotion_id), None)
-
-    def entries(self) -> tuple[Entry, ...]:
-        """Every forecast ever registered, oldest first, with its outcome."""
-        forecasts: dict[str, tuple[ForecastRow, str]] = {}
-        outcomes: dict[str, tuple[OutcomeRow, str]] = {}
-        for line in self.lines():
-            if isinstance(line.row, ForecastRow):
-                forecasts.setdefault(line.row.promotion_id, (line.row, line.trouble))
-            elif isinstance(line.row, OutcomeRow):
-                outcomes.setdefault(line.row.promotion_id, (line.row, line.trouble))
-        entries = []
-        for promotion_id, (forecast, trouble) in forecasts.items():
-            outcome, outcome_trouble = outcomes.get(promotion_id, (None, ""))
-            entries.append(Entry(forecast, outcome, trouble or outcome_trouble))
-        return tuple(entries)
-
-    def problems(self) -> tuple[str, ...]:
-        """One sentence for each line that cannot be trusted, and for a torn one."""
-        return tuple(f"line {line.number}: {line.trouble}" for line in self.lines() if line.trouble)
-
-    def is_damaged(self) -> bool:
-        """Whether a row was altered, moved or lost; a line torn by a crash is no damage."""
-        return any(line.trouble not in ("", TORN, UNREADABLE) for line in self.lines())
+        """The entry of one promotion, as the file stands now."""
+        return self.read().find(promotion_id)
 
     def lines(self) -> tuple[Line, ...]:
         """Every line, read back and checked against the chain of hashes."""

@@ -11,6 +11,8 @@ import pytest
 from analysis.results import Prediction
 from model.errors import ConfigError
 from windtunnel.calibration import calibration, calibration_sentence
+from windtunnel.commands import ledger as ledger_command
+from windtunnel.console import make_console
 from windtunnel.ledger import ForecastRow, Ledger, OutcomeRow
 from windtunnel.report.content import held_forecasts
 
@@ -61,11 +63,11 @@ def edit(ledger: Ledger, change: Callable[[list[str]], list[str]]) -> None:
 
 
 def test_rows_come_back_as_they_were_written(three: Ledger) -> None:
-    entries = three.entries()
+    entries = three.read().entries
     assert [entry.forecast for entry in entries] == [forecast(name) for name in "abc"]
     assert [entry.verdict for entry in entries] == ["inside", "OUTSIDE", "open"]
     assert entries[1].outcome == outcome("b", 2.2)
-    assert three.problems() == ()
+    assert three.read().problems == ()
 
 
 def test_launching_again_doubles_nothing(three: Ledger) -> None:
@@ -84,7 +86,7 @@ def test_another_forecast_of_the_same_name_is_refused(three: Ledger) -> None:
 def test_an_outcome_needs_a_forecast_before_it(ledger: Ledger) -> None:
     with pytest.raises(ConfigError, match="no forecast of a was registered"):
         ledger.record_outcome(outcome("a", 2.0))
-    assert ledger.entries() == ()
+    assert ledger.read().entries == ()
 
 
 @pytest.mark.parametrize(("old", "new"), [("2.1", "2.5"), ('"a"', '"z"'), ("false", "true")])
@@ -94,10 +96,10 @@ def test_an_altered_forecast_is_seen_and_never_counts(three: Ledger, old: str, n
         return [lines[0].replace(old, new), *lines[1:]]
 
     edit(three, change)
-    assert three.is_damaged()
-    assert three.problems()[0].startswith("line 1: altered")
-    assert three.entries()[0].verdict == "ALTERED"
-    assert calibration(three.entries()).num_forecasts == 1
+    assert three.read().is_damaged
+    assert three.read().problems[0].startswith("line 1: altered")
+    assert three.read().entries[0].verdict == "ALTERED"
+    assert calibration(three.read().entries).num_forecasts == 1
 
 
 def test_an_altered_forecast_refuses_its_own_launch(three: Ledger) -> None:
@@ -118,14 +120,14 @@ def test_a_changed_row_with_a_fresh_hash_breaks_the_chain(three: Ledger, tmp_pat
     forger.register(replace(forecast("a"), forecast=wide))
     forged = forger.path.read_text().splitlines()[0]
     edit(three, lambda lines: [forged, *lines[1:]])
-    assert three.is_damaged()
-    assert "line 2: a row before this one was taken out" in three.problems()[0]
+    assert three.read().is_damaged
+    assert "line 2: a row before this one was taken out" in three.read().problems[0]
 
 
 def test_a_row_taken_out_or_moved_is_seen(three: Ledger) -> None:
     edit(three, lambda lines: [lines[0], *lines[2:]])
-    assert [problem[:7] for problem in three.problems()] == ["line 2:"]
-    assert three.is_damaged()
+    assert [problem[:7] for problem in three.read().problems] == ["line 2:"]
+    assert three.read().is_damaged
 
 
 @pytest.mark.parametrize("keep", [1, 40, -1])
@@ -135,22 +137,22 @@ def test_a_line_torn_by_a_crash_is_survived(three: Ledger, keep: int) -> None:
     text = three.path.read_text()
     last = text.splitlines()[-1]
     three.path.write_text(text[: -len(last) - 1] + last[:keep])
-    assert [entry.verdict for entry in three.entries()] == ["inside", "open", "open"]
-    assert not three.is_damaged()
-    assert "line 5: cannot be read" in three.problems()[0]
+    assert [entry.verdict for entry in three.read().entries] == ["inside", "open", "open"]
+    assert not three.read().is_damaged
+    assert "line 5: cannot be read" in three.read().problems[0]
     three.record_outcome(outcome("b", 2.2))
-    assert [entry.verdict for entry in three.entries()] == ["inside", "OUTSIDE", "open"]
-    assert three.problems() == (
+    assert [entry.verdict for entry in three.read().entries] == ["inside", "OUTSIDE", "open"]
+    assert three.read().problems == (
         "line 5: torn while it was written; the rows after it show that none was lost",
     )
-    assert not three.is_damaged()
+    assert not three.read().is_damaged
 
 
 def test_a_last_line_without_its_newline_is_whole(three: Ledger) -> None:
     three.path.write_text(three.path.read_text().rstrip("\n"))
     three.record_outcome(outcome("c", 2.0))
-    assert [entry.verdict for entry in three.entries()] == ["inside", "OUTSIDE", "inside"]
-    assert three.problems() == ()
+    assert [entry.verdict for entry in three.read().entries] == ["inside", "OUTSIDE", "inside"]
+    assert three.read().problems == ()
 
 
 @pytest.mark.parametrize("garbage", ["\x00garbage", "[" * 100_000])
@@ -158,15 +160,17 @@ def test_a_corrupted_line_in_the_middle_is_told_from_a_torn_one(
     three: Ledger, garbage: str
 ) -> None:
     edit(three, lambda lines: [lines[0], garbage, *lines[2:]])
-    assert three.problems() == ("line 2: corrupted: a row that stood here can no longer be read",)
-    assert three.is_damaged()
-    assert [entry.forecast.promotion_id for entry in three.entries()] == ["a", "c"]
+    assert three.read().problems == (
+        "line 2: corrupted: a row that stood here can no longer be read",
+    )
+    assert three.read().is_damaged
+    assert [entry.forecast.promotion_id for entry in three.read().entries] == ["a", "c"]
 
 
 def test_bytes_that_are_no_text_are_one_bad_line(three: Ledger) -> None:
     lines = three.path.read_bytes().split(b"\n")
     three.path.write_bytes(b"\n".join([lines[0], b"\xff\xfe{", *lines[2:]]))
-    assert [problem[:7] for problem in three.problems()] == ["line 2:"]
+    assert [problem[:7] for problem in three.read().problems] == ["line 2:"]
 
 
 def test_a_row_of_another_version_is_named(three: Ledger) -> None:
@@ -178,7 +182,7 @@ def test_a_row_of_another_version_is_named(three: Ledger) -> None:
     row["mood"] = "hopeful"
     row["hash"] = content_hash(row, digits=64)
     edit(three, lambda lines: [json.dumps(row), *lines[1:]])
-    assert "line 1: not a row of this version" in three.problems()[0]
+    assert "line 1: not a row of this version" in three.read().problems[0]
 
 
 def test_launches_at_once_keep_the_chain(ledger: Ledger) -> None:
@@ -191,13 +195,13 @@ def test_launches_at_once_keep_the_chain(ledger: Ledger) -> None:
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(register_many, name) for name in "wxyz"]:
             done.result()
-    assert len(ledger.entries()) == 80
-    assert ledger.problems() == ()
+    assert len(ledger.read().entries) == 80
+    assert ledger.read().problems == ()
 
 
 def test_calibration_counts_hits_misses_and_divergence(three: Ledger) -> None:
     three.record_outcome(outcome("c", None))
-    found = calibration(three.entries())
+    found = calibration(three.read().entries)
     assert (found.num_forecasts, found.num_inside) == (3, 1)
     assert found.num_expected == pytest.approx(2.7)
     assert found.median_error == pytest.approx(((2.05 - 2) / 2.05 + (2.2 - 2) / 2.2) / 2)
@@ -212,8 +216,8 @@ def test_calibration_counts_hits_misses_and_divergence(three: Ledger) -> None:
 def test_calibration_leaves_out_what_was_known_before(ledger: Ledger) -> None:
     ledger.register(forecast("late", after_the_fact=True))
     ledger.record_outcome(outcome("late", 2.0))
-    assert ledger.entries()[0].verdict == "inside (after the fact)"
-    found = calibration(ledger.entries())
+    assert ledger.read().entries[0].verdict == "inside (after the fact)"
+    found = calibration(ledger.read().entries)
     assert found.num_forecasts == 0
     assert "no forecast has been held" in calibration_sentence(found)
 
@@ -221,11 +225,11 @@ def test_calibration_leaves_out_what_was_known_before(ledger: Ledger) -> None:
 def test_forecasts_that_lean_to_one_side_are_called_out(ledger: Ledger) -> None:
     """Every loss is inside its interval of 1.9 to 2.1, and below the 2.0 that was forecast."""
     for index in range(6):
-        found = calibration(ledger.entries())
+        found = calibration(ledger.read().entries)
         assert "biased" not in calibration_sentence(found)  # five heads in a row do happen
         ledger.register(forecast(str(index)))
         ledger.record_outcome(outcome(str(index), 1.96))
-    found = calibration(ledger.entries())
+    found = calibration(ledger.read().entries)
     assert (found.num_inside, found.num_below, found.num_above) == (6, 6, 0)
     assert found.side_chance == pytest.approx(2 / 2**6)
     assert found.median_offset == pytest.approx(-0.02)
@@ -238,16 +242,16 @@ def test_figures_show_what_was_forecast_before_it_was_measured(three: Ledger) ->
     three.record_outcome(outcome("c", None))  # diverged: no loss to show
     three.register(forecast("late", after_the_fact=True))
     three.record_outcome(outcome("late", 2.0))
-    shown = held_forecasts(three.entries())
+    shown = held_forecasts(three.read().entries)
     assert [(one.measured, one.inside) for one in shown] == [(2.05, True), (2.2, False)]
     edit(three, lambda lines: [lines[0].replace("2.1", "2.5"), *lines[1:]])
-    assert [one.measured for one in held_forecasts(three.entries())] == [2.2]
+    assert [one.measured for one in held_forecasts(three.read().entries)] == [2.2]
 
 
 def test_sides_that_balance_are_no_bias(three: Ledger) -> None:
     """A run that diverged has no side, and one that met its forecast has none either."""
     three.record_outcome(outcome("c", None))
-    found = calibration(three.entries())
+    found = calibration(three.read().entries)
     assert found.num_below + found.num_above == 2
     assert "biased" not in calibration_sentence(found)
 
@@ -256,6 +260,19 @@ def test_intervals_that_never_hold_are_called_out(ledger: Ledger) -> None:
     for index in range(4):
         ledger.register(forecast(str(index)))
         ledger.record_outcome(outcome(str(index), 3.0))
-    found = calibration(ledger.entries())
+    found = calibration(ledger.read().entries)
     assert found.chance == pytest.approx(1e-4)  # four misses of one in ten each
     assert "do not hold what they promise" in calibration_sentence(found)
+
+
+def test_the_command_reads_the_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it shows and what it says is wrong are of one moment, whatever a launch appends."""
+    kept = Ledger(tmp_path / "ledger.jsonl")
+    kept.register(forecast("a"))
+    lines, read = Ledger.lines, []
+    monkeypatch.setattr(Ledger, "lines", lambda self: read.append(self.path) or lines(self))
+    assert ledger_command.run(ledger_command.Config(root=tmp_path), make_console()) == 0
+    assert "no forecast has been held" in capsys.readouterr().out
+    assert read == [kept.path]

@@ -34,7 +34,8 @@ class Config:
 def run(config: Config, console: Console) -> int:
     """Print the ledger and what it says of the intervals."""
     ledger = ledger_of(config.root)
-    entries, problems = ledger.entries(), ledger.problems()
+    read = ledger.read()
+    entries, problems = read.entries, read.problems
     if not entries and not problems:
         console.print(
             f"{ledger.path}: no forecast yet; the first is registered by `windtunnel launch`",
@@ -50,7 +51,7 @@ def run(config: Config, console: Console) -> int:
     differing = disagreements(entries, Promotions(config.root))
     for problem in (*(f"{ledger.path}, {text}" for text in problems), *differing):
         prose(console, f"! {problem}")
-    return 2 if differing or ledger.is_damaged() else 0
+    return 2 if differing or read.is_damaged else 0
 
 
 def disagreements(entries: tuple[Entry, ...], promotions: Promotions) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
 from windtunnel.features import without_seed
-from windtunnel.ledger import Entry, Ledger
+from windtunnel.ledger import Entry, Ledger, Reading
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.report.origins import protocol_rows, provenance_rows
 from windtunnel.report.sources import Sources
@@ -144,8 +144,8 @@ def gather(
         if (record := sources.record(run.run_id)) is not None
     }
     ledger = Ledger(root / "ledger.jsonl")
-    entries = ledger.entries()
-    answer, problems = latest_answer(root, sweep, ledger, sources)
+    read = ledger.read()
+    answer, problems = latest_answer(root, sweep, read, sources)
     bare = Evidence(
         records=tuple(records.values()),
         study=study,
@@ -164,7 +164,7 @@ def gather(
     }
     trials, broken = trials_of(sweep, sources)
     evidence = replace(
-        bare, curves=curves, uses=uses, trials=trials, forecasts=held_forecasts(entries)
+        bare, curves=curves, uses=uses, trials=trials, forecasts=held_forecasts(read.entries)
     )
     return Content(
         sweep=sweep,
@@ -174,8 +174,8 @@ def gather(
         runs=run_rows(plan, states, records, evidence),
         evidence=evidence,
         answer=answer,
-        problems=(*problems, *broken, *(f"{ledger.path}, {text}" for text in ledger.problems())),
-        ledger=entries,
+        problems=(*problems, *broken, *(f"{ledger.path}, {text}" for text in read.problems)),
+        ledger=read.entries,
         fit_path=sources.fit_path(sweep),
         protocol=protocol_rows(evidence.records, study),
         provenance=provenance_rows(evidence.records),
@@ -242,7 +242,7 @@ def run_row(
 
 
 def latest_answer(
-    root: Path, sweep: str, ledger: Ledger, sources: Sources
+    root: Path, sweep: str, read: Reading, sources: Sources
 ) -> tuple[Answer | None, tuple[str, ...]]:
     """The newest promotion of ``sweep``; those that were altered are named instead of believed."""
     promotions = Promotions(root)
@@ -262,7 +262,7 @@ def latest_answer(
     found_at = {found.step: found.loss_nats for found in evaluations_in(metrics)}
     answer = Answer(
         promotion=newest,
-        entry=ledger.find(newest.id),
+        entry=read.find(newest.id),
         record=sources.record(newest.run_id),
         waypoints=tuple(
             OnTheWay(
