@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -55,6 +56,8 @@ class Promoted:
     waypoints: tuple[OnTheWay, ...] = ()
     curve: Curve | None = None
     """Its training curve, as far as it has come."""
+    name: str = "promoted run"
+    """What a legend calls it."""
 
     def size_in(self, study: Study) -> float:
         """Its size in the variable the law was fitted in."""
@@ -76,29 +79,63 @@ class HeldForecast:
         return self.forecast.contains(self.measured)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """A sweep as far as it has come. Only ``records`` is needed; the rest may be missing."""
+class DrawnRun(Protocol):
+    """What the figures of a law read of one run; a sweep's record has more."""
 
-    records: tuple[RunRecord, ...]
+    @property
+    def run_id(self) -> str:
+        """Its name; a table's row has its label."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """``done`` for a run that ended with a loss."""
+        ...
+
+    @property
+    def rung(self) -> str:
+        """The name of its size; runs of one size share a colour."""
+        ...
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token."""
+        ...
+
+    @property
+    def train_flops(self) -> float:
+        """Training FLOPs."""
+        ...
+
+    @property
+    def tokens(self) -> float:
+        """Training tokens."""
+        ...
+
+    @property
+    def heldout_nats(self) -> float:
+        """Loss in nats per token."""
+        ...
+
+
+Run = TypeVar("Run", bound=DrawnRun, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawEvidence(Generic[Run]):
+    """Runs and the law through them. Only ``records`` is needed; the rest may be missing."""
+
+    records: tuple[Run, ...]
     study: Study | None = None
     promoted: Promoted | None = None
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    """Training curves by run id."""
-    uses: Mapping[str, ExpertUse] = field(default_factory=dict)
-    """How runs used their experts, by run id; the longest of each size are enough."""
     variants: Mapping[str, str] = field(default_factory=dict)
     """By run id what a sweep's axes set for it, in words; a fit is of one variant."""
-    trials: tuple[Trial, ...] = ()
-    """What `windtunnel compare` found of its features."""
-    forecasts: tuple[HeldForecast, ...] = ()
-    """Of all sweeps under the same root, oldest first."""
 
     @cached_property
-    def done(self) -> tuple[RunRecord, ...]:
+    def done(self) -> tuple[Run, ...]:
         """Runs that ended with a loss, cheapest first."""
         finished = (record for record in self.records if record.status == "done")
-        return tuple(sorted(finished, key=lambda r: (r.train_flops, r.run_id)))
+        return tuple(sorted(finished, key=_by_compute))
 
     @cached_property
     def rungs(self) -> tuple[str, ...]:
@@ -157,17 +194,35 @@ class Evidence:
         """The variants those runs are of."""
         return frozenset(self.variants.get(label, "") for label in self.fitted)
 
-    def with_curves(self) -> tuple[RunRecord, ...]:
+    def with_curves(self) -> tuple[Run, ...]:
         """The runs whose curves are drawn: all, or of very many the longest of each size."""
         longest = self.largest_run_by_rung()
         return self.done if len(self.done) <= MOST_CURVES else tuple(longest.values())
 
-    def largest_run_by_rung(self) -> dict[str, RunRecord]:
+    def largest_run_by_rung(self) -> dict[str, Run]:
         """The longest run of each rung, small to large."""
-        largest: dict[str, RunRecord] = {}
+        largest: dict[str, Run] = {}
         for record in self.done:  # ascending in compute, so the last one stays
             largest[record.rung] = record
         return {rung: largest[rung] for rung in self.rungs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence(LawEvidence[RunRecord]):
+    """A sweep as far as it has come."""
+
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """Training curves by run id."""
+    uses: Mapping[str, ExpertUse] = field(default_factory=dict)
+    """How runs used their experts, by run id; the longest of each size are enough."""
+    trials: tuple[Trial, ...] = ()
+    """What `windtunnel compare` found of its features."""
+    forecasts: tuple[HeldForecast, ...] = ()
+    """Of all sweeps under the same root, oldest first."""
+
+
+def _by_compute(run: DrawnRun) -> tuple[float, str]:
+    return run.train_flops, run.run_id
 
 
 def surface_of(study: Study) -> LossSurface:
@@ -187,7 +242,9 @@ def sizes_in_units(data: pd.DataFrame, study: Study | None) -> pd.DataFrame:
     return data.drop(columns="size").assign(**{unit: size}).rename(columns=named)
 
 
-def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, float, str]]) -> None:
+def draw_dots(
+    axes: Axes, evidence: LawEvidence[DrawnRun], at: Mapping[str, tuple[float, float, str]]
+) -> None:
     """Runs at (x, y) in the colour of their rung, by what the fit did with them.
 
     One call of matplotlib for each colour and kind: sweeps may have thousands of runs.
@@ -216,7 +273,7 @@ def draw_dots(axes: Axes, evidence: Evidence, at: Mapping[str, tuple[float, floa
 
 def size_legend(
     figure: Figure,
-    evidence: Evidence,
+    evidence: LawEvidence[DrawnRun],
     most: int = 7,
     title: str | None = None,
 ) -> None:

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from analysis.laws import Array
 from analysis.plots_evidence import (
     PALE,
-    Evidence,
+    DrawnRun,
+    LawEvidence,
     Promoted,
     draw_dots,
     size_legend,
@@ -38,14 +39,13 @@ from analysis.plots_style import (
     style,
     tidy,
 )
-from analysis.records import RunRecord
 from analysis.study import Study
 
 NO_RUNS = "No run has finished yet, so there is nothing to draw."
 NO_FIT = "No law has been fitted to this sweep yet; `windtunnel fit` makes one."
 
 
-def loss_compute(evidence: Evidence) -> Drawing:
+def loss_compute(evidence: LawEvidence[DrawnRun]) -> Drawing:
     """Every run's loss against its compute, with the law along the optimum and its band."""
     name, title = "loss_compute", "Loss against training compute"
     if not evidence.done:
@@ -101,7 +101,7 @@ def loss_compute(evidence: Evidence) -> Drawing:
     )
 
 
-def _others(evidence: Evidence) -> str:
+def _others(evidence: LawEvidence[DrawnRun]) -> str:
     count = sum(evidence.is_of_other_variant(record.run_id) for record in evidence.done)
     return (
         f"Pale dots, {count} of them, are other variants: the law is not theirs. " if count else ""
@@ -113,7 +113,7 @@ def _warned(study: Study | None) -> str:
     return f" The fit itself warns of {', '.join(statuses)}." if statuses else ""
 
 
-def loss_tokens(evidence: Evidence) -> Drawing:
+def loss_tokens(evidence: LawEvidence[DrawnRun]) -> Drawing:
     """Loss against tokens, one line a size: what more data buys each of them."""
     name, title = "loss_tokens", "Loss against training tokens, by size"
     if not evidence.done:
@@ -150,7 +150,7 @@ def loss_tokens(evidence: Evidence) -> Drawing:
     )
 
 
-def draw_runs(axes: Axes, evidence: Evidence, x: str, y: str = "loss_nats") -> None:
+def draw_runs(axes: Axes, evidence: LawEvidence[DrawnRun], x: str, y: str = "heldout_nats") -> None:
     """A dot a run: filled if fitted, hollow if held out, a cross if left out of the fit."""
     at = {
         record.run_id: (getattr(record, x), getattr(record, y), record.rung)
@@ -159,7 +159,7 @@ def draw_runs(axes: Axes, evidence: Evidence, x: str, y: str = "loss_nats") -> N
     draw_dots(axes, evidence, at)
 
 
-def _run_rows(evidence: Evidence) -> list[dict[str, Any]]:
+def _run_rows(evidence: LawEvidence[DrawnRun]) -> list[dict[str, Any]]:
     return [
         {
             "series": "run",
@@ -175,7 +175,7 @@ def _run_rows(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def use_of(record: RunRecord, evidence: Evidence) -> str:
+def use_of(record: DrawnRun, evidence: LawEvidence[DrawnRun]) -> str:
     """What the fit did with a run, in words."""
     if record.run_id in evidence.excluded:
         return f"left out: {evidence.excluded[record.run_id]}"
@@ -188,7 +188,7 @@ def use_of(record: RunRecord, evidence: Evidence) -> str:
     return "fitted, and held out in the check" if record.run_id in evidence.held_out else "fitted"
 
 
-def _compute_range(evidence: Evidence) -> tuple[float, float, float]:
+def _compute_range(evidence: LawEvidence[DrawnRun]) -> tuple[float, float, float]:
     """Smallest and largest compute measured, and how far the law is drawn."""
     flops = [record.train_flops for record in evidence.done]
     far = evidence.promoted.flops if evidence.promoted else max(flops)
@@ -215,7 +215,7 @@ def _draw_frontier(
 
 
 def _draw_rung_lines(
-    axes: Axes, evidence: Evidence, study: Study, *, against: str
+    axes: Axes, evidence: LawEvidence[DrawnRun], study: Study, *, against: str
 ) -> list[dict[str, Any]]:
     sizes = dict(zip(study.points.label, study.points.size, strict=True))
     rows = []
@@ -240,7 +240,9 @@ def _draw_rung_lines(
     return rows
 
 
-def _draw_holdout(axes: Axes, evidence: Evidence, *, against: str) -> list[dict[str, Any]]:
+def _draw_holdout(
+    axes: Axes, evidence: LawEvidence[DrawnRun], *, against: str
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     bars: set[tuple[float, float, float]] = set()  # repeats of a cell share theirs
     for point in evidence.holdout.points if evidence.holdout else ():
@@ -288,7 +290,7 @@ def _loss_extent(data: pd.DataFrame) -> Array:
     return np.asarray(values[np.isfinite(values)])
 
 
-def _legends(figure: Figure, evidence: Evidence, *, law: bool) -> None:
+def _legends(figure: Figure, evidence: LawEvidence[DrawnRun], *, law: bool) -> None:
     """Sizes in a row above, marks below: no curve can run into either."""
     size_legend(figure, evidence)
     marks: list[Line2D] = []
@@ -301,7 +303,9 @@ def _legends(figure: Figure, evidence: Evidence, *, law: bool) -> None:
     if any(record.run_id in evidence.excluded for record in evidence.done):
         marks.append(_mark("x", EXCLUDED, EXCLUDED, "left out of the fit"))
     if evidence.promoted is not None:
-        marks.append(_mark("|", FORECAST, PAPER, "forecast, 90%"))
+        marks.append(
+            _mark("|", FORECAST, PAPER, f"forecast, {evidence.promoted.forecast.level:.0%}")
+        )
         if evidence.promoted.measured is not None:
             marks.append(_mark("D", INK, INK, "promoted run, measured"))
     if marks:

@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from analysis.plots_evidence import Evidence, OnTheWay, size_legend, surface_of
+from analysis.plots_evidence import (
+    DrawnRun,
+    Evidence,
+    LawEvidence,
+    OnTheWay,
+    size_legend,
+    surface_of,
+)
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
     EXCLUDED,
@@ -165,7 +172,7 @@ def flight(evidence: Evidence) -> Drawing:
     )
 
 
-def residuals(evidence: Evidence) -> Drawing:
+def residuals(evidence: LawEvidence[DrawnRun]) -> Drawing:
     """Measured over law minus one, in percent, against compute, with the noise floor."""
     name, title = "residuals", "Residuals and the noise floor"
     study = evidence.study
@@ -228,7 +235,11 @@ def residuals(evidence: Evidence) -> Drawing:
 
 
 def _draw_residuals(
-    axes: Axes, evidence: Evidence, places: dict[str, tuple[float, float]], *, hollow: bool
+    axes: Axes,
+    evidence: LawEvidence[DrawnRun],
+    places: dict[str, tuple[float, float]],
+    *,
+    hollow: bool,
 ) -> None:
     rung = {record.run_id: record.rung for record in evidence.done}
     by_color: dict[str, list[tuple[float, float]]] = defaultdict(list)

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from analysis.laws import Array, LossSurface
 from analysis.plots_evidence import (
-    Evidence,
+    DrawnRun,
+    LawEvidence,
     draw_dots,
     size_legend,
     sizes_in_units,
@@ -59,7 +60,7 @@ def size_label(study: Study) -> str:
     return SIZE_NAMES.get(variable, f"Model size ({safe_label(variable)})")
 
 
-def isoflop(evidence: Evidence) -> Drawing:
+def isoflop(evidence: LawEvidence[DrawnRun]) -> Drawing:
     """Loss against size at fixed compute, each curve with its optimum and that one's interval."""
     name, title = "isoflop", "IsoFLOP curves: loss against size at fixed compute"
     study = evidence.study
@@ -127,7 +128,7 @@ def isoflop(evidence: Evidence) -> Drawing:
     )
 
 
-def contours(evidence: Evidence) -> Drawing:
+def contours(evidence: LawEvidence[DrawnRun]) -> Drawing:
     """Lines of equal loss over size and tokens, with the compute-optimal path."""
     name, title = "contours", "Loss over size and tokens, with the compute-optimal path"
     study = evidence.study
@@ -176,7 +177,7 @@ def contours(evidence: Evidence) -> Drawing:
                 zorder=5,
             )
             handles.append(
-                Line2D([], [], linestyle="", marker="D", color=FORECAST, label="promoted run")
+                Line2D([], [], linestyle="", marker="D", color=FORECAST, label=promoted.name)
             )
             rows.append(
                 {

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
-from analysis.plots_evidence import Evidence
+from analysis.plots_evidence import LawEvidence, Promoted, surface_of
 from analysis.plots_loss import loss_compute, loss_tokens
 from analysis.plots_runs import residuals
 from analysis.plots_style import Drawing, safe_label
 from analysis.plots_surface import contours, isoflop
-from analysis.records import RunRecord
 from analysis.study import Study
 
 FIGURES = (loss_compute, isoflop, contours, loss_tokens, residuals)
@@ -26,16 +24,12 @@ class _Row:
     flops_per_token: float
     train_flops: float
     tokens: float
-    loss_nats: float
+    heldout_nats: float
     status: str = "done"
-
-    @property
-    def heldout_nats(self) -> float:
-        return self.loss_nats
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableEvidence(Evidence):
+class TableEvidence(LawEvidence[_Row]):
     """The rows of a table in the place of a sweep's records."""
 
     size_name: str
@@ -62,13 +56,31 @@ def draw_table(study: Study) -> tuple[Drawing, ...]:
             flops_per_token=flops / tokens,
             train_flops=flops,
             tokens=tokens,
-            loss_nats=loss,
+            heldout_nats=loss,
         )
         for label, size, tokens, flops, loss in zip(*columns, strict=True)
     ]
     evidence = TableEvidence(
-        records=cast(tuple[RunRecord, ...], tuple(rows)),
+        records=tuple(rows),
         study=study,
+        promoted=_asked_for(study),
         size_name=points.size_variable,
     )
     return tuple(draw(evidence) for draw in FIGURES)
+
+
+def _asked_for(study: Study) -> Promoted | None:
+    """The forecast asked for with ``at.``, marked as a sweep's figures mark the promoted run."""
+    if not study.forecasts:
+        return None
+    (asked,) = study.forecasts
+    size, tokens = asked.at["size"], asked.at["tokens"]
+    return Promoted(
+        label=asked.place,
+        flops=surface_of(study).flops_per_size_token * size * tokens,
+        sizes={study.points.size_variable: size},
+        tokens=tokens,
+        forecast=asked.forecast,
+        measured=None,
+        name="asked for",
+    )
