@@ -234,7 +234,7 @@ def run_trial(
         warnings=(
             *_warnings(mean, trend, ahead, unpaired, dearer_N, pairs),
             *_bend_warnings(line),
-            *_uneven_warnings(trend_of_cells),
+            *_uneven_warnings(trend_of_cells, leverage),
             *_leverage_warnings(leverage, why_not),
         ),
     )
@@ -391,8 +391,12 @@ def _bend_warnings(line: Line) -> Iterator[FitWarning]:
         yield FitWarning(status=TrialStatus.BENT.name, sentence=sentence)
 
 
-def _uneven_warnings(trend: CellLine) -> Iterator[FitWarning]:
-    """Cells of one rung and token count that differ by more than their seeds."""
+def _uneven_warnings(trend: CellLine, leverage: LeverageCurve | None) -> Iterator[FitWarning]:
+    """Cells of one rung and token count that differ by more than their seeds.
+
+    The leverage is drawn run by run: where cells differ as much as two seeds do, its 90% intervals
+    held the truth 0.78 to 0.85 times at nine cells (LOG.md, 2026-11-27).
+    """
     found = trend.weighting
     if found is None or found.chance >= UNLIKELY:
         return
@@ -401,6 +405,8 @@ def _uneven_warnings(trend: CellLine) -> Iterator[FitWarning]:
         if trend.by_cells
         else f"{found.cells} cells are too few to widen the intervals by, so they are too narrow"
     )
+    if leverage is not None and trend.by_cells:
+        so += ", but the leverage's count every run and are too narrow"
     sentence = (
         f"the trend misses the cells by more than their seeds differ (by chance once in "
         f"{1 / found.chance:.3g} trials): seeds of one cell are no evidence of their own, {so}; "

@@ -151,8 +151,11 @@ def test_cells_that_differ_by_more_than_their_seeds_are_named(pairs: Callable[..
             for (base, other), cell in zip(pairs(-0.02, seed=seed), own, strict=True):
                 loss = other.heldout_nats * float(np.exp(spread * cell))
                 found.append((replace(base, seed=seed), replace(other, seed=seed, loss_nats=loss)))
-        statuses = [warning.status for warning in trial(found).warnings]
-        assert ("UNEVEN" in statuses) == is_said
+        judged = trial(found)
+        said = [warning.sentence for warning in judged.warnings if warning.status == "UNEVEN"]
+        assert len(said) == is_said
+        assert judged.leverage is not None
+        assert all("the leverage's count every run" in sentence for sentence in said)
 
 
 def test_a_straight_line_is_called_bent_once_in_twenty() -> None:
