@@ -21,7 +21,13 @@ from analysis.cell_line import CellLine, cell_line
 from analysis.health import BENT
 from analysis.lack_of_fit import UNLIKELY
 from analysis.laws import Array
-from analysis.leverage import Leverage, LeverageCurve, LeverageMeter, PairedLosses
+from analysis.leverage import (
+    LEAST_CELLS,
+    Leverage,
+    LeverageCurve,
+    LeverageMeter,
+    PairedLosses,
+)
 from analysis.line import Line
 from analysis.records import RunRecord
 from analysis.results import FitError, FitWarning, Interval, Prediction
@@ -394,8 +400,7 @@ def _bend_warnings(line: Line) -> Iterator[FitWarning]:
 def _uneven_warnings(trend: CellLine, leverage: LeverageCurve | None) -> Iterator[FitWarning]:
     """Cells of one rung and token count that differ by more than their seeds.
 
-    The leverage is drawn run by run: where cells differ as much as two seeds do, its 90% intervals
-    held the truth 0.78 to 0.85 times at nine cells (LOG.md, 2026-11-27).
+    The leverage needs more cells than the trend to be read from their means.
     """
     found = trend.weighting
     if found is None or found.chance >= UNLIKELY:
@@ -405,8 +410,8 @@ def _uneven_warnings(trend: CellLine, leverage: LeverageCurve | None) -> Iterato
         if trend.by_cells
         else f"{found.cells} cells are too few to widen the intervals by, so they are too narrow"
     )
-    if leverage is not None and trend.by_cells:
-        so += ", but the leverage's count every run and are too narrow"
+    if leverage is not None and trend.by_cells and found.cells < LEAST_CELLS:
+        so += f", but {found.cells} cells are too few for the leverage's, which are too narrow"
     sentence = (
         f"the trend misses the cells by more than their seeds differ (by chance once in "
         f"{1 / found.chance:.3g} trials): seeds of one cell are no evidence of their own, {so}; "

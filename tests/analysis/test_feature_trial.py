@@ -151,11 +151,13 @@ def test_cells_that_differ_by_more_than_their_seeds_are_named(pairs: Callable[..
             for (base, other), cell in zip(pairs(-0.02, seed=seed), own, strict=True):
                 loss = other.heldout_nats * float(np.exp(spread * cell))
                 found.append((replace(base, seed=seed), replace(other, seed=seed, loss_nats=loss)))
-        judged = trial(found)
-        said = [warning.sentence for warning in judged.warnings if warning.status == "UNEVEN"]
-        assert len(said) == is_said
-        assert judged.leverage is not None
-        assert all("the leverage's count every run" in sentence for sentence in said)
+        for num_cells in (12, 6):
+            judged = trial([pair for row, pair in enumerate(found) if row % 12 < num_cells])
+            said = [warning.sentence for warning in judged.warnings if warning.status == "UNEVEN"]
+            assert len(said) == is_said
+            assert judged.leverage is not None
+            of_leverage = ["too few for the leverage" in sentence for sentence in said]
+            assert of_leverage == [num_cells == 6] * is_said
 
 
 def test_a_straight_line_is_called_bent_once_in_twenty() -> None:
