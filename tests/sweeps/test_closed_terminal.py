@@ -14,6 +14,7 @@ from sweeps.plan_file import write_plan
 
 
 def own_the_terminal() -> None:
+    toy_chaos.heed_hangup()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

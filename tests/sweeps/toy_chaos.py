@@ -26,6 +26,11 @@ DRIVER = Path(__file__).parent / "toy_driver.py"
 MARK = "WINDTUNNEL_CHAOS"
 
 
+def heed_hangup() -> None:
+    """Before a driver starts: the tests may run under nohup, whose children ignore SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @dataclass
 class Session:
     """One disturbed sweep."""
@@ -106,6 +111,7 @@ class Session:
                 env={**os.environ, MARK: self.mark},
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=heed_hangup,
             )
 
     def _strike(self) -> None:
