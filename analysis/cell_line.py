@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from analysis.lack_of_fit import lack_of_fit
 from analysis.laws import Array
 from analysis.line import Line
+from analysis.noise import cell_means
 from analysis.seed_weights import Weighting
 
 LEAST_CELLS = 4
@@ -64,8 +65,7 @@ def cell_line(x_N: Array, y_N: Array, cell_N: NDArray[np.intp]) -> CellLine:
         unit_N, weight_U, line = np.arange(len(x_N)), np.ones(len(x_N)), runs
     else:
         unit_N, weight_U = cell_N, 2 / (1 + 1 / count_C)
-        x_C, y_C = (np.bincount(cell_N, weights=column) / count_C for column in (x_N, y_N))
-        line = Line(x_C, y_C, weight_U)
+        line = Line(cell_means(x_N, cell_N), cell_means(y_N, cell_N), weight_U)
     return CellLine(
         line=line, unit_N=unit_N, weight_U=weight_U, weighting=weighting, run_sd=runs.noise_sd
     )

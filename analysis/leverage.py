@@ -25,6 +25,7 @@ import numpy as np
 from analysis.gap_draws import draw_gaps, terms
 from analysis.laws import Array
 from analysis.line import Line
+from analysis.noise import cell_means
 from analysis.records import RunRecord
 from analysis.results import Interval
 from analysis.surface_draws import draw_surfaces
@@ -130,16 +131,12 @@ class PairedLosses:
         if len(first_C) < LEAST_CELLS or len(first_C) == len(place_N2):
             return self
         cell_N = cell_N.ravel()
-
-        def mean_C(value_N: Array) -> Array:
-            return np.asarray(np.bincount(cell_N, weights=value_N) / np.bincount(cell_N))
-
         return PairedLosses(
             size_N=self.size_N[first_C],
             tokens_N=self.tokens_N[first_C],
-            baseline_N=np.exp(mean_C(np.log(self.baseline_N))),
-            variant_N=np.exp(mean_C(np.log(self.variant_N))),
-            dearer_N=mean_C(self.dearer_N),
+            baseline_N=np.exp(cell_means(np.log(self.baseline_N), cell_N)),
+            variant_N=np.exp(cell_means(np.log(self.variant_N), cell_N)),
+            dearer_N=cell_means(self.dearer_N, cell_N),
         )
 
 

@@ -33,11 +33,15 @@ def noise_floor(points: Points) -> NoiseFloor | None:
     return NoiseFloor(sd=(squares / degrees) ** 0.5, degrees_of_freedom=degrees, cells=cells)
 
 
+def cell_means(values_N: Array, cell_N: NDArray[np.intp]) -> Array:
+    """The mean of each cell [C]; cells are numbered from 0."""
+    return np.asarray(np.bincount(cell_N, weights=values_N) / np.bincount(cell_N))
+
+
 def pooled(values_N: Array, cell_N: NDArray[np.intp]) -> tuple[float, NDArray[np.intp], Array]:
     """Squares about the cells' means summed over all, the runs and the mean of each cell [C]."""
-    count_C = np.bincount(cell_N)
-    mean_C = np.bincount(cell_N, weights=values_N) / count_C
-    return float(((values_N - mean_C[cell_N]) ** 2).sum()), count_C, mean_C
+    mean_C = cell_means(values_N, cell_N)
+    return float(((values_N - mean_C[cell_N]) ** 2).sum()), np.bincount(cell_N), mean_C
 
 
 def unnamed_settings(points: Points) -> tuple[str, ...]:
