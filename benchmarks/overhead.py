@@ -17,8 +17,8 @@ import toy_worker
 from toy_chaos import prepare
 from toy_plans import CORPUS, wide_sweep
 
+from model.system import usable_cores
 from model.training.data import prepare_corpus
-from sweeps.executors.config import usable_cores
 from sweeps.executors.local import LocalExecutor
 from sweeps.plan import make_plan
 from sweeps.plan_file import skim_plan, write_plan

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from model.system import cpu_features, cpu_name
 from sweeps.attempt import attempt_dir, read_claim, read_outcome
 from sweeps.liveness import COMMAND_VARIABLE
 
@@ -41,12 +42,11 @@ def provenance(run_dir: Path, *, attempt: int, threads: int) -> dict[str, Any]:
 @cache
 def hardware() -> dict[str, Any]:
     """Processor, its widest vector instructions, cores, memory and GPUs of this machine."""
-    cpu = _cpuinfo()
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu.get("model name") or platform.processor() or "unknown",
+        "cpu": cpu_name() or platform.processor() or "unknown",
         "vectors": next(
-            (name for name in ("avx512f", "avx2", "asimd") if name in cpu.get("flags", "").split()),
+            (name for name in ("avx512f", "avx2", "asimd") if name in cpu_features()),
             "unknown",
         ),
         "cores": os.cpu_count(),
@@ -94,17 +94,6 @@ def _attempt(run_dir: Path, number: int) -> dict[str, Any]:
         # The newest one is the one that is writing this.
         "outcome": f"{outcome.status}: {outcome.reason}".rstrip(": ") if outcome else None,
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    found = {key.strip(): value.strip() for key, _, value in pairs}
-    found["flags"] = found.get("flags") or found.get("Features", "")
-    return found
 
 
 def _gpus() -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +40,42 @@ def _beside(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+MAC = Path(__file__).with_name("macos_double")
+
+
+@pytest.fixture
+def mac_environment() -> dict[str, str]:
+    """In which an interpreter, and those it starts, are the double of a Mac's."""
+    project = MAC.parents[1]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(MAC / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(MAC), str(project)]),
+    }
+
+
+@pytest.fixture
+def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This interpreter, as far as what :mod:`model.system` says goes."""
+    from model import system
+    from sweeps import liveness
+
+    answers = (system.sysctl, system.cpu_name, system.cpu_features, liveness._machine)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setenv("PATH", str(MAC / "bin"), prepend=os.pathsep)
+    read = system.read_system_file
+    monkeypatch.setattr(
+        system,
+        "read_system_file",
+        lambda path: "" if path[:5] in ("/proc", "/sys/") else read(path),
+    )
+    for answer in answers:
+        answer.cache_clear()
+    yield
+    for answer in answers:
+        answer.cache_clear()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from model.errors import ConfigError
 from model.memory import PrecisionPlan, state_memory
+from model.system import is_macos, read_system_file, said_by, sysctl
 from model.training.config import TrainConfig
 from sweeps.executors import ExecutorConfig
 from sweeps.plan import PlannedRun
@@ -28,6 +29,21 @@ class OwnMemory(NamedTuple):
 
 def own_memory() -> OwnMemory | None:
     """This machine's; None where the system does not tell."""
+    return _of_macos() if is_macos() else _of_linux()
+
+
+def _of_macos() -> OwnMemory | None:
+    """From ``sysctl`` and ``vm_stat``: what is free, and what is kept only in case it is wanted."""
+    pages = dict(re.findall(r"^Pages (\w+): +(\d+)\.$", said_by("vm_stat") or "", re.MULTILINE))
+    total, page = sysctl("hw.memsize"), sysctl("hw.pagesize")
+    kinds = ("free", "inactive", "speculative")
+    if not (total.isdigit() and page.isdigit() and set(kinds) <= set(pages)):
+        return None
+    available = int(page) * sum(int(pages[kind]) for kind in kinds)
+    return OwnMemory(total=int(total), available=available)
+
+
+def _of_linux() -> OwnMemory | None:
     sizes = {
         line.split(":")[0]: int(line.split()[1]) * 1024
         for line in read_system_file("/proc/meminfo").splitlines()
@@ -42,14 +58,6 @@ def own_memory() -> OwnMemory | None:
         used = int(read_system_file("/sys/fs/cgroup/memory.current").strip() or 0)
         total, available = min(total, int(limit)), min(available, int(limit) - used)
     return OwnMemory(total=total, available=available)
-
-
-def read_system_file(path: str) -> str:
-    """Its text; empty where there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def refuse_too_large(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import require, require_positive
+from model.system import usable_cores
 from model.training.config import RuntimeConfig
 from sweeps.executors.base import Executor
 from sweeps.executors.inline import InlineExecutor
@@ -178,14 +179,3 @@ def expected_slots(config: ExecutorConfig, runtime: RuntimeConfig) -> int:
             return config.max_parallel
         case RayConfig():
             return config.max_parallel or by_cores
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, and a container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

@@ -13,6 +13,7 @@ import toy_chaos
 import toy_worker
 
 from model.errors import ConfigError
+from model.system import usable_cores
 from model.training.config import RuntimeConfig
 from sweeps.attempt import read_outcome
 from sweeps.executors import (
@@ -24,7 +25,6 @@ from sweeps.executors import (
     make_executor,
     slurm,
 )
-from sweeps.executors.config import usable_cores
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor, Spawner
@@ -188,7 +188,7 @@ def test_usable_cores_is_at_most_what_the_kernel_gives():
     only = (
         sys.executable,
         "-c",
-        "from sweeps.executors.config import usable_cores as n; print(n())",
+        "from model.system import usable_cores as n; print(n())",
     )
     root = HERE.parents[1]
     bound = subprocess.run(

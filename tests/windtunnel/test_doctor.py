@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from model.system import usable_cores
 from windtunnel.commands import doctor
-from windtunnel.commands.doctor import Config
+from windtunnel.commands.doctor import Config, Finding
 from windtunnel.console import make_console
 
 
@@ -66,3 +67,13 @@ def test_slurms_commands_alone_are_no_cluster(
     found = doctor.slurm().found
     assert found.startswith(str(tmp_path / "sbatch"))
     assert ("no cluster answers" in found) is (code != 0)
+
+
+@pytest.mark.usefixtures("on_a_mac")
+def test_on_a_mac_the_processor_is_named_and_advice_is_a_macs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = f"{usable_cores()} of {os.cpu_count()} cores usable"
+    assert doctor.cpu() == Finding(name="CPU", found=f"Apple M2, {cores}, asimd bf16")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "xcode-select --install" in doctor.compilers().advice

@@ -69,5 +69,14 @@ def test_a_system_that_says_less_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, lines: str, found: OwnMemory | None
 ) -> None:
     files = {"/proc/meminfo": lines}
+    monkeypatch.setattr(own_memory, "is_macos", lambda: False)
     monkeypatch.setattr(own_memory, "read_system_file", lambda path: files.get(path, ""))
     assert own_memory.own_memory() == found
+
+
+@pytest.mark.usefixtures("on_a_mac")
+def test_a_mac_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = OwnMemory(total=2**34, available=2**14 * (1000 + 300_000 + 500))
+    assert own_memory.own_memory() == found
+    monkeypatch.setattr(own_memory, "said_by", lambda *command: None)
+    assert own_memory.own_memory() is None

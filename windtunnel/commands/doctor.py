@@ -31,9 +31,9 @@ from rich.console import Console
 
 from analysis.wording import counted
 from model.config import require_positive
-from sweeps.executors.config import usable_cores
+from model.system import cpu_features, cpu_name, is_macos, usable_cores
 from windtunnel.console import say, si, table
-from windtunnel.own_memory import own_memory, read_system_file
+from windtunnel.own_memory import own_memory
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 PACKAGES = ("numpy", "scipy", "pandas", "hydra-core", "wandb", "tokenizers", "rich")
@@ -107,9 +107,9 @@ def python() -> Finding:
 
 def cpu() -> Finding:
     """Cores this process may use, and the vector units of the CPU."""
-    flags, name = _cpu_flags()
+    flags = cpu_features()
     present = [feature for feature in CPU_FEATURES if feature in flags]
-    found = f"{name or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
+    found = f"{cpu_name() or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
     found += f", {' '.join(present) or 'no vector unit known to us'}"
     if flags and not {"avx2", "asimd"} & set(present):
         advice = "no AVX2: runs work but are slow; estimates in plans will be too low"
@@ -193,7 +193,8 @@ def compilers() -> Finding:
     """A C++ compiler, which the compiled expert kernel needs once."""
     names = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
     if not names:
-        advice = "without one the compiled expert kernel is left out (apt install g++)"
+        install = "xcode-select --install" if is_macos() else "apt install g++"
+        advice = f"without one the compiled expert kernel is left out ({install})"
         return Finding(name="C++ compiler", found="none", advice=advice)
     return Finding(name="C++ compiler", found=", ".join(names))
 
@@ -281,15 +282,3 @@ def _versions(names: tuple[str, ...]) -> Iterator[str]:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:
             yield f"{name} missing"
-
-
-def _cpu_flags() -> tuple[set[str], str]:
-    """Feature flags and the model name, as Linux lists them; empty elsewhere."""
-    flags, name = set[str](), ""
-    for line in read_system_file("/proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-        elif key.strip() == "model name":
-            name = value.strip()
-    return flags, name

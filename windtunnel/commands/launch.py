@@ -28,13 +28,13 @@ from rich.console import Console
 
 from model.config import require, require_positive
 from model.errors import RunFailed
+from model.system import usable_cores
 from model.training.config import RuntimeConfig, TrackerConfig
 from model.training.data import PreparedCorpus
 from sweeps.attempt import attempt_dir
 from sweeps.cost import SHIPPED, RunCost, Sample, calibrated, cost_of, usage_of
 from sweeps.events import Event
 from sweeps.executors import ExecutorConfig, make_executor
-from sweeps.executors.config import usable_cores
 from sweeps.measure import kept_under, planned_corpus
 from sweeps.plan import Plan, PlannedRun
 from sweeps.spec import read_spec

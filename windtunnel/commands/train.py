@@ -28,12 +28,12 @@ from rich.console import Console
 from analysis.wording import brief
 from model.config import ModelConfig, require, require_positive
 from model.errors import RunFailed
+from model.system import usable_cores
 from model.training.config import InitialWeights, RuntimeConfig, TrackerConfig
 from model.training.corpora import CorpusConfig
 from model.training.data import PreparedCorpus
 from sweeps.cost import SHIPPED, cost_of
 from sweeps.executors import ExecutorConfig, make_executor
-from sweeps.executors.config import usable_cores
 from sweeps.plan import Plan, PlannedRun, epochs_of
 from sweeps.run import run_sweep
 from sweeps.spec import RunSpec, run_id

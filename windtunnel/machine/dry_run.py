@@ -7,12 +7,12 @@ shows here and not in the first minute on a machine.
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.system import peak_memory_bytes
 from model.training.config import TrainConfig
 from windtunnel.machine.plan import MachinePlan
 
@@ -91,7 +91,7 @@ def dry_run(model: ModelConfig, train: TrainConfig, plan: MachinePlan) -> DryRun
     return DryRun(
         ranks=tuple(ranks),
         seconds=time.process_time() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=peak_memory_bytes(),
     )
 
 

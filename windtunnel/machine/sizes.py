@@ -7,8 +7,9 @@ from typing import Literal
 
 from model.config import require
 from model.errors import ConfigError
+from model.system import usable_cores
 from model.training.distributed.config import ParallelConfig
-from sweeps.executors.config import ExecutorConfig, SlurmConfig, usable_cores
+from sweeps.executors.config import ExecutorConfig, SlurmConfig
 from sweeps.spread import Spread
 from windtunnel.machine.plan import MachinePlan
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
+from model.system import usable_cores
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -68,7 +70,7 @@ def started(size: int, num_workers: int | None) -> Iterator[Workers]:
 
     ``num_workers`` null means one for every core this process may use.
     """
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     if num_workers == 1 or size < PARALLEL_BYTES:
         yield Workers(None, 1)
         return
