@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from model.errors import ConfigError
 
@@ -66,8 +68,7 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a new file and make its content durable."""
     with open(path, "xb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -81,8 +82,7 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         with open(temporary, "xb") as file:
             file.write(data)
             if durable:
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -109,13 +109,40 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def sync_file(file: IO[bytes]) -> None:
+    """Have everything written to ``file`` so far on the disk, where a power cut leaves it."""
+    file.flush()
+    _sync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_NO_FULL_SYNC = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
+"""What a network's or a stick's file system answers that has no such request."""
+
+
+def _sync(descriptor: int) -> None:
+    """``fsync`` that reaches the disk.
+
+    On macOS ``fsync`` ends at the drive, whose cache a power cut empties: there, and only there, is
+    a request for more (fsync(2) and fcntl(2) of macOS).
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        try:
+            fcntl.fcntl(descriptor, full)
+            return
+        except OSError as error:
+            if error.errno not in _NO_FULL_SYNC:
+                raise
+    os.fsync(descriptor)
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ConfigError
+from model.files import sync_file
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
@@ -135,8 +135,7 @@ def write_tensors(
             on_bytes(file.write(_bytes(part)))
         written = file.tell() - 8 - len(text)
         assert written == end, f"{path}: {written} bytes for tensors of {end}"
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
 
 
 def _bytes(part: Tensor) -> memoryview:

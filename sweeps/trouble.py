@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.files import sync_file
+
 EXIT_OVER = 0
 """The run has a record, done or diverged."""
 EXIT_FAILED = 1
@@ -114,8 +116,7 @@ def _probe(folder: Path) -> int | None:
     try:
         with open(path, "xb") as file:
             file.write(b"\0" * 65_536)
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
     except OSError as error:
         with suppress(OSError):
             path.unlink()

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 from analysis.results import Prediction
 from model.errors import ConfigError
-from model.files import sync_folder
+from model.files import sync_file, sync_folder
 from model.typed import build_union, to_plain
 from sweeps.files import content_hash
 
@@ -241,8 +241,7 @@ class Ledger:
             if file.tell() and not _ends_with_newline(file):
                 file.write(b"\n")  # a torn line stays as it is, on a line of its own
             file.write((json.dumps(content, ensure_ascii=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         if not lines:
             sync_folder(self.path.parent)
 

@@ -34,6 +34,7 @@ from typing import Any, Protocol
 
 from model.accounting import count_params, flops_per_token
 from model.config import ModelConfig
+from model.files import sync_file
 from model.training.config import (
     JsonlTracker,
     TensorboardTracker,
@@ -110,7 +111,7 @@ class MetricsFile:
 
     def synced_offset(self) -> int:
         """Length of the file, all of it on disk."""
-        os.fsync(self._file.fileno())
+        sync_file(self._file)
         return self._file.tell()
 
     def close(self) -> None:

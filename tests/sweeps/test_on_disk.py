@@ -1,5 +1,7 @@
 """What a run has said is its own is on disk: a power cut takes neither a file nor a name."""
 
+import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -18,21 +20,55 @@ Known = set[tuple[int, str]]
 renamed."""
 
 
-@pytest.fixture
-def durable(monkeypatch: pytest.MonkeyPatch) -> Known:
-    """Everything that an fsync has put on disk."""
-    known: Known = set()
-    fsync = os.fsync
+FULL_SYNC = 51
+"""``F_FULLFSYNC`` of macOS, where ``fsync`` alone ends in the drive's cache."""
 
-    def noted(descriptor: int) -> None:
+
+def _take_no_notice(*_: object) -> None:
+    """What a power cut leaves of macOS's fsync."""
+
+
+@pytest.fixture(params=["Linux", "macOS"])
+def durable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Known:
+    """Everything that the system's way to sync has put on disk."""
+    known: Known = set()
+
+    def noted(descriptor: int, *command: int) -> None:
+        assert command in ((), (FULL_SYNC,))
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         number = os.fstat(descriptor).st_ino
         names = [each.name for each in path.iterdir()] if path.is_dir() else [""]
         known.update((number, name) for name in names)
-        fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noted)
+    if request.param == "macOS":
+        monkeypatch.setattr(fcntl, "F_FULLFSYNC", FULL_SYNC, raising=False)
+        monkeypatch.setattr(fcntl, "fcntl", noted)
+        monkeypatch.setattr(os, "fsync", _take_no_notice)
+    else:
+        monkeypatch.setattr(os, "fsync", noted)
     return known
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY, errno.EIO])
+def test_a_disk_without_the_full_sync_gets_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A shared folder or a stick; an error of the disk itself is one."""
+    synced = []
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", FULL_SYNC, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output"):
+            write_json(tmp_path / "one.json", {})
+        assert list(tmp_path.iterdir()) == []
+    else:
+        write_json(tmp_path / "one.json", {})
+        assert len(synced) == 2  # the file and its folder
 
 
 def is_on_disk(path: Path, known: Known) -> bool:

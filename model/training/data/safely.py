@@ -12,6 +12,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from model.files import sync_file
+
 
 @contextmanager
 def replaced_by(path: Path) -> Iterator[IO[bytes]]:
@@ -20,8 +22,7 @@ def replaced_by(path: Path) -> Iterator[IO[bytes]]:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
         try:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
             os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
         except BaseException:
             os.unlink(file.name)
