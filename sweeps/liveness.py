@@ -13,8 +13,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Literal
+
+from model.system import is_macos, said_by, sysctl
 
 LEASE_S = 20.0
 """Seconds without a beat after which a claim may be taken over."""
@@ -35,16 +39,20 @@ class Owner:
     host: str
     pid: int
     machine: str | None
-    """Boot id and process namespace; None where the system does not tell (not Linux)."""
+    """Boot id and process namespace, on macOS the boot session; None where neither is told."""
     start_ticks: int | None
-    """The process's start time in clock ticks after boot."""
+    """The process's start time in clock ticks after boot, on macOS in seconds since 1970."""
 
 
 def this_process() -> Owner:
     """The running process."""
     pid = os.getpid()
+    start = _start(pid)
     return Owner(
-        host=socket.gethostname(), pid=pid, machine=_machine(), start_ticks=_start_ticks(pid)
+        host=socket.gethostname(),
+        pid=pid,
+        machine=_machine(),
+        start_ticks=start if isinstance(start, int) else None,
     )
 
 
@@ -52,7 +60,7 @@ def known_dead(owner: Owner) -> bool:
     """True only if the kernel of this very machine says that the process is gone."""
     if owner.machine is None or owner.start_ticks is None or owner.machine != _machine():
         return False
-    return _start_ticks(owner.pid) != owner.start_ticks
+    return _start(owner.pid) not in (owner.start_ticks, UNKNOWN)
 
 
 class Watch:
@@ -77,6 +85,9 @@ class Watch:
 
 @cache
 def _machine() -> str | None:
+    if is_macos():
+        # Not the time of the boot, which moves whenever the clock is set.
+        return sysctl("kern.bootsessionuuid") or None
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -84,8 +95,16 @@ def _machine() -> str | None:
         return None
 
 
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
+UNKNOWN: Literal["unknown"] = "unknown"
+
+
+def _start(pid: int) -> int | Literal["unknown"] | None:
+    """When process ``pid`` started; None where there is no such process, or only its zombie."""
+    return _start_by_ps(pid) if is_macos() else _start_by_proc(pid)
+
+
+def _start_by_proc(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -93,3 +112,16 @@ def _start_ticks(pid: int) -> int | None:
     # The second field is the command in parentheses and may hold spaces or parentheses itself.
     state, *fields = stat.rpartition(")")[2].split()
     return None if state in "ZX" else int(fields[18])
+
+
+def _start_by_ps(pid: int) -> int | Literal["unknown"] | None:
+    """``ps``, which sees every user's processes: a state and a date, or nothing for no process."""
+    said = said_by("ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid))
+    if not said:
+        return UNKNOWN if said is None else None
+    state, _, date = said.partition(" ")
+    try:
+        start = datetime.strptime(" ".join(date.split()), "%a %b %d %H:%M:%S %Y")
+    except ValueError:
+        return UNKNOWN
+    return None if state[0] in "ZX" else int(start.replace(tzinfo=UTC).timestamp())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,28 @@ def test_a_dead_owner_is_known_at_once_a_zombie_and_a_reused_id_too(run_dir):
     # Another machine, or one that does not tell, is never known to be dead.
     assert not known_dead(Owner(host="far", pid=1, machine="other boot", start_ticks=1))
     assert not known_dead(Owner(host="far", pid=1, machine=None, start_ticks=None))
+
+
+@pytest.mark.usefixtures("on_a_mac")
+def test_on_a_mac_ps_tells_a_dead_owner_from_a_live_one(monkeypatch):
+    ours = this_process()
+    assert ours.machine == "6C1E0C4B-7C7E-4A55-9A4C-1F0D6A3B9E21"
+    assert time.time() - 7200 < ours.start_ticks <= time.time()
+    assert not known_dead(ours)
+    monkeypatch.setenv("TZ", "Asia/Shanghai")  # a laptop travels, and its language is changed
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    assert this_process() == ours
+    assert known_dead(replace(ours, start_ticks=ours.start_ticks - 60))  # an id used again
+    assert not known_dead(replace(ours, machine="another boot", start_ticks=1))
+
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    owner = replace(ours, pid=child.pid)
+    wait_for(lambda: known_dead(owner))  # a zombie: nobody has waited for it yet
+    child.wait()
+    assert known_dead(owner)
+    monkeypatch.setattr("model.system.SYSTEM_FOLDERS", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not known_dead(owner), "without ps nothing is known"
 
 
 def test_only_a_beat_that_stands_still_for_a_lease_is_stale():
