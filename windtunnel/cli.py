@@ -55,6 +55,10 @@ EXIT_CODES = {
     ("windtunnel.gates", "LaunchRefused"): 4,
 }
 EXIT_STOPPED = 130
+NO_WINDOWS = (
+    "not for Windows itself: it locks files and ends processes as Linux and macOS do; use it under "
+    "WSL 2 (`wsl --install` in a PowerShell, then install it in the Ubuntu that opens)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,9 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if sys.platform == "win32":  # before anything is imported that Windows does not have
+        _complain(NO_WINDOWS)
+        return 2
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
     try:

@@ -226,3 +226,20 @@ def test_words_of_git_and_hydra_are_understood(capsys: Capture) -> None:
     # Only the word behind the flag is Hydra's; a later one is the caller's, and no override.
     assert cli.main(["status", "--cfg", "job", "job"]) == 2
     assert "job: not an override" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["sweep", "sweep=quickstart"]])
+def test_windows_gets_one_line(words: list[str]) -> None:
+    """By an interpreter without the modules that Python has on Unix alone."""
+    lines = """
+import sys
+sys.modules |= dict.fromkeys(["fcntl", "pwd", "grp", "resource", "termios"])
+sys.platform = "win32"
+from windtunnel.cli import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", lines, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("windtunnel: not for Windows itself")
+    assert done.stderr.count("\n") == 1
+    assert "WSL 2" in done.stderr
