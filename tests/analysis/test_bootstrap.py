@@ -49,3 +49,23 @@ def test_an_interval_stays_within_what_its_law_allows(
     assert not any("law allows" in line for line in coefficient_lines(fit, 0.9))
     size, tokens = exponents(replace(wide, noise_df=1.0))
     assert (size.low, size.high, tokens.low, tokens.high) == (0.0, 1.0, 0.0, 1.0)
+
+
+def test_intervals_by_hand() -> None:
+    """A coefficient's in log, an exponent's as it is, both made wider by Student's quantile."""
+    law = LossSurface(E=0.5, A=50.0, B=70.0, alpha=0.3, beta=0.4)
+    step_R = np.linspace(-1.0, 1.0, 2001)  # its central 90% ends at -0.9 and 0.9
+    rows = np.tile(np.array(law.parameters), (2001, 1))
+    rows[:, :3] *= np.exp(0.1 * step_R)[:, None]
+    rows[:, 3] += 0.05 * step_R
+    rows[:, 4] = 0.4
+    found = bootstrap.intervals(law, rows, 0.9, 5.0)
+    stretch = 2.015048 / 1.644854  # Student's 95% quantile at 5 degrees of freedom, the normal one
+    for name in ("E", "A", "B"):
+        value = getattr(law, name)
+        expected = np.exp([-0.09 * stretch, 0.09 * stretch]) * value
+        assert (found[name].low, found[name].high) == pytest.approx(tuple(expected), rel=1e-6)
+    reach = 0.045 * stretch
+    assert (found["alpha"].low, found["alpha"].high) == pytest.approx((0.3 - reach, 0.3 + reach))
+    assert (found["beta"].low, found["beta"].value, found["beta"].high) == (0.4, 0.4, 0.4)
+    assert all(interval.level == 0.9 for interval in found.values())

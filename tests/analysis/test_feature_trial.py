@@ -15,8 +15,9 @@ from analysis.feature_trial import Trial, percent, run_trial
 from analysis.line import Line
 from analysis.plots_leverage import leverage_of_trials
 from analysis.plots_trial import feature_trial
-from analysis.records import RunRecord
+from analysis.records import DomainLoss, RunRecord
 from analysis.results import FitError
+from model.errors import ConfigError
 from model.typed import build, to_plain
 
 TARGETS = {"near": 1e15, "1T": 6.46e24}
@@ -94,6 +95,7 @@ def test_a_feature_that_helps_is_worth_the_compute_it_saves(pairs: Callable[...,
     assert found.mean.contains(-0.04)
     assert found.mean.high < 0
     assert found.helps > 0.999
+    assert "WITHIN_NOISE" not in [warning.status for warning in found.warnings]
     assert "helps at these sizes" in found.verdict
     near, far = found.targets
     assert near.gap.contains(-0.04)
@@ -122,6 +124,7 @@ def test_a_gap_that_closes_is_seen_to_close(pairs: Callable[..., Pairs]) -> None
     found = trial(pairs(-0.02, per_decade=0.01))
     assert found.trend.contains(0.01)
     assert found.trend.low > 0
+    assert "TREND_OPEN" not in [warning.status for warning in found.warnings]
     near, far = found.targets
     assert near.gap.contains(0.0)
     assert far.helps < 0.05, "at 1T the same line speaks against it"
@@ -242,12 +245,43 @@ def test_gaps_are_at_equal_compute(pairs: Callable[..., Pairs]) -> None:
     assert "DEARER" in [warning.status for warning in found.warnings]
 
 
+def test_each_domain_has_the_gap_of_its_own_losses(pairs: Callable[..., Pairs]) -> None:
+    """Code loses 3% and prose gains 1%, each at the compute that its own losses ask for."""
+
+    def of_domains(loss: float, *factors: float) -> dict[str, DomainLoss]:
+        return {
+            name: DomainLoss(loss_nats=scale * loss * factor, bits_per_byte=1.0, tokens=1)
+            for name, scale, factor in zip(("code", "prose"), (0.5, 1.5), factors, strict=False)
+        }
+
+    exact = [
+        (
+            replace(base, by_domain=of_domains(base.heldout_nats, 1.0, 1.0)),
+            replace(other, by_domain=of_domains(base.heldout_nats, 1.03, 0.99)),
+        )
+        for base, other in pairs(0.0, sd=0.0)
+    ]
+    found = {gap.domain: gap.gap.value for gap in trial(exact).domains}
+    assert found == pytest.approx({"code": np.log(1.03), "prose": np.log(0.99)})
+    dearer = [(base, replace(other, train_flops=1.1 * other.train_flops)) for base, other in exact]
+    judged = trial(dearer)
+    found = {gap.domain: gap.gap.value for gap in judged.domains}
+    beside = judged.exponent * np.log(1.1)
+    assert found == pytest.approx({"code": np.log(1.03) + beside, "prose": np.log(0.99) + beside})
+    (base, other), *rest = exact
+    missing = replace(other, by_domain=of_domains(other.heldout_nats, 1.0))
+    assert trial([(base, missing), *rest]).domains == (), "one domain is the whole"
+
+
 def test_too_little_to_judge_by_is_said(pairs: Callable[..., Pairs]) -> None:
     some = pairs(0.0)
     with pytest.raises(FitError, match="3 pairs"):
         trial(some[:3])
     with pytest.raises(FitError, match="one compute"):
         trial([some[0]] * 5)
+    for level in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="level must be between 0 and 1"):
+            run_trial("drawn", {}, {}, some, TARGETS, level=level)
     alone = trial(some, unpaired=2)
     assert "2 runs have no finished partner" in [w.sentence for w in alone.warnings]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,14 +82,25 @@ def test_outliers_do_not_move_a_robust_fit_and_are_named(ladder_points: Draw) ->
     assert robust.noise_sd < 0.01, "one outlier must not widen every forecast"
 
 
-def test_the_frontier_is_the_optimum_of_every_replicate(ladder_points: Draw) -> None:
-    fit = fit_surface(ladder_points(noise_sd=0.004), QUICK)
+@pytest.mark.parametrize("flops_per_size_token", [1.0, 6.0])
+def test_the_frontier_is_the_optimum_of_every_replicate(
+    ladder_points: Draw, flops_per_size_token: float
+) -> None:
+    """Where the size is M, and where it is a parameter count."""
+    truth = replace(SURFACES[0], flops_per_size_token=flops_per_size_token)
+    points = ladder_points(truth, noise_sd=0.004)
+    if flops_per_size_token != 1:
+        points = replace(points, size_variable="active_params")
+    fit = fit_surface(points, QUICK)
     frontier = frontier_fit(fit)
     assert isinstance(fit.law, LossSurface)
     flops = 7 * fit.largest_compute
     assert float(frontier.law(flops)) == pytest.approx(fit.law.optimum(flops).loss, rel=1e-10)
     for row in range(0, 200, 20):
-        surface = LossSurface(**dict(zip(LossSurface.PARAMETERS, fit.replicates[row], strict=True)))
+        surface = replace(
+            fit.law, **dict(zip(LossSurface.PARAMETERS, fit.replicates[row], strict=True))
+        )
+        assert surface.flops_per_size_token == pytest.approx(flops_per_size_token)
         if surface.A > 0 and surface.B > 0:
             expected = surface.optimum(flops).loss
             E, a, b = frontier.replicates[row]

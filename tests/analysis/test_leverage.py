@@ -160,8 +160,27 @@ def test_a_dearer_variant_is_charged_for_it() -> None:
     middle = meter.at(places(found)[1])
     assert middle.value == pytest.approx(1 / 1.1, rel=1e-4)
     assert middle.flops == pytest.approx(1.1 * places(found)[1])
-    assert middle.gap_nats.value > 0
+    size, tokens = 9e4 * 1.8, 163_840 * 2.15
+    lost = baseline(size, tokens) - baseline(size * 1.1**0.5, tokens * 1.1**0.5)
+    assert middle.gap_nats.value == pytest.approx(lost, rel=0.01)
     assert meter.curve().pairs[0].value == pytest.approx(1 / 1.1, rel=1e-4)
+
+
+def test_beyond_the_runs_a_variant_is_as_much_dearer_as_at_their_end() -> None:
+    """From twice the compute at the small end to the same at the large end."""
+    found = losses(above_floor(1.0), (3, 3, 1))
+    first, middle, last = places(found)
+    share = np.log(found.size_N * found.tokens_N / first) / np.log(last / first)
+    meter = LeverageMeter(replace(found, dearer_N=np.log(2.0) * (1 - share)))
+    for flops, dearer in (
+        (first / 10, 2.0),
+        (first, 2.0),
+        (middle, 2**0.5),
+        (last, 1.0),
+        (10 * last, 1.0),
+    ):
+        assert meter.at(flops).flops == pytest.approx(dearer * flops, rel=1e-9)
+        assert meter.at(flops).value == pytest.approx(1 / dearer, rel=1e-3)
 
 
 def test_a_loss_below_the_baselines_floor_is_not_reached() -> None:
