@@ -67,7 +67,7 @@ def parted_residuals(points: Points, residual_N: Array) -> Iterator[str]:
         within, count_W, mean_W = pooled(residual_N, word_N)
         total = float(((residual_N - residual_N.mean()) ** 2).sum())
         degrees = len(residual_N) - len(words)
-        if count_W.min() < FEWEST_RUNS or degrees < 1 or within >= (1 - SHARE) * total:
+        if count_W.min() < FEWEST_RUNS or within >= (1 - SHARE) * total:
             continue
         between = (total - within) / (len(words) - 1)
         if within == 0 or fdtrc(len(words) - 1, degrees, between / (within / degrees)) < CHANCE:

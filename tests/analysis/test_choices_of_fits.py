@@ -47,6 +47,7 @@ def test_profile_ends_where_the_objective_has_risen_by_the_critical_amount(
         return np.asarray(log_loss - np.log(E + A * size**-alpha + B * tokens**-beta))
 
     count = len(points)
+    assert interval.low < interval.value < interval.high
     rise = float(f_distribution.ppf(0.9, 1, count - 5)) / (count - 5)
     for end in (interval.low, interval.high):
         rest = least_squares(residual, [0.5, -1.0, -1.0, 0.37], args=(end,), xtol=1e-14, ftol=1e-14)

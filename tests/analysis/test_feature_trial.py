@@ -216,6 +216,19 @@ def test_without_repeats_the_trend_is_the_plain_line() -> None:
     assert alike.width == pytest.approx(Line(x, y).interval(6.0, 0.9).width)
 
 
+def test_the_mean_of_some_runs_is_as_sure_as_the_means_it_is_made_of() -> None:
+    """Cells of 1, 1, 3 and 3 seeds weigh 1, 1, 3/2 and 3/2. The mean of the first run and of the
+    third cell's is (v0 + 3·v2) / 4, of variance (1/1 + 9/(3/2)) / 16."""
+    seeds = (1, 1, 3, 3)
+    cell_N = np.repeat(np.arange(4), seeds)
+    found = cell_line(
+        np.repeat([0.0, 1.0, 2.0, 4.0], seeds), np.random.default_rng(0).standard_normal(8), cell_N
+    )
+    assert found.weight_U == pytest.approx([1.0, 1.0, 1.5, 1.5])
+    assert found.mean_sd([0, 2, 3, 4]) == pytest.approx(found.line.noise_sd * np.sqrt(7) / 4)
+    assert found.mean_sd([1]) == pytest.approx(found.line.noise_sd)
+
+
 def test_a_line_of_two_points_or_of_one_place_is_refused() -> None:
     with pytest.raises(FitError, match="2 points leaves nothing to know its noise by"):
         Line(np.array([0.0, 1.0]), [0.0, 1.0])

@@ -161,10 +161,23 @@ def test_an_interval_widens_with_distance_and_with_level(ladder_points: Draw) ->
 def test_delta_follows_the_rule(ladder_points: Draw) -> None:
     few = fit_surface(ladder_points(noise_sd=0.005), QUICK).objective
     assert few.delta == pytest.approx(1.345 * 0.005, rel=0.5)
+    assert few.starts == QUICK.starts
     many = fit_surface(ladder_points(noise_sd=0.005, sizes=10, budgets=10), QUICK).objective
     assert many.delta == 1e-3
     given = FitSettings(replicates=100, starts=500, huber_delta=0.02)
     assert fit_surface(ladder_points(noise_sd=0.005), given).objective.delta == 0.02
+
+
+@pytest.mark.parametrize(("loss", "power"), [("lad", 1), ("squares", 2)])
+def test_the_objective_is_of_the_loss_asked_for(ladder_points: Draw, loss: str, power: int) -> None:
+    """Half the squares, or the absolute values, of log-loss; every run counts once."""
+    points = ladder_points(noise_sd=0.005, seeds=0)
+    settings = FitSettings(replicates=100, starts=500, loss=loss)  # type: ignore[arg-type]
+    fit = fit_surface(points, settings)
+    law = fit.law(points.array("size"), points.array("tokens"))
+    residual_N = np.abs(np.log(points.array("loss") / law))
+    assert (fit.objective.loss, fit.objective.delta) == (loss, None)
+    assert fit.objective.value == pytest.approx(float((residual_N**power).sum()) / power)
 
 
 def test_health_of_a_sweep_that_never_crosses_its_optimum() -> None:

@@ -67,7 +67,9 @@ def test_errors_of_a_hold_out_are_sizes_and_the_ends_of_an_interval_lie_inside()
 
     points = tuple(point(measured) for measured in (1.6, 1.9, 2.1, 2.5))
     held_out = Holdout(budgets=1, points=points, rate=0.0, rate_sd=0.01)
-    assert [point.error for point in points] == pytest.approx([0.25, 2 / 1.9 - 1, 2 / 2.1 - 1, -0.2])
+    assert [point.error for point in points] == pytest.approx(
+        [0.25, 2 / 1.9 - 1, 2 / 2.1 - 1, -0.2]
+    )
     by_hand = (0.25 + (2 / 1.9 - 1) + (1 - 2 / 2.1) + 0.2) / 4
     assert held_out.mean_abs_error == pytest.approx(by_hand)
     assert held_out.num_inside == 2

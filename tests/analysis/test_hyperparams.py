@@ -8,7 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.hyperparams import against_compute, against_size_and_tokens, cell_optima
+from analysis.hyperparams import (
+    CellOptimum,
+    against_compute,
+    against_size_and_tokens,
+    cell_optima,
+)
 from analysis.points import Points, make_points
 from analysis.results import FitError
 from analysis.settings import FitSettings
@@ -109,6 +114,36 @@ def test_laws_of_the_optima_come_back() -> None:
     assert fit.num_points == 9
 
 
+def test_intervals_of_a_plane_are_the_textbook_ones() -> None:
+    """Nine cells, sizes and token counts four times apart: x is -log 4, 0 or log 4. What is left
+    over is orthogonal to the plane, so its exponents stay and s² is its squares over 9 - 3."""
+    step = np.log(4.0)
+    left = 0.01 * np.array([1, -2, 1, -2, 4, -2, 1, -2, 1.0])  # (1, -2, 1) times itself
+    cells = [
+        CellOptimum(
+            size=size,
+            tokens=tokens,
+            flops=size * tokens,
+            peak_lr=lr_law(size, tokens) * float(np.exp(off)),
+            batch_tokens=1.0,
+            loss=2.0,
+            status="inside",
+            lr_range=(0.0, 1.0),
+            num_runs=5,
+        )
+        for (size, tokens), off in zip(CELLS, left, strict=True)
+    ]
+    law = against_size_and_tokens(cells, "peak_lr")
+    student = 1.943180  # its 95% quantile at 6 degrees of freedom
+    half = student * (float((left**2).sum()) / 6 / (6 * step**2)) ** 0.5
+    for found, value in ((law.size_exponent, -0.2), (law.token_exponent, -0.05)):
+        assert found.value == pytest.approx(value)
+        assert found.high - found.value == pytest.approx(half, rel=1e-5)
+        assert found.value - found.low == pytest.approx(half, rel=1e-5)
+    assert (law.coefficient, law.num_points) == (pytest.approx(0.5), 9)
+    assert law.inverse(law(3e6, 5e7), 3e6) == pytest.approx(5e7)
+
+
 def test_an_optimum_at_the_edge_is_a_bound_and_enters_no_law() -> None:
     optima = cell_optima(swept(batches=False, shift=16.0))
     for optimum in optima:
@@ -136,11 +171,13 @@ def test_too_few_values_are_said() -> None:
     assert "three values of each" in optimum.note
 
 
-def test_a_run_about_to_diverge_does_not_tilt_the_bowl() -> None:
+@pytest.mark.parametrize("factor", [1.3, 1 / 1.3])
+def test_a_run_about_to_diverge_does_not_tilt_the_bowl(factor: float) -> None:
+    """Nor one whose loss was read too low."""
     points = swept()
     loss = points.array("loss")
     for cell in range(9):
-        loss[25 * cell + 24] *= 1.3
+        loss[25 * cell + 24] *= factor
     bent = make_points(
         size_variable="flops_per_token", label=points.label, size=points.array("size"),
         tokens=points.array("tokens"), loss=loss, flops=points.array("flops"), extra=points.extra,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from analysis.isoflop import isoflop_laws, isoflop_optima
+from analysis.isoflop import isoflop_laws, isoflop_loss, isoflop_optima
 from analysis.laws import LossSurface
 from analysis.points import Points, make_points
 from analysis.results import FitError
@@ -42,11 +44,23 @@ def test_exact_parabolas_give_exact_laws() -> None:
     np.testing.assert_allclose(tokens.law.parameters, [1 / 0.6, 0.5], rtol=1e-6)
 
 
+def test_minima_above_the_irreducible_loss_are_a_power_of_compute() -> None:
+    """The loss at the vertex falls by 0.1 a decade from 3.0, so of three decades 2.7 to 3.0."""
+    optima = isoflop_optima(iso())
+    assert [o.loss for o in optima] == pytest.approx([3.0, 2.9, 2.8, 2.7])
+    curved = [replace(o, loss=1.7 + 40 * o.flops**-0.1) for o in optima]
+    np.testing.assert_allclose(isoflop_loss(curved, 1.7, QUICK).law.parameters, [40.0, -0.1])
+    with pytest.raises(FitError, match="below the irreducible loss 2.75"):
+        isoflop_loss(optima, 2.75, QUICK)
+
+
 def test_a_parabola_that_opens_downward_is_no_optimum() -> None:
     optima = isoflop_optima(iso(shape=-1.0))
     assert {o.status for o in optima} == {"opens_downward"}
     with pytest.raises(FitError, match="0 of 4 budgets have their optimum inside"):
         isoflop_laws(optima, 6.0, QUICK)
+    with pytest.raises(FitError, match="0 of 4 budgets have their optimum inside"):
+        isoflop_loss(optima, 1.7, QUICK)
 
 
 def test_a_vertex_outside_the_sizes_tried_is_a_bound() -> None:
@@ -72,6 +86,26 @@ def test_parabolas_are_biased_on_a_surface_without_noise() -> None:
     assert float(fitted.law(1e22)) > 1.02 * law.optimum(1e22).size  # type: ignore[call-arg,arg-type]
 
 
+def test_an_outlier_of_a_routed_law_is_named_with_what_it_moves() -> None:
+    truth = RoutedLaw(a=-0.08, b=-0.2, c=0.006, d=2.6, E_start=2.0, E_max=300.0)
+    size = np.repeat([1.5e7, 5.5e7, 1.3e8, 3.7e8, 1.3e9], 6)
+    experts = np.tile([1.0, 8.0, 32.0, 64.0, 256.0, 512.0], 5)
+    loss = truth(size, experts) * np.exp(0.002 * np.random.default_rng(0).standard_normal(30))
+    labels = [f"run-{row}" for row in range(30)]
+    settings = FitSettings(replicates=100)
+    calm = fit_routed(size, experts, loss, settings, labels=labels)
+    assert "OUTLIERS" not in {warning.status for warning in calm.warnings}
+    loss[17] *= 1.2
+    said = {
+        warning.status: warning.sentence
+        for warning in fit_routed(size, experts, loss, settings, labels=labels).warnings
+    }
+    named, without = said["OUTLIERS"].split("; without: ")
+    assert "robust standard deviations: run-17 (" in named
+    moved = {change.split()[0]: float(change.split()[-1]) for change in without.split(", ")}
+    assert moved["a"] == pytest.approx(calm.law.parameters[0], rel=0.02)
+
+
 def test_routed_law_comes_back_without_noise() -> None:
     truth = RoutedLaw(a=-0.08, b=-0.2, c=0.006, d=2.6, E_start=2.0, E_max=300.0)
     size = np.repeat([1.5e7, 5.5e7, 1.3e8, 3.7e8, 1.3e9], 6)
@@ -80,6 +114,8 @@ def test_routed_law_comes_back_without_noise() -> None:
         size.tolist(), experts.tolist(), truth(size, experts).tolist(), FitSettings(replicates=100)
     )
     np.testing.assert_allclose(fit.law.parameters, truth.parameters, rtol=1e-6)
+    assert fit.ranges == {"size": (1.5e7, 1.3e9), "num_experts": (1.0, 512.0)}
+    assert (fit.objective.residual, fit.objective.loss) == ("log", "squares")
     assert truth.inverse(float(truth(3e8, 32.0)), 32.0) == pytest.approx(3e8)
     with pytest.raises(ConfigError, match="does not fall with size"):
         RoutedLaw(a=0.08, b=0.0, c=0.0, d=0.0, E_start=2.0, E_max=300.0).inverse(2.0, 8.0)

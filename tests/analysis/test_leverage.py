@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import leverage as leverage_module
+from analysis.gap_draws import draw_gaps, terms
 from analysis.laws import Array
 from analysis.leverage import Leverage, LeverageMeter, PairedLosses
 from analysis.results import FitError
@@ -150,6 +151,25 @@ def test_what_moves_both_runs_of_a_pair_is_not_in_the_leverage() -> None:
     alone, together = (float(w.high or 0) / float(w.low or 1) for w in widths)
     assert alone > 1.05
     assert together < 1.001
+
+
+def test_a_gap_bends_as_often_as_akaike_says() -> None:
+    """The corrected criterion of both shapes; seven runs leave none to spare for the second."""
+    size, tokens = np.log(grid(4, 4, 1))
+    size, tokens = size - size.mean(), tokens - tokens.mean()
+    gap = 0.01 * size + 0.006 * size**2 + 0.0045 * np.sin(7.0 * np.arange(16))
+    criteria = []
+    for used in (3, 6):
+        rows = terms(size, tokens)[:, :used]
+        solved, *_ = np.linalg.lstsq(rows, gap, rcond=None)
+        squares = float(((gap - rows @ solved) ** 2).sum())
+        criteria.append(16 * np.log(squares) + 2 * used * 16 / (16 - used - 1))
+    expected = 1 / (1 + np.exp((criteria[1] - criteria[0]) / 2))
+    assert 0.1 < expected < 0.9
+    bent_R = draw_gaps(size, tokens, gap, 20_000)[:, 3:].any(axis=1)
+    assert bent_R.mean() == pytest.approx(expected, abs=0.015)
+    size, tokens = size[[0, 1, 2, 4, 5, 6, 8]], tokens[[0, 1, 2, 4, 5, 6, 8]]
+    assert not draw_gaps(size, tokens, size**2, 500)[:, 3:].any()
 
 
 def test_a_dearer_variant_is_charged_for_it() -> None:

@@ -1,6 +1,7 @@
 """Runs of several kinds in one table: refused where repeats show it, named where residuals do."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from analysis.fitting import fit_surface
 from analysis.laws import LossSurface
+from analysis.mixed import parted_residuals
+from analysis.points import make_points
 from analysis.results import FitStatus
 from analysis.settings import FitSettings
 from analysis.table_options import Columns, TableRules
@@ -80,3 +83,24 @@ def test_words_are_kept_with_the_points_and_names_of_runs_are_not(tmp_path: Path
     path = table(tmp_path / "a.csv", {"c4": 1.0, "again": 1.0}, shared=False)
     points, _ = points_from_table(path, COLUMNS)
     assert points.words == {"set": ("c4",) * 24 + ("again",) * 24}
+
+
+@pytest.mark.parametrize(("share", "is_named"), [(0.35, True), (0.25, False)])
+def test_a_column_is_named_from_three_tenths_of_the_squares_on(
+    share: float, is_named: bool
+) -> None:
+    """Two words, 100 runs each: means at -m and m, within them one standard deviation of 1."""
+    apart = np.sqrt(share / (1 - share))
+    within = np.tile([-1.0, 1.0], 100)
+    residual = 0.01 * (within + np.repeat([-apart, apart], 100))
+    points = make_points(
+        size_variable="N",
+        label=[str(row) for row in range(200)],
+        size=np.ones(200),
+        tokens=np.ones(200),
+        loss=np.exp(residual),
+        flops=np.ones(200),
+    )
+    points = replace(points, words={"set": ("c4",) * 100 + ("pile",) * 100})
+    said = [f"set: c4 {-apart:+.2f}% (100), pile {apart:+.2f}% (100)"] if is_named else []
+    assert list(parted_residuals(points, residual)) == said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,20 @@ def test_an_optimum_is_the_lowest_loss_at_its_compute(
     assert best.loss <= loss.min() * (1 + 1e-12)
     assert size[loss.argmin()] == pytest.approx(best.size, rel=3e-4)
     assert pair * best.size * best.tokens == pytest.approx(flops, rel=1e-9)
+
+
+def test_where_one_power_alone_falls_with_size_its_inverse_is_exact() -> None:
+    """Few of the experts at work: their share's power is far from one."""
+    for alone in (replace(SPARSE, a=0.0, delta=-0.5), replace(SPARSE, d=0.0)):
+        loss = float(alone(3e9, 2e10, 0.01))
+        assert alone.inverse(loss, 2e10, 0.01) == pytest.approx(3e9, rel=1e-9)
+
+
+def test_without_a_term_for_size_or_for_tokens_there_is_no_optimum() -> None:
+    with pytest.raises(ConfigError, match="no compute-optimal size: no term falls with size"):
+        replace(SPARSE, a=0.0, d=0.0).optimum(1e22, 0.1)
+    with pytest.raises(ConfigError, match="no compute-optimal size: b = 0"):
+        replace(SPARSE, b=0.0).optimum(1e22, 0.1)
 
 
 def test_the_best_ratio_of_an_over_trained_model_and_what_it_reaches() -> None:

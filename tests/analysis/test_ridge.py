@@ -9,7 +9,9 @@ from analysis.allocation import optimum
 from analysis.fitting import fit_surface
 from analysis.laws import LossSurface
 from analysis.points import Points, make_points
+from analysis.ridge import beginnings
 from analysis.settings import FitSettings
+from analysis.solving import solve
 
 LAW = LossSurface(E=1.7, A=50.35, B=69.3, alpha=0.35, beta=0.37)
 SIZES, TOKENS = 1e6 * 2.0 ** np.arange(5), 2e6 * 2.0 ** np.arange(4)
@@ -57,6 +59,10 @@ def test_intervals_go_all_along_the_ridge(
 
 def test_three_values_leave_no_ridge() -> None:
     """The replicates begin at the optimum, as they always did."""
-    fit = fit_surface(drawn(SIZES, TOKENS[[0, 1, -1]], 0), FitSettings(starts=100, replicates=150))
+    points, settings = drawn(SIZES, TOKENS[[0, 1, -1]], 0), FitSettings(starts=100, replicates=150)
+    loss = points.array("loss")
+    solved = solve(LossSurface, (points.array("size"), points.array("tokens")), loss, settings)
+    assert beginnings(solved, np.log(loss)).tolist() == [solved.theta_P.tolist()]
+    fit = fit_surface(points, settings)
     assert fit.condition_number < 1e3
     assert fit.coefficients["E"].width < 1.0

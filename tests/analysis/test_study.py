@@ -93,6 +93,22 @@ def test_hold_out_leaves_the_largest_budgets_out(study: Study) -> None:
         assert holdout.mean_abs_error < 0.02
 
 
+def test_some_of_the_points_keep_every_column(ladder_points: Draw) -> None:
+    points = replace(
+        ladder_points(),
+        size_variable="active_params",
+        extra={"peak_lr": tuple(np.arange(23.0).tolist())},
+        words={"set": tuple("abc"[row % 3] for row in range(23))},
+    )
+    assert take(points, range(len(points))) == points
+    some = take(points, [7, 2])
+    assert (some.label, some.size_variable) == (("run-7", "run-2"), "active_params")
+    assert (some.extra, some.words) == ({"peak_lr": (7.0, 2.0)}, {"set": ("b", "c")})
+    for name in ("size", "tokens", "loss", "flops", "cell", "budget"):
+        column = getattr(points, name)
+        assert getattr(some, name) == (column[7], column[2]), name
+
+
 def test_hold_out_does_not_see_what_it_forecasts(ladder_points: Draw) -> None:
     """A largest run that is far off is a miss, and the warning says so."""
     points = ladder_points(noise_sd=0.002)
