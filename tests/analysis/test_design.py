@@ -54,6 +54,8 @@ def test_budget_seeds_and_tolerance_are_kept() -> None:
     design = next_runs(fit, (x,), candidates(), (300.0,), budget=35.0)
     assert design.runs[-1].spent <= 35.0
     assert design.stop == "the budget is spent"
+    last = next_runs(fit, (x,), candidates()[1:], (300.0,), budget=3.0)
+    assert [run.label for run in last.runs] == ["3"], "a run may take all that is left"
     labels = [run.label for run in next_runs(fit, (x,), candidates(), (300.0,), budget=1e9).runs]
     assert sorted(labels) == sorted([c.label for c in candidates()] * 3)
     enough = next_runs(fit, (x,), candidates(), (300.0,), budget=1e9, tolerance=design.before)
@@ -144,3 +146,6 @@ def test_no_tolerance_below_the_measured_floor_is_promised() -> None:
     assert "no run reaches the tolerance" in never.stop
     assert never.runs[-1].half_width <= 1.05 * never.floor
     assert never.runs[-1].spent < 1e5, "and it stops spending"
+    asked = next_runs(fit, (x,), many, target, 1.1e5, seeds_sd=3 * fit.noise_sd)
+    assert asked.stop != never.stop, "without a tolerance the whole budget is to be spent"
+    assert asked.runs[-1].spent > 1e4

@@ -50,7 +50,7 @@ def test_minima_above_the_irreducible_loss_are_a_power_of_compute() -> None:
     assert [o.loss for o in optima] == pytest.approx([3.0, 2.9, 2.8, 2.7])
     curved = [replace(o, loss=1.7 + 40 * o.flops**-0.1) for o in optima]
     np.testing.assert_allclose(isoflop_loss(curved, 1.7, QUICK).law.parameters, [40.0, -0.1])
-    with pytest.raises(FitError, match="below the irreducible loss 2.75"):
+    with pytest.raises(FitError, match=r"below the irreducible loss 2\.75"):
         isoflop_loss(optima, 2.75, QUICK)
 
 

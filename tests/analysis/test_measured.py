@@ -65,6 +65,8 @@ def test_a_stage_has_the_tokens_and_flops_until_its_end():
 
 def test_a_domain_has_those_of_the_run():
     assert columns("domain:code") == ((1.5,) * 2, (6400.0,) * 2, (6400.0 * 6000,) * 2)
+    of_code = measured_as(RECORDS, "domain:code").records
+    assert [record.bits_per_byte for record in of_code] == [2.1, 2.1]
     assert measured_as(RECORDS, "heldout") is RECORDS
 
 

@@ -63,16 +63,16 @@ def write(folder: Path, record: RunRecord | str) -> Path:
 
 def test_records_come_back_and_every_other_run_has_its_reason(tmp_path: Path) -> None:
     dirs = [
+        tmp_path / "never-started",
+        write(tmp_path / "c", replace(RECORD, run_id="m3-0", status="diverged", reason="step 7")),
         write(tmp_path / "a", RECORD),
         write(tmp_path / "b", replace(RECORD, run_id="m2-0", seed=1)),
-        write(tmp_path / "c", replace(RECORD, run_id="m3-0", status="diverged", reason="step 7")),
-        tmp_path / "never-started",
     ]
     loaded = load_records(dirs)
     assert loaded.records == (RECORD, replace(RECORD, run_id="m2-0", seed=1))
     assert [(e.label, e.reason) for e in loaded.excluded] == [
-        ("m3-0", "diverged: step 7"),
         ("never-started", "no record: not finished"),
+        ("m3-0", "diverged: step 7"),
     ]
 
 
@@ -185,5 +185,6 @@ def test_frame_has_a_row_a_run() -> None:
     assert len(frame) == 1
     row = frame.iloc[0]
     assert row["loss_nats.code"] == 3.0
+    assert row["bits_per_byte.code"] == 4.3
     assert row["mean_max_vio"] == pytest.approx(0.6)
     assert row["tokens"] == 10_000

@@ -146,6 +146,16 @@ def test_noise_floor_pools_the_repeated_cells(ladder_points: Draw) -> None:
     assert noise_floor(ladder_points(seeds=0)) is None
 
 
+def test_runs_of_one_compute_are_a_cell_where_nothing_else_is_known() -> None:
+    flops, loss = np.array([1e18, 1e18, 4e18]), np.array([3.0, 3.1, 2.8])
+    points = make_points(size_variable="N", label=["a", "b", "c"], loss=loss, flops=flops)
+    assert points.cell[0] == points.cell[1] != points.cell[2]
+    noise = noise_floor(points)
+    assert noise is not None
+    assert (noise.cells, noise.degrees_of_freedom) == (1, 1)
+    assert noise.sd == pytest.approx(np.log(3.1 / 3.0) / 2**0.5)
+
+
 def test_budgets_are_groups_or_octaves() -> None:
     ladder = np.outer(2.0 ** np.arange(5), 2.0 ** np.arange(4)).ravel()
     assert max(budget_ranks(ladder)) == 7
