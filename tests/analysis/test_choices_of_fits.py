@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.data_laws import OverTrainingLaw
-from analysis.judging import compare_laws, hold_out
+from analysis.judging import LawScore, compare_laws, hold_out
 from analysis.laws import LossSurface
 from analysis.noise import noise_floor
 from analysis.points import Points, make_points
@@ -139,6 +139,21 @@ def test_the_law_with_two_exponents_is_picked_where_they_differ(ladder_points: D
     law = LossSurface(E=0.5, A=9.0, B=3000.0, alpha=0.15, beta=0.6)
     found = compare_laws(ladder_points(law, noise_sd=0.001), ["hoffmann", "gadre"], QUICK)
     assert found.picked == "hoffmann"
+
+
+@pytest.mark.parametrize(("error", "picked"), [(0.0109, "gadre"), (0.0111, "hoffmann")])
+def test_fewer_parameters_win_within_a_tenth_of_the_least_error(
+    ladder_points: Draw, monkeypatch: pytest.MonkeyPatch, error: float, picked: str
+) -> None:
+    scores = {
+        "hoffmann": LawScore(name="hoffmann", num_parameters=5, errors=(0.009, 0.011)),
+        "gadre": LawScore(name="gadre", num_parameters=4, errors=(error,)),
+        "compute": LawScore(name="compute", num_parameters=3, note="no budgets"),
+    }
+    monkeypatch.setattr("analysis.judging._score", lambda points, name, settings: scores[name])
+    found = compare_laws(ladder_points(), list(scores), QUICK)
+    assert found.picked == picked
+    assert [score.name for score in found.scores] == ["hoffmann", "gadre", "compute"]
 
 
 def test_laws_that_can_not_be_judged(ladder_points: Draw) -> None:

@@ -180,6 +180,18 @@ def test_the_objective_is_of_the_loss_asked_for(ladder_points: Draw, loss: str, 
     assert fit.objective.value == pytest.approx(float((residual_N**power).sum()) / power)
 
 
+def test_starts_on_a_part_of_very_many_points_end_in_a_fit_of_all(
+    ladder_points: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = ladder_points(noise_sd=0.005)
+    squares = replace(QUICK, loss="squares")
+    whole = fit_surface(points, squares)
+    monkeypatch.setattr("analysis.solving.MOST_SEARCHED", 15)
+    parted = fit_surface(points, squares)
+    np.testing.assert_allclose(parted.law.parameters, whole.law.parameters, rtol=1e-4)
+    assert parted.objective.value == pytest.approx(whole.objective.value, rel=1e-9)
+
+
 def test_health_of_a_sweep_that_never_crosses_its_optimum() -> None:
     """All runs trained far too short: the optimal size lies below every size tried."""
     law = SURFACES[0]

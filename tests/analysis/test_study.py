@@ -166,6 +166,8 @@ def test_budgets_are_groups_or_octaves() -> None:
     continuum = np.geomspace(1.0, 1000.0, 300)
     assert 9 <= max(budget_ranks(continuum)) <= 10
     assert budget_ranks(continuum)[-1] == max(budget_ranks(continuum))
+    # One budget far above runs at will: octaves count from 1.2 times it, 76.8, so one ends at 1.2.
+    assert budget_ranks(np.array([1.0, 1.1, 1.15, 1.3, 1.4, 1.6, 64.0])) == (0, 0, 0, 1, 1, 1, 2)
 
 
 def test_optimum_has_intervals_around_the_truth(study: Study, truth: LossSurface) -> None:
