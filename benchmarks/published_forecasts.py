@@ -1,0 +1,235 @@
+"""Do forecasts of other people's training runs come true?
+
+    python benchmarks/published_forecasts.py tables=FOLDER [only=NAME,...] [out=FOLDER]
+
+`benchmarks/published_tables.py` makes the tables and says where each comes from. Of each, what
+lies below a cut in compute is fitted as `windtunnel fit records=TABLE` does, with its defaults, and
+every run above it is forecast and compared with what was measured.
+
+The protocol, written before any forecast was looked at (LOG.md, 2026-11-27):
+
+- The law is L(N, D); N, D and FLOPs as the table gives them, FLOPs 6·N·D where it gives none.
+- Cuts: the largest run's compute over 4, 16, 64 and 256. What lies at most 1 % above a cut is
+  fitted, so that a budget stays whole. A cut that leaves fewer than 10 runs (two for each parameter
+  of the law), none above it, or the same runs as the cut before is left out. `olmo_targets` has
+  one cut, between the ladder and its two targets.
+- Every run above a cut is forecast. Those of one cut share their fit and are no independent tries,
+  so the top run of each is counted apart: of the largest budget (within 5 %) the lowest loss.
+- Gates: the standard ones that a table can answer, holdout_error, interval_width, extrapolation
+  and fit_health. `noise_floor` is left out: hardly any table has repeated seeds.
+- KNOWN says which tables are blind. `opened`: fitted before while the reader of tables was made, no
+  forecast looked at. `outcome known`: a forecast of its largest runs was checked before. `used in
+  the design`: an outlier of theirs shaped how far one hold-out may widen an interval, or they hold
+  the same runs.
+
+Left out, before looking: repeated data (datablations), checkpoints of one run (Gemstones), losses
+relative to unigrams (scaling-with-vocab, no logarithm), tables of one size or one token count
+(the dense runs of Clark et al., StepLaw's mixtures), pickles (Porian et al., xLSTM).
+
+A row of the output: table, what is known of it, the cut's factor, runs fitted, runs above it, of
+these inside their 90 % interval, median of measured over forecast less 1, the same in nats, median
+width of the interval over the forecast; of the top run the compute over the largest fitted,
+measured over forecast less 1, the interval's ends in the same measure, inside or OUTSIDE, the
+gates that object to it; and the fit's warnings.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from measuring import options, yaml_values
+
+from analysis.asked import forecast_rows
+from analysis.holdout import HeldOutPoint
+from analysis.results import FitError
+from analysis.settings import FitSettings
+from analysis.study import Study, make_study
+from analysis.table_options import Columns, TableRules
+from analysis.tables import load_table
+from model.errors import ConfigError
+from windtunnel.gates import (
+    GateThresholds,
+    extrapolation_gate,
+    health_gate,
+    holdout_gate,
+    width_gate,
+)
+
+FACTORS = (4.0, 16.0, 64.0, 256.0)
+WHOLE, SAME_BUDGET, FEWEST = 1.01, 1.05, 10
+KNOWN = {
+    "gadre": "opened",
+    "misfitting": "opened",
+    "marin_comma": "opened",
+    "marin_dclm": "opened",
+    "marin_nemotron": "opened",
+    "llama": "opened",
+    "marin_moe": "outcome known",
+    "chinchilla": "used in the design",
+}
+"""By how a table's name begins; the others are blind: not one of their rows had been read."""
+CONF = Path(__file__).resolve().parents[1] / "conf"
+BETWEEN = (1.0, 4.0, 16.0, 64.0, 1e4)
+"""Compute over the largest fitted, by which forecasts are counted."""
+
+
+def known(name: str) -> str:
+    return next((what for begin, what in KNOWN.items() if name.startswith(begin)), "blind")
+
+
+def compute_of(table: pd.DataFrame) -> pd.Series:
+    return table["flops"] if "flops" in table else 6.0 * table["params"] * table["tokens"]
+
+
+def cuts(name: str, table: pd.DataFrame) -> Iterator[tuple[float, pd.Series]]:
+    """Each cut's factor, and which rows are fitted."""
+    compute = compute_of(table)
+    if name == "olmo_targets":
+        fitted = ~table["run"].str.startswith("peteish")
+        yield float(compute.max() / compute[fitted].max()), fitted
+        return
+    before = len(table)
+    for factor in FACTORS:
+        fitted = compute <= WHOLE * compute.max() / factor
+        if FEWEST <= fitted.sum() < before:
+            yield factor, fitted
+            before = int(fitted.sum())
+
+
+def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> tuple[Study, list[HeldOutPoint]]:
+    """As `windtunnel fit records=TABLE test.part=above` with its defaults."""
+    columns = Columns(
+        params="params",
+        tokens="tokens",
+        loss="loss",
+        label="run",
+        flops="flops" if "flops" in table else None,
+        seed="seed" if "seed" in table else None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        table.assign(part=np.where(fitted, "below", "above")).to_csv(path, index=False)
+        loaded = load_table(path, columns, TableRules(test={"part": "above"}))
+    assert loaded.test is not None
+    settings = FitSettings(**yaml_values(CONF / "fit.yaml")["fit"])
+    study = make_study("table", loaded.points, loaded.excluded, settings)
+    return study, list(forecast_rows(study.surface, loaded.test, settings.level))
+
+
+def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd.DataFrame:
+    """A row a forecast."""
+    thresholds = GateThresholds(**yaml_values(CONF / "gates/standard.yaml"))
+    warnings = study.surface.warnings
+    of_fit = (holdout_gate(study.holdouts, thresholds), health_gate(warnings, thresholds))
+    size, tokens = study.surface.ranges["size"][1], study.surface.ranges["tokens"][1]
+    found = []
+    for point in held:
+        forecast = point.forecast
+        of_run = (
+            width_gate(forecast, thresholds),
+            extrapolation_gate(forecast, point.size / size, point.tokens / tokens, thresholds),
+        )
+        found.append(
+            {
+                "table": name,
+                "known": known(name),
+                "factor": factor,
+                "fitted": len(study.points),
+                "run": point.label,
+                "flops": point.flops,
+                "ratio": forecast.extrapolation_ratio,
+                "measured": point.measured,
+                "forecast": forecast.value,
+                "low": forecast.low,
+                "high": forecast.high,
+                "inside": point.inside,
+                "gates": " ".join(gate.name for gate in (*of_fit, *of_run) if not gate.passed),
+                "warnings": " ".join(dict.fromkeys(warning.status for warning in warnings)),
+            }
+        )
+    frame = pd.DataFrame(found)
+    frame["miss"] = frame["measured"] / frame["forecast"] - 1
+    frame["width"] = (frame["high"] - frame["low"]) / frame["forecast"]
+    largest = frame[frame["flops"] * SAME_BUDGET >= frame["flops"].max()]
+    frame["top"] = frame.index == largest["measured"].idxmin()
+    return frame
+
+
+def show(frame: pd.DataFrame) -> None:
+    """A line a cut."""
+    top = frame[frame["top"]].iloc[0]
+    nats = (frame["measured"] - frame["forecast"]).median()
+    low, high = (top[end] / top["forecast"] - 1 for end in ("low", "high"))
+    print(
+        f"{top['table']:<24} {top['known']:<18} {top['factor']:>4.0f}x {top['fitted']:>4} "
+        f"{len(frame):>4} {frame['inside'].sum():>4} {frame['miss'].median():>+7.2%} {nats:>+7.3f} "
+        f"{frame['width'].median():>6.1%}  {top['ratio']:>4.0f}x {top['miss']:>+7.2%} "
+        f"({low:+.1%} to {high:+.1%}) {'inside' if top['inside'] else 'OUTSIDE':<7} "
+        f"{top['gates'].replace(' ', ', ') or 'no gate'}; {top['warnings'].replace(' ', ', ')}",
+        flush=True,
+    )
+
+
+def share(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return "none"
+    cut = frame.groupby(["table", "factor"])["inside"].mean()
+    return (
+        f"{frame['inside'].sum():>4} of {len(frame):>4} ({frame['inside'].mean():>4.0%}), mean "
+        f"share of a cut {cut.mean():>4.0%} over {len(cut)}, "
+        f"|miss| {frame['miss'].abs().median():.2%}, "
+        f"width {frame['width'].median():.1%}"
+    )
+
+
+def totals(every: pd.DataFrame) -> None:
+    """Counts by what is known, by distance, and by what the gates said."""
+    parts: dict[str, pd.Series] = {"all": every["fitted"] > 0}
+    parts |= {what: every["known"] == what for what in every["known"].unique()}
+    for low, high in pairwise(BETWEEN):
+        parts[f"{low:g} to {high:g} times"] = (every["ratio"] > low) & (every["ratio"] <= high)
+    parts["no gate objected"] = every["gates"] == ""
+    for gate in ("holdout_error", "interval_width", "extrapolation", "fit_health"):
+        parts[f"{gate} objected"] = every["gates"].str.contains(gate)
+    for status in sorted({word for said in every["warnings"] for word in said.split()}):
+        parts[status] = every["warnings"].str.contains(status)
+    for title, chosen in (("every run", every), ("top runs", every[every["top"]])):
+        print(f"\n{title}, inside:")
+        for name, rule in parts.items():
+            print(f"  {name:<24}{share(chosen[rule[chosen.index]])}")
+
+
+def main() -> None:
+    chosen = options({"tables": "", "only": "", "out": ""})
+    if not chosen["tables"]:
+        raise SystemExit("tables=FOLDER: what benchmarks/published_tables.py wrote")
+    wanted = set(filter(None, chosen["only"].split(",")))
+    frames = []
+    for path in sorted(Path(chosen["tables"]).glob("*.csv")):
+        if wanted and path.stem not in wanted:
+            continue
+        table = pd.read_csv(path)
+        for factor, fitted in cuts(path.stem, table):
+            try:
+                study, held = fitted_and_forecast(table, fitted)
+            except (ConfigError, FitError) as error:
+                print(f"{path.stem:<24} {factor:>4.0f}x refused: {error}")
+                continue
+            frames.append(rows(path.stem, factor, study, held))
+            show(frames[-1])
+    if not frames:
+        raise SystemExit(f"{chosen['tables']}: no table that can be cut")
+    every = pd.concat(frames, ignore_index=True)
+    totals(every)
+    if chosen["out"]:
+        Path(chosen["out"]).mkdir(parents=True, exist_ok=True)
+        every.to_csv(Path(chosen["out"]) / "published_forecasts.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
