@@ -147,7 +147,7 @@ def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
     frontier = law.frontier()
     replicates = frontier_parameters(np.asarray(surface.replicates), law.flops_per_size_token)
     return Fit(
-        name="along the compute-optimal frontier of L(N, D)",
+        name="at the optimal N and D",
         law=frontier,
         coefficients=intervals(frontier, replicates, level, surface.noise_df),
         replicates=tuple(map(tuple, replicates.tolist())),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from analysis.catalogue import AnyLaw, law_range
-from analysis.drift import Drift
+from analysis.drift import Drift, published_lack
 from analysis.exclusion import Exclusion
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.judging import Comparison
@@ -167,7 +167,10 @@ def untested(ratio: float, holdouts: Sequence[Holdout]) -> str:
     if ratio <= tried:
         return ""
     where = f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
-    return f"{where} the interval takes the law's form for granted"
+    return (
+        f"{where} the interval takes the law's form for granted; on published tables intervals "
+        f"lacked another ±{published_lack(ratio):.1%} there (in quadrature)"
+    )
 
 
 def between(interval: Interval) -> str:
@@ -199,7 +202,7 @@ def _weights(weighting: Weighting) -> str:
     return (
         f"the law misses cells by {weighting.misfit_sd:.2%} beyond their seeds' "
         f"{weighting.seeds_sd:.2%}, so a cell of {most} seeds weighs "
-        f"{weighting.of_cell(most):.2g} single runs"
+        f"{weighting.of_cell(most):.2g} times a single run"
     )
 
 

@@ -31,6 +31,11 @@ these inside their 90 % interval, median of measured over forecast less 1, the s
 width of the interval over the forecast; of the top run the compute over the largest fitted,
 measured over forecast less 1, the interval's ends in the same measure, inside or OUTSIDE, the
 gates that object to it; and the fit's warnings.
+
+Added after the first run, for why so many lie outside: counts by reach, the logarithm of compute
+over the largest fitted as a share of that of the largest over the smallest fitted, and by whether
+the fit's own hold-outs went so far and widened its interval. With `out` all go to a CSV, from which
+`published_allowance.py` and `published_picture.py` read.
 """
 
 from __future__ import annotations
@@ -76,6 +81,7 @@ KNOWN = {
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BETWEEN = (1.0, 4.0, 16.0, 64.0, 1e4)
 """Compute over the largest fitted, by which forecasts are counted."""
+REACHES = (0.0, 0.25, 0.5, 1.0, 2.0, 1e4)
 
 
 def known(name: str) -> str:
@@ -127,6 +133,9 @@ def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd
     warnings = study.surface.warnings
     of_fit = (holdout_gate(study.holdouts, thresholds), health_gate(warnings, thresholds))
     size, tokens = study.surface.ranges["size"][1], study.surface.ranges["tokens"][1]
+    span = np.log(study.surface.largest_compute / study.surface.smallest_compute)
+    tried = (other.forecast.extrapolation_ratio for one in study.holdouts for other in one.points)
+    furthest = max(tried, default=1.0)
     found = []
     for point in held:
         forecast = point.forecast
@@ -143,6 +152,9 @@ def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd
                 "run": point.label,
                 "flops": point.flops,
                 "ratio": forecast.extrapolation_ratio,
+                "reach": float(np.log(forecast.extrapolation_ratio) / span),
+                "untested": forecast.extrapolation_ratio > furthest,
+                "widened": study.surface.drift is not None,
                 "measured": point.measured,
                 "forecast": forecast.value,
                 "low": forecast.low,
@@ -193,6 +205,11 @@ def totals(every: pd.DataFrame) -> None:
     parts |= {what: every["known"] == what for what in every["known"].unique()}
     for low, high in pairwise(BETWEEN):
         parts[f"{low:g} to {high:g} times"] = (every["ratio"] > low) & (every["ratio"] <= high)
+    for low, high in pairwise(REACHES):
+        parts[f"reach {low:g} to {high:g}"] = (every["reach"] > low) & (every["reach"] <= high)
+    parts["within the hold-outs"] = ~every["untested"]
+    parts["beyond, widened"] = every["untested"] & every["widened"]
+    parts["beyond, not widened"] = every["untested"] & ~every["widened"]
     parts["no gate objected"] = every["gates"] == ""
     for gate in ("holdout_error", "interval_width", "extrapolation", "fit_health"):
         parts[f"{gate} objected"] = every["gates"].str.contains(gate)

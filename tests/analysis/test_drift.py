@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.allocation import optimum
-from analysis.drift import Drift
+from analysis.drift import Drift, published_lack
 from analysis.holdout import Holdout, drift_of
 from analysis.laws import LossSurface
 from analysis.points import Points
@@ -66,6 +66,11 @@ def test_the_allowance_is_nothing_within_the_points_and_grows_beyond_them() -> N
     quantile = 2.3534  # Student's, 3 degrees of freedom, 95%
     assert below == pytest.approx(quantile * 0.01 * np.array([0.0, 0.0, 1.0, 8.0]), rel=1e-4)
     assert not above.any()
+
+
+def test_what_published_tables_lacked_grows_like_a_drift() -> None:
+    found = [published_lack(ratio) for ratio in (0.5, 1.0, np.e, np.e**4)]
+    assert found == pytest.approx([0.0, 0.0, 0.0065, 0.052])
 
 
 def test_a_bend_within_the_ladder_is_named_and_its_forecast_covers(

@@ -74,6 +74,8 @@ def test_summary_is_one_screen(study: Study) -> None:
     far = " ".join(study.summary(flops=1e18).split())
     assert "C = 1e+18" in far
     assert "(the hold-outs) the interval takes the law's form for granted" in far
+    lacked = 0.0065 * np.log(1e18 / study.surface.largest_compute) ** 1.5
+    assert f"intervals lacked another ±{lacked:.1%} there (in quadrature)" in far
     near = study.summary(flops=1.01 * study.surface.largest_compute)
     assert "untested" not in near, "no further out than the hold-outs"
 

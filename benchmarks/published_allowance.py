@@ -1,0 +1,86 @@
+"""How much wider would intervals have to be to hold other people's runs?
+
+    python benchmarks/published_allowance.py forecasts=FILE
+
+`FILE` is the CSV of `benchmarks/published_forecasts.py`. A law's form is taken for granted beyond
+the points unless its own hold-outs show that it is wrong. Here every interval gets
+rate·distance^growth more in quadrature, the distance in e-folds of compute beyond the points, and
+the rate is the least that puts nine in ten inside. Every publisher counts alike, and within one
+every cut. Each line leaves one publisher out: the rate of the others, then the share it puts inside
+of that one's cuts and of all its runs, and how many of its top runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from measuring import options
+
+GROWTHS = (0.5, 1.0, 1.5, 2.0)
+RATES = np.arange(0.0, 0.03, 0.00025)
+WANTED = 0.9
+PUBLISHERS = {
+    "marin_moe": "marin_moe",
+    "marin": "marin",
+    "misfitting_openlm": "misfitting_openlm",
+    "misfitting_fairseq": "misfitting_fairseq",
+}
+"""By how a table's name begins; of the others its first word. Marin's three tables share sizes and
+schedules, as Kempner's six and Gadre's three do; its mixtures were another campaign."""
+
+
+def publisher(table: str) -> str:
+    named = (who for begin, who in PUBLISHERS.items() if table.startswith(begin))
+    return next(named, table.split("_")[0])
+
+
+def inside(frame: pd.DataFrame, rate: float, growth: float) -> pd.Series:
+    more = rate * np.log(frame["ratio"].clip(lower=1.0)) ** growth
+    miss = np.log(frame["measured"] / frame["forecast"])
+    below = np.hypot(np.log(frame["forecast"] / frame["low"]), more)
+    above = np.hypot(np.log(frame["high"] / frame["forecast"]), more)
+    return (miss >= -below) & (miss <= above)
+
+
+def weights(frame: pd.DataFrame) -> pd.Series:
+    """Every publisher alike, every cut of one alike, every run of one alike."""
+    cut = frame.groupby(["publisher", "table", "factor"])["ratio"].transform("size")
+    cuts = frame.groupby("publisher")["cut"].transform("nunique")
+    return 1 / (cut * cuts)
+
+
+def least_rate(frame: pd.DataFrame, growth: float) -> float:
+    weight = weights(frame)
+    for rate in RATES:
+        if np.average(inside(frame, rate, growth), weights=weight) >= WANTED:
+            return float(rate)
+    raise SystemExit(f"{RATES[-1]:.2%} an e-fold to the {growth} is not enough")
+
+
+def main() -> None:
+    chosen = options({"forecasts": ""})
+    if not chosen["forecasts"]:
+        raise SystemExit("forecasts=FILE: what published_forecasts.py wrote with out=")
+    frame = pd.read_csv(chosen["forecasts"])
+    frame["publisher"] = frame["table"].map(publisher)
+    frame["cut"] = frame["table"] + frame["factor"].astype(str)
+    now = inside(frame, 0.0, 1.0)
+    print(f"as they are {np.average(now, weights=weights(frame)):.1%} inside, publishers alike")
+    for growth in GROWTHS:
+        rate = least_rate(frame, growth)
+        print(f"growth {growth:g}: {rate:.2%} from all publishers")
+        shares, tops = [], []
+        for who, own in frame.groupby("publisher"):
+            others = least_rate(frame[frame["publisher"] != who], growth)
+            held = inside(own, others, growth)
+            shares.append(held.groupby(own["cut"]).mean().mean())
+            tops.append(held[own["top"]].sum())
+            print(
+                f"  {who:<20}{others:>6.2%}  {shares[-1]:>4.0%} of a cut, {held.mean():>4.0%} of "
+                f"runs, {tops[-1]} of {own['top'].sum()} top runs"
+            )
+        print(f"  mean {np.mean(shares):.1%}, {sum(tops)} of {frame['top'].sum()} top runs")
+
+
+if __name__ == "__main__":
+    main()
