@@ -88,7 +88,8 @@ def repeat_warnings(settings: Sequence[str]) -> tuple[FitWarning, ...]:
     sentence = (
         f"runs of one size and token count differ in {', '.join(settings)} too and are taken for "
         "repeated seeds: what that does to the loss counts as noise. Keep one value "
-        "(filter.COLUMN=VALUE), or name it where the law has such a variable "
+        "(filter.COLUMN=VALUE), of a sweep of learning rates the best run of each "
+        "(table.lowest_of_cells=true), or name it where the law has such a variable "
         "(variables.NAME=COLUMN)"
     )
     return (FitWarning(status=FitStatus.MIXED_REPEATS.name, sentence=sentence),)

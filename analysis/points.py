@@ -189,6 +189,23 @@ def mean_of_cells(points: Points) -> tuple[Points, tuple[Exclusion, ...]]:
     return replace(take(points, first), loss=mean), merged
 
 
+def lowest_of_cells(points: Points) -> tuple[Points, tuple[Exclusion, ...]]:
+    """Each cell as the run of its lowest loss, as of a sweep of learning rates; the other runs."""
+    lowest: dict[str, int] = {}
+    for row, cell in enumerate(points.cell):
+        if cell not in lowest or points.loss[row] < points.loss[lowest[cell]]:
+            lowest[cell] = row
+    kept = sorted(lowest.values())
+    beaten = tuple(
+        Exclusion(
+            label=points.label[row],
+            reason="not the lowest loss of its size and token count (lowest_of_cells)",
+        )
+        for row in sorted(set(range(len(points))) - set(kept))
+    )
+    return take(points, kept), beaten
+
+
 def points_from_records(
     records: RecordSet, size: SizeVariable = "flops_per_token"
 ) -> tuple[Points, tuple[Exclusion, ...]]:

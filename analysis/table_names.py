@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.table_cells import SUFFIXES
@@ -94,7 +95,10 @@ def find_column(path: Path, frame: pd.DataFrame, option: str, name: str) -> None
         raise ConfigError(f"{option}: {count} columns of {path} are called {name!r}")
 
 
-def _listed(names: Iterable[str], most: int = 40) -> str:
-    names = list(names)
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _listed(names: Iterable[str], most: int = 40, longest: int = 600) -> str:
+    """As many as ``most`` and ``longest`` characters allow, and how many are left."""
+    names = list(map(str, names))
+    length_N = np.cumsum([len(name) + 2 for name in names])
+    shown = max(1, min(most, int((length_N <= longest).sum())))
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -50,6 +50,9 @@ class TableRules:
     """The column that says which row is the last, e.g. the step; without it the file's order."""
     mean_over_seeds: bool = False
     """Rows of one cell (size, tokens, variables) count as one point, the mean of their losses."""
+    lowest_of_cells: bool = False
+    """Of the rows of one cell only the one of lowest loss counts, where they are a sweep of
+    learning rates; of seeds it would pick the luckiest."""
     drop_highest_losses: int = 0
     """An outlier rule: leave out this many of the highest losses."""
     params_unit: float = 1.0
@@ -83,6 +86,10 @@ class TableRules:
         require(
             self.decimal != self.thousands,
             f"decimal and thousands are both {self.decimal!r}; a number can't be read so",
+        )
+        require(
+            not (self.mean_over_seeds and self.lowest_of_cells),
+            "mean_over_seeds and lowest_of_cells: one or the other",
         )
         require(
             self.last_by is None or self.last_of is not None,

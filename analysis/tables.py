@@ -23,6 +23,7 @@ from analysis.points import (
     FLOPS_PER_PARAM_TOKEN,
     OWN_COLUMNS,
     Points,
+    lowest_of_cells,
     make_points,
     mean_of_cells,
     row_name,
@@ -117,6 +118,7 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
     if len(kept) == 0:
         raise ConfigError(f"{path}: no row is left of {len(frame)}")
     points = made(kept)
+    forecast = made(test) if rules.test else None
     merged: tuple[Exclusion, ...] = ()
     if rules.check_units:
         check_units(
@@ -131,12 +133,13 @@ def load_table(path: Path, columns: Columns, rules: TableRules | None = None) ->
         check_repeats(points, str(path))
     if rules.mean_over_seeds:
         points, merged = mean_of_cells(points)
+    if rules.lowest_of_cells:
+        points, merged = lowest_of_cells(points)
+        forecast = None if forecast is None else lowest_of_cells(forecast)[0]
     excluded = tuple(
         Exclusion(label=labels[at], reason=reason) for at, reason in sorted(table.dropped.items())
     )
-    return Loaded(
-        points=points, excluded=(*excluded, *merged), test=made(test) if rules.test else None
-    )
+    return Loaded(points=points, excluded=(*excluded, *merged), test=forecast)
 
 
 def _measures(table: _Table, columns: Columns) -> tuple[dict[str, Array], float]:
@@ -214,7 +217,9 @@ class _Table:
         used = wrong & np.array([self._used(at) for at in range(len(wrong))])
         self.refuse_or_drop(f"{what} is not a number{as_written(text[used])}", wrong, cells)
         self.refuse_or_drop(f"{what} is infinite", np.isinf(values), cells)
-        self.refuse_or_drop(f"{what} is not positive", values <= 0, cells)
+        relative = role == "loss" and (values <= 0).mean() > 0.5
+        other = " (relative to another loss? The law is of the loss itself)" if relative else ""
+        self.refuse_or_drop(f"{what} is not positive{other}", values <= 0, cells)
         return values
 
     def losses(self, columns: Columns) -> Array:
@@ -313,9 +318,11 @@ class _Table:
             for at in found[:MOST_SHOWN]
         ]
         more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        others = any(self._used(at) and not bad[at] for at in range(len(bad)))
+        advice = "Correct them, or leave them out with table.bad_rows=drop"
         raise ConfigError(
             f"{self.path}: {what} in {len(found)} of {len(self.frame)} rows: {', '.join(shown)}"
-            f"{more}. Correct them, or leave them out with table.bad_rows=drop"
+            f"{more}. {advice if others else 'No row would be left: name another column'}"
         )
 
     def _used(self, at: int) -> bool:

@@ -169,6 +169,50 @@ def test_curves_seeds_and_tests_are_chosen_by_rules(tmp_path: Path) -> None:
         TableRules(last_by="step")
 
 
+def test_of_a_sweep_of_learning_rates_the_best_run_of_each_cell_counts(tmp_path: Path) -> None:
+    off = {1e-3: 0.02, 2e-3: 0.0, 4e-3: 0.3}
+    table = [
+        row | {"L": float(str(row["L"])) + more, "lr": rate}
+        for row in rows()
+        for rate, more in off.items()
+    ]
+    path = write(tmp_path / "rates.csv", table)
+    rules = TableRules(lowest_of_cells=True, test={"D": 1.6e9})
+    loaded = load_table(path, COLUMNS, rules)
+    truth = [row for row in rows() if row["D"] != 1.6e9]
+    assert loaded.points.array("loss") == pytest.approx([float(str(row["L"])) for row in truth])
+    assert loaded.points.extra["lr"] == (2e-3,) * 15
+    assert Counter(exclusion.reason for exclusion in loaded.excluded) == {
+        "test: forecast, not fitted": 15,
+        "not the lowest loss of its size and token count (lowest_of_cells)": 30,
+    }
+    assert loaded.test is not None
+    assert (len(loaded.test), loaded.test.extra["lr"]) == (5, (2e-3,) * 5)
+    with pytest.raises(ConfigError, match="one or the other"):
+        TableRules(lowest_of_cells=True, mean_over_seeds=True)
+
+
+def test_a_column_of_which_nothing_would_be_left(tmp_path: Path) -> None:
+    """As losses less a unigram's: dropping its rows is no advice."""
+    relative = [row | {"L": float(str(row["L"])) - 9} for row in rows()]
+    said = refused(write(tmp_path / "relative.csv", relative))
+    assert "not positive (relative to another loss? The law is of the loss itself) in 20" in said
+    assert said.endswith("No row would be left: name another column")
+    some = [row | ({"L": -1.0} if row["name"] == "r3" else {}) for row in rows()]
+    said = refused(write(tmp_path / "some.csv", some))
+    assert "'L' (columns.loss) is not positive in 1 of 20 rows" in said
+    assert said.endswith("leave them out with table.bad_rows=drop")
+
+
+def test_many_long_names_are_not_all_listed(tmp_path: Path) -> None:
+    wide = [row | {f"eval/downstream/task_{i}_len_norm": 1.0 for i in range(90)} for row in rows()]
+    said = refused(write(tmp_path / "wide.csv", wide), Columns(params="size", loss="L"))
+    assert "It has: N, D, L, name, experts, eval/downstream/task_0_len_norm" in said
+    listed = said.partition("It has: ")[2]
+    assert len(listed) < 620
+    assert listed.endswith(f", and {95 - listed.count(', ')} more")
+
+
 def test_decimal_commas_and_thousands(tmp_path: Path) -> None:
     def european(x: float) -> str:
         return f"{x:,.4f}".replace(",", " ").replace(".", ",").replace(" ", ".")

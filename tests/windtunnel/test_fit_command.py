@@ -365,8 +365,11 @@ def test_settings_in_which_repeats_differ_are_named(tmp_path: Path, capsys: Capt
     assert fit(tmp_path, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "MIXED_REPEATS: runs of one size and token count differ in lr too" in said
-    assert fit(tmp_path, *words, "filter.lr=0.001") == 0
-    assert "MIXED_REPEATS" not in capsys.readouterr().out
+    for best in ("filter.lr=0.001", "table.lowest_of_cells=true"):
+        assert fit(tmp_path, *words, best) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "MIXED_REPEATS" not in said
+        assert "16 points, 32 left out" in said
 
 
 def test_a_variant_of_a_sweep_that_varies_nothing_is_refused(
