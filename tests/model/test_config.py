@@ -30,6 +30,16 @@ def test_ling_mini_ratios() -> None:
     assert [LING_MINI.is_moe_layer(i) for i in range(3)] == [False, True, True]
 
 
+def test_what_is_not_said_is_not_built() -> None:
+    """No leading dense layer, no prediction block, no scaled context."""
+    bare = ModelConfig(
+        vocab_size=32, hidden_size=16, num_layers=2, dense_width=32,
+        attention=ATTENTION, moe=LING_MINI_MOE,
+    )  # fmt: skip
+    assert (bare.num_dense_layers, bare.mtp_depth, bare.num_moe_layers) == (0, 0, 2)
+    assert YarnConfig(factor=1, original_positions=4096).factor == 1
+
+
 def test_dense_model_has_no_granularity() -> None:
     dense = replace(LING_MINI, moe=None, num_dense_layers=0)
     assert dense.granularity is None

@@ -120,6 +120,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(plan, toy):
     folder = attempt_dir(toy.store.run_dir(run.run_id), 1)
     found = load_newest(folder / "checkpoints")
     assert found.state["identity"] == identity
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert all(path.is_file() for path in checkpoint.iterdir()), "nothing unfinished is left"
     assert found.state["run"] == {"step": 3}
     assert found.tensors["weight"].tolist() == [0, 1, 2]
 

@@ -161,8 +161,11 @@ def test_gradients_are_let_go_of():
     assert all(grad() is None for grad in grads)
 
 
-def test_tensors_put_in_the_place_of_others_are_seen():
+@pytest.mark.parametrize("has_idle", [True, False])
+def test_tensors_put_in_the_place_of_others_are_seen(has_idle):
     model = Some()
+    if not has_idle:
+        del model.idle
     optimizer = build_optimizer(model, CONFIG)
     with_gradients(model, 0)
     optimizer.step()
