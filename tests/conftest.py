@@ -32,6 +32,14 @@ def wandb_files() -> ModuleType:
     return _beside("wandb_files")
 
 
+@pytest.fixture(params=["Linux", "macOS"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What has been synced since, as ``tests/on_disk.py`` notes it."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("what a descriptor stands for is read from /proc")
+    return _beside("on_disk").Disk(request.param, monkeypatch)
+
+
 def _beside(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None

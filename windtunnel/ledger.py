@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 from analysis.results import Prediction
 from model.errors import ConfigError
-from model.files import sync_file, sync_folder
+from model.files import durable_folder, sync_file, sync_folder
 from model.typed import build_union, to_plain
 from sweeps.files import content_hash
 
@@ -227,7 +227,7 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[tuple[Line, ...]]:
         """Hold the file against other launches; the kernel lets go when the process dies."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        durable_folder(self.path.parent)
         with open(self.path.with_name(self.path.name + ".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self.lines()

@@ -18,7 +18,7 @@ from analysis.exclusion import Exclusion
 from analysis.noise import NoiseFloor
 from analysis.results import FitWarning, Interval, Prediction
 from model.errors import ConfigError
-from model.files import write_atomic
+from model.files import durable_folder, write_atomic
 from model.typed import build, to_plain
 from sweeps.files import content_hash
 from sweeps.spec import SPEC_VERSION, RunSpec
@@ -174,7 +174,7 @@ class Promotions:
 
         Either way ``latest`` is this one from now on.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        durable_folder(self.folder)
         path = self.path(promotion.id)
         is_new = not path.exists()
         if is_new:

@@ -142,7 +142,11 @@ def test_a_spec_survives_its_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(999, "999"), (1000, "1k"), (524_288, "524k"), (999_999, "1M"), (2e13, "20T")],
+    [
+        *((999, "999"), (999.5, "1k"), (1000, "1k"), (524_288, "524k"), (999_499, "999k")),
+        *((999_500, "1M"), (999.5e6, "1G"), (1e9, "1G"), (2.5e12, "2.5T"), (2e13, "20T")),
+        *((999.5e12, "1P"), (1.5e15, "1.5P"), (3e18, "3E")),
+    ],
 )
 def test_counts_for_people(count, text):
     assert short_count(count) == text

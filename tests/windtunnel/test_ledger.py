@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,17 @@ def test_rows_come_back_as_they_were_written(three: Ledger) -> None:
     assert [entry.verdict for entry in entries] == ["inside", "OUTSIDE", "open"]
     assert entries[1].outcome == outcome("b", 2.2)
     assert three.read().problems == ()
+
+
+def test_a_forecast_is_on_disk_before_its_run_starts(tmp_path: Path, disk: Any) -> None:
+    top = tmp_path / "new"
+    ledger = Ledger(top / "tunnel" / "ledger.jsonl")
+    for row in (forecast("a"), forecast("b")):
+        ledger.register(row)
+        assert [path.name for path in disk.lost(top)] == ["ledger.jsonl.lock"]
+        disk.forget(ledger.path)
+    ledger.record_outcome(outcome("a", 2.05))
+    assert [path.name for path in disk.lost(top)] == ["ledger.jsonl.lock"]
 
 
 def test_launching_again_doubles_nothing(three: Ledger) -> None:

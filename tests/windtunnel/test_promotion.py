@@ -516,6 +516,15 @@ def kept(promotion: Promotion, tmp_path: Path) -> Path:
     return promotions.path(promotion.id)
 
 
+def test_a_promotion_is_on_disk_when_it_is_kept(
+    promotion: Promotion, tmp_path: Path, disk: Any
+) -> None:
+    top = tmp_path / "new"
+    Promotions(top / "tunnel").save(promotion)
+    assert len(list(top.rglob("*"))) == 4, "two folders, the promotion, the latest"
+    assert disk.lost(top) == []
+
+
 def test_a_promotion_comes_back_as_it_was_kept(kept: Path, promotion: Promotion) -> None:
     assert read_promotion(kept) == promotion
     assert kept.read_text().startswith("# A promotion:")
