@@ -27,6 +27,8 @@ PUBLISHED_RATE = 0.0065
 """What intervals lacked on 21 published tables one e-fold beyond their points, in log-loss: with it
 in quadrature 89 % of runs lay inside, the rate taken from other publishers each time, and 77 %
 without (`benchmarks/published_allowance.py`)."""
+PUBLISHED_FURTHEST = 500.0
+"""Times the largest compute fitted to which those tables' runs went."""
 
 
 @dataclass(frozen=True, kw_only=True)

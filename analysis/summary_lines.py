@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from analysis.catalogue import AnyLaw, law_range
-from analysis.drift import Drift, published_lack
+from analysis.drift import PUBLISHED_FURTHEST, Drift, published_lack
 from analysis.exclusion import Exclusion
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.judging import Comparison
@@ -108,8 +108,9 @@ def holdout_lines(holdouts: Sequence[Holdout], drift: Drift | None) -> Iterator[
 
 
 def judged_lines(tests: Sequence[HeldOutPoint]) -> Iterator[str]:
-    """Rows that were forecast because the caller asked."""
-    for point in tests[:MOST_TESTS]:
+    """Rows that were forecast because the caller asked, the furthest out first."""
+    furthest = sorted(tests, key=lambda point: -point.forecast.extrapolation_ratio)
+    for point in furthest[:MOST_TESTS]:
         where = "inside" if point.inside else "OUTSIDE"
         yield from labelled(
             "forecast",
@@ -119,9 +120,12 @@ def judged_lines(tests: Sequence[HeldOutPoint]) -> Iterator[str]:
     if tests:
         error = sum(abs(point.error) for point in tests) / len(tests)
         inside = sum(point.inside for point in tests)
+        below = sum(point.measured < point.forecast.value for point in tests)
+        hidden = f"; the {MOST_TESTS} furthest out are shown" if len(tests) > MOST_TESTS else ""
         yield from labelled(
             "forecasts",
-            f"{inside} of {len(tests)} measured losses inside, off by {error:.2%} on average",
+            f"{inside} of {len(tests)} measured losses inside, off by {error:.2%} on average, "
+            f"{below} below their forecast{hidden}",
         )
 
 
@@ -167,9 +171,20 @@ def untested(ratio: float, holdouts: Sequence[Holdout]) -> str:
     if ratio <= tried:
         return ""
     where = f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
+    return f"{where} the interval takes the law's form for granted"
+
+
+def untested_surface(ratio: float, holdouts: Sequence[Holdout]) -> str:
+    """The same of L(N, D), with what its intervals lacked on published tables."""
+    sentence = untested(ratio, holdouts)
+    if not sentence:
+        return ""
+    if ratio > PUBLISHED_FURTHEST:
+        return f"{sentence}; published tables that were tried went to {PUBLISHED_FURTHEST:g} times"
+    lack = published_lack(ratio)
     return (
-        f"{where} the interval takes the law's form for granted; on published tables intervals "
-        f"lacked another ±{published_lack(ratio):.1%} there (in quadrature)"
+        f"{sentence}; on published tables intervals lacked another ±{lack:.1%} there (in "
+        "quadrature)"
     )
 
 

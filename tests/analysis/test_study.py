@@ -15,11 +15,13 @@ from analysis.allocation import exponents, optimum
 from analysis.budgets import budget_ranks
 from analysis.exclusion import Exclusion
 from analysis.health import holdout_warnings
+from analysis.holdout import HeldOutPoint
 from analysis.laws import LossSurface
 from analysis.noise import noise_floor
 from analysis.points import Points, make_points, take
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
+from analysis.summary_lines import judged_lines
 from model.errors import ConfigError
 
 Draw = Callable[..., Points]
@@ -74,10 +76,31 @@ def test_summary_is_one_screen(study: Study) -> None:
     far = " ".join(study.summary(flops=1e18).split())
     assert "C = 1e+18" in far
     assert "(the hold-outs) the interval takes the law's form for granted" in far
-    lacked = 0.0065 * np.log(1e18 / study.surface.largest_compute) ** 1.5
-    assert f"intervals lacked another ±{lacked:.1%} there (in quadrature)" in far
+    assert "published tables that were tried went to 500 times" in far
+    largest = study.surface.largest_compute
+    further = " ".join(study.summary(flops=np.e**4 * largest).split())
+    assert "intervals lacked another ±5.2% there (in quadrature)" in further
     near = study.summary(flops=1.01 * study.surface.largest_compute)
     assert "untested" not in near, "no further out than the hold-outs"
+
+
+def test_of_many_rows_to_be_forecast_the_furthest_are_shown(study: Study) -> None:
+    """In a table's order the row a reader wants most, the largest run, may come last."""
+    largest = study.surface.largest_compute
+    places = [(times * largest) ** 0.5 for times in range(1, 15)]
+    tests = tuple(
+        HeldOutPoint(
+            label=f"row {index}", size=place, tokens=place, flops=place**2, measured=1.0,
+            forecast=study.surface.predict(place, place),
+        )
+        for index, place in enumerate(places)
+    )  # fmt: skip
+    lines = " ".join(" ".join(judged_lines(tests)).split())
+    assert lines.index("row 13:") < lines.index("row 12:") < lines.index("row 2:")
+    assert "row 1:" not in lines
+    assert "0 of 14 measured losses inside" in lines
+    assert lines.endswith("14 below their forecast; the 12 furthest out are shown")
+    assert list(judged_lines(tests[:12]))[-1].endswith("12 below their forecast")
 
 
 def test_hold_out_leaves_the_largest_budgets_out(study: Study) -> None:
