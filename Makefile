@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: install demo test check lint types clean
 
 $(VENV)/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This is Python %d.%d, from 3.11 on is needed: make PYTHON=python3.12, for example" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -27,7 +27,7 @@ import types
 
 ABSENT = {
     os: (
-        "CLD_TRAPPED copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom "
+        "copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom "
         "getresgid getresuid getxattr listxattr memfd_create pidfd_open pipe2 posix_fadvise "
         "posix_fallocate removexattr sched_getaffinity sched_getparam sched_getscheduler "
         "sched_rr_get_interval sched_setaffinity sched_setparam sched_setscheduler setns "
@@ -86,9 +86,9 @@ def be_a_mac():
     parts = ("Darwin", linux.nodename, "24.5.0", "Darwin Kernel Version 24.5.0", "arm64")
     mac = os.uname_result(parts)
     os.uname = lambda: mac
-    platform.uname.cache_clear() if hasattr(platform.uname, "cache_clear") else None
     platform._uname_cache = None
     platform.processor = lambda: "arm"
+    platform.mac_ver = lambda *_: ("15.5", ("", "", ""), "arm64")
     sys.modules["_scproxy"] = types.SimpleNamespace(_get_proxy_settings=dict, _get_proxies=dict)
     multiprocessing.set_start_method("spawn", force=True)
     in_kib = resource.getrusage

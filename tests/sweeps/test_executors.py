@@ -115,11 +115,18 @@ def test_a_killed_fork_server_ends_its_workers_and_is_started_again(folders):
     executor.close()
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_no_worker_outlives_its_driver(plan, tmp_path, blow):
-    session = toy_chaos.Session(
-        plan=plan, store=toy_chaos.prepare(tmp_path, steps=4000, step_s=0.02), rng=None
-    )
+BLOWS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.mark.parametrize(
+    ("system", "blow"), [*(("Linux", blow) for blow in BLOWS), ("macOS", signal.SIGKILL)]
+)
+def test_no_worker_outlives_its_driver(plan, tmp_path, blow, system, request):
+    store = toy_chaos.prepare(tmp_path, steps=4000, step_s=0.02)
+    session = toy_chaos.Session(plan=plan, store=store, rng=None)
+    if system == "macOS":
+        request.getfixturevalue("on_a_mac")
+        session.environment = request.getfixturevalue("mac_environment")
     write_plan(plan, session.store.plan_path(plan.name))
     driver = session._start_driver()
     end = time.monotonic() + 120

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class Session:
     """Runs that a worker is given at a time."""
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     blows: Counter[str] = field(default_factory=Counter)
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    """Of the drivers and their workers."""
 
     def run(self, num_kills: int, pause_s: float, timeout_s: float) -> None:
         """Strike until ``num_kills`` processes are killed, then let restarted drivers finish.
@@ -108,7 +111,7 @@ class Session:
         with open(self.store.root / "drivers.txt", "ab") as log:
             return subprocess.Popen(
                 [sys.executable, str(DRIVER), *arguments],
-                env={**os.environ, MARK: self.mark},
+                env={**self.environment, MARK: self.mark},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=heed_hangup,
