@@ -76,7 +76,7 @@ def test_a_copy_is_done_or_the_same_command_makes_it_so(
 
 
 def test_what_was_measured_is_published_again_not_trained(plan, toy, tmp_path):
-    """The attempt's own record stands, checkpoints or none."""
+    """The attempt's own record stands, checkpoints or none. Training would fail."""
     toy.set(steps=3)
     part = plan.__class__(name="part", runs=plan.runs[:1])
     name = part.runs[0].run_id
@@ -86,5 +86,6 @@ def test_what_was_measured_is_published_again_not_trained(plan, toy, tmp_path):
     left_out(toy.store.root)
     shutil.rmtree(run_dir / "attempts" / "0001" / "checkpoints", ignore_errors=True)
     assert "its record was not copied" in toy.store.state(name).reason
+    toy.set(steps=3, fail=[part.runs[0].spec.train.seed])
     assert run_sweep(part, toy.store, toy.executor()).is_complete
     assert (run_dir / "record.json").read_bytes() == before

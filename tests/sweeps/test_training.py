@@ -42,6 +42,8 @@ def test_the_batch_shrinks_rather_than_take_too_few_steps():
     assert few.num_steps == TRAINING.min_steps
     many = train(TRAINING, SHAPE, 16_384, 32)
     assert many.num_steps > TRAINING.min_steps
+    shortest = train(replace(TRAINING, batch_factor=100.0), SHAPE, 32 * TRAINING.min_steps - 32, 32)
+    assert (shortest.batch_tokens, shortest.num_steps) == (32, TRAINING.min_steps - 1)
 
 
 def test_the_learning_rate_is_read_at_the_compute_the_run_takes():
