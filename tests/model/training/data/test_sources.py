@@ -41,7 +41,9 @@ def read(source):
     """Every document of the source, and how many jobs gave them."""
     corpus = MixtureCorpus(sources={"web": source})
     jobs = source_of(corpus, Hashes()).jobs()
-    return [document for job in jobs for document in job.documents({})], len(jobs)
+    found = [document for job in jobs for document in job.documents({})]
+    assert {document.domain for document in found} <= {source.domain or "web"}
+    return found, len(jobs)
 
 
 def texts(source):

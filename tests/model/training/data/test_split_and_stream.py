@@ -88,6 +88,30 @@ def test_windows_follow_each_other_and_begin_again():
     ]
 
 
+def walked(index: int, size: int, key: int) -> int:
+    """The order of windows that every version has: four rounds over halves of so many bits that
+    two hold ``size``, the other half mixed by the golden ratio and splitmix64's first constant,
+    until the place lies below ``size``; in Python's whole numbers, modulo 2^64."""
+    bits = next(half for half in range(1, 33) if 4**half >= size)
+    while True:
+        left, right = index >> bits, index % 2**bits
+        for number in range(4):
+            mixed = (right + key + number) * 0x9E3779B97F4A7C15 % 2**64
+            mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 % 2**64
+            left, right = right, left ^ (mixed >> 32) % 2**bits
+        index = left << bits | right
+        if index < size:
+            return index
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 100, 4097])
+def test_the_order_of_windows_is_that_of_every_version(size):
+    """A run that goes on with a later version reads on in the text where it was."""
+    for key in (0, 12345, 2**64 - 3):
+        found = shuffled(np.arange(size), size, np.full(size, key, dtype=np.uint64))
+        assert found.tolist() == [walked(index, size, key) for index in range(size)]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 15, 16, 17, 1000, 4097])
 def test_a_shuffle_is_a_permutation_that_its_key_names(size):
     place = np.arange(size)
