@@ -95,6 +95,10 @@ def test_an_outlier_of_a_routed_law_is_named_with_what_it_moves() -> None:
     settings = FitSettings(replicates=100)
     calm = fit_routed(size, experts, loss, settings, labels=labels)
     assert "OUTLIERS" not in {warning.status for warning in calm.warnings}
+    for name in "abcd":
+        interval = calm.coefficients[name]
+        assert interval.low < interval.value < interval.high, name
+        assert interval.contains(getattr(truth, name)), name
     loss[17] *= 1.2
     said = {
         warning.status: warning.sentence
