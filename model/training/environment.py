@@ -8,6 +8,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "VECLIB_MAXIMUM_THREADS": str(threads),  # of Apple's, which the framework takes on a Mac
         # Waiting threads sleep: a spinning one takes the core from the worker beside it.
         "OMP_WAIT_POLICY": "passive",
         # Keep freed memory instead of handing it back to the kernel: every activation would be

@@ -434,3 +434,18 @@ def test_a_root_in_the_home_folder_is_found_although_no_shell_expands_it(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli.main(["status", "root=~/empty"]) == 1
     assert f"No sweep under {tmp_path / 'empty'} yet" in capsys.readouterr().out
+
+
+def test_a_name_that_the_disk_takes_for_another_is_refused(
+    root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Mac's does with upper and lower case: here by a link of the other spelling."""
+    use_driver(monkeypatch, "finished")
+    assert sweep(root, "name=mine") == 0
+    (root / "sweeps" / "Mine").symlink_to("mine")
+    before = Store(root).plan_path("mine").read_text()
+    assert sweep(root, "name=Mine") == 2
+    error = capsys.readouterr().err
+    assert "name=Mine: " in error
+    assert "is the plan of sweep mine" in error
+    assert Store(root).plan_path("mine").read_text() == before

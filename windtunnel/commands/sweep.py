@@ -107,6 +107,7 @@ def run(config: Config, console: Console) -> int:
         bring_over(store, console)
     corpus = prepared(sweep.corpus, sweep.runtime.data_dir, console)
     plan = priced_plan(sweep, corpus, store, anew=config.redo)
+    _refuse_anothers_plan(plan, store)
     _redo(config, plan, store)
     status = sweep_status(plan, store)
     slots = expected_slots(config.executor, sweep.runtime)
@@ -240,6 +241,21 @@ def _flat(where: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, tuple[A
             yield key, tuple(value)
         else:
             raise ConfigError(f"{where}.{key}: expected a list of values, got {value!r}")
+
+
+def _refuse_anothers_plan(plan: Plan, store: Store) -> None:
+    """Where a disk takes ``Mine`` for ``mine``, as a Mac's does, one sweep would replace another's
+    plan; so it would in a folder that was renamed by hand."""
+    path = store.plan_path(plan.name)
+    try:
+        there = skim_plan(path).name
+    except (FileNotFoundError, ConfigError):
+        return
+    if there != plan.name:
+        raise ConfigError(
+            f"name={plan.name}: {path} is the plan of sweep {there} (most disks of a Mac don't "
+            "tell Mine from mine); choose another name=..."
+        )
 
 
 def _say_if_text_changed(plan: Plan, store: Store, console: Console) -> None:

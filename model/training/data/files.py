@@ -17,6 +17,8 @@ from model.errors import ConfigError
 from model.training.data.documents import JOB_BYTES
 
 READ_AT_ONCE = 4 * 2**20
+APPLE_DOUBLE = b"\x00\x05\x16\x07"
+"""How a file begins in which macOS keeps what a foreign disk has no place for (RFC 1740)."""
 SETTLED_S = 2.0
 """A file changed more recently than this may change again without its times showing it."""
 
@@ -76,7 +78,7 @@ class Hashes:
 
 
 def expand(patterns: Iterable[str], where: str) -> list[Path]:
-    """Files that the patterns match, folders taken whole.
+    """Files that the patterns match, folders taken whole but for what macOS's Finder leaves there.
 
     Raises:
         ConfigError: naming a pattern that matches none.
@@ -86,11 +88,25 @@ def expand(patterns: Iterable[str], where: str) -> list[Path]:
         matched = [Path(name) for name in glob.glob(pattern, recursive=True)]
         files = {path for path in matched if path.is_file()}
         for folder in (path for path in matched if path.is_dir()):
-            files |= {path for path in folder.rglob("*") if path.is_file()}
+            files |= {p for p in folder.rglob("*") if p.is_file() and not _is_finders(p)}
         if not files:
             raise ConfigError(f"{where}: no file matches {pattern!r} (from {Path.cwd()})")
         paths |= files
     return sorted(paths)
+
+
+def _is_finders(path: Path) -> bool:
+    """Its view of a folder and, on a foreign disk, what that can't keep of the file beside: never
+    text, and hidden from who would leave it out."""
+    if path.name == ".DS_Store":
+        return True
+    if not path.name.startswith("._"):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(APPLE_DOUBLE)) == APPLE_DOUBLE
+    except OSError:
+        return False  # whoever reads it says so
 
 
 def grouped(files: Sequence[TextFile]) -> Iterator[tuple[TextFile, ...]]:

@@ -9,7 +9,7 @@ import pytest
 from model.errors import ConfigError
 from model.training.corpora import TextCorpus
 from model.training.data import text as text_module
-from model.training.data.files import Hashes
+from model.training.data.files import Hashes, expand
 from model.training.data.prepare import prepare_corpus
 from model.training.data.text import cut, cut_stream, text_corpus
 
@@ -149,3 +149,17 @@ def test_rows_are_read_as_they_stand_where_a_domain_names_them(tmp_path):
     rows.write_text('{"text": "alpha"}\n')
     documents, _ = collect(paths=(str(rows),), domains={"jsonl": (str(rows),)})
     assert documents == [("jsonl", b'{"text": "alpha"}\n')]
+
+
+def test_what_finder_leaves_in_folders_is_no_text(tmp_path):
+    folder = tmp_path / "notes"
+    (folder / "deeper").mkdir(parents=True)
+    for place in (folder, folder / "deeper"):
+        (place / "a.txt").write_text("some words")
+        (place / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\0")
+        (place / "._a.txt").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+        (place / "._b.txt").write_text("one's own")
+    taken = expand([str(folder)], "data.paths")
+    assert [path.name for path in taken] == ["._b.txt", "a.txt"] * 2
+    # What is named is meant, and refused with a word.
+    assert len(expand([str(folder / ".DS_Store")], "data.paths")) == 1
