@@ -351,6 +351,23 @@ def test_the_best_size_of_each_budget(tmp_path: Path, capsys: Capture) -> None:
     assert len(study.budgets) == 3
 
 
+def test_a_count_without_the_embedding_is_named(
+    table: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    path = table()
+    header, *lines = path.read_text().splitlines()
+    rest = "\n".join(f"{line},{float(line.split(',')[0]) * 0.7}" for line in lines)
+    path.write_text(f"{header},non_emb_params\n{rest}\n")
+    advice = "Note: N = N; the table has non_emb_params too."
+    others = ["columns.tokens=D", "columns.loss=L", *QUICK]
+    assert fit(tmp_path, f"records={path}", "columns.params=N", *others) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert advice in said
+    assert "(columns.params=non_emb_params)" in said
+    assert fit(tmp_path, f"records={path}", "columns.params=non_emb_params", *others) == 0
+    assert "Note: N =" not in capsys.readouterr().out
+
+
 def test_settings_in_which_repeats_differ_are_named(tmp_path: Path, capsys: Capture) -> None:
     """A grid of learning rates is no set of seeds; a measured column and the seed are passed by."""
     rng, path = np.random.default_rng(3), tmp_path / "rates.csv"

@@ -42,6 +42,7 @@ from analysis.settings import FitSettings
 from analysis.study import Study, make_study
 from analysis.summary import AHEAD
 from analysis.utilisation import utilisation_laws
+from analysis.without_embedding import column_without_embedding
 from model.config import require
 from model.errors import ConfigError
 from windtunnel.conditions import condition_lines
@@ -93,12 +94,25 @@ def run(config: Config, console: Console) -> int:
     console.print(refolded(text, console.width), markup=False, end="", soft_wrap=True)
     for line in condition_lines(runs.records):
         prose(console, f"Note: {line}")
+    if isinstance(study, Study) and not runs.records:
+        _note_embedding(study.points, console)
     study.save(runs.out)
     console.print(f"  {'written':<12}{runs.out}", markup=False, soft_wrap=True)
     if config.figures and isinstance(study, Study):
         folder = _draw(study, runs.out)
         console.print(f"  {'figures':<12}{folder}", markup=False, soft_wrap=True)
     return 0
+
+
+def _note_embedding(points: Points, console: Console) -> None:
+    """A table that counts its sizes in two ways, and the other one forecasts better."""
+    if other := column_without_embedding(points):
+        prose(
+            console,
+            f"Note: N = {points.size_variable}; the table has {other} too. On published tables "
+            "laws in the count without the embedding missed the largest runs by half as much "
+            f"(columns.params={other})",
+        )
 
 
 def _draw(study: Study, fit_path: Path) -> Path:
