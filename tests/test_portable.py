@@ -132,3 +132,14 @@ def test_a_python_that_is_too_old_is_named_before_anything_is_installed(
     assert done.returncode == 2
     assert ("-m venv" in done.stdout) is is_enough
     assert ("This is Python 3.9, from 3.11 on is needed" in done.stderr) is not is_enough
+
+
+TRITON_OF = {"2.13.0": "3.7.1"}
+"""What the framework's builds for Linux ask for, by their metadata. Its builds without CUDA ask for
+none: a machine that has one of those installs whatever else is pinned."""
+
+
+def test_the_pinned_packages_can_be_installed_together() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.partition(";")[0].strip().split("==") for line in lines if "==" in line)
+    assert pinned["triton"] == TRITON_OF[pinned["torch"]]
