@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from model.kernels.framework import address
+
 
 @cache
 def sgemm_address() -> int | None:
@@ -22,22 +24,13 @@ def sgemm_address() -> int | None:
     """
     if not torch.backends.mkl.is_available() or not _is_intel():
         return None
-    return _address("sgemm_")
+    return address("sgemm_")
 
 
 def hand_over_sgemm(library: ctypes.CDLL) -> None:
     """Have a compiled library call it, and keep a small product to the thread that asks for it."""
     library.wt_use_sgemm.argtypes, library.wt_use_sgemm.restype = [ctypes.c_void_p] * 2, None
-    library.wt_use_sgemm(sgemm_address(), _address("MKL_Set_Num_Threads_Local"))
-
-
-@cache
-def _address(name: str) -> int | None:
-    try:
-        framework = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(framework[name], ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
+    library.wt_use_sgemm(sgemm_address(), address("MKL_Set_Num_Threads_Local"))
 
 
 def _is_intel() -> bool:

@@ -26,21 +26,41 @@ import torch
 from torch import Tensor
 
 from model.kernels.recording import call
+from model.kernels.threads import hand_over_threads
 
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 """The expert kernel."""
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-std=c++17",
-    "-ffp-contract=fast",  # fuse multiply-adds
-    "-fno-math-errno",
-    "-fopenmp",
-    "-shared",
-    "-fPIC",
-)
+
+
+def flags_for(system: str, machine: str) -> tuple[str, ...]:
+    """How to compile for the CPU of this machine.
+
+    Args:
+        system: as ``platform.system()`` calls it.
+        machine: as ``platform.machine()`` calls it.
+    """
+    if machine not in ("aarch64", "arm64"):
+        native = ["-march=native"]
+    elif system == "Darwin":
+        # Apple's compiler assumes an M1 by itself, and did not know "native" before its version 15.
+        native = []
+    else:
+        native = ["-mcpu=native"]  # on ARM -march alone leaves the tuning to chance
+    return (
+        "-O3",
+        *native,
+        "-std=c++17",
+        "-ffp-contract=fast",  # fuse multiply-adds
+        "-fno-math-errno",
+        "-shared",
+        "-fPIC",
+    )
+
+
+FLAGS = flags_for(platform.system(), platform.machine())
+"""No ``-fopenmp``: threads are the framework's (``threads.py``)."""
 COMPILE_TIMEOUT_S = 300
 
 SIZE, FLAG, NUMBER, POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
@@ -141,9 +161,22 @@ def load_library(source: Path = SOURCE) -> ctypes.CDLL:
             if not path.exists():  # a process beside this one may have built it meanwhile
                 _compile(compiler, source, path)
     try:
-        return ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NoCompiledKernel(f"{path} does not load: {error}") from None
+    hand_over_threads(library)
+    return library
+
+
+def compiled_by() -> str:
+    """The compiler of this machine's kernels and its version; "none" where there are none."""
+    try:
+        library = load_library()
+    except NoCompiledKernel:
+        return "none"
+    library.wt_compiler.restype = ctypes.c_char_p
+    version: bytes = library.wt_compiler()
+    return version.decode()
 
 
 def find_compiler() -> str:
@@ -207,8 +240,14 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
                 command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
             )
             if done.returncode != 0:
-                first = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise NoCompiledKernel(f"{compiler} could not build the kernel: {first}")
+                why = _first_error(done.stderr)
+                raise NoCompiledKernel(f"{compiler} could not build the kernel: {why}")
             os.replace(built, path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCompiledKernel(f"{compiler} could not build the kernel: {error}") from None
+
+
+def _first_error(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line]  # warnings may come before it
+    return (errors or lines or ["no message"])[0]

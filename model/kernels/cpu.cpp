@@ -25,6 +25,15 @@ extern "C" {
 
 int32_t wt_lanes() { return LANES; }
 
+// What compiled this; compilers fuse and order operations differently, so it decides the last bits.
+const char* wt_compiler() {
+#if defined(__clang__)
+    return __VERSION__;
+#else
+    return "GCC " __VERSION__;
+#endif
+}
+
 // Whether this build has bfloat16 products in vectors (with even H).
 int32_t wt_has_bf16() {
 #if defined(__AVX512BF16__)

@@ -5,8 +5,6 @@
 // Shapes: x, y [T, D]; expert, gate [T, K]; w_gate_up [E, 2H, D], gate rows first; w_down [E, H, D].
 #pragma once
 
-#include <omp.h>
-
 #include <optional>
 
 #include "routing.h"
@@ -103,9 +101,7 @@ int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* ou
     Routing routing;
     RowSums sums(out, l.T, l.D, l.threads);
     Meeting meeting(l.threads);
-#pragma omp parallel num_threads(l.threads)
-    {
-        const int me = omp_get_thread_num();
+    together(l.threads, [&](int me) {
         if (me == 0) {  // while the other threads wake up and clear their rows
             routing = route(l.expert, l.T * l.K, l.K, l.E, l.threads, most, visit_cost);
             if (routing.valid) prepare(routing);
@@ -119,7 +115,7 @@ int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* ou
             finish(me);
         }
         meeting.look_out();
-    }
+    });
     return routing.valid ? 0 : 1;
 }
 

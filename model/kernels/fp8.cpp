@@ -70,13 +70,12 @@ template <class Number>
 void round_all(int64_t rows, int64_t columns, int64_t stride, const Number* x, int64_t down, int64_t across,
                float smallest, bool transposed, uint8_t* values, float* scales, int threads) {
     const int64_t bands = (rows + down - 1) / down, groups = (columns + across - 1) / across;
-#pragma omp parallel num_threads(team(2 * rows * columns * NS_A_NUMBER, threads))
-    {
+    const int parts = team(2 * rows * columns * NS_A_NUMBER, threads);
+    together(parts, [&](int me) {
         std::vector<uint32_t> largest(columns);
         std::vector<float> scale(columns);
         std::vector<uint8_t> codes(columns);
-#pragma omp for
-        for (int64_t band = 0; band < bands; band++) {
+        for (int64_t band = bands * me / parts; band < bands * (me + 1) / parts; band++) {
             const int64_t from = band * down, to = std::min(rows, from + down);
             round_band(x, stride, from, to, columns, across, smallest, largest.data(), scale.data());
             for (int64_t group = 0; group < groups; group++)
@@ -88,7 +87,7 @@ void round_all(int64_t rows, int64_t columns, int64_t stride, const Number* x, i
                     for (int64_t i = 0; i < columns; i++) values[i * rows + row] = line[i];
             }
         }
-    }
+    });
 }
 
 }  // namespace
@@ -111,14 +110,16 @@ void wt_to_e4m3(int64_t rows, int64_t columns, int64_t stride, const void* x, in
 void wt_from_e4m3(int64_t rows, int64_t columns, const uint8_t* values, const float* scales, int64_t down,
                   int64_t across, float* y, int32_t threads) {
     const int64_t groups = (columns + across - 1) / across;
-#pragma omp parallel for num_threads(team(rows * columns * NS_A_NUMBER, threads))
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t group = 0; group < groups; group++) {
-            const float scale = scales[row / down * groups + group];
-            const int64_t end = std::min(columns, (group + 1) * across);
-            for (int64_t i = group * across; i < end; i++)
-                y[row * columns + i] = from_e4m3(values[row * columns + i]) * scale;
-        }
+    const int parts = team(rows * columns * NS_A_NUMBER, threads);
+    together(parts, [&](int me) {
+        for (int64_t row = rows * me / parts; row < rows * (me + 1) / parts; row++)
+            for (int64_t group = 0; group < groups; group++) {
+                const float scale = scales[row / down * groups + group];
+                const int64_t end = std::min(columns, (group + 1) * across);
+                for (int64_t i = group * across; i < end; i++)
+                    y[row * columns + i] = from_e4m3(values[row * columns + i]) * scale;
+            }
+    });
 }
 
 }  // extern "C"

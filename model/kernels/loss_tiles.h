@@ -243,16 +243,14 @@ struct LossOnTiles {
         const int count = team(ns, threads);
         std::vector<std::unique_ptr<Part>> parts(count);
         Meeting meeting(count);
-#pragma omp parallel num_threads(count)
-        {
-            const int me = omp_get_thread_num();
+        together(count, [&](int me) {
             parts[me] = std::make_unique<Part>(*this);
             parts[me]->run(l.N * me / count, l.N * (me + 1) / count);
             meeting.wait();
             if (l.d_output)
                 for (int64_t p = me; p < panels; p += count) write_d_output(parts, p);
             meeting.look_out();
-        }
+        });
     }
 };
 

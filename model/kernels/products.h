@@ -13,10 +13,12 @@ namespace {
 constexpr int MAX_NR = 4, ACCUMULATORS = 8;
 #elif defined(__AVX512F__)
 constexpr int MAX_NR = 4, ACCUMULATORS = 26;
-#elif defined(__AVX__)
+#elif defined(__aarch64__)
+// Of 32 registers. With 24, GCC 12 keeps two sums of 8 x 3 on the stack, where each multiply-add waits for the store
+// of the one before; 7 x 3 stays in registers under GCC and Clang (LOG.md, 2026-11-27).
+constexpr int MAX_NR = 3, ACCUMULATORS = 21;
+#else  // 16 registers
 constexpr int MAX_NR = 3, ACCUMULATORS = 12;
-#else
-constexpr int MAX_NR = 3, ACCUMULATORS = 24;
 #endif
 
 template <bool BF16>

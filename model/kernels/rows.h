@@ -83,13 +83,10 @@ void share_rows(int64_t count, double row_ns, int threads, Work work) {
     const int parts = team(count * row_ns, threads);
     if (parts == 1) return work(0, count);
     Meeting meeting(parts);
-#pragma omp parallel num_threads(parts)
-    {
-#pragma omp for schedule(static) nowait
-        for (int part = 0; part < parts; part++)
-            work(count * part / parts, count * (part + 1) / parts);
+    together(parts, [&](int me) {
+        work(count * me / parts, count * (me + 1) / parts);
         meeting.look_out();
-    }
+    });
 }
 
 // Calls work(from, to, sums) for each thread's range of rows and reduces the threads' `count` sums into out.
@@ -98,14 +95,12 @@ void by_rows(int64_t rows, double row_ns, int64_t count, float* out, int threads
     const int parts = team(rows * row_ns, threads);
     std::vector<std::unique_ptr<Buffer>> sums(parts);
     Meeting meeting(parts);
-#pragma omp parallel num_threads(parts)
-    {
-        const int me = omp_get_thread_num();
+    together(parts, [&](int me) {
         sums[me] = std::make_unique<Buffer>(count);
         std::memset(sums[me]->data, 0, count * sizeof(float));
         work(rows * me / parts, rows * (me + 1) / parts, sums[me]->data);
         meeting.look_out();
-    }
+    });
     for (int64_t i = 0; i < count; i++) {
         float sum = 0;
         for (const auto& part : sums) sum += part->data[i];

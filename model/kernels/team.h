@@ -4,9 +4,11 @@
 // when each has more than that to do (LOG.md, 2026-11-26). The number of threads follows from an estimate of the
 // work that depends on sizes alone: a result depends on the sizes and the threads allowed, never on how busy the
 // machine was.
+//
+// The threads are those of the framework's own OpenMP runtime, whose functions are handed over as addresses: every
+// compiler will do, also one without OpenMP (Apple's), and no process gets a second runtime with threads of its own.
+// Without the addresses everything is computed on the calling thread.
 #pragma once
-
-#include <omp.h>
 
 #include <algorithm>
 #include <atomic>
@@ -22,7 +24,24 @@ constexpr double NS_AN_ATTENDED = 1.0 / 30.0;  // of a multiply-add in attention
 
 double least_ns = 100e3;  // the least work worth a thread
 
+// As GCC's and LLVM's runtime both name and define them: GOMP_parallel, GOMP_barrier, omp_get_thread_num
+// and omp_get_thread_limit.
+struct Runtime {
+    void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+    void (*barrier)();
+    int (*thread)();
+    int (*limit)();
+} runtime{};
+
+// Calls work(thread) on each of so many threads and returns when all have.
+template <class Work>
+void together(int threads, Work work) {
+    if (threads == 1) return work(0);
+    runtime.parallel([](void* data) { (*static_cast<Work*>(data))(runtime.thread()); }, &work, threads, 0);
+}
+
 inline int team(double ns, int threads) {
+    threads = runtime.parallel ? std::min(threads, runtime.limit()) : 1;
     if (ns >= least_ns * threads) return threads;
     return static_cast<int>(std::max(1.0, ns / least_ns));
 }
@@ -36,7 +55,7 @@ class Meeting {
 
     void wait() {
         look_out();
-#pragma omp barrier
+        if (threads > 1) runtime.barrier();
     }
     // Polls without the barrier: before the end of a parallel region, which has a barrier of its own.
     void look_out() {
@@ -51,6 +70,14 @@ class Meeting {
 };
 
 }  // namespace
+
+// Sets the addresses of the runtime's functions.
+extern "C" void wt_use_threads(void* parallel, void* barrier, void* thread, void* limit) {
+    runtime = {reinterpret_cast<decltype(Runtime::parallel)>(parallel),
+               reinterpret_cast<decltype(Runtime::barrier)>(barrier),
+               reinterpret_cast<decltype(Runtime::thread)>(thread),
+               reinterpret_cast<decltype(Runtime::limit)>(limit)};
+}
 
 // For tests: sets the least work worth a thread; returns the previous value.
 extern "C" double wt_least_ns(double ns) {

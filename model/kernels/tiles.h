@@ -20,7 +20,8 @@
 
 #if defined(__AVX512BF16__)
 
-#if defined(__AMX_BF16__) && defined(__linux__) && !defined(WT_PLAIN_TILES)
+// Clang up to 14 writes the name without its middle stroke.
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__) && !defined(WT_PLAIN_TILES)
 #define WT_TILE_UNIT
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -168,25 +169,26 @@ inline void transpose(vec (&r)[LANES]) {
     }
 }
 #else
+// Exchanges parts of two vectors: a becomes a[i] where i & half is 0, else b[i - half]; b becomes a[i + half], else b[i].
+template <int half, int... I>
+inline void exchange(vec& a, vec& b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+    const vec first = __builtin_shufflevector(a, b, ((I & half) ? I - half + LANES : I)...);
+    b = __builtin_shufflevector(a, b, ((I & half) ? I + LANES : I + half)...);
+#else  // GCC before 12 has this one alone
+    const vec first = __builtin_shuffle(a, b, ivec{((I & half) ? I - half + LANES : I)...});
+    b = __builtin_shuffle(a, b, ivec{((I & half) ? I + LANES : I + half)...});
+#endif
+    a = first;
+}
 // LANES x LANES transpose by a butterfly of two-source shuffles.
+template <int half = 1>
 inline void transpose(vec (&r)[LANES]) {
 #pragma GCC unroll 8
-    for (int half = 1; half < LANES; half *= 2) {
-        ivec low, high;
-        for (int i = 0; i < LANES; i++) {
-            low[i] = (i & half) ? i - half + LANES : i;
-            high[i] = (i & half) ? i + LANES : i + half;
-        }
-#pragma GCC unroll 32
-        for (int i = 0; i < LANES; i++) {
-            if (i & half) continue;
-            const vec a = r[i], b = r[i + half];
-            r[i] = __builtin_shuffle(a, b, low);
-            r[i + half] = __builtin_shuffle(a, b, high);
-        }
-    }
+    for (int i = 0; i < LANES; i++)
+        if (!(i & half)) exchange<half>(r[i], r[i + half], std::make_integer_sequence<int, LANES>{});
+    if constexpr (2 * half < LANES) transpose<2 * half>(r);
 }
-
 #endif
 
 #if defined(__AVX512BF16__)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from model.errors import ConfigError
+from model.kernels.compiled import compiled_by
 from model.training.config import RuntimeConfig
 
 
@@ -35,10 +36,13 @@ def set_up(runtime: RuntimeConfig) -> torch.device:
 def describe_numerics(device: torch.device) -> dict[str, Any]:
     """What decides the bits of a run besides its spec; kept in the record."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
+    numerics = {
         "torch": torch.__version__,
         "device": f"{device.type} {name}",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "float32_matmul": torch.get_float32_matmul_precision(),
     }
+    if device.type == "cpu":
+        numerics["kernels_compiled_by"] = compiled_by()
+    return numerics

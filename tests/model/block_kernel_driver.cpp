@@ -3,6 +3,8 @@
 
 #include <cstdio>
 
+#include "driver_threads.h"
+
 using Floats = std::vector<float>;
 
 static void attentions(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, bool norm, bool bf16, int threads) {
@@ -45,7 +47,7 @@ static void routers(int64_t N, int64_t D, int64_t E, int threads) {
 }
 
 int main() {
-    wt_least_ns(0);  // threads share whatever there is
+    use_threads();
     int cases = 0;
     for (int run = 0; run < 6; run++) {
         const int threads = run % 2 ? 3 : 1;

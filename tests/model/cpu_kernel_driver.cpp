@@ -3,8 +3,10 @@
 
 #include <cstdio>
 
+#include "driver_threads.h"
+
 int main() {
-    wt_least_ns(0);  // threads share whatever there is
+    use_threads();
     const int64_t shapes[][5] = {{64, 32, 8, 16, 2}, {1, 33, 5, 7, 2},  {100, 50, 4, 9, 3},
                                  {40, 5, 3, 3, 1},   {9, 64, 64, 16, 8}, {130, 300, 2, 130, 2}};
     int cases = 0;

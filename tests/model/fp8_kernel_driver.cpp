@@ -3,6 +3,8 @@
 
 #include <cstdio>
 
+#include "driver_threads.h"
+
 template <class Number>
 static void round_trip(int64_t rows, int64_t columns, Number one, int transposed, int64_t down, int64_t across) {
     const int32_t threads = transposed ? 3 : 1;
@@ -18,7 +20,7 @@ static void round_trip(int64_t rows, int64_t columns, Number one, int transposed
 }
 
 int main() {
-    wt_least_ns(0);  // threads share whatever there is
+    use_threads();
     int cases = 0;
     for (int64_t rows : {1, 7, 130})
         for (int64_t columns : {1, 33, 200})

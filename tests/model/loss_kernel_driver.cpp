@@ -5,6 +5,8 @@
 
 #include <cstdio>
 
+#include "driver_threads.h"
+
 using Floats = std::vector<float>;
 
 static void losses(int64_t N, int64_t D, int64_t V, bool bf16, int threads) {
@@ -38,7 +40,7 @@ static void optimizers(int64_t first, int64_t second, int threads) {
 }
 
 int main() {
-    wt_least_ns(0);  // threads share whatever there is
+    use_threads();
     int cases = 0;
     for (int run = 0; run < 6; run++) {
         const int threads = run % 2 ? 3 : 1;

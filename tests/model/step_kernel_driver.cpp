@@ -3,6 +3,8 @@
 
 #include <cstdio>
 
+#include "driver_threads.h"
+
 using Floats = std::vector<float>;
 
 static void norms(int64_t rows, int64_t D, int threads) {
@@ -34,7 +36,7 @@ static void embeddings(int64_t N, int64_t D, int64_t V, int threads) {
 }
 
 int main() {
-    wt_least_ns(0);  // threads share whatever there is
+    use_threads();
     int cases = 0;
     for (int threads = 1; threads <= 3; threads += 2)
         for (int64_t width : {1, 7, 16, 33, 100}) {

@@ -260,9 +260,8 @@ def test_no_read_or_write_out_of_bounds(driver: str, cases: int, tmp_path: Path)
     ]
     source = Path(__file__).with_name(driver)
     build = [compiled.find_compiler(), *flags, *sanitize, "-o", str(program), str(source)]
-    built = subprocess.run(
-        [*build, f"-I{compiled.SOURCE.parent}"], capture_output=True, text=True, check=False
-    )
+    build += [f"-I{compiled.SOURCE.parent}", "-lgomp"]
+    built = subprocess.run(build, capture_output=True, text=True, check=False)
     if "cannot find" in built.stderr:
         pytest.skip("this compiler has no sanitizer runtime")
     assert built.returncode == 0, built.stderr
