@@ -1,7 +1,7 @@
 """The framework's own threads for compiled kernels: no compiler's OpenMP, no second runtime.
 
-Two OpenMP runtimes in a process have two sets of threads that take the cores from each other, and on
-macOS they crash. GCC's runtime and LLVM's export the same three functions; see ``team.h``.
+Two OpenMP runtimes in a process have two sets of threads that take the cores from each other, and
+on macOS they crash. GCC's runtime and LLVM's export the same functions; see ``team.h``.
 """
 
 from __future__ import annotations
