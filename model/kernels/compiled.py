@@ -186,7 +186,8 @@ def find_compiler() -> str:
         found = shutil.which(name)
         if found:
             return found
-    raise NoCompiledKernel(f"no C++ compiler found (looked for {', '.join(wanted)}); install g++")
+    how = "xcode-select --install" if platform.system() == "Darwin" else "install g++"
+    raise NoCompiledKernel(f"no C++ compiler found (looked for {', '.join(wanted)}); {how}")
 
 
 def cache_dir() -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from model.kernels import compiled, threads
+from model.kernels.compiled import compiled_by
 from model.system import usable_cores
 from windtunnel.commands import doctor
 from windtunnel.commands.doctor import Config, Finding
@@ -26,6 +28,7 @@ def test_a_working_machine_passes(tmp_path: Path) -> None:
         assert name in text
     assert "ms a layer: reference" in " ".join(text.split())
     assert "rest of a step" in text
+    assert f"by {compiled_by()}" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 100
     assert not (tmp_path / "not").exists(), "looking changes nothing"
 
@@ -67,6 +70,18 @@ def test_slurms_commands_alone_are_no_cluster(
     found = doctor.slurm().found
     assert found.startswith(str(tmp_path / "sbatch"))
     assert ("no cluster answers" in found) is (code != 0)
+
+
+def test_what_computes_the_rest_says_why_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled_by() != "none":
+        monkeypatch.setattr(threads, "why_one_thread", lambda: "the runtime has no such function")
+        assert "on one thread (the runtime has no such function)" in doctor.rest_of_a_step()
+
+    def refuse() -> None:
+        raise compiled.NoCompiledKernel("c++ could not build the kernel: error: as it says")
+
+    monkeypatch.setattr(compiled, "load_library", refuse)
+    assert doctor.rest_of_a_step().endswith("could not build the kernel: error: as it says")
 
 
 @pytest.mark.usefixtures("on_a_mac")

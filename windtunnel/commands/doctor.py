@@ -237,18 +237,23 @@ def rest_of_a_step() -> str:
     """What computes norms, routers, attention, loss and optimizer, and the plain products."""
     from model.kernels import block
     from model.kernels.blas import sgemm_address
-    from model.kernels.compiled import NoCompiledKernel, load_library
+    from model.kernels.compiled import NoCompiledKernel, compiled_by, load_library
+    from model.kernels.threads import why_one_thread
 
     try:
         load_library()
-    except NoCompiledKernel:
-        return "by the framework's operations: there are no compiled ones without a C++ compiler"
+    except NoCompiledKernel as error:
+        return f"by the framework's operations: {error}"
     products = "the framework's sgemm" if sgemm_address() else "our own tiles of vectors"
     bf16 = "the framework, which casts more than it gains: slower than fp32 for small models"
     if block.has_tiles():
         products = f"the tile unit (AMX), small ones by {products}"
         bf16 = "the tile unit"
-    return f"compiled for this machine; plain fp32 products by {products}; precision=bf16 by {bf16}"
+    alone = f", on one thread ({why_one_thread()})" if why_one_thread() else ""
+    return (
+        f"compiled for this machine by {compiled_by()}{alone}; plain fp32 products by {products}; "
+        f"precision=bf16 by {bf16}"
+    )
 
 
 def slurm() -> Finding:
