@@ -42,8 +42,8 @@ from windtunnel.yaml_folders import (
 
 T = TypeVar("T")
 
-REASONS = "override."
-"""Values under it are a person's sentences, with commas and all."""
+SENTENCES = ("override.", "trained.source")
+"""Keys that begin so have a person's sentences as values, with commas and all."""
 
 # What Hydra, OmegaConf and PyYAML raise for a bad override or a bad file.
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -192,7 +192,7 @@ def _parse_override(text: str, meant: str = "") -> Override:
     if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
         text = f"{key}{equals}{Path(value).expanduser()}"
     is_sign = len(value) == 1 and not value.isalnum()  # table.decimal=, as a shell leaves it
-    if is_sign or (key.startswith(REASONS) and _is_sentence(value)):
+    if is_sign or (key.startswith(SENTENCES) and _is_sentence(value)):
         text = f"{key}{equals}{_quoted(value)}"
     try:
         override = OverridesParser.create().parse_override(text)

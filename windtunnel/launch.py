@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from analysis.records import RunRecord
 from model.errors import RunFailed
@@ -21,11 +21,16 @@ from sweeps.events import Event
 from sweeps.executors.base import Executor
 from sweeps.plan import Plan, PlannedRun
 from sweeps.run import run_sweep
+from sweeps.spec import run_id
 from sweeps.spread import Spread, set_spread
 from sweeps.store import Store
+from windtunnel.elsewhere import Elsewhere, measuring_spec, require_same_model, stated_outcome
 from windtunnel.gates import check_gates
 from windtunnel.ledger import Entry, ForecastRow, Ledger, OutcomeRow, utc_now
 from windtunnel.promotion import Promotion
+
+if TYPE_CHECKING:
+    from model.training.initial import GivenWeights
 
 RETRY: tuple[Literal["failed"]] = ("failed",)
 """Launching again means to try again; a run that diverged would diverge again."""
@@ -74,47 +79,113 @@ def forecast_row(promotion: Promotion) -> ForecastRow:
     )
 
 
+def planned(
+    promotion: Promotion,
+    cost: RunCost,
+    runtime: RuntimeConfig,
+    *,
+    keep_weights: int = 0,
+    given: GivenWeights | None = None,
+) -> PlannedRun:
+    """What a launch runs.
+
+    ``keep_weights``: so many are kept for an average, see :func:`with_kept`.
+    ``given``: weights that another engine has trained to the promotion's end; they are measured.
+
+    Raises:
+        ConfigError: the given weights are not of the promotion's model.
+    """
+    if given is None:
+        train = with_kept(promotion.spec.train, keep_weights)
+        spec = replace(promotion.spec, runtime=runtime, train=train)
+        return PlannedRun(run_id=promotion.run_id, spec=spec, cost=cost)
+    require_same_model(given, promotion, "trained.weights")
+    spec = replace(measuring_spec(promotion, given), runtime=runtime)
+    return PlannedRun(run_id=run_id(spec), spec=spec, cost=cost)
+
+
 def launch(
     promotion: Promotion,
+    run: PlannedRun,
     *,
-    cost: RunCost,
     store: Store,
     ledger: Ledger,
     executor: Executor,
-    runtime: RuntimeConfig,
     overrides: Mapping[str, str],
     spread: Spread | None = None,
-    keep_weights: int = 0,
+    given: GivenWeights | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Launched:
     """Register the forecast, train what is not yet trained, record the outcome.
 
+    ``run``: as :func:`planned`, which was told of the same ``given`` weights.
     ``spread``: over which processes the run is trained from here on; None for one.
-    ``keep_weights``: so many are kept for an average, see :func:`with_kept`.
 
     Raises:
         LaunchRefused: naming every gate that failed and was not overridden.
         RunFailed: training ended without a record; the ledger's entry stays open.
     """
-    accepted = accepted_overrides(promotion, ledger, overrides)
-    before = store.state(promotion.run_id)
-    was_started = before.status != "planned" or store.record(promotion.run_id) is not None
-    row = forecast_row(promotion)
-    ledger.register(replace(row, overrides=accepted, after_the_fact=was_started))
-    spec = replace(
-        promotion.spec, runtime=runtime, train=with_kept(promotion.spec.train, keep_weights)
-    )
-    run = PlannedRun(run_id=promotion.run_id, spec=spec, cost=cost)
-    set_spread(store.create(run.spec), spread)
+    register(promotion, store, ledger, overrides, is_measured=given is not None)
+    name = run.run_id
+    before = store.state(name)
+    folder = store.create(run.spec)
+    if given is not None:
+        from model.training.initial import place_weights  # here: it needs torch
+
+        place_weights(given, folder / "begins")
+    set_spread(folder, spread)
     result = run_sweep(Plan(name=promotion.id, runs=(run,)), store, executor, on_event, retry=RETRY)
-    if reason := result.failed.get(promotion.run_id):
-        raise RunFailed(promotion.run_id, reason, store.log_tail(promotion.run_id))
-    record = None if result.unfinished else store.record(promotion.run_id)
+    if reason := result.failed.get(name):
+        raise RunFailed(name, reason, store.log_tail(name))
+    record = None if result.unfinished else store.record(name)
     if record is not None:
-        ledger.record_outcome(outcome_of(promotion, record))
+        outcome = outcome_of(promotion, record)
+        ledger.record_outcome(replace(outcome, trained="here" if given is None else "elsewhere"))
     entry = ledger.find(promotion.id)
     assert entry is not None, "registered above"
     return Launched(entry=entry, record=record, was_over=before.status in ("done", "diverged"))
+
+
+def register(
+    promotion: Promotion,
+    store: Store,
+    ledger: Ledger,
+    overrides: Mapping[str, str],
+    *,
+    is_measured: bool = False,
+) -> None:
+    """Check the gates and put the forecast on record, unless it stands there already.
+
+    ``is_measured``: its run is over elsewhere, so a forecast that is registered now comes after the
+    fact, as it does where the run was begun here.
+
+    Raises:
+        LaunchRefused: naming every gate that failed and was not overridden.
+    """
+    accepted = accepted_overrides(promotion, ledger, overrides)
+    is_begun = store.state(promotion.run_id).status != "planned"
+    late = is_measured or is_begun or store.record(promotion.run_id) is not None
+    ledger.register(replace(forecast_row(promotion), overrides=accepted, after_the_fact=late))
+
+
+def hand_over(
+    promotion: Promotion,
+    trained: Elsewhere,
+    store: Store,
+    ledger: Ledger,
+    overrides: Mapping[str, str],
+) -> Entry:
+    """Register the forecast of a run that another engine trains, and a loss it states.
+
+    Raises:
+        LaunchRefused: naming every gate that failed and was not overridden.
+    """
+    register(promotion, store, ledger, overrides, is_measured=trained.loss_nats is not None)
+    if trained.loss_nats is not None and trained.source is not None:
+        ledger.record_outcome(stated_outcome(promotion, trained.loss_nats, trained.source))
+    entry = ledger.find(promotion.id)
+    assert entry is not None, "registered above"
+    return entry
 
 
 def with_kept(train: TrainConfig, keep_weights: int) -> TrainConfig:

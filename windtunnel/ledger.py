@@ -25,7 +25,7 @@ from model.files import durable_folder, sync_file, sync_folder
 from model.typed import build_union, to_plain
 from sweeps.files import content_hash
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 FIRST = "0" * 64
 """What the first row names as the row before it."""
 UNREADABLE = "cannot be read: torn while it was written, or corrupted since"
@@ -70,6 +70,15 @@ class OutcomeRow:
     """Measured held-out loss, nats per token; absent for a diverged run."""
     inside: bool
     """Whether the measured loss lies in the forecast's interval; a diverged run does not."""
+    trained: Literal["here", "elsewhere"] = "here"
+    """Elsewhere: by another engine; only its weights were measured here, as ``run_id``."""
+    stated_by: str = ""
+    """Where the loss was taken from if it was not measured here at all. It is on record, but by
+    another protocol, so it is no evidence on the intervals."""
+
+    def outdoes(self, other: OutcomeRow) -> bool:
+        """Whether it was measured where ``other`` was only stated."""
+        return bool(other.stated_by) and not self.stated_by
 
 
 Row = ForecastRow | OutcomeRow
@@ -98,8 +107,10 @@ class Entry:
 
     @property
     def counts(self) -> bool:
-        """Whether it is evidence on the intervals: measured, unaltered, registered before."""
-        return not self.trouble and self.outcome is not None and not self.forecast.after_the_fact
+        """Whether it is evidence on the intervals: measured here, unaltered, registered before."""
+        if self.trouble or self.outcome is None:
+            return False
+        return not self.forecast.after_the_fact and not self.outcome.stated_by
 
     @property
     def measured(self) -> float | None:
@@ -116,7 +127,9 @@ class Entry:
         if self.outcome.status == "diverged":
             return "DIVERGED"
         verdict = "inside" if self.outcome.inside else "OUTSIDE"
-        return f"{verdict} (after the fact)" if self.forecast.after_the_fact else verdict
+        if self.forecast.after_the_fact:
+            return f"{verdict} (after the fact)"
+        return f"{verdict} (stated)" if self.outcome.stated_by else verdict
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,9 @@ class Reading:
             if isinstance(line.row, ForecastRow):
                 forecasts.setdefault(line.row.promotion_id, (line.row, line.trouble))
             elif isinstance(line.row, OutcomeRow):
-                outcomes.setdefault(line.row.promotion_id, (line.row, line.trouble))
+                known = outcomes.get(line.row.promotion_id)
+                if known is None or line.row.outdoes(known[0]):
+                    outcomes[line.row.promotion_id] = (line.row, line.trouble)
         entries = []
         for promotion_id, (forecast, trouble) in forecasts.items():
             outcome, outcome_trouble = outcomes.get(promotion_id, (None, ""))
@@ -184,14 +199,17 @@ class Ledger:
         return row
 
     def record_outcome(self, row: OutcomeRow) -> OutcomeRow:
-        """Append the outcome of a registered forecast, or return the one already there."""
+        """Append the outcome of a registered forecast, or return the one already there.
+
+        A measured outcome is appended to a stated one, and takes its place.
+        """
         with self._locked() as lines:
             registered = False
             for line in lines:
                 if line.promotion_id != row.promotion_id:
                     continue
                 self._refuse_altered(line)
-                if isinstance(line.row, OutcomeRow):
+                if isinstance(line.row, OutcomeRow) and not row.outdoes(line.row):
                     return line.row
                 registered = True
             if not registered:

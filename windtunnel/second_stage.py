@@ -9,12 +9,12 @@ forecasts it too, as far as its protocol is the sweep's: a gate says where it is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.config import ModelConfig, require
+from model.config import require
 from model.errors import ConfigError
 from model.training.config import InitialWeights, ScheduleConfig, StageConfig, TrainConfig
 from model.training.data import PreparedCorpus, prepare_corpus
@@ -26,6 +26,7 @@ from sweeps.measure import kept_under
 from sweeps.spec import RunSpec, read_spec, short_count
 from sweeps.store import Store
 from windtunnel.choices import Choice
+from windtunnel.elsewhere import require_same_model
 from windtunnel.finished import FinishedSweep
 from windtunnel.forecasting import Recommended, Settings, promotion_of
 from windtunnel.promotion import BegunFrom, Promotion
@@ -188,16 +189,7 @@ def _given_start(launched: Promotion, target: OnGivenWeights) -> Start:
         f"{before} of {launched.id}",
     )
     given = given_weights(target.weights)
-    differing = [
-        field.name
-        for field in fields(ModelConfig)
-        if getattr(given.model, field.name) != getattr(launched.spec.model, field.name)
-    ]
-    require(
-        not differing,
-        f"target.weights={target.weights}: not of {launched.id}'s model: they differ in "
-        f"{', '.join(differing)}",
-    )
+    require_same_model(given, launched, "target.weights")
     return Start(step=target.at_step, path=target.weights, given=given)
 
 

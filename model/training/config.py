@@ -211,7 +211,8 @@ class InitialWeights:
     sha256: str
     """Of their names, types, shapes and elements."""
     step: int = 0
-    """Steps of this run's schedule and text that they have behind them."""
+    """Steps of this run's schedule and text that they have behind them; all of them: the run only
+    measures the weights."""
 
     def __post_init__(self) -> None:
         require(self.step >= 0, f"step must be >= 0, got {self.step}")
@@ -270,8 +271,8 @@ class TrainConfig:
         )
         begun = self.initial_weights.step if self.initial_weights is not None else 0
         require(
-            begun < self.num_steps,
-            f"initial_weights.step ({begun}) must be less than the run's {self.num_steps} steps",
+            begun <= self.num_steps,
+            f"initial_weights.step ({begun}) must be at most the run's {self.num_steps} steps",
         )
 
     @property

@@ -205,7 +205,7 @@ def _begin(
     """Go on from a checkpoint or a trunk, where there is one, or begin with given weights.
 
     Returns:
-        Whether what was found is the average that ends a wsm run.
+        Whether what was found is the average that ends a wsm run, or weights at the end of any.
     """
     state = learner.state
     if found is not None:
@@ -223,4 +223,5 @@ def _begin(
     elif config.initial_weights is not None:
         begin_with(learner, config.initial_weights, snapshots.shared)
         logger.info("begun with given weights at step %d of %d", state.step, config.num_steps)
+        return state.step == config.num_steps
     return False

@@ -33,7 +33,7 @@ from windtunnel.along import Waypoint
 from windtunnel.commands import ledger as ledger_command
 from windtunnel.commands.launch import InFlight
 from windtunnel.gates import LaunchRefused
-from windtunnel.launch import Launched, launch, ledger_of
+from windtunnel.launch import Launched, launch, ledger_of, planned
 from windtunnel.promotion import Promotion, Promotions, sealed
 from windtunnel.sweep_progress import SweepProgress
 
@@ -116,11 +116,12 @@ def fly(root: Path, promotion: Promotion, measure: Measure, **overrides: str) ->
     )
     return launch(
         promotion,
-        cost=cost,
+        planned(
+            promotion, cost, RuntimeConfig(threads=2, data_dir=promotion.spec.runtime.data_dir)
+        ),
         store=Store(root),
         ledger=ledger_of(root),
         executor=InProcess(measure),
-        runtime=RuntimeConfig(threads=2, data_dir=promotion.spec.runtime.data_dir),
         overrides=overrides,
     )
 

@@ -8,6 +8,9 @@ with other parallel sizes; once the run is over, it trains nothing and shows the
 the meta device. Every evaluation on the way is compared with its forecast band; `alarm.stop=true`
 ends a run that leaves it.
 
+`trained=elsewhere` is for a run that another engine trains: it registers the forecast, and given
+the weights afterwards measures them on the rungs' held-out text and closes the forecast.
+
 Exit codes: 0 measured (inside or outside), 1 stopped early, 3 failed or diverged, 4 refused.
 
 Example:
@@ -16,6 +19,8 @@ Example:
   windtunnel launch promotion=latest executor=slurm executor.gres=gpu:8
   windtunnel launch promotion=latest processes=fixed processes.sizes.shard=2
   windtunnel launch promotion=latest override.extrapolation='a test of how far the law carries'
+  windtunnel launch promotion=latest trained=elsewhere
+  windtunnel launch promotion=latest trained=elsewhere trained.weights=from_megatron
 """
 
 from __future__ import annotations
@@ -36,13 +41,22 @@ from sweeps.cost import SHIPPED, RunCost, Sample, calibrated, cost_of, usage_of
 from sweeps.events import Event
 from sweeps.executors import ExecutorConfig, make_executor
 from sweeps.measure import kept_under, planned_corpus
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan
 from sweeps.spec import read_spec
 from sweeps.store import Store
 from windtunnel.alarm import AlarmConfig, alarm_sentence, looks_of
 from windtunnel.along import evaluations_in, in_flight
-from windtunnel.console import duration
-from windtunnel.launch import Launched, accepted_overrides, launch, ledger_of
+from windtunnel.console import duration, prose
+from windtunnel.elsewhere import Elsewhere, Here
+from windtunnel.launch import (
+    Launched,
+    accepted_overrides,
+    hand_over,
+    launch,
+    ledger_of,
+    planned,
+)
+from windtunnel.ledger import Entry
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
 from windtunnel.machine.tables import describe_dry_run
@@ -61,6 +75,7 @@ class Config:
     promotion: str
     executor: ExecutorConfig
     processes: PlannedSizes | OneProcess | FixedSizes
+    trained: Here | Elsewhere
     tracker: TrackerConfig
     threads: int | None
     device: Literal["auto", "cpu", "cuda"]
@@ -96,22 +111,30 @@ def run(config: Config, console: Console) -> int:
         accepted_overrides(promotion, ledger, overrides)
         console.print("A dry run: nothing was registered, nothing was started.")
         return 0
+    given = None
+    if isinstance(config.trained, Elsewhere):
+        if config.trained.weights is None:
+            entry = hand_over(promotion, config.trained, store, ledger, overrides)
+            return _handed_over(entry, config, console)
+        from model.training.initial import given_weights  # here: it needs torch
+
+        given = given_weights(config.trained.weights)
+        cost = replace(cost, own_flops=0.0, wall_s=0.0)  # nothing is left to train
     spread = spread_of(config.processes, promotion.machine, config.executor, config.device)
     if spread is not None:
         spread.parallel.check(promotion.spec.model, promotion.spec.train)
-    run = PlannedRun(run_id=promotion.run_id, spec=promotion.spec, cost=cost)
+    run = planned(promotion, cost, runtime, keep_weights=config.keep_weights, given=given)
     with SweepProgress(console, Plan(name=promotion.id, runs=(run,)), store) as progress:
         band = InFlight(promotion, store, progress, config.alarm)
         launched = launch(
             promotion,
-            cost=cost,
+            run,
             store=store,
             ledger=ledger,
             executor=make_executor(config.executor, runtime, store.root, spread),
-            runtime=runtime,
             overrides=overrides,
             spread=spread,
-            keep_weights=config.keep_weights,
+            given=given,
             on_event=band.show,
         )
     tell_mirror(console, runtime.tracker)
@@ -191,6 +214,27 @@ def _print_flight_plan(
     console.print(f"Estimated time: {time}", markup=False)
 
 
+def _handed_over(entry: Entry, config: Config, console: Console) -> int:
+    """The forecast as it stands, and what closes it."""
+    name = entry.forecast.promotion_id
+    console.print(f"{name}: {verdict_text(entry)}", markup=False)
+    _print_overrides(entry, console)
+    if entry.outcome is not None:
+        if entry.outcome.stated_by:
+            said = f"The loss was not measured here but stated ({entry.outcome.stated_by})"
+            prose(console, f"{said}; it is no evidence on the intervals.")
+        return 0
+    again = f"windtunnel launch root={config.root} promotion={name} trained=elsewhere"
+    prose(console, "The forecast is registered; the other engine can begin. To hold it against")
+    prose(console, f"what came of it: {again} trained.weights=FOLDER")
+    return 0
+
+
+def _print_overrides(entry: Entry, console: Console) -> None:
+    for gate, reason in entry.forecast.overrides.items():
+        console.print(f"  gate {gate} was overridden: {reason}", markup=False)
+
+
 def _conclude(launched: Launched, promotion: Promotion, console: Console) -> int:
     if launched.record is None:
         console.print(
@@ -200,8 +244,8 @@ def _conclude(launched: Launched, promotion: Promotion, console: Console) -> int
         )
         return 1
     if launched.was_over:
-        console.print(f"Nothing was trained: run {promotion.run_id} was over before", markup=False)
+        name = launched.record.run_id
+        console.print(f"Nothing was trained: run {name} was over before", markup=False)
     console.print(f"{promotion.id}: {verdict_text(launched.entry)}", markup=False)
-    for gate, reason in launched.entry.forecast.overrides.items():
-        console.print(f"  gate {gate} was overridden: {reason}", markup=False)
+    _print_overrides(launched.entry, console)
     return 0 if launched.record.status == "done" else 3

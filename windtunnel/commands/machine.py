@@ -32,6 +32,7 @@ from model.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from windtunnel.console import prose
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.handover import write_handover
 from windtunnel.machine.hardware import Hardware
@@ -112,6 +113,12 @@ def run(config: Config, console: Console) -> int:
     if config.export is not None:
         for path in write_handover(config.export, model, train, plan.parallel):
             console.print(Text(f"Written: {path}"))
+        if promotion is not None:
+            first = f"windtunnel launch root={config.root} promotion={promotion.id}"
+            prose(
+                console,
+                f"Before that engine begins, register the forecast: {first} trained=elsewhere",
+            )
     return 0
 
 
