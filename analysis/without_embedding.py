@@ -1,8 +1,8 @@
 """Which column of a table counts parameters without the embedding, where another was taken for N.
 
-The embedding is half of a small model and next to nothing of a large one, so a law in the total
-count bends. On 34 cuts of ten published tables that have both, the miss of the largest run was
-2.6 % without it and 5.1 % with it (medians; LOG.md, 2026-11-27).
+The embedding is most of a small model and little of a large one, so a law in the total count bends.
+On 34 cuts of ten published tables that have both, the miss of the largest run was 2.6 % without it
+and 5.1 % with it (medians; LOG.md, 2026-11-27).
 """
 
 from __future__ import annotations
