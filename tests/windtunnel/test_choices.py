@@ -89,8 +89,10 @@ def test_a_poorly_known_optimum_is_held_to_the_declared_range(noisy: Fit) -> Non
     growth = 1000.0
     found = choose(noisy, Aim(train_flops=growth * LARGEST), replace(SIZE_RANGE, open_ratio=1.01))
     low, high = SIZES[-1] * growth**0.25, SIZES[-1] * growth**0.75
-    assert low <= found.flops_per_token <= high
+    assert low < found.optimum.size.value < high
+    assert found.flops_per_token == found.optimum.size.value
     assert "its interval spans a factor of" in found.note
+    assert "the optimum lies inside it, and used" in found.note
     narrow = SizeRange(open_ratio=1.01, least_share=0.9, most_share=0.9)
     held = choose(noisy, Aim(train_flops=growth * LARGEST), narrow)
     assert held.flops_per_token == pytest.approx(SIZES[-1] * growth**0.9)

@@ -53,6 +53,10 @@ def test_the_presets_give_the_published_compute_and_rate(name: str, train_flops:
     ("overrides", "message"),
     [
         (("target.factor=4",), r"target: factor \(4\) must be >= 5"),
+        (
+            ("target.factor=6", "target.least_size_growth=6.5"),
+            r"target: least_size_growth \(6.5\) must be between 0 and factor \(6\)",
+        ),
         (("target=compute",), r"target\.train_flops: missing"),
         (("target=compute", "target.train_flops=-1"), r"target: train_flops must be positive"),
         (
