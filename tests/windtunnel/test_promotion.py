@@ -46,7 +46,7 @@ from windtunnel.forecasting import Settings
 from windtunnel.gates import GATES
 from windtunnel.load_forecast import forecast_loads
 from windtunnel.promotion import Promotion, Promotions, promotion_hash, read_promotion, sealed
-from windtunnel.recommend import recommend
+from windtunnel.recommend import _on_whole_ranks, recommend
 from windtunnel.targets import (
     ComputeBudget,
     GpuHours,
@@ -323,6 +323,24 @@ def test_a_promotion_is_handed_over_by_its_own_plan(promotion: Promotion, tmp_pa
     }
     assert plan("hardware=h100", "gpus=1") == 0
     assert "h100: 1 GPU (nodes of 8)" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sequences", "num_steps"),
+    [(1, 10, 999), (4, 8, 1249), (7, 7, 1427), (10, 10, 999), (16, 10, 999)],
+)
+def test_a_batch_of_ten_sequences_is_shared_out_evenly(
+    promotion: Promotion, gpus: int, sequences: int, num_steps: int
+) -> None:
+    """999 steps of ten: to the nearest whole number for each GPU, and the nearest whole steps;
+    where there are more GPUs than sequences it stays."""
+    length = promotion.spec.train.sequence_length
+    ten = replace(promotion.spec.train, batch_tokens=10 * length, tokens=9990 * length)
+    train = _on_whole_ranks(replace(promotion.spec, train=ten), gpus).train
+    assert (train.batch_tokens, train.tokens) == (
+        sequences * length,
+        num_steps * sequences * length,
+    )
 
 
 def test_a_batch_is_whole_sequences_of_every_gpu(sweep: FinishedSweep, settings: Settings) -> None:
