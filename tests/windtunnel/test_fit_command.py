@@ -16,6 +16,7 @@ from analysis.optima_study import OptimaStudy
 from analysis.records import RunRecord
 from analysis.study import Study
 from model.accounting import CONVENTION, flops_per_token
+from model.errors import ConfigError
 from model.typed import to_plain
 from sweeps.described import described
 from sweeps.events import SweepResult
@@ -24,6 +25,7 @@ from sweeps.plan_file import read_plan
 from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import sweep as sweep_command
+from windtunnel.runs_to_fit import _of_sweep
 
 Capture = pytest.CaptureFixture[str]
 LAW = LossSurface(E=1.8, A=60.0, B=80.0, alpha=0.35, beta=0.37)
@@ -397,6 +399,24 @@ def test_a_variant_of_a_sweep_that_varies_nothing_is_refused(
     said = capsys.readouterr().err
     assert "sweep=smoke varies nothing" in said
     assert "leave out variant=" in said
+
+
+def test_variants_are_fitted_together_by_a_law_of_what_they_vary_alone(
+    measured: tuple[Path, Plan],
+) -> None:
+    root, plan = measured
+    halves = tuple(
+        replace(run, variant={"recipe.shape.granularity": 4 * (1 + row % 2)})
+        for row, run in enumerate(plan.runs)
+    )
+    split, store = replace(plan, runs=halves), Store(root)
+    with pytest.raises(ConfigError, match="holds 2 variants; a fit is of one") as caught:
+        _of_sweep(split, store, {}, law="hoffmann")
+    assert "Its axes: recipe.shape.granularity: [4, 8]" in str(caught.value)
+    everything = _of_sweep(split, store, {}, law="krajewski").records
+    one = _of_sweep(split, store, {"recipe.shape.granularity": 8}, law="hoffmann").records
+    assert {record.run_id for record in one} == {run.run_id for run in halves[1::2]}
+    assert len(everything) == len(halves)
 
 
 def test_a_table_is_drawn_on_request_and_a_sweep_by_its_report(

@@ -92,11 +92,23 @@ def test_each_gate_turns_at_its_threshold(passing: GateResult, failing: GateResu
     assert passing.name in gates.GATES
 
 
+def test_what_is_asked_for_exactly_is_enough() -> None:
+    quarter = replace(THRESHOLDS, holdout_error=0.25, interval_width=0.25)
+    assert gates.width_gate(forecast(half=0.25), quarter).passed
+    assert gates.holdout_gate((holdout(0.25),), quarter).passed
+
+
 def test_missing_evidence_fails_its_gate() -> None:
     assert not gates.holdout_gate((), THRESHOLDS).passed
     assert not gates.noise_gate(None, THRESHOLDS).passed
     assert not gates.protocol_gate((), "p").passed
     assert not gates.protocol_gate(("p", "q"), "p").passed
+
+
+def test_a_foreign_protocol_is_told_from_a_mixture() -> None:
+    foreign, mixed = (gates.protocol_gate(seen, "r") for seen in (("p",), ("p", "q")))
+    assert foreign.sentence == "the fit is of protocol p, the run of r"
+    assert mixed.sentence == "the fit mixes 2 protocols: p, q"
 
 
 def test_an_unknown_status_in_the_yaml_is_refused() -> None:
