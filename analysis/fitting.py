@@ -20,6 +20,7 @@ from analysis.catalogue import AnyLaw, Law, the_law
 from analysis.descent import TOLERANCE
 from analysis.downstream import DownstreamLaw
 from analysis.downstream_fit import fit_downstream
+from analysis.drift import FORM_RATE
 from analysis.laws import Array, LossSurface, PowerLaw, SaturatingPowerLaw
 from analysis.mixed import parted_residuals
 from analysis.noise import noise_floor, unnamed_settings
@@ -55,7 +56,7 @@ def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
         largest_compute=max(points.flops),
         constants={"flops_per_size_token": constant},
     )
-    return _with_repeats(fit, points)
+    return _with_repeats(replace(fit, form_rate=FORM_RATE), points)
 
 
 def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None = None) -> Fit:
@@ -161,6 +162,7 @@ def frontier_fit(surface: Fit, level: float = 0.9) -> Fit:
         smallest_compute=surface.smallest_compute,
         condition_number=surface.condition_number,
         warnings=surface.warnings,
+        form_rate=surface.form_rate,
         drift=surface.drift,
         weighting=surface.weighting,
     )

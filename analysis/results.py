@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.catalogue import AnyLaw
-from analysis.drift import Drift
+from analysis.drift import Drift, form_allowance
 from analysis.laws import Array
 from analysis.seed_weights import Weighting
 
@@ -131,6 +131,9 @@ class Fit:
     """Smallest and largest value of each variable among the points."""
     condition_number: float
     warnings: tuple[FitWarning, ...] = ()
+    form_rate: float = 0.0
+    """What forecasts are widened by for the law's form, in log-loss one e-fold beyond the points;
+    0 for laws of which no other people's tables were forecast."""
     drift: Drift | None = None
     """How fast its forecasts go wrong beyond the points, where its form is seen to be wrong."""
     weighting: Weighting | None = None
@@ -153,7 +156,8 @@ class Fit:
         """Value, low and high at arrays of ``x``: a figure's curve and its band.
 
         The interval is for a newly measured value, so it holds both what the replicates disagree
-        about and the spread of one run about the law; beyond the points also the law's drift.
+        about and the spread of one run about the law; beyond the points also what its form may be
+        off by (:mod:`analysis.drift`).
         """
         arrays = [np.asarray(values, dtype=float) for values in x]
         formula: Callable[..., Array] = self.law.formula
@@ -166,10 +170,14 @@ class Fit:
             _mixture_quantile(spread, self.noise_sd, self.noise_df, q) for q in (tail, 1 - tail)
         )
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-        if self.drift is not None:
+        if self.form_rate or self.drift is not None:
             compute: Callable[..., Array] = self.law.compute
-            below, above = self.drift.allowance(compute(*arrays) / self.largest_compute, level)
-            low, high = -np.hypot(low, below), np.hypot(high, above)
+            ratio = compute(*arrays) / self.largest_compute
+            either = form_allowance(ratio, level, self.form_rate)
+            low, high = -np.hypot(low, either), np.hypot(high, either)
+            if self.drift is not None:
+                below, above = self.drift.allowance(ratio, level)
+                low, high = -np.hypot(low, below), np.hypot(high, above)
         return np.exp(center), np.exp(center + low), np.exp(center + high)
 
     def statuses(self) -> tuple[FitStatus, ...]:

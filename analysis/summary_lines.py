@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from analysis.catalogue import AnyLaw, law_range
-from analysis.drift import PUBLISHED_FURTHEST, Drift, published_lack
+from analysis.drift import FORM_FURTHEST, Drift, form_allowance
 from analysis.exclusion import Exclusion
 from analysis.holdout import HeldOutPoint, Holdout
 from analysis.judging import Comparison
@@ -164,28 +164,36 @@ def forecast_text(forecast: Prediction) -> str:
 
 def untested(ratio: float, holdouts: Sequence[Holdout]) -> str:
     """What no interval holds, where a forecast lies further out than any that was tried; or ""."""
-    tried = max(
-        (point.forecast.extrapolation_ratio for held in holdouts for point in held.points),
-        default=1.0,
-    )
+    tried = furthest_tried(holdouts)
     if ratio <= tried:
         return ""
-    where = f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
-    return f"{where} the interval takes the law's form for granted"
+    return f"{_beyond(tried)} the interval takes the law's form for granted"
 
 
-def untested_surface(ratio: float, holdouts: Sequence[Holdout]) -> str:
-    """The same of L(N, D), with what its intervals lacked on published tables."""
-    sentence = untested(ratio, holdouts)
-    if not sentence:
+def furthest_tried(holdouts: Sequence[Holdout]) -> float:
+    """How many times beyond the compute fitted a hold-out went; 1 without any."""
+    points = (point for held in holdouts for point in held.points)
+    return max((point.forecast.extrapolation_ratio for point in points), default=1.0)
+
+
+def _beyond(tried: float) -> str:
+    return f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
+
+
+def untested_surface(forecast: Prediction, holdouts: Sequence[Holdout]) -> str:
+    """The same of L(N, D), whose intervals hold what its form was off by on published tables."""
+    ratio = forecast.extrapolation_ratio
+    tried = furthest_tried(holdouts)
+    if ratio <= tried:
         return ""
-    if ratio > PUBLISHED_FURTHEST:
-        return f"{sentence}; published tables that were tried went to {PUBLISHED_FURTHEST:g} times"
-    lack = published_lack(ratio)
-    return (
-        f"{sentence}; on published tables intervals lacked another ±{lack:.1%} there (in "
-        "quadrature)"
+    allowed = float(form_allowance(ratio, forecast.level))
+    sentence = (
+        f"{_beyond(tried)} the law's form was not tried here; the interval holds ±{allowed:.1%} "
+        "for it (in quadrature), what published tables needed"
     )
+    if ratio > FORM_FURTHEST:
+        sentence += f" up to {FORM_FURTHEST:g} times"
+    return sentence
 
 
 def between(interval: Interval) -> str:

@@ -208,7 +208,7 @@ def _notes(sweep: FinishedSweep, second: Prediction | None, forecast: Prediction
             f"L(C) through the lowest losses says {second.low:.4f} to {second.high:.4f} nats, the "
             f"surface {forecast.low:.4f} to {forecast.high:.4f}: the two forms of law disagree here"
         )
-    if further := untested_surface(forecast.extrapolation_ratio, sweep.study.holdouts):
+    if further := untested_surface(forecast, sweep.study.holdouts):
         notes.append(further)
     return notes
 

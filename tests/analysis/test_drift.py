@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.allocation import optimum
-from analysis.drift import Drift, published_lack
+from analysis.drift import Drift, form_allowance
+from analysis.fitting import fit_surface, frontier_fit
 from analysis.holdout import Holdout, drift_of
 from analysis.laws import LossSurface
 from analysis.points import Points
@@ -68,9 +69,24 @@ def test_the_allowance_is_nothing_within_the_points_and_grows_beyond_them() -> N
     assert not above.any()
 
 
-def test_what_published_tables_lacked_grows_like_a_drift() -> None:
-    found = [published_lack(ratio) for ratio in (0.5, 1.0, np.e, np.e**4)]
-    assert found == pytest.approx([0.0, 0.0, 0.0065, 0.052])
+def test_what_the_form_may_be_off_by_grows_like_a_drift() -> None:
+    ratios = np.array([0.5, 1.0, np.e, np.e**4])
+    assert form_allowance(ratios, 0.9) == pytest.approx([0.0, 0.0, 0.0065, 0.052])
+    # Normal quantiles: 1.960 at 95 %, 1.645 at 90 %.
+    assert form_allowance(np.e, 0.95) == pytest.approx(0.0065 * 1.95996 / 1.64485, rel=1e-5)
+
+
+def test_a_surface_and_its_frontier_allow_for_their_form_beyond_the_points_alone(
+    ladder_points: Callable[..., Points],
+) -> None:
+    """Of a law without noise nothing else is left in the interval."""
+    surface = fit_surface(ladder_points(), QUICK)
+    frontier, largest = frontier_fit(surface), surface.largest_compute
+    for times, allowed in ((0.5, 0.0), (np.e, 0.0065), (np.e**4, 0.052)):
+        best = optimum(surface, times * largest).loss
+        for forecast in (frontier.predict(times * largest), best):
+            ends = np.log([forecast.value / forecast.low, forecast.high / forecast.value])
+            assert ends == pytest.approx([allowed, allowed], rel=1e-2, abs=2e-5)
 
 
 def test_a_bend_within_the_ladder_is_named_and_its_forecast_covers(

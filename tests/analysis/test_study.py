@@ -75,11 +75,12 @@ def test_summary_is_one_screen(study: Study) -> None:
         assert word in text, word
     far = " ".join(study.summary(flops=1e18).split())
     assert "C = 1e+18" in far
-    assert "(the hold-outs) the interval takes the law's form for granted" in far
-    assert "published tables that were tried went to 500 times" in far
+    assert "(the hold-outs) the law's form was not tried here" in far
+    assert "what published tables needed up to 500 times" in far
     largest = study.surface.largest_compute
     further = " ".join(study.summary(flops=np.e**4 * largest).split())
-    assert "intervals lacked another ±5.2% there (in quadrature)" in further
+    assert "the interval holds ±5.2% for it (in quadrature)" in further
+    assert "500 times" not in further
     near = study.summary(flops=1.01 * study.surface.largest_compute)
     assert "untested" not in near, "no further out than the hold-outs"
 
