@@ -4,7 +4,8 @@ Ladders of 5 sizes by 4 budgets and 3 further seeds are drawn from known worlds 
 Each fit is made as `windtunnel fit` makes it, hold-outs and widening included, and asked for a run
 5 and 30 times beyond the largest, size and tokens grown alike. Printed for each world: how often
 the fit saw that its form is wrong, the share of measured losses inside, and the median half width;
-first as the bootstrap and the noise say, then with what the misses say.
+first as the bootstrap and the noise say, then with what the misses say, then as a user gets it,
+with what the form was off by on published tables as well.
 
     python benchmarks/intervals.py [draws]
 """
