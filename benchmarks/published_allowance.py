@@ -2,8 +2,8 @@
 
     python benchmarks/published_allowance.py forecasts=FILE
 
-`FILE` is the CSV of `benchmarks/published_forecasts.py`. A law's form is taken for granted beyond
-the points unless its own hold-outs show that it is wrong. Here every interval gets
+`FILE` is the CSV of `benchmarks/published_forecasts.py`. Runs and hold-outs alone take a law's form
+for granted beyond the points unless they show that it is wrong. Here every such interval gets
 rate·distance^growth more in quadrature, the distance in e-folds of compute beyond the points, and
 the rate is the least that puts nine in ten inside. Every publisher counts alike, and within one
 every cut. Each line leaves one publisher out: the rate of the others, then the share it puts inside
@@ -37,8 +37,8 @@ def publisher(table: str) -> str:
 def inside(frame: pd.DataFrame, rate: float, growth: float) -> pd.Series:
     more = rate * np.log(frame["ratio"].clip(lower=1.0)) ** growth
     miss = np.log(frame["measured"] / frame["forecast"])
-    below = np.hypot(np.log(frame["forecast"] / frame["low"]), more)
-    above = np.hypot(np.log(frame["high"] / frame["forecast"]), more)
+    below = np.hypot(np.log(frame["forecast"] / frame["low_alone"]), more)
+    above = np.hypot(np.log(frame["high_alone"] / frame["forecast"]), more)
     return (miss >= -below) & (miss <= above)
 
 

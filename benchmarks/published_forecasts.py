@@ -36,14 +36,20 @@ Added after the first run, for why so many lie outside: counts by reach, the log
 over the largest fitted as a share of that of the largest over the smallest fitted, and by whether
 the fit's own hold-outs went so far and widened its interval. With `out` all go to a CSV, from which
 `published_allowance.py` and `published_picture.py` read.
+
+Since then an interval allows for the law's form (analysis/drift.py) by a rate that was taken from
+these very tables. So `alone`, the intervals without it as they were forecast first, is the test of
+what runs and hold-outs know; `published_allowance.py` has that of the allowance.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -107,7 +113,19 @@ def cuts(name: str, table: pd.DataFrame) -> Iterator[tuple[float, pd.Series]]:
             before = int(fitted.sum())
 
 
-def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> tuple[Study, list[HeldOutPoint]]:
+WIDTHS = {"inside": "width", "alone": "width_alone"}
+
+
+class Forecasts(NamedTuple):
+    """Of the runs above a cut, in the table's order."""
+
+    study: Study
+    held: list[HeldOutPoint]
+    alone: list[HeldOutPoint]
+    """Without what intervals allow for the law's form."""
+
+
+def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> Forecasts:
     """As `windtunnel fit records=TABLE test.part=above` with its defaults."""
     columns = Columns(
         params="params",
@@ -124,11 +142,17 @@ def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> tuple[Study, 
     assert loaded.test is not None
     settings = FitSettings(**yaml_values(CONF / "fit.yaml")["fit"])
     study = make_study("table", loaded.points, loaded.excluded, settings)
-    return study, list(forecast_rows(study.surface, loaded.test, settings.level))
+    surface = study.surface
+    held, alone = (
+        list(forecast_rows(fit, loaded.test, settings.level))
+        for fit in (surface, replace(surface, form_rate=0.0))
+    )
+    return Forecasts(study, held, alone)
 
 
-def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd.DataFrame:
+def rows(name: str, factor: float, forecasts: Forecasts) -> pd.DataFrame:
     """A row a forecast."""
+    study = forecasts.study
     thresholds = GateThresholds(**yaml_values(CONF / "gates/standard.yaml"))
     warnings = study.surface.warnings
     of_fit = (holdout_gate(study.holdouts, thresholds), health_gate(warnings, thresholds))
@@ -137,7 +161,7 @@ def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd
     tried = (other.forecast.extrapolation_ratio for one in study.holdouts for other in one.points)
     furthest = max(tried, default=1.0)
     found = []
-    for point in held:
+    for point, alone in zip(forecasts.held, forecasts.alone, strict=True):
         forecast = point.forecast
         of_run = (
             width_gate(forecast, thresholds),
@@ -160,6 +184,9 @@ def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd
                 "low": forecast.low,
                 "high": forecast.high,
                 "inside": point.inside,
+                "low_alone": alone.forecast.low,
+                "high_alone": alone.forecast.high,
+                "alone": alone.inside,
                 "gates": " ".join(gate.name for gate in (*of_fit, *of_run) if not gate.passed),
                 "warnings": " ".join(dict.fromkeys(warning.status for warning in warnings)),
             }
@@ -167,6 +194,7 @@ def rows(name: str, factor: float, study: Study, held: list[HeldOutPoint]) -> pd
     frame = pd.DataFrame(found)
     frame["miss"] = frame["measured"] / frame["forecast"] - 1
     frame["width"] = (frame["high"] - frame["low"]) / frame["forecast"]
+    frame["width_alone"] = (frame["high_alone"] - frame["low_alone"]) / frame["forecast"]
     largest = frame[frame["flops"] * SAME_BUDGET >= frame["flops"].max()]
     frame["top"] = frame.index == largest["measured"].idxmin()
     return frame
@@ -187,15 +215,15 @@ def show(frame: pd.DataFrame) -> None:
     )
 
 
-def share(frame: pd.DataFrame) -> str:
+def share(frame: pd.DataFrame, column: str) -> str:
     if frame.empty:
         return "none"
-    cut = frame.groupby(["table", "factor"])["inside"].mean()
+    cut = frame.groupby(["table", "factor"])[column].mean()
     return (
-        f"{frame['inside'].sum():>4} of {len(frame):>4} ({frame['inside'].mean():>4.0%}), mean "
+        f"{frame[column].sum():>4} of {len(frame):>4} ({frame[column].mean():>4.0%}), mean "
         f"share of a cut {cut.mean():>4.0%} over {len(cut)}, "
         f"|miss| {frame['miss'].abs().median():.2%}, "
-        f"width {frame['width'].median():.1%}"
+        f"width {frame[WIDTHS[column]].median():.1%}"
     )
 
 
@@ -216,9 +244,10 @@ def totals(every: pd.DataFrame) -> None:
     for status in sorted({word for said in every["warnings"] for word in said.split()}):
         parts[status] = every["warnings"].str.contains(status)
     for title, chosen in (("every run", every), ("top runs", every[every["top"]])):
-        print(f"\n{title}, inside:")
-        for name, rule in parts.items():
-            print(f"  {name:<24}{share(chosen[rule[chosen.index]])}")
+        for column, which in (("alone", "without what is allowed for the form"), ("inside", "all")):
+            print(f"\n{title}, inside, {which}:")
+            for name, rule in parts.items():
+                print(f"  {name:<24}{share(chosen[rule[chosen.index]], column)}")
 
 
 def main() -> None:
@@ -233,11 +262,11 @@ def main() -> None:
         table = pd.read_csv(path)
         for factor, fitted in cuts(path.stem, table):
             try:
-                study, held = fitted_and_forecast(table, fitted)
+                forecasts = fitted_and_forecast(table, fitted)
             except (ConfigError, FitError) as error:
                 print(f"{path.stem:<24} {factor:>4.0f}x refused: {error}")
                 continue
-            frames.append(rows(path.stem, factor, study, held))
+            frames.append(rows(path.stem, factor, forecasts))
             show(frames[-1])
     if not frames:
         raise SystemExit(f"{chosen['tables']}: no table that can be cut")

@@ -5,8 +5,8 @@
 `FILE` is the CSV of `benchmarks/published_forecasts.py`. Left, of each table the cut whose top run
 lies nearest to 16 times beyond: its 90 % interval and what was measured, in percent of the
 forecast. Right, the share of runs inside their interval by how far they lie beyond those fitted,
-every cut alike: as intervals are, and with what `published_allowance.py` says they lack, the rate
-taken from the other publishers.
+every cut alike: with nothing for the law's form, and with what intervals allow for it, of each
+publisher by the rate that the others make, so that none is judged by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REACH = 16.0
 GROUPS = (0.0, 0.25, 0.5, 1.0, 2.0, np.inf)
 """Of reach: distance beyond the runs fitted over their own range, both in log compute."""
 GROWTH = 1.5
-"""What an interval lacks grows with the distance like what hold-outs widen it by."""
+"""The allowance grows with the distance like what hold-outs widen an interval by."""
 
 
 def chosen_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -88,8 +88,8 @@ def draw_shares(axes: pyplot.Axes, frame: pd.DataFrame) -> None:
     places = range(len(GROUPS) - 1)
     group = pd.cut(frame["reach"], GROUPS)
     lines = (
-        ("with what other publishers' misses add", (0, 95), with_allowance(frame), MUTED, "--"),
-        ("as they are", (1.15, 63), frame["inside"], FORECAST, "-"),
+        ("with an allowance for the law's form", (0, 96), with_allowance(frame), FORECAST, "-"),
+        ("without it", (1.15, 63), frame["alone"], MUTED, "--"),
     )
     for label, place, held, color, dashes in lines:
         cuts = held.groupby([group, frame["table"], frame["factor"]], observed=True).mean()
