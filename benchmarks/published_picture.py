@@ -91,11 +91,11 @@ def draw_shares(axes: pyplot.Axes, frame: pd.DataFrame) -> None:
         ("with an allowance for the law's form", (0, 96), with_allowance(frame), FORECAST, "-"),
         ("without it", (1.15, 63), frame["alone"], MUTED, "--"),
     )
-    for label, place, held, color, dashes in lines:
+    for label, (x, y), held, color, dashes in lines:
         cuts = held.groupby([group, frame["table"], frame["factor"]], observed=True).mean()
         share = 100 * cuts.groupby(level=0, observed=True).mean()
         axes.plot(places, share, marker="o", markersize=4.5, color=color, linestyle=dashes)
-        axes.text(*place, label, color=color)
+        axes.text(x, y, label, color=color)
     axes.set_xticks(places, ["to ¼", "¼ to ½", "½ to 1", "1 to 2", "more"])
     axes.set_ylim(0, 100)
     axes.set_xlabel("Distance beyond the runs fitted, in their own range")
