@@ -4,8 +4,8 @@ Ladders of 5 sizes by 4 budgets and 3 further seeds are drawn from known worlds 
 Each fit is made as `windtunnel fit` makes it, hold-outs and widening included, and asked for a run
 5 and 30 times beyond the largest, size and tokens grown alike. Printed for each world: how often
 the fit saw that its form is wrong, then the share of measured losses inside at both and the median
-half width, first as the bootstrap and the noise say, then with what the misses say, then as a user gets it,
-with what the form was off by on published tables as well.
+half width, first as the bootstrap and the noise say, then with what the misses say, then as a user
+gets it, with what the form was off by on published tables as well.
 
     python benchmarks/intervals.py [draws]
 """
@@ -118,9 +118,8 @@ def main(draws: int) -> None:
             f"{share[0]:.2f}, {share[1]:.2f}; {half[0]:.1%}, {half[1]:.1%}"
             for share, half in zip(shares, middle, strict=True)
         )
-        print(
-            f"{name:<32}{seen / draws:>6.0%}{''.join(f'{cell:>28}' for cell in cells)}", flush=True
-        )
+        line = "".join(f"{cell:>28}" for cell in cells)
+        print(f"{name:<32}{seen / draws:>6.0%}{line}", flush=True)
     print(f"{time.process_time() - began:.0f} s CPU")
 
 
