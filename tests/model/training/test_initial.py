@@ -88,8 +88,8 @@ def test_weights_with_steps_behind_them_begin_at_that_step(published, corpus, tm
     trained = lines(tmp_path / "run", "train")
     assert [line["step"] for line in trained] == list(range(13, STEPS + 1))
     assert trained[0]["lr"] == learning_rate(TRAIN, 12)
-    with pytest.raises(ConfigError, match=r"initial_weights.step \(20\) must be less than"):
-        replace(TRAIN, initial_weights=InitialWeights(sha256="0", step=STEPS))
+    with pytest.raises(ConfigError, match=r"initial_weights.step \(21\) must be at most"):
+        replace(TRAIN, initial_weights=InitialWeights(sha256="0", step=STEPS + 1))
 
 
 def test_other_weights_than_planned_are_refused(published, corpus, tmp_path):
