@@ -48,7 +48,7 @@ def _lines(study: LawStudy) -> Iterator[str]:
     yield ""
     for asked in study.forecasts:
         yield from labelled("forecast", f"{asked.place}: {forecast_text(asked.forecast)}")
-        if further := untested(asked.forecast.extrapolation_ratio, study.holdouts):
+        if further := untested(asked.forecast, fit.form_rate, study.holdouts):
             yield from labelled("untested", further)
     yield from judged_lines(study.tests)
     yield from left_out_lines(study.exclusions)

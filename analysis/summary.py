@@ -27,7 +27,7 @@ from analysis.summary_lines import (
     left_out_lines,
     num_points,
     times,
-    untested_surface,
+    untested,
     warning_lines,
 )
 from analysis.wording import WIDTH
@@ -63,7 +63,7 @@ def _lines(study: Study, flops: float | None) -> Iterator[str]:
     yield from _utilisation(study, flops)
     for asked in study.forecasts:
         yield from labelled("forecast", f"{asked.place}: {forecast_text(asked.forecast)}")
-        if further := untested_surface(asked.forecast, study.holdouts):
+        if further := untested(asked.forecast, study.surface.form_rate, study.holdouts):
             yield from labelled("untested", further)
     yield from judged_lines(study.tests)
     yield ""
@@ -136,7 +136,7 @@ def _optimum(study: Study, flops: float | None) -> Iterator[str]:
         f"({between(best.tokens)}), loss {best.loss.value:.4g} ({between(best.loss)}); "
         f"{times(best.loss.extrapolation_ratio)} times the largest compute fitted",
     )
-    if further := untested_surface(best.loss, study.holdouts):
+    if further := untested(best.loss, study.surface.form_rate, study.holdouts):
         yield from labelled("untested", further)
 
 

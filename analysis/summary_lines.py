@@ -162,38 +162,31 @@ def forecast_text(forecast: Prediction) -> str:
     )
 
 
-def untested(ratio: float, holdouts: Sequence[Holdout]) -> str:
-    """What no interval holds, where a forecast lies further out than any that was tried; or ""."""
-    tried = furthest_tried(holdouts)
+def untested(forecast: Prediction, form_rate: float, holdouts: Sequence[Holdout]) -> str:
+    """What no hold-out has tried, where a forecast lies further out than all of them; or "".
+
+    ``form_rate``: of the fit that made the forecast, what it allows for its form.
+    """
+    ratio, tried = forecast.extrapolation_ratio, furthest_tried(holdouts)
     if ratio <= tried:
         return ""
-    return f"{_beyond(tried)} the interval takes the law's form for granted"
+    where = f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
+    if not form_rate:
+        return f"{where} the interval takes the law's form for granted"
+    allowed = float(form_allowance(ratio, forecast.level, form_rate))
+    sentence = (
+        f"{where} the law's form was not tried here; the interval holds ±{allowed:.1%} for it (in "
+        "quadrature), what published tables needed"
+    )
+    if ratio > FORM_FURTHEST:
+        sentence += f" up to {FORM_FURTHEST:g} times"
+    return sentence
 
 
 def furthest_tried(holdouts: Sequence[Holdout]) -> float:
     """How many times beyond the compute fitted a hold-out went; 1 without any."""
     points = (point for held in holdouts for point in held.points)
     return max((point.forecast.extrapolation_ratio for point in points), default=1.0)
-
-
-def _beyond(tried: float) -> str:
-    return f"beyond {times(tried)} times (the hold-outs)" if tried > 1 else "beyond its points"
-
-
-def untested_surface(forecast: Prediction, holdouts: Sequence[Holdout]) -> str:
-    """The same of L(N, D), whose intervals hold what its form was off by on published tables."""
-    ratio = forecast.extrapolation_ratio
-    tried = furthest_tried(holdouts)
-    if ratio <= tried:
-        return ""
-    allowed = float(form_allowance(ratio, forecast.level))
-    sentence = (
-        f"{_beyond(tried)} the law's form was not tried here; the interval holds ±{allowed:.1%} "
-        "for it (in quadrature), what published tables needed"
-    )
-    if ratio > FORM_FURTHEST:
-        sentence += f" up to {FORM_FURTHEST:g} times"
-    return sentence
 
 
 def between(interval: Interval) -> str:

@@ -60,6 +60,7 @@ from analysis.holdout import HeldOutPoint
 from analysis.results import FitError
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
+from analysis.summary_lines import furthest_tried
 from analysis.table_options import Columns, TableRules
 from analysis.tables import load_table
 from model.errors import ConfigError
@@ -158,8 +159,7 @@ def rows(name: str, factor: float, forecasts: Forecasts) -> pd.DataFrame:
     of_fit = (holdout_gate(study.holdouts, thresholds), health_gate(warnings, thresholds))
     size, tokens = study.surface.ranges["size"][1], study.surface.ranges["tokens"][1]
     span = np.log(study.surface.largest_compute / study.surface.smallest_compute)
-    tried = (other.forecast.extrapolation_ratio for one in study.holdouts for other in one.points)
-    furthest = max(tried, default=1.0)
+    furthest = furthest_tried(study.holdouts)
     found = []
     for point, alone in zip(forecasts.held, forecasts.alone, strict=True):
         forecast = point.forecast

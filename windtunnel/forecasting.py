@@ -8,7 +8,7 @@ from analysis.fitting import fit_compute_law
 from analysis.laws import LossSurface
 from analysis.results import FitError, Prediction
 from analysis.study import Study
-from analysis.summary_lines import untested_surface
+from analysis.summary_lines import untested
 from model.accounting import count_params, flops_per_token
 from model.config import require, require_positive
 from model.errors import ConfigError
@@ -208,7 +208,8 @@ def _notes(sweep: FinishedSweep, second: Prediction | None, forecast: Prediction
             f"L(C) through the lowest losses says {second.low:.4f} to {second.high:.4f} nats, the "
             f"surface {forecast.low:.4f} to {forecast.high:.4f}: the two forms of law disagree here"
         )
-    if further := untested_surface(forecast, sweep.study.holdouts):
+    study = sweep.study
+    if further := untested(forecast, study.surface.form_rate, study.holdouts):
         notes.append(further)
     return notes
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from model.kernels.recording import call
 from model.kernels.threads import hand_over_threads
+from model.system import cpu_features, cpu_name
 
 logger = logging.getLogger(__name__)
 
@@ -200,18 +201,9 @@ def _key(compiler: str, source: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     headers = sorted(SOURCE.parent.glob("*.h"))
     texts = [path.read_text() for path in (source, *headers)]
-    parts = [*texts, " ".join(FLAGS), version.stdout, _cpu_features()]
+    cpu = [platform.machine(), cpu_name(), *sorted(cpu_features())]
+    parts = [*texts, " ".join(FLAGS), version.stdout, " ".join(cpu)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _cpu_features() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 @contextmanager

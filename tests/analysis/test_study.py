@@ -81,6 +81,8 @@ def test_summary_is_one_screen(study: Study) -> None:
     further = " ".join(study.summary(flops=np.e**4 * largest).split())
     assert "the interval holds ±5.2% for it (in quadrature)" in further
     assert "500 times" not in further
+    older = replace(study, surface=replace(study.surface, form_rate=0.0))
+    assert "takes the law's form for granted" in " ".join(older.summary(flops=1e18).split())
     near = study.summary(flops=1.01 * study.surface.largest_compute)
     assert "untested" not in near, "no further out than the hold-outs"
 
