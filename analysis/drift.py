@@ -1,8 +1,9 @@
 """How far a law's form may be off beyond the points it was fitted to.
 
 No law is exact, and a fit cannot see by how much: on published tables intervals without anything
-for the form held three runs in four where they promised nine in ten. Every forecast of L(N, D)
-beyond its points is therefore widened by what those tables lacked (:func:`form_allowance`).
+for the form held three runs in four where they promised nine in ten. Every forecast of L(N, D),
+and of laws like it, is therefore widened beyond its points by what those tables lacked
+(:func:`form_allowance`).
 
 Where a ladder's own misses show its law to be wrong, they say more (:class:`Drift`). Bootstrap and
 noise tell how far a forecast may lie from the law's best curve, not from the truth: when the local

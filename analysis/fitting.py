@@ -17,6 +17,7 @@ from analysis import health
 from analysis.allocation import log_optimal_size
 from analysis.bootstrap import RUNS_BOOTSTRAP, intervals, replicate
 from analysis.catalogue import AnyLaw, Law, the_law
+from analysis.data_laws import OverTrainingLaw
 from analysis.descent import TOLERANCE
 from analysis.downstream import DownstreamLaw
 from analysis.downstream_fit import fit_downstream
@@ -56,7 +57,18 @@ def fit_surface(points: Points, settings: FitSettings | None = None) -> Fit:
         largest_compute=max(points.flops),
         constants={"flops_per_size_token": constant},
     )
-    return _with_repeats(replace(fit, form_rate=FORM_RATE), points)
+    return _with_repeats(replace(fit, form_rate=form_rate_of(LossSurface)), points)
+
+
+def form_rate_of(law: type[AnyLaw]) -> float:
+    """What a law's forecasts allow for its form: of those in size and tokens what L(N, D) needed.
+
+    The gadre law needed as much on the same tables, the compute law through the lowest loss of each
+    budget nothing (`benchmarks/published_laws.py`). The others in size and tokens are L(N, D), or
+    it and one more term, while their own variable stays as it is.
+    """
+    in_size_and_tokens = {"size", "tokens"} <= set(law.VARIABLES)
+    return FORM_RATE if in_size_and_tokens or law is OverTrainingLaw else 0.0
 
 
 def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None = None) -> Fit:
@@ -87,7 +99,7 @@ def fit_points(law: type[AnyLaw], points: Points, settings: FitSettings | None =
             budgets=points.budget,
             cells=points.cell,
         )
-    return _with_repeats(fit, points)
+    return _with_repeats(replace(fit, form_rate=form_rate_of(law)), points)
 
 
 def _with_repeats(fit: Fit, points: Points) -> Fit:

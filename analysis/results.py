@@ -133,7 +133,7 @@ class Fit:
     warnings: tuple[FitWarning, ...] = ()
     form_rate: float = 0.0
     """What forecasts are widened by for the law's form, in log-loss one e-fold beyond the points;
-    0 for laws of which no other people's tables were forecast."""
+    0 for laws that published tables asked nothing of, or could not try."""
     drift: Drift | None = None
     """How fast its forecasts go wrong beyond the points, where its form is seen to be wrong."""
     weighting: Weighting | None = None

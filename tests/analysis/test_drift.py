@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from analysis.allocation import optimum
-from analysis.drift import Drift, form_allowance
-from analysis.fitting import fit_surface, frontier_fit
+from analysis.catalogue import LAWS
+from analysis.drift import FORM_RATE, Drift, form_allowance
+from analysis.fitting import fit_points, fit_surface, form_rate_of, frontier_fit
 from analysis.holdout import Holdout, drift_of
 from analysis.laws import LossSurface
 from analysis.points import Points
-from analysis.results import FitStatus
+from analysis.results import Fit, FitStatus
 from analysis.settings import FitSettings
 from analysis.study import Study, make_study
 
@@ -119,3 +120,29 @@ def test_a_ladder_that_follows_the_law_is_left_alone(
     assert "drift" not in study.summary()
     best = optimum(study.surface, 10 * study.surface.largest_compute)
     assert best.loss.width / best.loss.value < 0.06
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("gadre", 0.052), ("compute", 0.0)])
+def test_other_laws_allow_for_their_form_as_far_as_published_tables_asked(
+    ladder_points: Callable[..., Points], name: str, allowed: float
+) -> None:
+    """In quadrature, e^4 times beyond the points."""
+    points, law = ladder_points(), LAWS[name]
+    flops, ratio = points.array("flops"), points.array("tokens") / points.array("size")
+    loss = 1.5 + 300 * flops**-0.16 * ((ratio**0.3 + ratio**-0.3) if name == "gadre" else 1.0)
+    fit = fit_points(law, replace(points, loss=tuple(loss.tolist())), QUICK)
+    place = {"flops": np.exp(4) * fit.largest_compute, "tokens_per_size": 20.0}
+
+    def ends(fit: Fit) -> np.ndarray:
+        forecast = fit.predict(*(place[variable] for variable in law.VARIABLES))
+        return np.log([forecast.value / forecast.low, forecast.high / forecast.value])
+
+    without = ends(replace(fit, form_rate=0.0))
+    assert ends(fit) == pytest.approx(np.hypot(without, allowed), rel=1e-9)
+
+
+def test_only_laws_in_size_and_tokens_allow_for_their_form() -> None:
+    """All others of the catalogue: published tables asked nothing of L(C), and tried no other."""
+    rates = {name: form_rate_of(law) for name, law in LAWS.items()}
+    in_both = ("hoffmann", "gadre", "muennighoff", "krajewski", "ludziejewski", "abnar")
+    assert rates == {name: FORM_RATE if name in in_both else 0.0 for name in LAWS}
