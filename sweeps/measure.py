@@ -224,11 +224,12 @@ def _last_train_loss(metrics: Path) -> float | None:
     """The training loss in the newest line that has one."""
     try:
         with open(metrics, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 65_536))
+            begin = max(0, os.fstat(file.fileno()).st_size - 65_536)
+            file.seek(begin)
             lines = file.read().splitlines()
     except FileNotFoundError:
         return None
-    for line in reversed(lines[1:] or lines):
+    for line in reversed(lines[1:] if begin else lines):  # the first is cut, but at the beginning
         values = json.loads(line)
         if "train_loss_nats" in values:
             return float(values["train_loss_nats"])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from model.files import durable_folder, sync_folder
 from model.training.identity import run_identity, trunk_identity
 from model.typed import build, to_plain
 from sweeps.files import read_json, write_json
@@ -89,6 +90,8 @@ def _bring_all_over(store: Store, mark: Path) -> int:
     for name, spec in old.items():
         trunk = names.get(spec.trunk, spec.trunk)
         _bring_over(store, name, names[name], replace(spec, trunk=trunk))
+    if old:  # before the mark: after it no command looks for a name that a power cut took back
+        sync_folder(store.runs_dir)
     write_json(mark, SPEC_VERSION)
     return len(old)
 
@@ -132,8 +135,9 @@ def _bring_over(store: Store, name: str, new_name: str, spec: RunSpec) -> None:
     if store.run_dir(new_name).exists():
         # Trained anew by this version before it was asked to look: that one stays.
         aside = store.root / "redone"
-        aside.mkdir(exist_ok=True)
+        durable_folder(aside)
         shutil.move(folder, aside / f"{name}.earlier-version")
+        sync_folder(aside)
     else:
         os.rename(folder, store.run_dir(new_name))
 

@@ -16,13 +16,16 @@ from model.files import step_folder
 from model.training import whole
 from model.training.captured import Captured
 from model.training.config import CheckpointConfig, RuntimeConfig
+from model.training.distributed.config import ParallelConfig
 from model.typed import to_plain
-from sweeps.attempt import attempt_dir
+from sweeps.attempt import Attempt, attempt_dir
 from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor
-from sweeps.measure import planned_corpus
+from sweeps.measure import _reporting, check_record, measure_run, planned_corpus
 from sweeps.plan import make_plan
 from sweeps.run import run_sweep
+from sweeps.spec import run_id
+from sweeps.spread import Spread, read_spread, set_spread
 from sweeps.store import Store
 
 NOT_MEASURED = ("provenance", "wall_s", "tokens_per_s")
@@ -168,3 +171,68 @@ def test_the_corpus_of_the_plan_is_used_or_the_run_refused(plan, corpus, tmp_pat
     (tmp_path / spec.corpus_fingerprint).rename(tmp_path / "gone")
     with pytest.raises(ConfigError, match="the corpus has changed since the sweep was planned"):
         planned_corpus(changed)
+
+
+def test_a_record_with_a_layer_whose_load_is_no_share_is_refused(undisturbed, real_plan):
+    run = real_plan.runs[0]
+    record = undisturbed.record(run.run_id)
+    first, *others = record.load_by_layer
+    assert first.layer == 0
+    check_record(record, run.spec)
+    check_record(replace(record, load_by_layer=(replace(first, load=()), *others)), run.spec)
+    doubled = replace(first, load=tuple(2 * share for share in first.load))
+    with pytest.raises(ConfigError, match="the load of layer 0 sums to 2"):
+        check_record(replace(record, load_by_layer=(doubled, *others)), run.spec)
+
+
+def test_progress_tells_the_newest_training_loss(tmp_path):
+    told = []
+    tell = _reporting(told.append, tmp_path)
+    tell(0, 9, 0.0)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"kind": "train", "train_loss_nats": 5.5}\n')
+    tell(1, 9, 10.0)
+    heldout = '{"kind": "heldout", "loss_nats": 5.0}\n'
+    metrics.write_text(metrics.read_text() + heldout)
+    tell(2, 9, 10.0)
+    metrics.write_text(metrics.read_text() + '{"train_loss_nats": 4.5}\n' + heldout * 1000)
+    tell(3, 9, 20.0)
+    # So much was held out since that the end of the file, which is all that is read, has no other.
+    metrics.write_text(metrics.read_text() + heldout * 2000)
+    tell(4, 9, 20.0)
+    assert [each.loss for each in told] == [None, 5.5, 5.5, 4.5, None]
+    assert (told[3].step, told[3].num_steps, told[3].tokens_per_s) == (3, 9, 20.0)
+
+
+def test_a_run_that_is_spread_is_trained_by_its_ranks(plan, tmp_path, monkeypatch):
+    """What the job is told; that it trains the same is shown with real ranks elsewhere."""
+    spec = plan.runs[0].spec
+    folder = Store(tmp_path).create(spec)
+    attempt = Attempt.claim(folder, after=0, now=time.time())
+    monkeypatch.setenv("WINDTUNNEL_NODE_COMMAND", '["srun", "--nodes=2"]')
+    set_spread(folder, Spread(parallel=ParallelConfig(shard=2), nodes=2))
+
+    class Asked(Exception):
+        """In place of the ranks."""
+
+    def run_job(job, run_dir, on_progress, node_command):
+        raise Asked(job, run_dir, node_command)
+
+    monkeypatch.setattr("sweeps.measure.run_job", run_job)
+    with pytest.raises(Asked) as asked:
+        measure_run(spec, attempt.dir, lambda progress: None)
+    job, run_dir, node_command = asked.value.args
+    assert (job.name, job.model, job.train) == (run_id(spec), spec.model, spec.train)
+    assert (job.parallel, job.nodes) == (ParallelConfig(shard=2), 2)
+    assert job.corpus_fingerprint == spec.corpus_fingerprint
+    assert not job.rendezvous.startswith("localhost"), "another machine cannot reach it"
+    assert (job.snapshots_dir, job.trunk_dir) == (folder / "snapshots", None)
+    assert (run_dir, node_command) == (attempt.dir, ("srun", "--nodes=2"))
+    (folder / "begins").mkdir()
+    set_spread(folder, Spread(parallel=ParallelConfig(shard=2)))
+    with pytest.raises(Asked) as asked:
+        measure_run(spec, attempt.dir, lambda progress: None)
+    assert asked.value.args[0].trunk_dir == folder / "begins"
+    assert asked.value.args[0].rendezvous == "localhost:0"
+    set_spread(folder, None)
+    assert read_spread(folder) is None

@@ -48,7 +48,11 @@ def age(store, run, version):
         if record.exists():
             write_json(record, {**read_json(record), "run_id": name})
     folder.rename(store.run_dir(name))
-    (store.root / "spec_version").unlink(missing_ok=True)
+    mark = store.root / "spec_version"
+    if version == 1:
+        mark.unlink(missing_ok=True)  # older than the mark
+    else:
+        write_json(mark, version)
     return name
 
 
@@ -136,13 +140,28 @@ def test_a_run_under_way_is_not_touched(plan, toy):
 
 
 def test_what_was_trained_anew_stays_and_the_old_is_set_aside(plan, toy):
-    run = plan.runs[0]
+    runs = plan.runs[:2]
     assert run_sweep(plan, toy.store, toy.executor()).is_complete
+    names = [age(toy.store, run, SPEC_VERSION - 1) for run in runs]
+    assert set(run_sweep(plan, toy.store, toy.executor()).finished) == {r.run_id for r in runs}
+    assert migrate(toy.store) == 2
+    for run, name in zip(runs, names, strict=True):
+        assert (toy.store.root / "redone" / f"{name}.earlier-version").exists()
+        assert toy.store.record(run.run_id).run_id == run.run_id
+
+
+def test_what_a_version_added_has_the_value_from_before_it_not_the_default(plan, toy, monkeypatch):
+    run = plan.runs[0]
+    toy.store.create(run.spec)
     name = age(toy.store, run, SPEC_VERSION - 1)
-    assert run_sweep(plan, toy.store, toy.executor()).finished == (run.run_id,)
+    folder = toy.store.run_dir(name)
+    plain = read_json(folder / "spec.json")
+    assert plain["train"].pop("mtp_loss_weight") == 0.1  # the default of today, too
+    write_json(folder / "spec.json", plain)
+    monkeypatch.setitem(ADDED, SPEC_VERSION, {"train.mtp_loss_weight": 0.25})
     assert migrate(toy.store) == 1
-    assert (toy.store.root / "redone" / f"{name}.earlier-version").exists()
-    assert toy.store.record(run.run_id).run_id == run.run_id
+    (path,) = toy.store.runs_dir.glob("*/spec.json")
+    assert read_spec(path).train.mtp_loss_weight == 0.25
 
 
 def test_a_spec_of_a_later_version_is_refused(plan, toy):

@@ -63,6 +63,8 @@ def test_shares(
         (PLAIN, "data.weights", {"math": 0.7, "prose": 0.7}, "sum to 1.4"),
         (PLAIN, "data.stages.first.weights.math", 0.1, "no stage 'first'; it has: none"),
         (PLAIN, "data.heldout_frac", 0.1, "varies the shares alone"),
+        (PLAIN, "data", {"weights": {"math": 0.6}}, "varies the shares alone"),
+        (STAGED, "data.stages", [], "varies the shares alone"),
         (STAGED, "data.weights.math", 0.1, "name one: data.stages.first.weights.math or"),
         (STAGED, "data.stages.third.weights.math", 0.1, "it has: first, second"),
         (STAGED, "data.stages.second.weights", {"math": 0.5, "code": 0.0}, "nothing else can"),

@@ -12,9 +12,11 @@ import torch
 
 from model.files import write_atomic
 from model.training.checkpoint import Checkpoint, save_checkpoint
+from sweeps import migrate as migration
 from sweeps.attempt import Attempt, Outcome
-from sweeps.files import write_json
+from sweeps.files import read_json, write_json
 from sweeps.plan import Plan
+from sweeps.spec import SPEC_VERSION
 from sweeps.store import Store
 
 
@@ -66,3 +68,35 @@ def test_what_an_attempt_takes_over_is_on_disk(plan: Plan, tmp_path: Path, disk:
     second = Attempt.claim(folder, after=1, now=time.time())
     assert {"metrics.jsonl", "checkpoints"} <= {path.name for path in second.dir.iterdir()}
     assert disk.lost(top) == []
+
+
+def test_a_run_under_its_new_name_is_on_disk_before_the_root_is_called_migrated(
+    plan: Plan, tmp_path: Path, disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marked as migrated it is never looked at again: a name lost then would be trained anew."""
+    store, (renamed, redone) = Store(tmp_path / "new"), plan.runs[:2]
+    store.create(redone.spec)
+    for run in (renamed, redone):
+        folder = Store(tmp_path / "made").create(run.spec)
+        attempt = Attempt.claim(folder, after=0, now=time.time())
+        save_checkpoint(
+            attempt.dir / "checkpoints",
+            Checkpoint(1, {"w": torch.zeros(2)}, {"identity": "its"}),
+            keep=2,
+        )
+        attempt.end(Outcome(status="interrupted", ended=time.time()))
+        spec = folder / "spec.json"
+        write_json(spec, {**read_json(spec), "spec_version": SPEC_VERSION - 1})
+        folder.rename(store.run_dir(f"earlier-{run.run_id}"))
+    lost: list[Path] = []
+
+    def write(path: Path, value: object) -> None:
+        if path == store.root / migration.MARK:
+            lost.extend([*disk.lost(store.runs_dir), *disk.lost(store.root / "redone")])
+        write_json(path, value)
+
+    monkeypatch.setattr(migration, "write_json", write)
+    assert migration.migrate(store) == 2
+    assert {path.name for path in store.runs_dir.iterdir()} == {renamed.run_id, redone.run_id}
+    assert len(list((store.root / "redone").iterdir())) == 1
+    assert lost == []

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import toy_plans
 
+from model.own.parts import OwnCounts, OwnPart
 from model.training.config import RuntimeConfig
 from sweeps.attempt import attempt_dir, read_claim, read_outcome
 from sweeps.budget import Budget
@@ -68,7 +69,21 @@ def test_what_differs_in_numbers_alone_goes_together(corpus_dir, corpus):
         assert len(set(keys({path: values}))) == 2, path
     assert keys({"balance.aux_loss_weight": [0.1]}) == [None]
     assert keys({"schedule.trunk": [True]}) == [None]
-    assert ALONE.key(plan_of(corpus_dir, corpus, {}).runs[0].spec) is None
+    spec = plan_of(corpus_dir, corpus, {}).runs[0].spec
+    assert ALONE.key(spec) is None
+    # A stack reads one text, computes by one version and on one device.
+    for field, other in {
+        "corpus_fingerprint": "of another text",
+        "numerics": spec.numerics + 1,
+        "runtime": replace(spec.runtime, threads=2),
+    }.items():
+        assert packing.key(replace(spec, **{field: other})) != packing.key(spec), field
+    assert packing.key(replace(spec, rung="of another name")) == packing.key(spec)
+    for field, other in {"role": "trunk", "trunk": "a run that it begins from"}.items():
+        assert packing.key(replace(spec, **{field: other})) is None, field
+    counts = (OwnCounts(params=1),) * spec.model.num_layers
+    own = OwnPart(kind="attention", name="m:C", source="0", sequence_length=32, counts=counts)
+    assert packing.key(replace(spec, model=replace(spec.model, own=(own,)))) is None
 
 
 def test_how_many_follows_the_device_unless_told(plan):

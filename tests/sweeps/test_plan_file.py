@@ -27,7 +27,9 @@ def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
     assert len(path.read_text().splitlines()) > len(plan.runs)
     skimmed = skim_plan(path)
     assert [run.cost for run in skimmed.runs] == [run.cost for run in plan.runs]
+    assert [run.precision for run in skimmed.runs] == [run.precision for run in plan.runs]
     assert [run.spec for run in skimmed.runs] == [run.spec for run in plan.runs]
+    assert [run.precision for run in skimmed.runs] == ["fp32"] * len(plan.runs)
     edited = json.loads(path.read_text())
     edited["runs"][0]["spec"]["train"]["seed"] = 77
     path.write_text(json.dumps(edited))
