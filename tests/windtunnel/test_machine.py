@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from model.training.config import (
     EvaluationConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 from model.training.distributed.config import ParallelConfig
+from model.training.schedules import learning_rate
 from windtunnel.commands.machine import Config, _training
 from windtunnel.composition import load
 from windtunnel.machine.costs import BlockCosts
@@ -295,6 +298,118 @@ def test_what_ling_1t_says_to_megatron(published, tmp_path):
     for place in (first, first / "below"):
         with pytest.raises(ConfigError, match=r"can't be a folder, .* is a file"):
             write_handover(place, published.model, _training(published), LING_1T)
+
+
+def megatron_rate(options, steps_done):
+    """Over its peak, by the rule of the engine's scheduler; it counts sequences."""
+    done = steps_done * int(options["--global-batch-size"])
+    warm_up, end = int(options["--lr-warmup-samples"]), int(options["--lr-decay-samples"])
+    least = float(options["--min-lr"]) / float(options["--lr"])
+    if done <= warm_up:
+        return done / warm_up
+    match options["--lr-decay-style"]:
+        case "constant":
+            return 1.0
+        case "cosine":
+            left = (1 + math.cos(math.pi * (done - warm_up) / (end - warm_up))) / 2
+        case "WSD":
+            fall = int(options["--lr-wsd-decay-samples"])
+            assert options["--lr-wsd-decay-style"] == "minus_sqrt"
+            left = 1 - math.sqrt(max(0.0, (done - (end - fall)) / fall))
+    return least + (1 - least) * left
+
+
+def torchtitan_rate(options, steps_done):
+    """The same of the other engine, which counts steps."""
+    said = {name.removeprefix("--lr_scheduler."): value for name, value in options.items()}
+    steps, warm_up = int(options["--training.steps"]), int(said["warmup_steps"])
+    fall = min(round(steps * float(said["decay_ratio"])), steps - warm_up)
+    least = float(said["min_lr_factor"])
+    if steps_done < warm_up:
+        return steps_done / warm_up
+    if steps_done <= steps - fall:
+        return 1.0
+    progress = (steps_done - (steps - fall)) / fall
+    match said["decay_type"]:
+        case "sqrt":
+            left = 1 - math.sqrt(progress)
+        case "cosine":
+            left = (1 + math.cos(math.pi * progress)) / 2
+    return least + (1 - least) * left
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine", "constant"])
+@pytest.mark.parametrize("warmup_steps", [None, 100])
+def test_other_engines_are_told_the_run_s_own_rates(kind, warmup_steps):
+    """A warm-up in tokens, as a shared trunk or a second stage has it, counts for its share."""
+    tokens = None if warmup_steps is None else warmup_steps * 64 * 128
+    schedule = ScheduleConfig(
+        kind=kind, warmup_frac=0.05, decay_frac=0.3, final_frac=0.1, warmup_tokens=tokens
+    )
+    if kind == "cosine" and tokens is not None:
+        schedule = replace(schedule, warmup_frac=0.1)  # where its fall begins
+    train = replace(TRAIN, tokens=64 * 128 * 1000, schedule=schedule)
+    options = megatron_options(SMALL, train, ParallelConfig())
+    theirs = torchtitan_options(train, ParallelConfig())
+    assert (options["--train-samples"], theirs["--training.steps"]) == ("64000", "1000")
+    for step in (20, 45, 75, 300, 600, 750, 900, 990):
+        ours = learning_rate(train, step) / 1e-3
+        # Half a step of the steepest part: the rates here are those of a step's middle.
+        assert megatron_rate(options, step + 0.5) == pytest.approx(ours, abs=2e-3), step
+        assert torchtitan_rate(theirs, step + 0.5) == pytest.approx(ours, abs=2e-3), step
+
+
+def test_what_an_engine_cannot_be_told_is_written_beside_its_options(tmp_path):
+    schedule = ScheduleConfig(kind="wsm", num_merged=4)
+    train = replace(TRAIN, schedule=schedule, stages=(StageConfig(name="long", rope_base=6e5),))
+    for number, path in enumerate(write_handover(tmp_path, SMALL, train, ParallelConfig())):
+        notes = [line for line in path.read_text().splitlines() if line.startswith("# Note")]
+        assert sum("the average of 4 checkpoints of its last 20%" in note for note in notes) == 1, (
+            number
+        )
+        assert sum("stage long" in note for note in notes) == 1, number
+
+
+def test_what_a_small_mixture_says_to_megatron():
+    moe = replace(SMALL.moe, num_shared_experts=3, num_groups=4, groups_per_token=2)
+    train = replace(TRAIN, balance=BalanceConfig(rule="none", aux_loss_weight=0.01))
+    sizes = ParallelConfig(shard=4, expert=2, context=2, micro_batch=2, recompute=True)
+    options = megatron_options(replace(SMALL, moe=moe), train, sizes)
+    said = {
+        "--ffn-hidden-size": "256",
+        "--moe-ffn-hidden-size": "64",
+        "--moe-shared-expert-intermediate-size": "192",
+        "--num-experts": "16",
+        "--moe-router-topk": "2",
+        "--moe-router-num-groups": "4",
+        "--moe-router-group-topk": "2",
+        "--moe-layer-freq": "([0]*1+[1]*5)",
+        "--moe-router-load-balancing-type": "aux_loss",
+        "--moe-aux-loss-coeff": "0.01",
+        "--moe-router-bias-update-rate": "0",
+        "--num-attention-heads": "4",
+        "--num-query-groups": "2",
+        "--kv-channels": "32",
+        "--seq-length": "128",
+        "--micro-batch-size": "2",
+        "--global-batch-size": "64",
+        "--train-samples": "640",
+        "--expert-model-parallel-size": "2",
+        "--context-parallel-size": "2",
+        "--recompute-granularity": "full",
+    }
+    assert said.items() <= options.items()
+    theirs = torchtitan_options(train, sizes)
+    said = {
+        "--training.num_tokens_per_microbatch_per_dp_rank": "256",
+        "--training.num_tokens_per_train_step": "8192",
+        "--training.steps": "10",
+        "--parallelism.data_parallel_shard_degree": "2",
+        "--parallelism.context_parallel_degree": "2",
+        "--parallelism.expert_parallel_degree": "2",
+        "--parallelism.num_pp_microbatches": "16",  # of 64 sequences, 2 groups of ranks, 2 each
+    }
+    assert said.items() <= theirs.items()
 
 
 def test_a_layout_keeps_empty_stages():

@@ -18,6 +18,8 @@ from model.training.config import (
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.memory_plan import BF16, LOSS_BLOCK_SCORES, mean_weights, output_memory
+from windtunnel.machine.one_gpu import BF16_WEIGHTS as PLAIN_BF16
+from windtunnel.machine.one_gpu import OneGpuPlan, one_gpu_plan
 from windtunnel.machine.plan import plan_for
 
 MODEL = ModelConfig(
@@ -186,3 +188,42 @@ def test_scores_are_kept_until_they_are_more_than_the_loss_takes_at_once() -> No
     blocks = output_memory(wide, BF16, tokens=2**13, ends=10**10)
     assert blocks.kept == 10**10 - 2 * 2**29 * 4  # both heads' float32 scores are not there
     assert blocks.working == 2**28 * (2 + 4 + 4) + 2**26 * (4 + 2)
+
+
+def one_gpu(model: ModelConfig, *, recompute: bool = False) -> OneGpuPlan:
+    how = {"recompute": recompute, "updates_in_backward": False}
+    return one_gpu_plan(model, NODES_OF_TWO, sequence_length=LENGTH, sequences=2, **how)
+
+
+@pytest.mark.parametrize(("recompute", "passes"), [(False, 3), (True, 4)])
+def test_a_step_on_one_gpu(recompute: bool, passes: int) -> None:
+    plan = one_gpu(MODEL, recompute=recompute)
+    # The scores are computed twice forward, and the optimizer moves ten bytes a weight.
+    blocks = passes * 256 * (DENSE_BLOCK + MIXTURE - SENT)
+    step_s = blocks + 4 * 256 * HEAD + (ROUTED + OTHERS) * 10 / 1e11
+    assert plan.step_s == pytest.approx(step_s)
+    assert plan.tokens_per_s == pytest.approx(256 / step_s)
+    assert (plan.weights, plan.moments) == (
+        2 * (ROUTED + OTHERS),
+        round((ROUTED + OTHERS) * (2 + 8 / 256)),
+    )
+    # With so many words its fullest moment is the loss, before there is a gradient.
+    kept = activation_memory(MODEL, PLAIN_BF16, sequence_length=LENGTH, sequences=2, fused=True)
+    ends = kept.ends - 4 * 256 * 1000
+    blocks_kept = 2 * 256 * 64 * 2 if recompute else sum(kept.layers)
+    assert (plan.gradients, plan.activations) == (0, blocks_kept + ends)
+    assert plan.temporaries == 256 * 1000 * 10 + TABLE * (4 + 2)
+
+
+def test_with_few_words_one_gpu_is_fullest_in_the_backward_pass() -> None:
+    plan = one_gpu(replace(MODEL, vocab_size=8))
+    kept = activation_memory(
+        replace(MODEL, vocab_size=8), PLAIN_BF16, sequence_length=LENGTH, sequences=2, fused=True
+    )
+    mixture = ATTENTION + NORMS + ROUTER + SHARED + ROUTED
+    # At the last block: its gradients and the output layer's, and what both blocks keep; at the
+    # first: all gradients but the embedding's and the last norm's.
+    last = (2 * (8 * 64 + mixture), sum(kept.layers), 256 * (2 * 2 * (64 + 3 * 32) + 8 * 64))
+    wide = ATTENTION + NORMS + WIDE
+    first = (last[0] + 2 * wide, kept.layers[0], 256 * (8 * 128 + 8 * 64))
+    assert (plan.gradients, plan.activations, plan.temporaries) == max(last, first, key=sum)

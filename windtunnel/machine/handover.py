@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from model.files import make_folder, write_file
-from model.training.config import ScheduleConfig, TrainConfig
+from model.training.config import TrainConfig
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.pipeline import uniform
 
@@ -42,7 +42,9 @@ def write_handover(
             _megatron_notes(model, train, parallel),
         ),
         "torchtitan.args": _text(
-            TORCHTITAN, torchtitan_options(train, parallel), _torchtitan_notes(model)
+            TORCHTITAN,
+            torchtitan_options(train, parallel),
+            _torchtitan_notes(model) + _untold(train),
         ),
     }
     for name, text in files.items():
@@ -80,7 +82,7 @@ def megatron_options(model: ModelConfig, train: TrainConfig, parallel: ParallelC
         "--train-samples": f"{train.tokens // train.sequence_length}",
         "--lr": f"{optimizer.peak_lr:.9g}",
         "--min-lr": f"{optimizer.peak_lr * train.schedule.final_frac:.9g}",
-        **_megatron_schedule(train.schedule, train.tokens // train.sequence_length),
+        **_megatron_schedule(train),
         "--weight-decay": f"{optimizer.weight_decay:g}",
         "--adam-beta1": f"{optimizer.beta1:g}",
         "--adam-beta2": f"{optimizer.beta2:g}",
@@ -147,9 +149,16 @@ def _megatron_mixture(model: ModelConfig, train: TrainConfig, parallel: Parallel
     return options
 
 
-def _megatron_schedule(schedule: ScheduleConfig, samples: int) -> Options:
+def _warmup_frac(train: TrainConfig) -> float:
+    """Of the run, where a warm-up in tokens stands in its place, too."""
+    tokens = train.schedule.warmup_tokens
+    return train.schedule.warmup_frac if tokens is None else tokens / train.tokens
+
+
+def _megatron_schedule(train: TrainConfig) -> Options:
     # The compose of this file is in whole sequences, as `--train-samples` is.
-    warm_up = {"--lr-warmup-samples": f"{math.floor(schedule.warmup_frac * samples)}"}
+    schedule, samples = train.schedule, train.tokens // train.sequence_length
+    warm_up = {"--lr-warmup-samples": f"{math.floor(_warmup_frac(train) * samples)}"}
     decay = {"--lr-decay-samples": f"{samples}"}
     match schedule.kind:
         case "cosine":
@@ -179,6 +188,11 @@ def torchtitan_options(train: TrainConfig, parallel: ParallelConfig) -> Options:
     """``--section.option`` flags: training and parallelism; its models are Python functions."""
     windows = train.batch_tokens // train.sequence_length
     optimizer, schedule = train.optimizer, train.schedule
+    decay_frac, shape = 0.0, schedule.decay_shape
+    if schedule.kind == "wsd":
+        decay_frac = schedule.decay_frac
+    elif schedule.kind == "cosine":
+        decay_frac, shape = 1 - schedule.warmup_frac, "cosine"
     # Its sharded ranks are those that read different text; sequences are spread beside them.
     options = {
         "--training.max_context_length": f"{train.sequence_length}",
@@ -191,9 +205,9 @@ def torchtitan_options(train: TrainConfig, parallel: ParallelConfig) -> Options:
         "--training.mixed_precision_param": "bfloat16" if train.precision == "bf16" else "float32",
         "--training.mixed_precision_reduce": "float32",
         "--debug.seed": f"{train.seed}",
-        "--lr_scheduler.warmup_steps": f"{round(schedule.warmup_frac * train.num_steps)}",
-        "--lr_scheduler.decay_ratio": f"{schedule.decay_frac if schedule.kind == 'wsd' else 0:g}",
-        "--lr_scheduler.decay_type": TORCHTITAN_DECAYS[schedule.decay_shape],
+        "--lr_scheduler.warmup_steps": f"{round(_warmup_frac(train) * train.num_steps)}",
+        "--lr_scheduler.decay_ratio": f"{decay_frac:g}",
+        "--lr_scheduler.decay_type": TORCHTITAN_DECAYS[shape],
         "--lr_scheduler.min_lr_factor": f"{schedule.final_frac:g}",
         "--parallelism.data_parallel_replicate_degree": f"{parallel.replicate}",
         "--parallelism.data_parallel_shard_degree": f"{parallel.shard // parallel.context}",
@@ -225,6 +239,22 @@ def _megatron_notes(model: ModelConfig, train: TrainConfig, parallel: ParallelCo
         notes.append("it has no zero-bubble schedule: interleaved 1F1B takes its place")
     if model.moe is not None and model.moe.num_groups > 1:
         notes.append("a group's score there sums its best topk // group-topk experts, here its two")
+    return notes + _untold(train)
+
+
+def _untold(train: TrainConfig) -> list[str]:
+    """What neither engine has an option for."""
+    notes = []
+    if train.schedule.kind == "wsm":
+        notes.append(
+            f"the run ends as the average of {train.schedule.num_merged} checkpoints of its last "
+            f"{train.schedule.decay_frac:.0%}; keep them there and average them yourself"
+        )
+    notes += [
+        f"stage {stage.name} of the run changes what these options say (sequence length, rates or "
+        "rotary base); it is not told"
+        for stage in train.stages
+    ]
     return notes
 
 
