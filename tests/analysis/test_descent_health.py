@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pytest
+from scipy import stats
 
+from analysis.curvature import bend_chance
 from analysis.health import examine
-from analysis.laws import LossSurface
+from analysis.laws import LossSurface, PowerLaw
 from analysis.points import Points
 from analysis.settings import FitSettings
 from analysis.solving import Solved, solve
@@ -60,3 +63,29 @@ def test_sizes_and_tokens_that_grow_together_leave_a_ridge(
         in warning.sentence
         for warning in found
     )
+
+
+@pytest.mark.parametrize(("num_points", "bend"), [(12, 0.0), (12, 0.02), (60, 0.004)])
+def test_bent_residuals_are_as_rare_as_the_textbook_says(num_points: int, bend: float) -> None:
+    """Of a line in logs: the F test of its square, of many points with White's spread beside it."""
+    x = np.geomspace(1.0, 30.0, num_points)
+    log_x = np.log(x)
+    noise = 0.01 * np.random.default_rng(5).uniform(-1.7, 1.7, num_points)  # none is clipped
+    noise *= np.where(log_x > 2, 1.5, 1.0)  # more of it towards one end
+    log_y = 1.0 - 0.3 * log_x + bend * (log_x - 1.7) ** 2 + noise
+    solved = solve(PowerLaw, (x,), np.exp(log_y), replace(QUICK, loss="squares"))
+
+    def left(*columns: np.ndarray) -> np.ndarray:
+        rows = np.stack([np.ones(num_points), log_x, *columns[1:]], axis=1)
+        return np.asarray(columns[0] - rows @ np.linalg.lstsq(rows, columns[0], rcond=None)[0])
+
+    straight, curved = left(log_y), left(log_y, log_x**2)
+    ratio = (straight @ straight - curved @ curved) / (curved @ curved / (num_points - 3))
+    if num_points == 60:
+        square = left(log_x**2)
+        white = (square @ straight) ** 2 / ((square * straight) ** 2).sum()
+        assert white < ratio, "the more cautious one is White's"
+        ratio = white
+    expected = stats.f.sf(ratio, 1, num_points - 3)
+    assert 1e-6 < expected < 0.9
+    assert bend_chance(solved, (x,)) == pytest.approx(expected, rel=1e-3)

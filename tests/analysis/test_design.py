@@ -49,6 +49,25 @@ def test_the_promised_half_width_is_the_textbook_one() -> None:
     assert widths == sorted(widths, reverse=True), "every run narrows it"
 
 
+def test_what_is_known_before_any_run_is_three_e_folds_and_half_an_exponent() -> None:
+    """One run seen and much noise: var = sigma² + g'(J'J/sigma² + diag(1/3², 1/0.5²))^-1 g."""
+    x, fit = line(np.random.default_rng(0))
+    design = next_runs(fit, (x[:1],), candidates(), (300.0,), budget=200.0, seeds_sd=1.0)
+    pool = [c.x[0] for c in candidates()]
+    middle = np.log([x[0], *pool, 300.0]).mean()  # the level is that of the line there
+
+    def half_width(seen: list[float]) -> float:
+        rows = np.stack([np.ones(len(seen)), np.log(seen) - middle], axis=1)
+        target = np.array([1.0, np.log(300.0) - middle])
+        information = rows.T @ rows + np.diag([1 / 9, 4])
+        return float(1.686 * (1 + target @ np.linalg.solve(information, target)) ** 0.5)
+
+    assert design.before == pytest.approx(half_width([x[0]]), rel=1e-3)
+    made = [float(run.label) for run in design.runs]
+    assert design.runs[-1].half_width == pytest.approx(half_width([x[0], *made]), rel=1e-3)
+    assert design.floor == pytest.approx(1.686, rel=1e-3)
+
+
 def test_budget_seeds_and_tolerance_are_kept() -> None:
     x, fit = line(np.random.default_rng(0))
     design = next_runs(fit, (x,), candidates(), (300.0,), budget=35.0)

@@ -91,8 +91,9 @@ def test_the_best_ratio_of_an_over_trained_model_and_what_it_reaches() -> None:
         losses = OVER(flops, ratio * np.exp(np.linspace(-1, 1, 2_001)))
         assert losses.argmin() == 1_000
         assert float(OVER.frontier()(flops)) == pytest.approx(float(losses.min()), rel=1e-12)
-    with pytest.raises(ConfigError, match="no best tokens a unit of size"):
-        OverTrainingLaw(E=1.5, a=0.0, b=1.0, eta=0.1).optimal_ratio()
+    for a, b in ((0.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(ConfigError, match="no best tokens a unit of size"):
+            OverTrainingLaw(E=1.5, a=a, b=b, eta=0.1).optimal_ratio()
 
 
 def test_repeated_tokens_move_the_optimum_to_larger_models() -> None:
@@ -137,6 +138,11 @@ def test_a_leverage_beyond_what_no_active_expert_gives_is_refused() -> None:
     most = float(law(0.0, 8, 1e21))
     with pytest.raises(ConfigError, match=f"the limit is {most:.4g}"):
         law.inverse(1.01 * most, 8, 1e21)
+    # At an exponent above 0 a mixture never pays, and it is the least that no expert gives.
+    worse = replace(law, a=3.0)
+    assert worse.inverse(float(worse(0.05, 8, 1e21)), 8, 1e21) == pytest.approx(0.05)
+    with pytest.raises(ConfigError, match="never reached at granularity 8"):
+        worse.inverse(0.99 * float(worse(0.0, 8, 1e21)), 8, 1e21)
 
 
 def test_the_best_granularity_of_a_fitted_leverage_is_the_lowest_loss() -> None:
