@@ -42,7 +42,27 @@ def forecast_at(fit: Fit, points: Points, at: Mapping[str, float], level: float)
     Raises:
         ConfigError: a variable is missing, unknown or not positive.
     """
-    law = type(fit.law)
+    place = place_at(type(fit.law), points, at)
+    return Asked(at=place, forecast=fit.predict(*place.values(), level=level))
+
+
+def place_at(law: type[AnyLaw], points: Points, at: Mapping[str, float]) -> dict[str, float]:
+    """The law's variables at a place of the caller's; arguments and errors as of
+    :func:`forecast_at`."""
+    known = everything_at(law, points, at)
+    for name in law.VARIABLES:
+        if name not in known:
+            raise ConfigError(f"at.{name}: missing; {the_law(law)} needs {_variables(law)}")
+    return {name: known[name] for name in law.VARIABLES}
+
+
+def everything_at(law: type[AnyLaw], points: Points, at: Mapping[str, float]) -> dict[str, float]:
+    """All that is known of a place: what the caller gives, and what follows of the law's variables,
+    size, tokens and flops.
+
+    Raises:
+        ConfigError: a variable is unknown or not positive.
+    """
     known = {OTHER_NAMES.get(name, name): float(value) for name, value in at.items()}
     for name, value in known.items():
         if not value > 0:
@@ -60,11 +80,7 @@ def forecast_at(fit: Fit, points: Points, at: Mapping[str, float], level: float)
         known["size"] = known["flops"] / (pair * known["tokens"])
     if {"size", "tokens"} <= set(known):
         known["tokens_per_size"] = known["tokens"] / known["size"]
-    for name in law.VARIABLES:
-        if name not in known:
-            raise ConfigError(f"at.{name}: missing; {the_law(law)} needs {_variables(law)}")
-    place = {name: known[name] for name in law.VARIABLES}
-    return Asked(at=place, forecast=fit.predict(*place.values(), level=level))
+    return known
 
 
 def forecast_rows(fit: Fit, rows: Points, level: float) -> tuple[HeldOutPoint, ...]:

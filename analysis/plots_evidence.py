@@ -68,7 +68,8 @@ class Promoted:
 class HeldForecast:
     """A forecast of the ledger that was registered before its run, and what the run measured."""
 
-    sweep: str
+    evidence: str
+    """The sweep or the table that it was forecast from."""
     forecast: Prediction
     measured: float
     """Held-out loss in nats per token."""

@@ -49,7 +49,7 @@ def forecasts(evidence: Evidence) -> Drawing:
         for row, one in enumerate(reversed(drawn)):
             _draw(axes, row, one, reach)
         labels = [
-            f"{safe_label(one.sweep, 18)}, {one.forecast.extrapolation_ratio:.3g}x"
+            f"{safe_label(one.evidence, 18)}, {one.forecast.extrapolation_ratio:.3g}x"
             for one in reversed(drawn)
         ]
         axes.set_yticks(range(len(drawn)), labels)
@@ -64,13 +64,13 @@ def forecasts(evidence: Evidence) -> Drawing:
         name=NAME,
         title=TITLE,
         how_to_read="Each row is one forecast of the ledger, the newest at the bottom, with how "
-        "far beyond its sweep's largest run it went. The bar is its interval, the diamond what the "
+        "far beyond the largest run fitted it went. The bar is its interval, the diamond what the "
         "run then measured: left of the line the loss was lower than forecast. "
         "An arrow: the interval goes on beyond the axis."
         + (f" {left_out} older in the data only." if left_out else ""),
-        distrust="A few rows say little about intervals, and rows of one sweep share their errors. "
-        "Diamonds that all lie on one side mean that the forecasts are biased, even if every bar "
-        "holds its own.",
+        distrust="A few rows say little about intervals, and rows of one sweep or table share "
+        "their errors. Diamonds that all lie on one side mean that the forecasts are biased, even "
+        "if every bar holds its own.",
         data=pd.DataFrame([_row(one) for one in held]),
         figure=figure,
     )
@@ -129,7 +129,7 @@ def _legend(held: tuple[HeldForecast, ...]) -> list[Line2D]:
 def _row(one: HeldForecast) -> dict[str, object]:
     forecast = one.forecast
     return {
-        "sweep": one.sweep,
+        "evidence": one.evidence,
         "extrapolation_ratio": forecast.extrapolation_ratio,
         "level": forecast.level,
         "forecast_nats": forecast.value,

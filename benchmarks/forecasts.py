@@ -22,8 +22,8 @@ from pathlib import Path
 from measuring import options
 
 from windtunnel.calibration import calibration, calibration_sentence
-from windtunnel.launch import ledger_of
-from windtunnel.ledger import Entry
+from windtunnel.ledger import ledger_of
+from windtunnel.ledger_rows import Entry
 from windtunnel.promotion import Promotion, Promotions
 
 LADDERS = {

@@ -165,7 +165,14 @@ def rows(name: str, factor: float, forecasts: Forecasts) -> pd.DataFrame:
         forecast = point.forecast
         of_run = (
             width_gate(forecast, thresholds),
-            extrapolation_gate(forecast, point.size / size, point.tokens / tokens, thresholds),
+            extrapolation_gate(
+                {
+                    "compute": forecast.extrapolation_ratio,
+                    "size": point.size / size,
+                    "tokens": point.tokens / tokens,
+                },
+                thresholds,
+            ),
         )
         found.append(
             {

@@ -32,7 +32,8 @@ from sweeps.store import Store
 from windtunnel import composition, yaml_folders
 from windtunnel.commands import promote as promote_command
 from windtunnel.commands import sweep as sweep_command
-from windtunnel.launch import forecast_row, ledger_of, outcome_of
+from windtunnel.launch import forecast_row, outcome_of
+from windtunnel.ledger import ledger_of
 from windtunnel.promotion import Promotion, Promotions
 
 TRUTH = LossSurface(E=1.1, A=330.0, B=45.0, alpha=0.42, beta=0.34)

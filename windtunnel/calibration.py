@@ -15,7 +15,8 @@ from statistics import median
 from scipy import stats
 
 from analysis.results import Interval
-from windtunnel.ledger import Entry
+from analysis.wording import counted
+from windtunnel.ledger_rows import Entry
 
 UNLIKELY = 0.05
 """A chance below this is said."""
@@ -27,6 +28,10 @@ class Calibration:
 
     num_forecasts: int
     num_inside: int
+    by_kind: dict[str, tuple[int, int]]
+    """Inside and all of them, of sweeps and of tables; what there is none of is left out."""
+    num_runs: int
+    """Fewer than forecasts where a run was forecast more than once."""
     num_expected: float
     """Sum of the levels: how many ought to be inside."""
     hit_rate: Interval | None
@@ -50,28 +55,34 @@ class Calibration:
 
 def calibration(entries: Iterable[Entry]) -> Calibration:
     """Hits, expected hits and sharpness of everything the ledger can be judged by."""
-    counted = [entry for entry in entries if entry.counts]
-    inside = sum(entry.verdict == "inside" for entry in counted)
-    forecasts = [entry.forecast.forecast for entry in counted]
+    judged = [entry for entry in entries if entry.counts]
+    inside = sum(entry.verdict == "inside" for entry in judged)
+    by_kind: dict[str, tuple[int, int]] = {}
+    for entry in judged:
+        held, all_of_them = by_kind.get(entry.kind, (0, 0))
+        by_kind[entry.kind] = (held + (entry.verdict == "inside"), all_of_them + 1)
+    forecasts = [entry.forecast.forecast for entry in judged]
     levels = {forecast.level for forecast in forecasts}
     pairs = [
         (entry.forecast.forecast.value, entry.measured)
-        for entry in counted
+        for entry in judged
         if entry.measured is not None
     ]
     below = sum(measured < foretold for foretold, measured in pairs)
     above = sum(measured > foretold for foretold, measured in pairs)
     sides = stats.binomtest(below, below + above) if below + above else None
     hit_rate, chance = None, None
-    if counted:
-        ends = stats.binomtest(inside, len(counted)).proportion_ci(0.9, method="exact")
-        rate = inside / len(counted)
+    if judged:
+        ends = stats.binomtest(inside, len(judged)).proportion_ci(0.9, method="exact")
+        rate = inside / len(judged)
         hit_rate = Interval(value=rate, low=float(ends.low), high=float(ends.high), level=0.9)
         if len(levels) == 1:
-            chance = float(stats.binomtest(inside, len(counted), levels.pop()).pvalue)
+            chance = float(stats.binomtest(inside, len(judged), levels.pop()).pvalue)
     return Calibration(
-        num_forecasts=len(counted),
+        num_forecasts=len(judged),
         num_inside=inside,
+        by_kind=by_kind,
+        num_runs=len({entry.forecast.run_id for entry in judged}),
         num_expected=sum(forecast.level for forecast in forecasts),
         hit_rate=hit_rate,
         chance=chance,
@@ -88,10 +99,16 @@ def calibration_sentence(found: Calibration) -> str:
     """The calibration in words, for the foot of the table."""
     if found.hit_rate is None:
         return "no forecast has been held against a measurement yet"
+    kinds = [
+        f"{held} of {all_of_them} of {kind}s"
+        for kind, (held, all_of_them) in sorted(found.by_kind.items())
+    ]
+    told_apart = f" ({', '.join(kinds)})" if len(kinds) > 1 else ""
+    rate = found.hit_rate
     text = (
-        f"{found.num_inside} of {found.num_forecasts} measured losses inside the interval; "
-        f"{found.num_expected:.3g} were to be expected. Hit rate {found.hit_rate.value:.0%}, 90% "
-        f"interval {found.hit_rate.low:.0%} to {found.hit_rate.high:.0%}"
+        f"{found.num_inside} of {found.num_forecasts} measured losses inside the interval"
+        f"{told_apart}; {found.num_expected:.3g} were to be expected. Hit rate {rate.value:.0%}, "
+        f"90% interval {rate.low:.0%} to {rate.high:.0%}"
     )
     if found.median_error is not None and found.median_width is not None:
         text += (
@@ -104,6 +121,8 @@ def calibration_sentence(found: Calibration) -> str:
         text += f". The intervals do not hold what they promise (p = {found.chance:.2g})"
     elif found.num_forecasts < 10:
         text += ". Too few yet to judge the intervals"
+    if found.num_runs < found.num_forecasts:
+        text += f". They are of {counted(found.num_runs, 'run', 'runs')}, some forecast repeatedly"
     return text
 
 

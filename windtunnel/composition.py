@@ -42,8 +42,8 @@ from windtunnel.yaml_folders import (
 
 T = TypeVar("T")
 
-SENTENCES = ("override.", "trained.source")
-"""Keys that begin so have a person's sentences as values, with commas and all."""
+SENTENCES = ("override.", "trained.source=", "source=")
+"""Overrides that begin so have a person's sentences as values, with commas and all."""
 
 # What Hydra, OmegaConf and PyYAML raise for a bad override or a bad file.
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -190,9 +190,10 @@ def _parse_override(text: str, meant: str = "") -> Override:
     if dot and value and last[:1].isdigit():  # Hydra's grammar has no such keys
         example = f"write {parent}='{{{last}: {value}}}'"
     if value.startswith("~/"):  # no shell expands it here, and Hydra's grammar refuses it
-        text = f"{key}{equals}{Path(value).expanduser()}"
+        value = str(Path(value).expanduser())
+        text = f"{key}{equals}{value}"
     is_sign = len(value) == 1 and not value.isalnum()  # table.decimal=, as a shell leaves it
-    if is_sign or (key.startswith(SENTENCES) and _is_sentence(value)):
+    if is_sign or (text.startswith(SENTENCES) and _is_sentence(value)):
         text = f"{key}{equals}{_quoted(value)}"
     try:
         override = OverridesParser.create().parse_override(text)

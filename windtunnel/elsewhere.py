@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from model.config import ModelConfig, require, require_positive
 from model.training.config import InitialWeights
 from sweeps.spec import RunSpec
-from windtunnel.ledger import OutcomeRow, utc_now
+from windtunnel.ledger import utc_now
+from windtunnel.ledger_rows import Forecast, OutcomeRow
 from windtunnel.promotion import Promotion
 
 if TYPE_CHECKING:
@@ -81,15 +82,15 @@ def measuring_spec(promotion: Promotion, given: GivenWeights) -> RunSpec:
     return replace(promotion.spec, train=replace(train, initial_weights=initial))
 
 
-def stated_outcome(promotion: Promotion, loss_nats: float, source: str) -> OutcomeRow:
-    """The ledger's row of a loss that nobody measured here."""
+def stated_outcome(row: Forecast, loss_nats: float, source: str) -> OutcomeRow:
+    """The ledger's row of a loss that nobody measured here; ``row`` is its forecast's."""
     return OutcomeRow(
-        promotion_id=promotion.id,
-        run_id=promotion.run_id,
+        promotion_id=row.promotion_id,
+        run_id=row.run_id,
         recorded_at=utc_now(),
         status="done",
         loss_nats=loss_nats,
-        inside=promotion.forecast.contains(loss_nats),
+        inside=row.forecast.contains(loss_nats),
         trained="elsewhere",
         stated_by=source,
     )

@@ -151,9 +151,11 @@ def _gates(
         gates.holdout_gate(study.holdouts, thresholds),
         gates.width_gate(forecast, thresholds),
         gates.extrapolation_gate(
-            forecast,
-            promoted_size / max(study.points.size),
-            spec.train.tokens / max(study.points.tokens),
+            {
+                "compute": forecast.extrapolation_ratio,
+                "size": promoted_size / max(study.points.size),
+                "tokens": spec.train.tokens / max(study.points.tokens),
+            },
             thresholds,
         ),
         gates.health_gate(study.surface.warnings, thresholds),

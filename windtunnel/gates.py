@@ -32,7 +32,7 @@ class GateThresholds:
     interval_width: float
     """Largest width of the forecast's interval over its value."""
     extrapolation: float
-    """Largest compute over that of the sweep's largest run."""
+    """Largest compute, size or tokens over those of the largest run fitted."""
     refuse_statuses: tuple[str, ...]
     """Names of the fit statuses that refuse a launch; the others are only shown."""
     noise_runs: int
@@ -112,27 +112,18 @@ def width_gate(forecast: Prediction, thresholds: GateThresholds) -> GateResult:
     )
 
 
-def extrapolation_gate(
-    forecast: Prediction, size_ratio: float, tokens_ratio: float, thresholds: GateThresholds
-) -> GateResult:
+def extrapolation_gate(ratios: Mapping[str, float], thresholds: GateThresholds) -> GateResult:
     """How far beyond its evidence the law is asked to reach, in compute and along each axis.
 
     Args:
-        forecast: of the promoted run.
-        size_ratio: its flops_per_token over the largest measured.
-        tokens_ratio: its tokens over the most measured.
-        thresholds: the most that any of the three may be.
+        ratios: by what is meant, the forecast run's over the largest measured.
+        thresholds: the most that any of them may be.
     """
-    ratios = {
-        "compute": forecast.extrapolation_ratio,
-        "size": size_ratio,
-        "tokens": tokens_ratio,
-    }
     said = ", ".join(f"{ratio:.3g} times the {name}" for name, ratio in ratios.items())
     return GateResult(
         name="extrapolation",
         passed=max(ratios.values()) <= thresholds.extrapolation,
-        sentence=f"{said} of the sweep's largest; at most {thresholds.extrapolation:g} times",
+        sentence=f"{said} of the largest fitted; at most {thresholds.extrapolation:g} times",
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from analysis.records import RunRecord
@@ -26,7 +25,8 @@ from sweeps.spread import Spread, set_spread
 from sweeps.store import Store
 from windtunnel.elsewhere import Elsewhere, measuring_spec, require_same_model, stated_outcome
 from windtunnel.gates import check_gates
-from windtunnel.ledger import Entry, ForecastRow, Ledger, OutcomeRow, utc_now
+from windtunnel.ledger import Ledger, utc_now
+from windtunnel.ledger_rows import Entry, ForecastRow, OutcomeRow
 from windtunnel.promotion import Promotion
 
 if TYPE_CHECKING:
@@ -47,11 +47,6 @@ class Launched:
     """Whether it was over before, so that nothing was trained in this session."""
 
 
-def ledger_of(root: Path) -> Ledger:
-    """The ledger of a root: one for all its sweeps."""
-    return Ledger(root / "ledger.jsonl")
-
-
 def accepted_overrides(
     promotion: Promotion, ledger: Ledger, overrides: Mapping[str, str]
 ) -> dict[str, str]:
@@ -61,7 +56,9 @@ def accepted_overrides(
         LaunchRefused: a gate failed and nobody overrode it.
     """
     entry = ledger.find(promotion.id)
-    registered = entry.forecast.overrides if entry is not None else {}
+    registered = {}
+    if entry is not None and isinstance(entry.forecast, ForecastRow):
+        registered = entry.forecast.overrides
     return check_gates(promotion.gates, {**registered, **overrides}, where=promotion.id)
 
 
@@ -141,9 +138,11 @@ def launch(
     if record is not None:
         outcome = outcome_of(promotion, record)
         ledger.record_outcome(replace(outcome, trained="here" if given is None else "elsewhere"))
-    entry = ledger.find(promotion.id)
-    assert entry is not None, "registered above"
-    return Launched(entry=entry, record=record, was_over=before.status in ("done", "diverged"))
+    return Launched(
+        entry=ledger.entry(promotion.id),
+        record=record,
+        was_over=before.status in ("done", "diverged"),
+    )
 
 
 def register(
@@ -182,10 +181,9 @@ def hand_over(
     """
     register(promotion, store, ledger, overrides, is_measured=trained.loss_nats is not None)
     if trained.loss_nats is not None and trained.source is not None:
-        ledger.record_outcome(stated_outcome(promotion, trained.loss_nats, trained.source))
-    entry = ledger.find(promotion.id)
-    assert entry is not None, "registered above"
-    return entry
+        row = forecast_row(promotion)
+        ledger.record_outcome(stated_outcome(row, trained.loss_nats, trained.source))
+    return ledger.entry(promotion.id)
 
 
 def with_kept(train: TrainConfig, keep_weights: int) -> TrainConfig:

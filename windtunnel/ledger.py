@@ -1,9 +1,10 @@
-"""The forecast ledger: what was forecast before a launch, and what the launch then measured.
+"""The forecast ledger: what was forecast before a run, and what the run then measured.
 
 One JSON object a line, only ever appended: a forecast row before training starts, an outcome row
-after it ended. Every row carries the hash of its own content and of the row before, so a forecast
-that was altered, moved or taken out later is seen. A line that a crash tore is kept and told apart
-from a corrupted one: rows written after it continue the chain across it.
+after it ended (:mod:`windtunnel.ledger_rows`). Every row carries the hash of its own content and of
+the row before, so a forecast that was altered, moved or taken out later is seen. A line that a
+crash tore is kept and told apart from a corrupted one: rows written after it continue the chain
+across it.
 """
 
 from __future__ import annotations
@@ -13,75 +14,33 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
-from analysis.results import Prediction
 from model.errors import ConfigError
 from model.files import durable_folder, sync_file, sync_folder
 from model.typed import build_union, to_plain
 from sweeps.files import content_hash
+from windtunnel.ledger_rows import (
+    Entry,
+    Forecast,
+    ForecastRow,
+    Outcome,
+    OutcomeRow,
+    Row,
+    TableForecastRow,
+    TableOutcomeRow,
+    outdoes,
+)
 
-LEDGER_VERSION = 2
 FIRST = "0" * 64
 """What the first row names as the row before it."""
 UNREADABLE = "cannot be read: torn while it was written, or corrupted since"
 TORN = "torn while it was written; the rows after it show that none was lost"
 LOST = "corrupted: a row that stood here can no longer be read"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForecastRow:
-    """What was forecast, before the run it speaks of had started."""
-
-    kind: Literal["forecast"] = "forecast"
-    version: int = LEDGER_VERSION
-    promotion_id: str
-    promotion_hash: str
-    run_id: str
-    sweep: str
-    target: str
-    registered_at: str
-    """UTC, ISO 8601."""
-    train_flops: float
-    forecast: Prediction
-    """Held-out loss at the end of the run, nats per token."""
-    overrides: dict[str, str] = field(default_factory=dict)
-    """Failed gate to the reason it was overridden for."""
-    after_the_fact: bool = False
-    """The run's measurement existed already, so this is no forecast and never counts as a hit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutcomeRow:
-    """What the run measured, or that it diverged."""
-
-    kind: Literal["outcome"] = "outcome"
-    version: int = LEDGER_VERSION
-    promotion_id: str
-    run_id: str
-    recorded_at: str
-    status: Literal["done", "diverged"]
-    reason: str = ""
-    loss_nats: float | None
-    """Measured held-out loss, nats per token; absent for a diverged run."""
-    inside: bool
-    """Whether the measured loss lies in the forecast's interval; a diverged run does not."""
-    trained: Literal["here", "elsewhere"] = "here"
-    """Elsewhere: by another engine; only its weights were measured here, as ``run_id``."""
-    stated_by: str = ""
-    """Where the loss was taken from if it was not measured here at all. It is on record, but by
-    another protocol, so it is no evidence on the intervals."""
-
-    def outdoes(self, other: OutcomeRow) -> bool:
-        """Whether it was measured where ``other`` was only stated."""
-        return bool(other.stated_by) and not self.stated_by
-
-
-Row = ForecastRow | OutcomeRow
 
 
 @dataclass(frozen=True)
@@ -98,41 +57,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One forecast with its outcome, if it has one yet."""
-
-    forecast: ForecastRow
-    outcome: OutcomeRow | None
-    trouble: str = ""
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is evidence on the intervals: measured here, unaltered, registered before."""
-        if self.trouble or self.outcome is None:
-            return False
-        return not self.forecast.after_the_fact and not self.outcome.stated_by
-
-    @property
-    def measured(self) -> float | None:
-        """The loss that is evidence on the interval, nats per token; None without one."""
-        return self.outcome.loss_nats if self.counts and self.outcome is not None else None
-
-    @property
-    def verdict(self) -> str:
-        """One word for a table."""
-        if self.trouble:
-            return "ALTERED"
-        if self.outcome is None:
-            return "open"
-        if self.outcome.status == "diverged":
-            return "DIVERGED"
-        verdict = "inside" if self.outcome.inside else "OUTSIDE"
-        if self.forecast.after_the_fact:
-            return f"{verdict} (after the fact)"
-        return f"{verdict} (stated)" if self.outcome.stated_by else verdict
-
-
-@dataclass(frozen=True)
 class Reading:
     """The ledger at one moment: its entries and what is wrong with it are of the same lines."""
 
@@ -141,14 +65,14 @@ class Reading:
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """Every forecast ever registered, oldest first, with its outcome."""
-        forecasts: dict[str, tuple[ForecastRow, str]] = {}
-        outcomes: dict[str, tuple[OutcomeRow, str]] = {}
+        forecasts: dict[str, tuple[Forecast, str]] = {}
+        outcomes: dict[str, tuple[Outcome, str]] = {}
         for line in self.lines:
-            if isinstance(line.row, ForecastRow):
+            if isinstance(line.row, (ForecastRow, TableForecastRow)):
                 forecasts.setdefault(line.row.promotion_id, (line.row, line.trouble))
-            elif isinstance(line.row, OutcomeRow):
+            elif isinstance(line.row, (OutcomeRow, TableOutcomeRow)):
                 known = outcomes.get(line.row.promotion_id)
-                if known is None or line.row.outdoes(known[0]):
+                if known is None or outdoes(line.row, known[0]):
                     outcomes[line.row.promotion_id] = (line.row, line.trouble)
         entries = []
         for promotion_id, (forecast, trouble) in forecasts.items():
@@ -157,8 +81,8 @@ class Reading:
         return tuple(entries)
 
     def find(self, promotion_id: str) -> Entry | None:
-        """The entry of one promotion."""
-        return next((e for e in self.entries if e.forecast.promotion_id == promotion_id), None)
+        """The entry of one forecast."""
+        return next((e for e in self.entries if e.name == promotion_id), None)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -177,31 +101,40 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def register(self, row: ForecastRow) -> ForecastRow:
-        """Append the forecast, or return the one already registered for this promotion.
+    def register(self, row: Forecast) -> Forecast:
+        """Append the forecast, or return the one already registered of the same content.
+
+        A table's forecast is told by the ledger which one of the same run came before it, and
+        whether that run's outcome is known.
 
         Raises:
             ConfigError: when the registered forecast was altered, or is of another content.
         """
         with self._locked() as lines:
             for line in lines:
-                if line.promotion_id != row.promotion_id:
+                known = line.row if isinstance(line.row, (ForecastRow, TableForecastRow)) else None
+                is_same = known is not None and known.content_id == row.content_id
+                # A table's forecast is the same from a copy of the file, which has another name.
+                is_copied = is_same and isinstance(row, TableForecastRow)
+                if line.promotion_id != row.promotion_id and not is_copied:
                     continue
                 self._refuse_altered(line)
-                if isinstance(line.row, ForecastRow):
-                    if line.row.promotion_hash != row.promotion_hash:
+                if known is not None:
+                    if not is_same:
                         raise ConfigError(
                             f"{self.path}: line {line.number} already holds another forecast "
                             f"named {row.promotion_id}; promote again to get a name of its own"
                         )
-                    return line.row
+                    return known
+            if isinstance(row, TableForecastRow):
+                row = _beside_others(row, Reading(lines))
             self._append(row, lines)
         return row
 
-    def record_outcome(self, row: OutcomeRow) -> OutcomeRow:
+    def record_outcome(self, row: Outcome) -> Outcome:
         """Append the outcome of a registered forecast, or return the one already there.
 
-        A measured outcome is appended to a stated one, and takes its place.
+        A measured outcome is appended to one in doubt, and takes its place.
         """
         with self._locked() as lines:
             registered = False
@@ -209,8 +142,9 @@ class Ledger:
                 if line.promotion_id != row.promotion_id:
                     continue
                 self._refuse_altered(line)
-                if isinstance(line.row, OutcomeRow) and not row.outdoes(line.row):
-                    return line.row
+                known = line.row if isinstance(line.row, (OutcomeRow, TableOutcomeRow)) else None
+                if known is not None and not outdoes(row, known):
+                    return known
                 registered = True
             if not registered:
                 raise ConfigError(
@@ -225,8 +159,19 @@ class Ledger:
         return Reading(self.lines())
 
     def find(self, promotion_id: str) -> Entry | None:
-        """The entry of one promotion, as the file stands now."""
+        """The entry of one forecast, as the file stands now."""
         return self.read().find(promotion_id)
+
+    def entry(self, promotion_id: str) -> Entry:
+        """The entry of a forecast that the caller has registered.
+
+        Raises:
+            ConfigError: it has gone from the file since.
+        """
+        entry = self.find(promotion_id)
+        if entry is None:
+            raise ConfigError(f"{self.path}: the forecast of {promotion_id} is gone")
+        return entry
 
     def lines(self) -> tuple[Line, ...]:
         """Every line, read back and checked against the chain of hashes."""
@@ -262,6 +207,21 @@ class Ledger:
             sync_file(file)
         if not lines:
             sync_folder(self.path.parent)
+
+
+def ledger_of(root: Path) -> Ledger:
+    """The ledger of a root: one for all its sweeps and tables."""
+    return Ledger(root / "ledger.jsonl")
+
+
+def _beside_others(row: TableForecastRow, known: Reading) -> TableForecastRow:
+    """The row with what the ledger knows of the same run."""
+    same = [entry for entry in known.entries if entry.forecast.run_id == row.run_id]
+    return replace(
+        row,
+        earlier=same[-1].name if same else "",
+        after_the_fact=row.after_the_fact or any(entry.outcome is not None for entry in same),
+    )
 
 
 def _row_hash(content: Mapping[str, Any]) -> str:

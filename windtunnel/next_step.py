@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sweeps.plan import Plan
@@ -29,6 +31,20 @@ def after_training(plan: Plan) -> str:
         first = features[0][0]
         trial += f" {as_option('variant', {first: last[first]})}"
     return f"{trial}, or {command} {as_option('variant', last)}"
+
+
+def launch_elsewhere(root: Path, promotion_id: str) -> str:
+    """The command that registers a promotion's forecast for another engine, and closes it."""
+    return f"windtunnel launch {_of(root)} promotion={promotion_id} trained=elsewhere"
+
+
+def closing_command(root: Path, name: str) -> str:
+    """The command that holds a table's forecast against its run."""
+    return f"windtunnel ledger {_of(root)} close={name}"
+
+
+def _of(root: Path) -> str:
+    return f"root={shlex.quote(str(root))}"
 
 
 def as_option(name: str, mapping: Mapping[str, Any]) -> str:

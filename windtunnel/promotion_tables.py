@@ -9,17 +9,19 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from analysis.results import Interval
+from analysis.wording import counted
 from model.memory import activation_memory, state_memory
 from sweeps.spec import RunSpec
 from windtunnel.along import Evaluated, Waypoint
 from windtunnel.choices import Choice
 from windtunnel.console import si, table
 from windtunnel.folding import Folded
-from windtunnel.ledger import Entry
+from windtunnel.ledger_rows import Entry, OutcomeRow, TableOutcomeRow
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.machine.memory_plan import FP32
 from windtunnel.machine.tables import describe_plan
 from windtunnel.promotion import Promotion
+from windtunnel.table_runs import place_text
 
 
 def describe(promotion: Promotion) -> Iterator[RenderableType]:
@@ -112,6 +114,26 @@ def verdict_text(entry: Entry) -> str:
     return f"{said}; measured {outcome.loss_nats:.4f} nats ({miss:+.4f}): {entry.verdict}"
 
 
+def origin_text(entry: Entry) -> list[str]:
+    """Where an outcome is from that no run here measured, and what to think of it."""
+    outcome = entry.outcome
+    if isinstance(outcome, OutcomeRow) and outcome.stated_by:
+        said = f"The loss was not measured here but stated ({outcome.stated_by})"
+        return [f"{said}; it is no evidence on the intervals."]
+    if not isinstance(outcome, TableOutcomeRow):
+        return []
+    others = outcome.num_matching - 1
+    more = f", the nearest of {outcome.num_matching} there" if others else ""
+    said = f"Measured: {outcome.row} of {outcome.table}, at {place_text(outcome.at)}{more}"
+    if outcome.num_changed:
+        said += (
+            f". {counted(outcome.num_changed, 'row', 'rows')} that the law was fitted to can't be "
+            "found there as before, so its losses may be by another measure: no evidence on the "
+            "intervals until a table is given that has them"
+        )
+    return [said]
+
+
 def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
     """One row a forecast; columns as in LEDGER_COLUMNS."""
     for entry in entries:
@@ -119,7 +141,8 @@ def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
         forecast = row.forecast
         measured = outcome.loss_nats if outcome is not None else None
         yield (
-            _in_two(row.promotion_id),
+            _in_two(entry.name),
+            entry.kind,
             row.registered_at[:10],
             f"{forecast.extrapolation_ratio:.3g}x",
             f"{forecast.value:.4f}",
@@ -137,7 +160,8 @@ def _in_two(name: str) -> str:
 
 LONGEST_ID = 34
 LEDGER_COLUMNS = (
-    "promotion",
+    "name",
+    "from a",
     "registered",
     "ahead",
     "forecast",

@@ -27,6 +27,7 @@ from sweeps.store import Store
 from windtunnel.commands.status import known_plan, sweep_names
 from windtunnel.features import variants_in
 from windtunnel.next_step import as_option
+from windtunnel.table_runs import unchanged
 
 SURFACE = "hoffmann"
 """The law that recommends a model."""
@@ -113,7 +114,8 @@ def _of_table(config: FitSource, path: Path) -> RunsToFit:
     )
     rules = replace(config.table, filter=config.filter, exclude=config.exclude, test=config.test)
     columns = replace(config.columns, variables=config.variables)
-    loaded = load_table(path, columns, rules)
+    with unchanged(path) as sha256:
+        loaded = load_table(path, columns, rules)
     if config.law == SURFACE and not (loaded.points.size and loaded.points.tokens):
         given = "FLOPs" if loaded.points.flops else "sizes" if loaded.points.size else "tokens"
         other = {"FLOPs": "compute", "sizes": "size", "tokens": "tokens"}[given]
@@ -128,6 +130,7 @@ def _of_table(config: FitSource, path: Path) -> RunsToFit:
         "table": str(path),
         "columns": to_plain(columns),
         "rules": to_plain(rules),
+        "sha256": sha256,
     }
     stem = path.name.split(".")[0]
     return RunsToFit(

@@ -527,9 +527,9 @@ def test_one_interval_without_end_does_not_squeeze_the_others(evidence: Evidence
     usual = Prediction(value=1.0, low=0.93, high=1.05, level=0.9, extrapolation_ratio=5.2)
     endless = replace(usual, high=40.0)
     held = [
-        HeldForecast(sweep="usual", forecast=usual, measured=1.01),
-        HeldForecast(sweep="far_off", forecast=usual, measured=1.2),
-        HeldForecast(sweep="endless", forecast=endless, measured=1.02),
+        HeldForecast(evidence="usual", forecast=usual, measured=1.01),
+        HeldForecast(evidence="far_off", forecast=usual, measured=1.2),
+        HeldForecast(evidence="endless", forecast=endless, measured=1.02),
     ]
     drawing = forecasts(replace(evidence, forecasts=tuple(held)))
     assert drawing.figure is not None
@@ -570,7 +570,7 @@ def test_the_ledger_is_drawn_forecast_by_forecast(evidence: Evidence) -> None:
     assert "windtunnel launch" in forecasts(evidence).missing
     held = [
         HeldForecast(
-            sweep=f"sweep_{n}",
+            evidence=f"sweep_{n}",
             forecast=Prediction(value=2.0, low=1.9, high=2.2, level=0.9, extrapolation_ratio=5.2),
             measured=2.3 if n == 29 else 1.96,
         )

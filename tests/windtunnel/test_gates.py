@@ -58,8 +58,8 @@ def trial(takes: Literal["variant", "baseline"], low: float) -> TrialEvidence:
             gates.width_gate(forecast(half=0.101), THRESHOLDS),
         ),
         (
-            gates.extrapolation_gate(forecast(ratio=10.0), 1.0, 10.0, THRESHOLDS),
-            gates.extrapolation_gate(forecast(ratio=10.1), 1.0, 1.0, THRESHOLDS),
+            gates.extrapolation_gate({"compute": 10.0, "tokens": 10.0}, THRESHOLDS),
+            gates.extrapolation_gate({"compute": 10.1, "tokens": 1.0}, THRESHOLDS),
         ),
         (
             gates.health_gate([FitWarning(status="OUTLIERS", sentence="one")], THRESHOLDS),
@@ -160,6 +160,7 @@ def test_an_override_of_no_gate_lists_the_gates() -> None:
 
 @pytest.mark.parametrize(("size_ratio", "tokens_ratio"), [(0.1, 60.0), (60.0, 0.1)])
 def test_each_axis_is_an_extrapolation_of_its_own(size_ratio: float, tokens_ratio: float) -> None:
-    result = gates.extrapolation_gate(forecast(ratio=6.0), size_ratio, tokens_ratio, THRESHOLDS)
+    ratios = {"compute": 6.0, "size": size_ratio, "tokens": tokens_ratio}
+    result = gates.extrapolation_gate(ratios, THRESHOLDS)
     assert not result.passed
     assert "60 times the" in result.sentence

@@ -33,7 +33,8 @@ from windtunnel.along import Waypoint
 from windtunnel.commands import ledger as ledger_command
 from windtunnel.commands.launch import InFlight
 from windtunnel.gates import LaunchRefused
-from windtunnel.launch import Launched, launch, ledger_of, planned
+from windtunnel.launch import Launched, launch, planned
+from windtunnel.ledger import ledger_of
 from windtunnel.promotion import Promotion, Promotions, sealed
 from windtunnel.sweep_progress import SweepProgress
 

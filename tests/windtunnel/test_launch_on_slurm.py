@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sweeps"))
 import toy_slurm
 
 from sweeps.store import Store
-from windtunnel.launch import ledger_of
+from windtunnel.ledger import ledger_of
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,8 @@ from model.errors import ConfigError
 from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.commands import ledger as ledger_command
 from windtunnel.console import make_console
-from windtunnel.ledger import ForecastRow, Ledger, OutcomeRow
+from windtunnel.ledger import Ledger
+from windtunnel.ledger_rows import ForecastRow, OutcomeRow
 from windtunnel.report.content import held_forecasts
 
 

@@ -16,8 +16,8 @@ from model.tensor_files import TensorHeader
 from model.weights import open_checkpoint_weights, write_weights
 from sweeps.store import Store
 from windtunnel import cli
-from windtunnel.launch import ledger_of
-from windtunnel.ledger import Entry
+from windtunnel.ledger import ledger_of
+from windtunnel.ledger_rows import Entry
 from windtunnel.promotion import Promotion, Promotions
 
 Launch = Callable[..., int]

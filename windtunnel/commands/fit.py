@@ -8,10 +8,15 @@ Laws: hoffmann is L(N, D), the one that models are recommended from; compute is 
 tokens L(D), power y = a*x^b; gadre, muennighoff, clark, krajewski, ludziejewski, abnar, leverage
 and downstream are other published ones. law=isoflop and law=learning_rate locate optima instead.
 
+`register=true` puts the forecast at at=... into the ledger, before its run exists;
+`windtunnel ledger close=NAME` holds it against the run later.
+
 Example:
   windtunnel fit sweep=quickstart
   windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L \\
       figures=true
+  windtunnel fit records=runs.csv columns.params=N columns.tokens=D columns.loss=L \\
+      at.params=7e9 at.tokens=2e12 register=true
   windtunnel fit sweep=quickstart sensitivity=true laws=[hoffmann,gadre]
   windtunnel fit sweep=quickstart loss=domain:code
   windtunnel fit records=runs.csv columns.params=N columns.flops=C columns.loss=L \\
@@ -29,7 +34,7 @@ from typing import cast, get_args
 
 from rich.console import Console
 
-from analysis.asked import forecast_at, forecast_rows
+from analysis.asked import forecast_at, forecast_rows, place_at
 from analysis.catalogue import LAWS
 from analysis.judging import compare_laws
 from analysis.law_study import LawStudy, make_law_study
@@ -46,9 +51,15 @@ from analysis.without_embedding import column_without_embedding
 from model.config import require
 from model.errors import ConfigError
 from windtunnel.conditions import condition_lines
-from windtunnel.console import prose
+from windtunnel.console import prose, say
 from windtunnel.folding import refolded
+from windtunnel.gates import GateThresholds
+from windtunnel.ledger import ledger_of
+from windtunnel.ledger_rows import TableForecastRow
+from windtunnel.next_step import closing_command
+from windtunnel.root import usable_root
 from windtunnel.runs_to_fit import SURFACE, FitSource, RunsToFit, runs_to_fit
+from windtunnel.table_forecasts import check_registrable, registered_text, table_forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,8 @@ class Config(FitSource):
     at: dict[str, float]
     sensitivity: bool
     figures: bool
+    gates: GateThresholds
+    register: bool
 
     def __post_init__(self) -> None:
         require(
@@ -72,7 +85,12 @@ class Config(FitSource):
 def run(config: Config, console: Console) -> int:
     """Fit, print one screen, write ``fit.json``."""
     _check_law(config)
+    if config.register:
+        check_registrable(config.law, config.records, config.at)
+        usable_root(config.root)
     runs = runs_to_fit(config)
+    if config.at and config.law in LAWS:
+        place_at(LAWS[config.law], runs.points, config.at)  # a fit may take minutes
     study: Study | LawStudy | OptimaStudy
     if config.law in PROCEDURES:
         study = make_optima_study(
@@ -91,6 +109,7 @@ def run(config: Config, console: Console) -> int:
     else:
         study = _surface_study(config, runs)
         text = study.summary(flops=config.at_flops)
+    registered = _registered(config, study) if config.register else None
     console.print(refolded(text, console.width), markup=False, end="", soft_wrap=True)
     for line in condition_lines(runs.records):
         prose(console, f"Note: {line}")
@@ -101,7 +120,28 @@ def run(config: Config, console: Console) -> int:
     if config.figures and isinstance(study, Study):
         folder = _draw(study, runs.out)
         console.print(f"  {'figures':<12}{folder}", markup=False, soft_wrap=True)
+    if registered is not None:
+        name, said = registered
+        for line in said:
+            prose(console, line)
+        close = closing_command(config.root, name)
+        prose(console, "When the run is measured, add it to the table; or state its loss:")
+        say(console, f"  {close}")
+        say(console, f"  {close} loss_nats=LOSS source='...'")
     return 0
+
+
+def _registered(config: Config, study: Study | LawStudy | OptimaStudy) -> tuple[str, list[str]]:
+    """Put the forecast on record before anything is shown of it; its name, and what to say."""
+    assert not isinstance(study, OptimaStudy), "refused by check_registrable"
+    row, found = table_forecast(study, config.law, config.at, config.gates)
+    ledger = ledger_of(config.root)
+    before = {entry.name for entry in ledger.read().entries}
+    kept = ledger.register(row)
+    assert isinstance(kept, TableForecastRow), "a promotion has another name"
+    earlier = ledger.entry(kept.earlier).forecast if kept.earlier else None
+    is_new = kept.promotion_id not in before
+    return kept.promotion_id, registered_text(kept, found, earlier, is_new=is_new)
 
 
 def _note_embedding(points: Points, console: Console) -> None:

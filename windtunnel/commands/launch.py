@@ -53,15 +53,16 @@ from windtunnel.launch import (
     accepted_overrides,
     hand_over,
     launch,
-    ledger_of,
     planned,
 )
-from windtunnel.ledger import Entry
+from windtunnel.ledger import ledger_of
+from windtunnel.ledger_rows import Entry, ForecastRow
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
 from windtunnel.machine.tables import describe_dry_run
+from windtunnel.next_step import launch_elsewhere
 from windtunnel.promotion import Promotion, Promotions
-from windtunnel.promotion_tables import describe, verdict_text, waypoint_text
+from windtunnel.promotion_tables import describe, origin_text, verdict_text, waypoint_text
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.tracking import located, tell_mirror
@@ -220,17 +221,17 @@ def _handed_over(entry: Entry, config: Config, console: Console) -> int:
     console.print(f"{name}: {verdict_text(entry)}", markup=False)
     _print_overrides(entry, console)
     if entry.outcome is not None:
-        if entry.outcome.stated_by:
-            said = f"The loss was not measured here but stated ({entry.outcome.stated_by})"
-            prose(console, f"{said}; it is no evidence on the intervals.")
+        for line in origin_text(entry):
+            prose(console, line)
         return 0
-    again = f"windtunnel launch root={config.root} promotion={name} trained=elsewhere"
+    again = launch_elsewhere(config.root, name)
     prose(console, "The forecast is registered; the other engine can begin. To hold it against")
     prose(console, f"what came of it: {again} trained.weights=FOLDER")
     return 0
 
 
 def _print_overrides(entry: Entry, console: Console) -> None:
+    assert isinstance(entry.forecast, ForecastRow), "a launch is of a promotion"
     for gate, reason in entry.forecast.overrides.items():
         console.print(f"  gate {gate} was overridden: {reason}", markup=False)
 

@@ -1,11 +1,19 @@
 """Every forecast ever made under a root: hits, misses, and whether the intervals hold.
 
-A forecast is registered before its launch and never changed: a row that was later altered, moved or
-removed is shown as such (exit code 2) and does not count.
+A forecast is registered before its run and never changed: a row that was later altered, moved or
+removed is shown as such (exit code 2) and does not count. Sweeps' forecasts are registered and
+closed by `windtunnel launch`.
+
+A table's forecast (`windtunnel fit records=... at.params=... at.tokens=... register=true`) is
+closed here: `close=NAME` reads its table again, `records=` another one, and finds the run by its
+size and tokens. Without a table state its loss: that is kept, and is no evidence on the intervals.
 
 Example:
   windtunnel ledger
   windtunnel ledger root=/scratch/tunnel
+  windtunnel ledger close=latest
+  windtunnel ledger close=runs-1f0c93d2 records=more_runs.csv tolerance=0.05
+  windtunnel ledger close=runs-1f0c93d2 loss_nats=1.874 source='held-out shard 3'
 """
 
 from __future__ import annotations
@@ -15,13 +23,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from model.config import require, require_positive
 from model.errors import ConfigError
 from windtunnel.calibration import calibration, calibration_sentence
+from windtunnel.closing import forecast_to_close, outcome_in_table, refuse_another_unit
 from windtunnel.console import prose, table
-from windtunnel.launch import ledger_of
-from windtunnel.ledger import Entry
+from windtunnel.elsewhere import stated_outcome
+from windtunnel.ledger import Ledger, ledger_of
+from windtunnel.ledger_rows import Entry, ForecastRow, Outcome, TableForecastRow
 from windtunnel.promotion import Promotions
-from windtunnel.promotion_tables import LEDGER_COLUMNS, ledger_rows
+from windtunnel.promotion_tables import LEDGER_COLUMNS, ledger_rows, origin_text, verdict_text
+from windtunnel.table_forecasts import revised_text
+from windtunnel.table_runs import SAME_PLACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +42,60 @@ class Config:
     """``conf/ledger.yaml``."""
 
     root: Path
+    close: str | None = None
+    records: Path | None = None
+    tolerance: float = SAME_PLACE
+    loss_nats: float | None = None
+    source: str | None = None
+    check_units: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(tolerance=self.tolerance)
+        given = {"records": self.records, "loss_nats": self.loss_nats, "source": self.source}
+        for name, value in given.items():
+            require(
+                value is None or self.close is not None,
+                f"{name}={value} closes a table's forecast: say which one, close=NAME or "
+                "close=latest",
+            )
+        require(
+            self.records is None or self.loss_nats is None,
+            f"records={self.records} and loss_nats={self.loss_nats}: give one, a table holds the "
+            "loss",
+        )
+        if self.loss_nats is not None:
+            require_positive(loss_nats=self.loss_nats)
+            require(
+                bool(self.source and self.source.strip()),
+                f"loss_nats={self.loss_nats} needs source='...': where the number is from, for the "
+                "ledger",
+            )
+        else:
+            require(
+                self.source is None,
+                f"source={self.source} belongs to loss_nats, which is not given",
+            )
 
 
 def run(config: Config, console: Console) -> int:
-    """Print the ledger and what it says of the intervals."""
+    """Close a forecast, or print the ledger and what it says of the intervals."""
     ledger = ledger_of(config.root)
+    if config.close is not None:
+        return _close(config, config.close, ledger, console)
     read = ledger.read()
     entries, problems = read.entries, read.problems
     if not entries and not problems:
-        console.print(
-            f"{ledger.path}: no forecast yet; the first is registered by `windtunnel launch`",
-            markup=False,
+        prose(
+            console,
+            f"{ledger.path}: no forecast yet; the first is registered by `windtunnel launch`, or "
+            "of a table by `windtunnel fit` with register=true",
         )
         return 0
-    console.print(table(LEDGER_COLUMNS, ledger_rows(entries), title="Forecasts and outcomes"))
+    rows = ledger_rows(entries)
+    console.print(table(LEDGER_COLUMNS, rows, left=2, title="Forecasts and outcomes"))
     for entry in entries:
-        for gate, reason in entry.forecast.overrides.items():
-            name = entry.forecast.promotion_id
-            prose(console, f"{name}: gate {gate} was overridden: {reason}")
+        for line in _notes(entry, ledger):
+            prose(console, f"{entry.name}: {line}")
     prose(console, f"Calibration: {calibration_sentence(calibration(entries))}")
     differing = disagreements(entries, Promotions(config.root))
     for problem in (*(f"{ledger.path}, {text}" for text in problems), *differing):
@@ -54,19 +103,55 @@ def run(config: Config, console: Console) -> int:
     return 2 if differing or read.is_damaged else 0
 
 
+def _notes(entry: Entry, ledger: Ledger) -> list[str]:
+    """What a row has no room for."""
+    row = entry.forecast
+    if isinstance(row, ForecastRow):
+        return [f"gate {gate} was overridden: {why}" for gate, why in row.overrides.items()]
+    said = [f"{row.run_id}, by law={row.law} of {row.table.path}"]
+    if row.failed_gates:
+        said.append(f"a launch would have been refused by {', '.join(row.failed_gates)}")
+    if row.earlier:
+        earlier = ledger.entry(row.earlier).forecast
+        assert isinstance(earlier, TableForecastRow)
+        said.append(revised_text(row, earlier))
+    return [*said, *origin_text(entry)]
+
+
+def _close(config: Config, name: str, ledger: Ledger, console: Console) -> int:
+    read = ledger.read()
+    row = forecast_to_close(read, name)
+    before = read.find(row.promotion_id)
+    outcome: Outcome
+    if config.loss_nats is not None and config.source is not None:
+        if config.check_units:
+            refuse_another_unit(config.loss_nats, row.forecast, "loss_nats")
+        outcome = stated_outcome(row, config.loss_nats, config.source)
+    else:
+        path = config.records or Path(row.table.path)
+        outcome = outcome_in_table(row, path, config.tolerance, check_units=config.check_units)
+    kept = ledger.record_outcome(outcome)
+    entry = ledger.entry(row.promotion_id)
+    if before is not None and before.outcome == kept:
+        prose(console, f"Closed before, on {kept.recorded_at}, and stands:")
+    prose(console, f"{entry.name}: {verdict_text(entry)}")
+    for line in origin_text(entry):
+        prose(console, line)
+    return 0
+
+
 def disagreements(entries: tuple[Entry, ...], promotions: Promotions) -> tuple[str, ...]:
     """Forecasts that differ from the frozen promotion they were registered from."""
     found = []
     kept_here = promotions.ids()
     for entry in entries:
-        name = entry.forecast.promotion_id
-        if name not in kept_here or entry.trouble:
+        if entry.name not in kept_here or entry.trouble:
             continue  # made elsewhere, or reported as altered already
         try:
-            promotion = promotions.find(name)
+            promotion = promotions.find(entry.name)
         except ConfigError as error:
             found.append(str(error))
             continue
         if promotion.forecast != entry.forecast.forecast:
-            found.append(f"the ledger's forecast of {name} is not its promotion's")
+            found.append(f"the ledger's forecast of {entry.name} is not its promotion's")
     return tuple(found)

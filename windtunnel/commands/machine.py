@@ -40,6 +40,7 @@ from windtunnel.machine.one_gpu import one_gpu_plan
 from windtunnel.machine.plan import MachinePlan, best_plan, plan_for
 from windtunnel.machine.sizes import FixedSizes, SearchedSizes
 from windtunnel.machine.tables import describe_dry_run, describe_one_gpu, describe_plan
+from windtunnel.next_step import launch_elsewhere
 from windtunnel.promotion import Promotion, Promotions
 
 LING_1T_GPUS = 2016
@@ -114,11 +115,8 @@ def run(config: Config, console: Console) -> int:
         for path in write_handover(config.export, model, train, plan.parallel):
             console.print(Text(f"Written: {path}"))
         if promotion is not None:
-            first = f"windtunnel launch root={config.root} promotion={promotion.id}"
-            prose(
-                console,
-                f"Before that engine begins, register the forecast: {first} trained=elsewhere",
-            )
+            first = launch_elsewhere(config.root, promotion.id)
+            prose(console, f"Before that engine begins, register the forecast: {first}")
     return 0
 
 

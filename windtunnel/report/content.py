@@ -20,7 +20,8 @@ from sweeps.plan import Plan, PlannedRun, as_planned
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
 from windtunnel.features import without_seed
-from windtunnel.ledger import Entry, Ledger, Reading
+from windtunnel.ledger import Reading, ledger_of
+from windtunnel.ledger_rows import Entry
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.report.origins import protocol_rows, provenance_rows
 from windtunnel.report.sources import Sources
@@ -143,7 +144,7 @@ def gather(
         for run in plan.measured
         if (record := sources.record(run.run_id)) is not None
     }
-    ledger = Ledger(root / "ledger.jsonl")
+    ledger = ledger_of(root)
     read = ledger.read()
     answer, problems = latest_answer(root, sweep, read, sources)
     bare = Evidence(
@@ -186,7 +187,7 @@ def held_forecasts(entries: Iterable[Entry]) -> tuple[HeldForecast, ...]:
     """The entries that are evidence on the intervals, of runs that ended with a loss."""
     return tuple(
         HeldForecast(
-            sweep=entry.forecast.sweep,
+            evidence=entry.forecast.evidence,
             forecast=entry.forecast.forecast,
             measured=entry.measured,
         )
