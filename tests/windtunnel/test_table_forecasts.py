@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,17 +14,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from analysis.law_study import LawStudy
 from analysis.laws import LossSurface
+from analysis.plots import Evidence, draw_all
 from analysis.study import Study
 from windtunnel import cli, runs_to_fit
 from windtunnel.calibration import calibration, calibration_sentence
+from windtunnel.closing import outcome_in_table
 from windtunnel.ledger import Ledger, ledger_of
 from windtunnel.ledger_rows import Entry, TableForecastRow, TableOutcomeRow
+from windtunnel.report.content import gather
+from windtunnel.report.page import render
 
 Capture = pytest.CaptureFixture[str]
 LAW = LossSurface(E=1.8, A=60.0, B=80.0, alpha=0.35, beta=0.37)
@@ -384,6 +390,27 @@ def known_promotion_rows() -> Callable[[Ledger], None]:
         )
 
     return add
+
+
+def test_the_report_shows_both_kinds(
+    finished: Any, root: Path, table: Path, tmp_path: Path
+) -> None:
+    """A table's beside the launched promotion's; a law without FLOPs has an empty cell."""
+    report = shutil.copytree(finished.root, tmp_path / "reported", symlinks=True)
+    ledger, row = ledger_of(report), only_first(root / "ledger.jsonl")
+    ledger.register(row)
+    ledger.register(replace(row, promotion_id="b", content_id="b", run_id="b", train_flops=None))
+    write(table, with_run(TRUTH))
+    ledger.record_outcome(outcome_in_table(row, table, 0.02, check_units=True))
+    content = gather("quickstart", report, made_at="2026-11-27", version="0")
+    assert [one.evidence for one in content.evidence.forecasts] == ["quickstart", "runs"]
+    html = render(content, draw_all(Evidence(records=())))
+    (part,) = re.findall(r'<section id="ledger">.*?</section>', html, re.DOTALL)
+    rows = [re.sub(r"<[^>]+>", " ", one).split() for one in part.split("<tr>")[2:]]
+    assert [one[1] for one in rows] == ["sweep", "table", "table"]
+    assert [one[-1] for one in rows] == ["inside", "inside", "open"]
+    assert f"{TRUTH:.4f}" in rows[1]
+    assert "of 1 of sweeps, 1 of 1 of tables)" in part
 
 
 def test_a_promotions_rows_are_still_those_of_version_2(
