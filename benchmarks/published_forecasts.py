@@ -160,6 +160,7 @@ def rows(name: str, factor: float, forecasts: Forecasts) -> pd.DataFrame:
     size, tokens = study.surface.ranges["size"][1], study.surface.ranges["tokens"][1]
     span = np.log(study.surface.largest_compute / study.surface.smallest_compute)
     furthest = furthest_tried(study.holdouts)
+    last = study.holdouts[-1] if study.holdouts else None
     found = []
     for point, alone in zip(forecasts.held, forecasts.alone, strict=True):
         forecast = point.forecast
@@ -186,6 +187,8 @@ def rows(name: str, factor: float, forecasts: Forecasts) -> pd.DataFrame:
                 "reach": float(np.log(forecast.extrapolation_ratio) / span),
                 "untested": forecast.extrapolation_ratio > furthest,
                 "widened": study.surface.drift is not None,
+                "own_rate": np.nan if last is None else last.rate,
+                "own_rate_sd": np.nan if last is None else last.rate_sd,
                 "measured": point.measured,
                 "forecast": forecast.value,
                 "low": forecast.low,
