@@ -1,24 +1,32 @@
 """Second stages of a launched run: longer, ended early, averaged, with a longer context."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from analysis.records import RunRecord
+from model.errors import ConfigError
 from model.files import step_folder
 from model.hf import ExportOptions, export_checkpoint
 from model.training.checkpoint import read_checkpoint
+from model.training.config import TrainConfig
 from model.training.merge import merge_coefficients, merge_weights
+from model.training.schedules import merged_steps, trunk_steps
 from model.weights import open_checkpoint_weights
+from sweeps.spec import RunSpec
 from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import promote as promote_command
 from windtunnel.promotion import Promotion, Promotions
+from windtunnel.second_stage import _given_start, _spec, recommend_stage
+from windtunnel.targets import Continue, Decay, ExtendContext, Merge
 
 SIZES = {"shard": 2, "expert": 2, "context": 2, "micro_batch": 3}
 TWO_PROCESSES = (
@@ -189,6 +197,107 @@ def test_a_second_stage_pays_for_its_own_steps_alone(
     assert longer.machine.gpu_hours == pytest.approx(hours)
     assert longer.machine.days == pytest.approx(longer.machine.step_s * left / 86_400)
     assert f"of the {left} steps left of {steps}" in " ".join(capsys.readouterr().out.split())
+    chosen = {choice.name: choice for choice in longer.choices}
+    flops, tokens = chosen["train_flops"], chosen["tokens"]
+    assert longer.flops_per_token == first.flops_per_token
+    assert flops.used == flops.wanted == first.flops_per_token * longer.spec.train.tokens
+    done = longer.begun_from.step * longer.spec.train.batch_tokens
+    assert flops.note == f"of these {first.flops_per_token * done:.3g} are done, by {first.id}"
+    assert (tokens.wanted, tokens.used) == (4 * first.spec.train.tokens, longer.spec.train.tokens)
+    assert chosen["peak_lr"].note == f"taken over from {first.id}"
+
+
+@pytest.fixture
+def begun(first: Promotion) -> tuple[RunSpec, int, int]:
+    """The launched run, a step two thirds down its constant rate, and its batch's tokens."""
+    at = 2 * trunk_steps(first.spec.train) // 3
+    assert at > 2
+    return first.spec, at, first.spec.train.batch_tokens
+
+
+def test_what_each_target_makes_of_the_launched_run(begun: tuple[RunSpec, int, int]) -> None:
+    spec, at, batch = begun
+    train = spec.train
+    warm_up = round(train.schedule.warmup_frac * train.tokens)
+    assert train.schedule.warmup_tokens is None
+
+    def made(target: Any, *steps: int) -> TrainConfig:
+        return _spec(spec, target, list(steps or (at,)), None, Path("unread")).train  # type: ignore[arg-type]
+
+    asked = 2 * train.tokens + batch // 2 - 1
+    longer = made(Continue(launched="latest", tokens=asked))
+    assert longer.tokens == 2 * train.tokens, "whole batches"
+    assert longer.schedule == replace(train.schedule, warmup_tokens=warm_up)
+
+    soon = made(Decay(launched="latest"))
+    assert soon.schedule.kind == "wsd"
+    assert soon.schedule.decay_frac == train.schedule.decay_frac
+    assert soon.num_steps == math.ceil(at / (1 - train.schedule.decay_frac))
+    one_more = made(Decay(launched="latest", tokens=(at + 1) * batch))
+    assert one_more.num_steps == at + 1
+    assert one_more.schedule.decay_frac == pytest.approx(1 / (at + 1))
+    with pytest.raises(ConfigError, match=r"must be more than are done"):
+        made(Decay(launched="latest", tokens=at * batch))
+
+    third = at // 3
+    kept = (at - 2 * third, at - third, at)
+    average = made(Merge(launched="latest", num_merged=3), *kept)
+    assert (average.num_steps, average.schedule.num_merged) == (at, 3)
+    assert average.schedule.decay_frac == pytest.approx(2 * third / at)
+    assert merged_steps(average) == kept
+
+
+def test_a_longer_context_changes_what_was_asked_and_no_domain_s_share(
+    begun: tuple[RunSpec, int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec, at, batch = begun
+    corpus = SimpleNamespace(weights={"code": 0.25, "prose": 0.75}, fingerprint="of-the-stages")
+    prepared: list[Any] = []
+
+    def prepare(config: Any, data_dir: Path) -> Any:
+        prepared.append((config, data_dir))
+        return corpus
+
+    monkeypatch.setattr("windtunnel.second_stage.prepare_corpus", prepare)
+    target = ExtendContext(
+        launched="latest",
+        tokens=4 * at * batch,
+        sequence_length=spec.train.sequence_length // 2,
+        rope_base=6e5,
+        yarn_factor=4.0,
+        balance_rate=1e-4,
+    )
+    made = _spec(spec, target, [at], corpus, tmp_path)  # type: ignore[arg-type]
+    (stage,) = made.train.stages
+    assert (stage.name, stage.rope_base, stage.yarn_factor) == ("long_context", 6e5, 4.0)
+    assert (stage.balance_rate, stage.lr_factor) == (1e-4, 1.0)
+    before, after = made.corpus.stages
+    assert (before.frac, after.frac) == (0.25, 0.75)
+    assert before.weights == after.weights == corpus.weights
+    assert before.sequence_length is None
+    assert after.sequence_length == spec.train.sequence_length // 2
+    assert made.corpus_fingerprint == "of-the-stages"
+    assert prepared == [(made.corpus, tmp_path)]
+    with pytest.raises(ConfigError, match="must be more than are done"):
+        _spec(spec, replace(target, tokens=at * batch), [at], corpus, tmp_path)  # type: ignore[arg-type]
+
+
+def test_weights_from_elsewhere_go_on_up_to_where_the_rate_begins_to_fall(
+    first: Promotion, tmp_path: Path
+) -> None:
+    before, nothing = trunk_steps(first.spec.train), tmp_path / "nothing"
+    target = Decay(launched="latest", weights=nothing, at_step=before)
+    with pytest.raises(ConfigError, match="nothing"):
+        _given_start(first, target)
+    with pytest.raises(ConfigError, match="must be before the rate begins to fall"):
+        _given_start(first, replace(target, at_step=before + 1))
+
+
+def test_a_promotion_of_another_sweep_is_no_first_stage(first: Promotion, root: Path) -> None:
+    sweep: Any = SimpleNamespace(plan=SimpleNamespace(name="another"))
+    target = Continue(launched=first.id, tokens=1)
+    with pytest.raises(ConfigError, match=f"{first.id} is of sweep quickstart, sweep is another"):
+        recommend_stage(sweep, target, None, Store(root), first)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
