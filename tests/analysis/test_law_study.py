@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,26 @@ def test_forecasts_follow_from_two_of_size_tokens_and_flops() -> None:
         forecast_at(fit, points, {"experts": 8}, 0.9)
     with pytest.raises(ConfigError, match=r"at.flops must be positive"):
         forecast_at(fit, points, {"flops": -1}, 0.9)
+
+
+def test_a_law_that_its_top_budgets_leave_is_widened_with_distance() -> None:
+    """Losses that bend upwards: every hold-out forecasts too little, and the fit says so."""
+    points = points_of("compute", 0.0005)
+    flops = points.array("flops")
+    bent = points.array("loss") * np.exp(0.004 * np.log(flops / flops.min()) ** 2)
+    values: dict[str, Any] = {f: getattr(points, f) for f in points.__dataclass_fields__}
+    points = Points(**(values | {"loss": tuple(bent.tolist())}))
+    study = make_law_study(
+        "c", "compute", points, (), QUICK, at={"flops": 1e22}, protocol={"data": "text"}
+    )
+    assert study.protocol == {"data": "text"}
+    assert "HOLDOUT_MISSED" in {warning.status for warning in study.fit.warnings}
+    assert study.fit.drift is not None
+    assert study.fit.drift.side == "above"
+    there = study.forecasts[0].forecast
+    straight = replace(study.fit, drift=None).predict(1e22)
+    assert there.value == pytest.approx(straight.value)
+    assert there.high > straight.high, "by how fast forecasts went wrong"
 
 
 def test_a_held_parameter_stays_and_is_no_trouble() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from analysis.fitting import fit_points
 from analysis.laws import LossSurface, SaturatingPowerLaw
+from analysis.points import make_points
 from analysis.settings import FitSettings
 from analysis.table_files import read_table
 from analysis.table_options import Columns, TableRules
@@ -255,6 +256,23 @@ def test_a_score_is_no_loss(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rank correlation \+0.9.* over 20 rows"):
         check_falls(points, "a.csv")
     check_falls(points_from_table(write(tmp_path / "b.csv", rows()), COLUMNS)[0], "b.csv")
+
+
+@pytest.mark.parametrize("losses", [np.linspace(3.0, 3.2, 20), np.linspace(3.2, 3.0, 20)])
+def test_runs_that_all_spent_the_same_have_no_rank_to_rise_with(losses: np.ndarray) -> None:
+    """One budget in any order: the loss rises with the row alone, which says nothing."""
+    size = np.full(20, 1e8)
+    points = make_points(
+        size_variable="N",
+        label=[f"run {i}" for i in range(20)],
+        size=size,
+        tokens=np.geomspace(1e9, 1e10, 20),
+        flops=np.full(20, 1e18),
+        loss=losses,
+    )
+    check_falls(points, "a table")
+    with pytest.raises(ConfigError, match=r"rises with what is spent \(rank correlation \+1.00"):
+        check_falls(replace(points, flops=tuple(1e18 * losses)), "a table")
 
 
 def test_tokens_from_flops(tmp_path: Path) -> None:
