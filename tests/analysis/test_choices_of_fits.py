@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from analysis.data_laws import OverTrainingLaw
 from analysis.judging import LawScore, compare_laws, hold_out
 from analysis.laws import LossSurface
 from analysis.noise import noise_floor
-from analysis.points import Points, make_points
+from analysis.points import Points, make_points, take
 from analysis.profile import profile_intervals
 from analysis.results import FitError
-from analysis.sensitivity import examine_choices
+from analysis.sensitivity import _over_training, _surface, examine_choices
 from analysis.settings import FitSettings
 from analysis.solving import solve
 from model.errors import ConfigError
@@ -63,6 +64,22 @@ def test_profile_of_a_robust_fit_is_near_that_of_squares(ladder_points: Draw) ->
         assert set(found) == {"E", "alpha", "beta"}
         widths.append(found["beta"].width)
     assert widths[0] == pytest.approx(widths[1], rel=0.35)
+
+
+def test_a_law_without_an_optimum_recommends_nothing_and_says_why(ladder_points: Draw) -> None:
+    """Losses that fall with size alone: the best model is as large as it can be."""
+    draws = ladder_points(noise_sd=0.0)
+    size = draws.array("size")
+    loss = 1.7 + 2.0 * (size / size.min()) ** -0.4
+    points = replace(draws, loss=tuple(loss.tolist()))
+    for choice in (
+        _surface("in use", "in use", points, QUICK, 1e18),
+        _over_training(points, QUICK, 1e18),
+    ):
+        assert (choice.tokens, choice.flops_per_token) == (None, None)
+        assert "no optimum: a term of the" in choice.note
+    few = _surface("points", "few", take(points, [0, 1, 2, 3, 4]), QUICK, 1e18)
+    assert (few.group, few.note) == ("points", "5 points are too few")
 
 
 def test_choices_agree_without_noise_and_differ_with_an_outlier(ladder_points: Draw) -> None:
