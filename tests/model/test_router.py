@@ -53,6 +53,19 @@ def test_every_token_reaches_exactly_k_experts_in_the_allowed_number_of_groups(c
         assert len({expert // size for expert in chosen}) <= config.groups_per_token
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gate_of_a_single_expert_is_its_score(dtype):
+    """Divided by itself it would be 1 and teach the router nothing; float32 is the compiled way."""
+    router, x = make(dataclasses.replace(BASE, experts_per_token=1, groups_per_token=1), dtype)
+    found = router(x)
+    scores = torch.sigmoid(x.double() @ router.weight.detach().double().T)
+    expected = 2.5 * scores.gather(1, found.expert_TK)
+    torch.testing.assert_close(found.gate_TK.double(), expected, rtol=1e-6, atol=0)
+    assert found.gate_TK.std() > 0.1
+    gradient = torch.autograd.grad(found.gate_TK.sum(), router.weight)[0]
+    assert gradient.abs().max() > 0
+
+
 @every_config
 def test_choice_and_gates_are_their_restatement(config, oracle):
     router, x = make(config)

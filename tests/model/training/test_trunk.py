@@ -54,6 +54,17 @@ def test_the_steps_of_a_trunk():
     assert trunk_steps(MERGE) == 20
 
 
+def test_a_trunk_keeps_states_where_runs_go_on_and_weights_alone_elsewhere(trunk):
+    """A state is three times as large: moments are for those who train on."""
+    held = {step: read_checkpoint(step_folder(trunk, step)).tensors for step in (15, 17, 18, 20)}
+    weights = set(held[17])
+    assert weights
+    assert all(name.startswith("model.") for name in weights)
+    assert set(held[18]) == set(held[20]) == weights
+    assert weights < set(held[15])
+    assert any("exp_avg_sq" in name for name in set(held[15]) - weights)
+
+
 @pytest.mark.parametrize("config", [BRANCH, MERGE], ids=["branch", "merge"])
 def test_shared_or_alone_it_is_the_same_measurement(corpus, trunk, tmp_path, config):
     alone = train(MODEL, config, corpus, RUNTIME, tmp_path / "alone")
