@@ -61,9 +61,8 @@ def test_the_gate_of_a_single_expert_is_its_score(dtype):
     scores = torch.sigmoid(x.double() @ router.weight.detach().double().T)
     expected = 2.5 * scores.gather(1, found.expert_TK)
     torch.testing.assert_close(found.gate_TK.double(), expected, rtol=1e-6, atol=0)
-    assert found.gate_TK.std() > 0.1
     gradient = torch.autograd.grad(found.gate_TK.sum(), router.weight)[0]
-    assert gradient.abs().max() > 0
+    assert gradient.abs().max() > 0.01
 
 
 @every_config
