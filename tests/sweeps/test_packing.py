@@ -14,6 +14,7 @@ from sweeps.budget import Budget
 from sweeps.executors import InlineConfig, LocalConfig, RayConfig, SlurmConfig, packing_for
 from sweeps.executors.inline import InlineExecutor
 from sweeps.grid import replaced
+from sweeps.pack_worker import claim_company
 from sweeps.packing import ALONE, Packing, measured_to_pay, read_company, write_company
 from sweeps.plan import make_plan
 from sweeps.run import run_sweep
@@ -198,6 +199,25 @@ def test_who_is_held_done_or_damaged_stays_out_and_fails_by_itself(seeds_and_rat
     assert result.skipped == (second.run_id,)
     assert list(result.failed) == [third.run_id]
     assert "rung" in result.failed[third.run_id]
+
+
+def test_company_that_was_measured_before_is_published_and_not_trained_again(seeds_and_rates, toy):
+    """Its worker was killed between its record and its last word."""
+    toy.set(steps=2)
+    measured, planned = seeds_and_rates.runs[:2]
+    alone = replace(seeds_and_rates, runs=(measured,))
+    assert run_sweep(alone, toy.store, toy.executor()).is_complete
+    folder = toy.store.run_dir(measured.run_id)
+    (attempt_dir(folder, 1) / "outcome.json").unlink()
+    toy.store.create(planned.spec)
+    record = toy.store.record(measured.run_id)
+    other = toy.store.create(seeds_and_rates.runs[2].spec)
+    write_company(other, [(measured.run_id, 1), (planned.run_id, 0)])
+    (part,) = claim_company(toy.store, other)
+    part.pulse.end()
+    assert part.spec == planned.spec
+    assert toy.store.state(measured.run_id).status == "done"
+    assert toy.store.record(measured.run_id) == record
 
 
 def test_the_budget_counts_a_whole_pack(seeds_and_rates, toy):

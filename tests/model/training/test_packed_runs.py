@@ -1,5 +1,7 @@
 """Runs trained in a stack measure what each measures by itself, and end each in its own way."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -7,10 +9,13 @@ import toy_runs
 from toy_runs import MODEL, RUNTIME, Enough, enough_at, lines, lines_without_clock, train_until
 
 from model.errors import ConfigError
+from model.files import step_folder
 from model.training import progress
 from model.training.alike import why_alone
+from model.training.checkpoint import checkpoint_paths
 from model.training.config import (
     BalanceConfig,
+    CheckpointConfig,
     EvaluationConfig,
     HealthConfig,
     OptimizerConfig,
@@ -20,6 +25,7 @@ from model.training.config import (
     WandbTracker,
 )
 from model.training.packed import Member, train_packed
+from model.training.stopping import Interrupted
 from model.training.trainer import train
 
 TRAIN = replace(
@@ -114,6 +120,42 @@ def test_stopped_in_a_stack_it_goes_on_by_itself_and_back(corpus, alone, tmp_pat
     for index, result in results.items():
         curve = lines_without_clock(tmp_path / str(index))
         assert_same(result, alone[0][index], curve, alone[1][index])
+
+
+@pytest.mark.parametrize(("every_s", "kept_at"), [(0.0, 3), (1e9, None)])
+def test_a_stack_is_saved_as_often_as_its_runs_ask(corpus, tmp_path, monkeypatch, every_s, kept_at):
+    """A machine that stops without a word takes no more than that: seen before any ending saves."""
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+    found = []
+
+    def look(step, num_steps, tokens_per_s):
+        if step == 3:
+            folders = [tmp_path / str(index) / "checkpoints" for index in (0, 1)]
+            names = [path.name for folder in folders for path in checkpoint_paths(folder)]
+            found.append(max(names, default=None))
+            raise Enough
+
+    seldom = CheckpointConfig(every_s=1e9)
+    often = replace(TRAIN, seed=4, checkpoint=CheckpointConfig(every_s=every_s))
+    with pytest.raises(Enough):
+        packed(corpus, tmp_path, (replace(TRAIN, checkpoint=seldom), often), on_progress=look)
+    assert found == [None if kept_at is None else step_folder(tmp_path, kept_at).name]
+
+
+def test_a_stack_that_is_told_to_stop_saves_every_run(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+
+    def stop(step, num_steps, tokens_per_s):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        packed(corpus, tmp_path, CONFIGS[:2], on_progress=stop)
+    assert stopped.value.step == 4, "the step in which it was told is trained to its end"
+    for index in (0, 1):
+        (path,) = checkpoint_paths(tmp_path / str(index) / "checkpoints")
+        assert path.name == step_folder(tmp_path, 4).name
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_what_cannot_be_stacked_is_refused_with_the_reason(corpus, tmp_path):

@@ -331,6 +331,18 @@ def test_stages_and_an_average_at_the_end_are_those_of_one_process(tmp_path):
     torch.testing.assert_close(by_position, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("expert_width", "shard", "expert", "dimension"),
+    [(6, 4, 2, 1), (5, 4, 2, 0), (6, 8, 2, 0), (8, 8, 1, 1), (5, 4, 4, 1)],
+)
+def test_experts_are_cut_along_their_width_where_the_ranks_of_one_divide_it(
+    expert_width, shard, expert, dimension
+):
+    """Each copy of an expert lies on shard / expert ranks."""
+    moe = replace(MODEL.moe, expert_width=expert_width)
+    assert ParallelConfig(shard=shard, expert=expert).expert_shard_dim(moe) == dimension
+
+
 def test_fp8_over_many_processes_is_refused():
     with pytest.raises(ConfigError, match="precision fp8 is trained in one process"):
         ParallelConfig(shard=2, micro_batch=8).check(MODEL, replace(TRAIN, precision="fp8"))
@@ -355,6 +367,7 @@ def test_contradictory_sizes_are_refused(sizes, said):
         ({"shard": 3}, "a batch of 16 sequences does not divide"),
         ({"pipeline": 2, "layers": (1, 2)}, "must sum to num_layers .4."),
         ({"shard": 16, "expert": 16}, "expert .16. must divide num_experts .8."),
+        ({"shard": 64, "context": 64}, "tokens do not divide into the 128 pieces of context .64."),
         ({"pipeline": 5, "shard": 2}, ""),
     ],
 )

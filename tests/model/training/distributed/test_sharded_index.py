@@ -80,6 +80,14 @@ def test_an_index_that_names_anything_else_is_not_read(folder, tmp_path):
     assert touched.exists(), "or the test could not fail"
 
 
+@pytest.mark.parametrize("content", ["not an index", {"state_dict_metadata": {}}, None])
+def test_a_file_of_plain_values_is_no_index(folder, content):
+    (folder / INDEX).write_bytes(pickle.dumps(content))
+    seal(folder)
+    with pytest.raises(BrokenCheckpoint, match="holds no index of tensors"):
+        read_checkpoint(folder)
+
+
 def test_an_index_that_leads_out_of_the_folder_is_not_read(folder):
     index = pickle.loads((folder / INDEX).read_bytes())
     for stored in index.storage_data.values():
