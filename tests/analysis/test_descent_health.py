@@ -89,3 +89,35 @@ def test_bent_residuals_are_as_rare_as_the_textbook_says(num_points: int, bend: 
     expected = stats.f.sf(ratio, 1, num_points - 3)
     assert 1e-6 < expected < 0.9
     assert bend_chance(solved, (x,)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_surface_bends_in_size_and_tokens_together(ladder_points: Callable[..., Points]) -> None:
+    """The F test of two squares beside the law's five directions, found by finite differences."""
+    points = ladder_points(noise_sd=0.003)
+    variables = (points.array("size"), points.array("tokens"))
+    solved = solve(LossSurface, variables, points.array("loss"), replace(QUICK, loss="squares"))
+    found = solved.form.decode(solved.theta_P[None])[0]
+    steps = 1e-5 * np.diag(found)
+    own = np.stack(
+        [
+            np.log(LossSurface.formula(found + step, *variables))
+            - np.log(LossSurface.formula(found - step, *variables))
+            for step in steps
+        ],
+        axis=1,
+    )
+    own /= np.linalg.norm(own, axis=0)
+    logs = [np.log(variable) for variable in variables]
+    squares = np.stack([(log - log.mean()) ** 2 for log in logs], axis=1)
+
+    def left(rows: np.ndarray) -> float:
+        residual = solved.residual_N
+        residual = residual - rows @ np.linalg.lstsq(rows, residual, rcond=None)[0]
+        return float(residual @ residual)
+
+    assert len(points) < 100, "of more White's spread counts as well"
+    straight, curved = left(own), left(np.hstack([own, squares]))
+    degrees = len(points) - 7
+    expected = stats.f.sf((straight - curved) / 2 / (curved / degrees), 2, degrees)
+    assert 1e-3 < expected < 0.99
+    assert bend_chance(solved, variables) == pytest.approx(expected, rel=1e-3)

@@ -59,6 +59,22 @@ def run_dir(toy, plan) -> Path:
     return toy.store.create(plan.runs[0].spec)
 
 
+def test_a_worker_started_by_hand_waits_for_the_first_signs_of_one_just_started(
+    run_dir, monkeypatch
+):
+    """Claimed a moment ago, it has not beaten yet; two beats later it is known to be alive."""
+    other = Attempt.claim(run_dir, after=0, now=time.time())
+    beats = iter(range(1, 9))
+
+    def a_moment_later(seconds):
+        other.beat(Heartbeat(beat=next(beats), time=time.time(), phase="training"))
+
+    monkeypatch.setattr("sweeps.worker.time.sleep", a_moment_later)
+    assert run_worker(run_dir, after=None) == EXIT_HELD
+    assert next(beats) == 3, "it was watched for no longer than it takes"
+    assert newest_attempt(run_dir) == 1
+
+
 def test_exactly_one_of_many_gets_an_attempt(run_dir):
     first = Attempt.claim(run_dir, after=0, now=0.0)
     for _ in range(3):

@@ -40,7 +40,8 @@ def work(run_dir, after):
     tasks = len(os.listdir(f"/proc/{os.getppid()}/task"))
     facts = {"threads": tasks, "after": after, "parent": os.getppid(),
              "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP", "CUDA"))}}
-    print("noise on standard output")
+    print("noise on standard output", flush=True)
+    print("and why it failed", file=sys.stderr)
     (run_dir / "facts.json").write_text(json.dumps(facts))
     if after == 9:
         import time; time.sleep(60)
@@ -79,7 +80,8 @@ def test_workers_have_their_slot_their_environment_and_their_log(folders, starte
     assert [fact["environment"]["CUDA_VISIBLE_DEVICES"] for fact in facts] == ["0", "1", "0"]
     assert {fact["environment"]["OMP_NUM_THREADS"] for fact in facts} == {"2"}
     for folder in folders:
-        assert (folder / "log.txt").read_text() == "noise on standard output\n"
+        told = (folder / "log.txt").read_text()
+        assert told == "noise on standard output\nand why it failed\n"
 
 
 def test_the_fork_server_has_no_second_thread(folders):

@@ -98,6 +98,16 @@ def test_a_full_disk_leaves_nothing_half_made(library, tmp_path, monkeypatch):
     prepare_corpus(library, tmp_path / "data")
 
 
+def test_a_vocabulary_is_learnt_anew_by_another_version_of_its_library(library, monkeypatch):
+    """What is found again without reading: bytes stay bytes, merges may be chosen otherwise."""
+    learnt = replace(library, tokenizer=BpeTokenizer(vocab_size=300))
+    before = [prepare_module._keys(corpus, ()) for corpus in (library, learnt)]
+    monkeypatch.setattr("tokenizers.__version__", "99.0")
+    after = [prepare_module._keys(corpus, ()) for corpus in (library, learnt)]
+    assert after[0] == before[0]
+    assert not set(after[1]) & set(before[1])
+
+
 def test_fingerprint_covers_everything_a_run_can_see_and_nothing_else(library, tmp_path):
     def fingerprint(corpus, data_dir="data"):
         return prepare_corpus(corpus, tmp_path / data_dir).fingerprint
@@ -164,6 +174,9 @@ def test_weights_decide_the_shares(library, tmp_path):
     tokens = {name: seen[name] * prepared.domains[name].train_tokens for name in seen}
     assert tokens["txt"] / 16_000 == pytest.approx(0.1, abs=2e-3)
     assert tokens["md"] / 16_000 == pytest.approx(0.9, abs=2e-3)
+    # Shared by all users of a machine, as what was read from the text itself is.
+    (same,) = {p.stat().st_mode & 0o777 for p in (tmp_path / "data").iterdir() if p.name != "keys"}
+    assert same == 0o755
 
 
 def test_heldout_windows_are_spread_and_never_overlap(prepared):
@@ -204,6 +217,25 @@ def test_bpe_is_lossless_and_learns_from_the_training_side_only(library, tmp_pat
     again = prepare_corpus(corpus, tmp_path / "data")
     assert again.codec.to_json() == prepared.codec.to_json()
     assert again.fingerprint != prepared.fingerprint
+
+
+def test_bpe_learns_from_all_the_text_unless_there_is_too_much(library, tmp_path, monkeypatch):
+    corpus, taught = replace(library, tokenizer=BpeTokenizer(vocab_size=300)), []
+    train_codec = prepare_module.train_codec
+
+    def teach(tokenizer, texts):
+        taught.append(list(texts))
+        return train_codec(tokenizer, taught[-1])
+
+    monkeypatch.setattr(prepare_module, "train_codec", teach)
+    prepared = prepare_corpus(corpus, tmp_path / "all")
+    num_train = sum(size.train_documents for size in prepared.domains.values())
+    assert len(taught[0]) == num_train > 20
+    total = sum(size.train_bytes for size in prepared.domains.values())
+    monkeypatch.setattr(prepare_module, "BPE_SAMPLE_BYTES", total // 2)
+    prepare_corpus(corpus, tmp_path / "half")
+    assert 0.2 * num_train < len(taught[1]) < 0.8 * num_train
+    assert {bytes(text) for text in taught[1]} < {bytes(text) for text in taught[0]}
 
 
 def test_no_text_can_spell_the_end_token(tmp_path):
@@ -255,6 +287,23 @@ def test_damage_is_found_and_named(library, tmp_path, victim, harm):
     with pytest.raises(ConfigError, match=r"is damaged|is not prepared") as caught:
         open_corpus(tmp_path / "data", fingerprint)
     assert "\n" not in str(caught.value)
+
+
+def test_what_runs_are_measured_by_is_checked_however_large_the_rest(
+    library, tmp_path, monkeypatch
+):
+    prepared = prepare_corpus(library, tmp_path / "data")
+    most = max(side.nbytes for side in prepared.heldout_tokens.values())
+    assert most < sum(side.nbytes for side in prepared.train.values())
+    monkeypatch.setattr("model.training.data.manifest.CHECKED_AT_ONCE_BYTES", most)
+    open_corpus(tmp_path / "data", prepared.fingerprint)
+    for path in sorted((tmp_path / "data" / prepared.fingerprint).glob("*.heldout.npy")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ConfigError, match="is damaged"):
+            open_corpus(tmp_path / "data", prepared.fingerprint)
+        path.write_bytes(whole)
+    open_corpus(tmp_path / "data", prepared.fingerprint)
 
 
 @pytest.mark.parametrize(

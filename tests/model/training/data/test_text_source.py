@@ -12,6 +12,7 @@ from model.training.data import text as text_module
 from model.training.data.files import Hashes, expand
 from model.training.data.prepare import prepare_corpus
 from model.training.data.text import cut, cut_stream, text_corpus
+from model.training.data.tokenizers import BytesCodec
 
 
 def collect(**settings):
@@ -163,3 +164,8 @@ def test_what_finder_leaves_in_folders_is_no_text(tmp_path):
     assert [path.name for path in taken] == ["._b.txt", "a.txt"] * 2
     # What is named is meant, and refused with a word.
     assert len(expand([str(folder / ".DS_Store")], "data.paths")) == 1
+
+
+def test_a_window_that_begins_within_a_character_can_be_shown():
+    cut_in_half = "ü".encode()[1:] + b" plain"
+    assert BytesCodec().decode([*cut_in_half, 256]) == "\ufffd plain"
