@@ -1,5 +1,6 @@
 """A corpus from text to windows: fingerprints, what is found again, what is refused."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -106,6 +107,27 @@ def test_a_vocabulary_is_learnt_anew_by_another_version_of_its_library(library, 
     after = [prepare_module._keys(corpus, ()) for corpus in (library, learnt)]
     assert after[0] == before[0]
     assert not set(after[1]) & set(before[1])
+
+
+def test_a_fingerprint_is_of_this_text_and_no_other():
+    """It is in every run's id: written otherwise, each run ever trained would be trained again."""
+    sides = {"train": {"sha256": "12", "tokens": 9}, "heldout": {"sha256": "34", "tokens": 3}}
+    plain = {
+        "format": 7,
+        "vocab_size": 257,
+        "tokenizer_sha256": "ab",
+        "weights": {"b": 0.25, "a": 0.75},
+        "domains": {"b": sides, "a": sides},
+        "stages": [],
+        "report": {"documents": 5},
+    }
+    text = '[7,257,"ab",{"a":0.75,"b":0.25},{"a":["12","34"],"b":["12","34"]}]'
+    expected = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert prepare_module.fingerprint_of(plain) == expected
+    staged = text[:-1] + ',[{"frac":0.5,"name":"late"}]]'
+    expected = hashlib.sha256(staged.encode()).hexdigest()[:16]
+    found = prepare_module.fingerprint_of({**plain, "stages": [{"name": "late", "frac": 0.5}]})
+    assert found == expected
 
 
 def test_fingerprint_covers_everything_a_run_can_see_and_nothing_else(library, tmp_path):
