@@ -232,6 +232,7 @@ def test_words_of_git_and_hydra_are_understood(capsys: Capture) -> None:
 def test_windows_gets_one_line(words: list[str]) -> None:
     """By an interpreter without the modules that Python has on Unix alone."""
     lines = """
+import shutil  # from Python 3.12 on it asks Windows for a module of its own
 import sys
 sys.modules |= dict.fromkeys(["fcntl", "pwd", "grp", "resource", "termios"])
 sys.platform = "win32"
