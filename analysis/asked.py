@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,14 +63,21 @@ def everything_at(law: type[AnyLaw], points: Points, at: Mapping[str, float]) ->
     Raises:
         ConfigError: a variable is unknown or not positive.
     """
+    return everything_named(law.VARIABLES, the_law(law), points, at)
+
+
+def everything_named(
+    variables: Sequence[str], law: str, points: Points, at: Mapping[str, float]
+) -> dict[str, float]:
+    """The same where a law is known by its variables and by what messages call it."""
     known = {OTHER_NAMES.get(name, name): float(value) for name, value in at.items()}
     for name, value in known.items():
         if not value > 0:
             raise ConfigError(f"at.{name} must be positive, got {value:g}")
-    allowed = {*law.VARIABLES, "size", "tokens", "flops"}
+    allowed = {*variables, "size", "tokens", "flops"}
     for name in known:
         if name not in allowed:
-            raise ConfigError(f"at.{name}: not a variable of {the_law(law)}: {_variables(law)}")
+            raise ConfigError(f"at.{name}: not a variable of {law}: {', '.join(variables)}")
     pair = _flops_per_size_token(points)
     if "flops" not in known and {"size", "tokens"} <= set(known):
         known["flops"] = pair * known["size"] * known["tokens"]

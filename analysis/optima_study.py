@@ -7,28 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from analysis.exclusion import Exclusion
-from analysis.hyperparams import (
-    CellOptimum,
-    PlaneFit,
-    against_compute,
-    against_size_and_tokens,
-    cell_optima,
-)
+from analysis.hyperparam_laws import PlaneFit, against_compute, against_size_and_tokens
+from analysis.hyperparams import CellOptimum, Setting, cell_optima
 from analysis.isoflop import IsoflopOptimum, isoflop_laws, isoflop_loss, isoflop_optima
 from analysis.kept import SCHEMA_VERSION, Kept, software_versions
+from analysis.optima_asked import (
+    AGAINST_C,
+    AGAINST_ND,
+    LOSS,
+    isoflop_forecasts,
+    path_warnings,
+    setting_forecasts,
+)
 from analysis.points import Points
 from analysis.results import Fit, FitError, Prediction
 from analysis.settings import FitSettings
-from model.errors import ConfigError
 
 Procedure = Literal["isoflop", "learning_rate"]
 PROCEDURES = ("isoflop", "learning_rate")
-LOSS = "loss at the minimum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,11 @@ class OptimaStudy(Kept):
     planes: dict[str, PlaneFit] = field(default_factory=dict)
     """Against size and tokens."""
     forecasts: dict[str, Prediction] = field(default_factory=dict)
-    """Of the laws against compute, where the caller asked."""
+    """Where the caller asked."""
     notes: tuple[str, ...] = ()
     """Laws that could not be fitted, and why."""
+    warnings: tuple[str, ...] = ()
+    """Laws that mislead, and why."""
     settings: FitSettings
     source: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
@@ -75,11 +79,11 @@ def make_optima_study(
         points: the grid's runs.
         exclusions: what was left out before.
         settings: of the laws; ``held`` may name E, the irreducible loss of the isoflop minima.
-        at: flops, where the laws against compute are to forecast.
+        at: flops, where the laws are to forecast; of learning rates also params and tokens.
         source: where the points came from.
 
     Raises:
-        ConfigError: a column is missing, or ``at`` names something else than flops.
+        ConfigError: a column is missing, or ``at`` names something else.
         FitError: not one optimum.
     """
     for column in ("size", "tokens", "flops"):
@@ -105,13 +109,16 @@ def make_optima_study(
         try:
             found = work()
         except FitError as error:
-            name = what.split(" ")[0]
-            notes.append(f"{what}: {str(error).removeprefix(f'{name}: ')}")
+            notes.append(f"{what}: {str(error).removeprefix(f'{what.split()[0]}: ')}")
             continue
         if isinstance(found, PlaneFit):
             planes[what] = found
         else:
             fits[what] = found
+    if procedure == "isoflop":
+        forecasts = isoflop_forecasts(fits, at or {}, settings)
+    else:
+        forecasts = setting_forecasts(fits, planes, at or {}, points, settings)
     return OptimaStudy(
         name=name,
         law_name=procedure,
@@ -121,34 +128,13 @@ def make_optima_study(
         cells=cells,
         fits=fits,
         planes=planes,
-        forecasts=_forecasts(fits, at or {}, settings),
+        forecasts=forecasts,
         notes=tuple(notes),
+        warnings=path_warnings(planes, settings.level),
         settings=settings,
         source=source or {},
         software=software_versions(),
     )
-
-
-def _forecasts(
-    fits: Mapping[str, Fit], at: Mapping[str, float], settings: FitSettings
-) -> dict[str, Prediction]:
-    for name, value in at.items():
-        if name not in ("flops", "C") or not value > 0:
-            raise ConfigError(f"at.{name}={value}: these laws are of the compute: at.flops=1e22")
-    found = {}
-    for flops in at.values():
-        for what, fit in fits.items():
-            forecast = fit.predict(float(flops), level=settings.level)
-            if what == LOSS:
-                irreducible = settings.held.get("E", 0.0)
-                forecast = replace(
-                    forecast,
-                    value=forecast.value + irreducible,
-                    low=forecast.low + irreducible,
-                    high=forecast.high + irreducible,
-                )
-            found[what] = forecast
-    return found
 
 
 Tries = list[tuple[str, Callable[[], Fit | PlaneFit]]]
@@ -172,19 +158,15 @@ def _isoflop_tries(
 
 def _cell_tries(points: Points, cells: tuple[CellOptimum, ...], settings: FitSettings) -> Tries:
     free = _without_held(settings)
-    tries: Tries = [
-        ("peak_lr against C", lambda: against_compute(cells, "peak_lr", free)),
-        (
-            "peak_lr against N, D",
-            lambda: against_size_and_tokens(cells, "peak_lr", settings.level),
-        ),
-    ]
-    if len(set(points.extra.get("batch_tokens", ()))) > 1:
+    has_batch = len(set(points.extra.get("batch_tokens", ()))) > 1
+    varied: list[Setting] = ["peak_lr", "batch_tokens"] if has_batch else ["peak_lr"]
+    tries: Tries = []
+    for setting in varied:
         tries += [
-            ("batch_tokens against C", lambda: against_compute(cells, "batch_tokens", free)),
+            (f"{setting} {AGAINST_C}", partial(against_compute, cells, setting, free)),
             (
-                "batch_tokens against N, D",
-                lambda: against_size_and_tokens(cells, "batch_tokens", settings.level),
+                f"{setting} {AGAINST_ND}",
+                partial(against_size_and_tokens, cells, setting, settings.level),
             ),
         ]
     return tries

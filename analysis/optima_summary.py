@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from textwrap import wrap
 
+import numpy as np
+
+from analysis.hyperparam_laws import FORM_RATE
 from analysis.optima_study import OptimaStudy
 from analysis.summary_lines import (
     between,
@@ -35,8 +38,6 @@ def _lines(study: OptimaStudy) -> Iterator[str]:
             name.rstrip(","),
             f"{a:.4g}·C^{b:.4g} ({between(fit.coefficients['b'])}), {of}, {fit.num_points} optima",
         )
-    for what, forecast in study.forecasts.items():
-        yield from labelled("forecast", f"{what}: {forecast_text(forecast)}")
     for what, plane in study.planes.items():
         yield from labelled(
             what.split(" ")[0],
@@ -44,6 +45,19 @@ def _lines(study: OptimaStudy) -> Iterator[str]:
             f"({between(plane.size_exponent)})·D^{plane.token_exponent.value:.4g} "
             f"({between(plane.token_exponent)}), {plane.num_points} optima",
         )
+    for what, forecast in study.forecasts.items():
+        yield from labelled("forecast", f"{what}: {forecast_text(forecast)}")
+    if (
+        any(forecast.extrapolation_ratio > 1 for forecast in study.forecasts.values())
+        and study.cells
+    ):
+        yield from labelled(
+            "beyond",
+            "the intervals hold what published sweeps were off by beyond their cells, a factor of "
+            f"{np.exp(FORM_RATE):.2g} an e-fold of size or tokens (in quadrature)",
+        )
+    for warning in study.warnings:
+        yield from labelled("warning", warning)
     for note in study.notes:
         yield from labelled("no law", note)
     yield from left_out_lines(study.exclusions)

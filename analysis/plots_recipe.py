@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.hyperparam_laws import against_compute
 from analysis.hyperparams import (
     NEAR_OPTIMAL,
     CellOptimum,
-    against_compute,
+    Setting,
     cell_optima,
     rows_of_cells,
 )
@@ -41,7 +42,6 @@ from analysis.records import RecordSet, RunRecord
 from analysis.results import FitError
 from analysis.wording import counted
 
-Setting = Literal["peak_lr", "batch_tokens"]
 SETTINGS: dict[Setting, str] = {"peak_lr": "Peak learning rate", "batch_tokens": "Batch (tokens)"}
 NOT_VARIED = (
     "This sweep varied neither learning rate nor batch: every run took both from the recipe, so "

@@ -8,12 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.hyperparams import (
-    CellOptimum,
-    against_compute,
-    against_size_and_tokens,
-    cell_optima,
-)
+from analysis.bowl import FAINTEST, FEWEST, fit_bowl, nearness
+from analysis.hyperparam_laws import FORM_RATE, against_compute, against_size_and_tokens
+from analysis.hyperparams import CellOptimum, cell_optima
 from analysis.points import Points, make_points
 from analysis.results import FitError
 from analysis.settings import FitSettings
@@ -142,6 +139,24 @@ def test_intervals_of_a_plane_are_the_textbook_ones() -> None:
         assert found.value - found.low == pytest.approx(half, rel=1e-5)
     assert (law.coefficient, law.num_points) == (pytest.approx(0.5), 9)
     assert law.inverse(law(3e6, 5e7), 3e6) == pytest.approx(5e7)
+    # A new cell at the middle one: s²·(1 + 1/9); an e-fold further out than the largest, each way:
+    # x is log 4 + 1 twice, and a distance of sqrt 2 is allowed for.
+    s = (float((left**2).sum()) / 6) ** 0.5
+    middle = law.predict(4e6, 8e7)
+    assert middle.value == pytest.approx(lr_law(4e6, 8e7))
+    assert np.log(middle.high / middle.value) == pytest.approx(student * s * (10 / 9) ** 0.5)
+    further = law.predict(1.6e7 * np.e, 3.2e8 * np.e)
+    alone = student * s * (10 / 9 + 2 * (step + 1) ** 2 / (6 * step**2)) ** 0.5
+    off = np.hypot(alone, FORM_RATE * 2**0.5)
+    assert np.log(further.high / further.value) == pytest.approx(off, rel=1e-5)
+    assert np.log(further.value / further.low) == pytest.approx(off, rel=1e-5)
+    assert further.extrapolation_ratio == pytest.approx(np.e**2)
+    below = law.predict(1e6 / np.e, 8e7)
+    alone = student * s * (10 / 9 + (step + 1) ** 2 / (6 * step**2)) ** 0.5
+    assert np.log(below.high / below.value) == pytest.approx(np.hypot(alone, FORM_RATE), rel=1e-5)
+    # The exponents' variances add up: size and tokens are crossed.
+    assert law.apart().value == pytest.approx(-0.15)
+    assert law.apart().width == pytest.approx(2 * 2**0.5 * half, rel=1e-5)
 
 
 def test_an_optimum_at_the_edge_is_a_bound_and_enters_no_law() -> None:
@@ -184,6 +199,96 @@ def test_a_run_about_to_diverge_does_not_tilt_the_bowl(factor: float) -> None:
     )  # fmt: skip
     for optimum in cell_optima(bent):
         assert optimum.peak_lr == pytest.approx(lr_law(optimum.size, optimum.tokens), rel=0.05)
+
+
+def test_where_a_third_of_the_runs_diverged_the_others_tell_the_optimum() -> None:
+    """Six learning rates of a factor of two; the two highest are past the edge at some batches."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for size, tokens in CELLS:
+        for lr_step, batch_step in itertools.product(range(-2, 4), range(-2, 3)):
+            x, y = lr_step * np.log(2.0), batch_step * np.log(2.0)
+            log_loss = np.log(2.5) + 0.02 * x**2 + 0.01 * y**2 - 0.008 * x * y
+            log_loss += 0.001 * rng.standard_normal()
+            if lr_step + (batch_step < 0) >= 3 or lr_step == 2:
+                log_loss = np.log(rng.uniform(4.0, 7.0))
+            lr, batch = lr_law(size, tokens) * np.exp(x), batch_law(size, tokens) * np.exp(y)
+            rows.append((size, tokens, lr, batch, np.exp(log_loss)))
+    size, tokens, lr, batch, loss = np.array(rows).T
+    points = make_points(
+        size_variable="flops_per_token", label=[str(i) for i in range(len(rows))], size=size,
+        tokens=tokens, loss=loss, flops=size * tokens,
+        extra={"peak_lr": tuple(lr.tolist()), "batch_tokens": tuple(batch.tolist())},
+    )  # fmt: skip
+    optima = cell_optima(points)
+    assert {optimum.status for optimum in optima} == {"inside"}
+    for optimum in optima:
+        assert optimum.peak_lr == pytest.approx(lr_law(optimum.size, optimum.tokens), rel=0.15)
+        assert optimum.batch_tokens == pytest.approx(
+            batch_law(optimum.size, optimum.tokens), rel=0.15
+        )
+        assert optimum.loss == pytest.approx(2.5, rel=0.003)
+
+
+def test_how_much_a_run_counts_in_a_bowl() -> None:
+    """e times less each percent above the lowest; a few runs alike; of many far ones, enough."""
+    near = np.concatenate([np.zeros(4), 0.01 * np.arange(5), [3.0]])
+    weight = nearness(near, 1)
+    np.testing.assert_allclose(weight[:9], np.exp(-100 * near[:9]))
+    assert weight[9] == FAINTEST
+    np.testing.assert_array_equal(nearness(np.array([0.0, 0.5, 1.0, 2.0]), 1), np.ones(4))
+    far = nearness(np.array([0.0, 0.05, 0.1, 0.1, 0.2, 2.0]), 1)
+    assert FEWEST[1] <= far.sum() < 1.1 * FEWEST[1]
+    assert far[0] == 1
+
+
+def test_a_run_far_off_its_bowl_pulls_no_more_than_two_standard_deviations() -> None:
+    """At three learning rates a parabola stands wherever each group of runs wants it.
+
+    Ten runs a group, half of them e above zero and half below; in the third one more, 6e above.
+    Its pull is cut at twice the scatter s, so the bowl stands there at m with 10·m = 2·s. Of the 31
+    residuals (five e - m, twenty e, five e + m, the odd one) the median is e, with or without the
+    two smallest: s = e / 0.67449, and m = 0.29652·e.
+    """
+    e = 1e-6  # so low that how far a run lies above the lowest does not matter
+    ten = e * np.array([1.0, -1.0] * 5)
+    x = np.repeat([-1.0, 0.0, 1.0], [10, 10, 11])[:, None]
+    log_loss = np.concatenate([ten, ten, ten, [6 * e]])
+    diverged = np.ones((60, 1)), np.ones(60)
+    for more in (0, 60):
+        bowl = fit_bowl(
+            np.concatenate([x, diverged[0][:more]]),
+            np.concatenate([log_loss, diverged[1][:more]]),
+            ("peak_lr",),
+            (0.0,),
+        )
+        stands = [bowl(np.array([at])) / e for at in (-1.0, 0.0, 1.0)]
+        assert stands == pytest.approx([0.0, 0.0, 0.29652], abs=5e-3)
+
+
+@pytest.mark.parametrize("exponents", [(-0.7, 0.3), (0.1, 0.1)])
+def test_intervals_of_a_new_cell_hold_what_they_say(exponents: tuple[float, float]) -> None:
+    """Laws that are true, cells of 8 % scatter, at the corner and two e-folds beyond."""
+    rng, inside, apart = np.random.default_rng(3), [], 0
+    sizes, tokens = np.array(CELLS).T
+    for _ in range(200):
+        truth = exponents[0] * np.log(sizes) + exponents[1] * np.log(tokens)
+        values = np.exp(truth + 0.08 * rng.standard_normal(len(CELLS)))
+        cells = [
+            CellOptimum(
+                size=size, tokens=count, flops=size * count, peak_lr=float(value),
+                batch_tokens=1.0, loss=2.0, status="inside", lr_range=(0.0, 1.0), num_runs=5,
+            )
+            for (size, count), value in zip(CELLS, values, strict=True)
+        ]  # fmt: skip
+        law = replace(against_size_and_tokens(cells, "peak_lr"), form_rate=0.0)
+        apart += not law.apart().contains(0.0)
+        for far in (1.0, np.exp(2.0)):
+            at = 1.6e7 * far, 3.2e8 * far
+            new = np.log(at) @ np.array(exponents) + 0.08 * rng.standard_normal()
+            inside.append(law.predict(*at).contains(float(np.exp(new))))
+    assert 0.86 <= np.mean(inside) <= 0.94
+    assert apart == 200 if exponents[0] < 0 else 0.05 <= apart / 200 <= 0.15
 
 
 def test_points_without_learning_rates_say_so() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.catalogue import LAWS
 from analysis.data_laws import HALF_LIFE_TOKENS, OverTrainingLaw, RepetitionLaw
-from analysis.hyperparams import PlaneFit
+from analysis.hyperparam_laws import PlaneFit
 from analysis.laws import LossSurface, least_loss
 from analysis.leverage_law import LeverageLaw
 from analysis.moe_laws import EfficiencyLeverage, GranularityLaw, JointExpertLaw, SparsityLaw
@@ -157,7 +157,9 @@ def test_an_optimal_setting_against_size_and_tokens_is_undone() -> None:
 
     plane = PlaneFit(
         name="peak_lr", coefficient=1.79, size_exponent=interval(-0.713),
-        token_exponent=interval(0.307), num_points=12,
+        token_exponent=interval(0.307), num_points=12, noise_sd=0.1, center=(20.0, 23.0),
+        spread=((1.0, 0.0), (0.0, 1.0)), size_range=(1e8, 1e9), token_range=(1e9, 1e11),
+        largest=1e20,
     )  # fmt: skip
     assert plane.inverse(plane(1e9, 3e10), 1e9) == pytest.approx(3e10)
 
