@@ -73,7 +73,7 @@ def fit_bowl(
         axes=axes,
         centers=centers,
         height=float(solved[0]),
-        slope_K=solved[1 : 1 + count],
+        slope_K=np.asarray(solved[1 : 1 + count], dtype=float),
         hessian_KK=hessian,
     )
 

@@ -54,7 +54,7 @@ def _lines(study: OptimaStudy) -> Iterator[str]:
         yield from labelled(
             "beyond",
             "the intervals hold what published sweeps were off by beyond their cells, a factor of "
-            f"{np.exp(FORM_RATE):.2g} an e-fold of size or tokens (in quadrature)",
+            f"{np.exp(FORM_RATE):.3g} at an e-fold of size or tokens (in quadrature)",
         )
     for warning in study.warnings:
         yield from labelled("warning", warning)

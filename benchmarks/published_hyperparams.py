@@ -32,8 +32,8 @@ from scipy.interpolate import LinearNDInterpolator
 from scipy.special import stdtrit
 
 from analysis.bowl import COUNTS, bowl_terms, nearness
+from analysis.drift import GROWTH
 from analysis.hyperparam_laws import (
-    FORM_GROWTH,
     FORM_RATE,
     against_compute,
     against_size_and_tokens,
@@ -321,7 +321,7 @@ def show(title: str, every: pd.DataFrame) -> None:
 
 def lacking(every: pd.DataFrame, rate: float) -> pd.Series:
     """Share inside, of each campaign and setting and cut, with so much allowed for the form."""
-    half = np.hypot(every["half"], rate * every["distance"] ** FORM_GROWTH)
+    half = np.hypot(every["half"], rate * every["distance"] ** GROWTH)
     return (
         (half >= every["off"].abs()).groupby([every["table"], every["name"], every["cut"]]).mean()
     )

@@ -147,7 +147,7 @@ def test_intervals_of_a_plane_are_the_textbook_ones() -> None:
     assert np.log(middle.high / middle.value) == pytest.approx(student * s * (10 / 9) ** 0.5)
     further = law.predict(1.6e7 * np.e, 3.2e8 * np.e)
     alone = student * s * (10 / 9 + 2 * (step + 1) ** 2 / (6 * step**2)) ** 0.5
-    off = np.hypot(alone, FORM_RATE * 2**0.5)
+    off = np.hypot(alone, FORM_RATE * 2**0.75)
     assert np.log(further.high / further.value) == pytest.approx(off, rel=1e-5)
     assert np.log(further.value / further.low) == pytest.approx(off, rel=1e-5)
     assert further.extrapolation_ratio == pytest.approx(np.e**2)

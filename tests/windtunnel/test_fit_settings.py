@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.drift import GROWTH
+from analysis.hyperparam_laws import FORM_RATE
 from analysis.optima_study import OptimaStudy
 from windtunnel import cli
 
@@ -61,8 +63,9 @@ def test_a_forecast_at_a_size_and_its_tokens(tmp_path: Path, capsys: Capture) ->
     for what, truth in (("peak_lr", best_rate), ("batch_tokens", best_batch)):
         forecast = study.forecasts[f"{what} against N, D"]
         assert forecast.contains(truth(1e8, 1e10))
-        # 2.5 times the size and the tokens: log 2.5 times the root of two e-folds.
-        assert np.log(forecast.high / forecast.value) > 0.3 * np.hypot(*[np.log(2.5)] * 2)
+        # 2.5 times the size and the tokens.
+        form = FORM_RATE * float(np.hypot(*[np.log(2.5)] * 2)) ** GROWTH
+        assert 1 < np.log(forecast.high / forecast.value) / form < 1.2
         assert forecast.extrapolation_ratio == pytest.approx(1e18 / 1.6e17)
     said = " ".join(capsys.readouterr().out.split())
     assert "forecast peak_lr against N, D: " in said
