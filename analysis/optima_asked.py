@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from analysis.asked import place_of
+from analysis.asked import everything_named
 from analysis.hyperparam_laws import PlaneFit
 from analysis.points import Points
 from analysis.results import Fit, Prediction
@@ -60,7 +60,7 @@ def setting_forecasts(
     """
     if not at:
         return {}
-    known = place_of(at, points, ("size", "tokens", "flops"), "law=learning_rate")
+    known = everything_named(("size", "tokens", "flops"), "law=learning_rate", points, at)
     if "flops" not in known:
         missing = "tokens" if "size" in known else "params"
         raise ConfigError(
