@@ -127,7 +127,8 @@ class Attempt:
             os.rename(staging, attempt.dir)
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            # Some file systems say no more than that it is not permitted (SFTP).
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or attempt.dir.exists():
                 raise ClaimLost(f"attempt {attempt.number} of {run_dir.name} is taken") from None
             raise
         sync_folder(attempt.dir.parent)

@@ -3,7 +3,9 @@
 Two ways to know. On the owner's own machine the kernel says so: a process is named by boot, process
 namespace, id and start time, none of which is reused together. From elsewhere the heartbeat does: a
 :class:`Watch` takes a claim for dead when its beat has not changed for a whole lease of the
-*watcher's* monotonic clock, so neither skewed nor jumping clocks can steal a live run.
+*watcher's* monotonic clock, so neither skewed nor jumping clocks can steal a live run. Time in which
+the watcher itself stood still (Ctrl-Z, a paused container, a file server that was away) counts
+for next to nothing: those it watches stood still with it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from model.system import is_macos, said_by, sysctl
 
 LEASE_S = 20.0
 """Seconds without a beat after which a claim may be taken over."""
+
+LOOKS_A_LEASE = 4
+"""Looks that a watcher takes at least within a lease; it takes one or two a second."""
 
 COMMAND_VARIABLE = "WINDTUNNEL_COMMAND"
 """Environment variable by which a worker knows what was typed, a JSON list, for its record."""
@@ -64,23 +69,32 @@ def known_dead(owner: Owner) -> bool:
 
 
 class Watch:
-    """Remembers when each claim's beat last changed, by this process's monotonic clock."""
+    """Remembers when each claim's beat last changed, by this process's time awake."""
 
     def __init__(
         self, lease_s: float = LEASE_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.lease_s = lease_s
         self._clock = clock
+        self._looked = clock()
+        self._awake_s = 0.0
         self._seen: dict[Path, tuple[object, float]] = {}
 
     def is_stale(self, attempt_dir: Path, beat: object) -> bool:
         """Note the current ``beat``; True once it has stood still for a whole lease."""
-        now = self._clock()
+        now = self._time_awake_s()
         last, since = self._seen.get(attempt_dir, (None, now))
         if last != beat or attempt_dir not in self._seen:
             self._seen[attempt_dir] = (beat, now)
             return False
         return now - since >= self.lease_s
+
+    def _time_awake_s(self) -> float:
+        """The clock, but that no pause between two looks counts for more than a part of a lease."""
+        now = self._clock()
+        self._awake_s += min(now - self._looked, self.lease_s / LOOKS_A_LEASE)
+        self._looked = now
+        return self._awake_s
 
 
 @cache

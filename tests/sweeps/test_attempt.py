@@ -1,5 +1,6 @@
 """The claim, the fence and what is taken over, with real processes where it matters."""
 
+import errno
 import json
 import os
 import signal
@@ -85,6 +86,18 @@ def test_exactly_one_of_many_gets_an_attempt(run_dir):
     assert Attempt.claim(run_dir, after=1, now=0.0).number == 2
     assert first.is_fenced()
     assert [path.name for path in (run_dir / "attempts").iterdir() if path.name[0] == "."] == []
+
+
+def test_a_taken_number_is_known_on_a_file_system_that_does_not_say_why(run_dir, monkeypatch):
+    def not_permitted(source, target):
+        raise PermissionError(errno.EPERM, "Operation not permitted", source, None, target)
+
+    Attempt.claim(run_dir, after=0, now=0.0)
+    monkeypatch.setattr("sweeps.attempt.os.rename", not_permitted)  # so does sshfs
+    with pytest.raises(ClaimLost, match="attempt 1 of"):
+        Attempt.claim(run_dir, after=0, now=0.0)
+    with pytest.raises(PermissionError):
+        Attempt.claim(run_dir, after=1, now=0.0)
 
 
 def test_racing_processes_make_one_claim(run_dir, toy, start_toy):
@@ -221,17 +234,31 @@ def test_only_a_beat_that_stands_still_for_a_lease_is_stale():
     now = 0.0
     watch = Watch(lease_s=10.0, clock=lambda: now)
     here = Path("attempts/0001")
-    assert not watch.is_stale(here, 1)  # first look: nothing is known yet
-    now = 9.0
-    assert not watch.is_stale(here, 1)
+    for now in range(10):  # at the first look nothing is known yet
+        assert not watch.is_stale(here, 1)
     now = 11.0
     assert not watch.is_stale(here, 2)
-    now = 20.9
-    assert not watch.is_stale(here, 2)
+    for now in (12.0, 14.0, 16.0, 18.0, 20.0, 20.9):
+        assert not watch.is_stale(here, 2)
     now = 21.0
     assert watch.is_stale(here, 2)
     assert not watch.is_stale(here, 3)  # it was only slow
     assert not watch.is_stale(Path("attempts/0002"), None)
+
+
+def test_a_watcher_that_stood_still_itself_takes_nobody_for_dead():
+    now = 0.0
+    watch = Watch(lease_s=10.0, clock=lambda: now)
+    here = Path("attempts/0001")
+    watch.is_stale(here, 1)
+    now = 3600.0  # Ctrl-Z and fg: the worker wakes up with it and has not beaten yet
+    assert not watch.is_stale(here, 1)
+    now = 3601.0
+    assert not watch.is_stale(here, 2)
+    for _ in range(4):
+        assert not watch.is_stale(here, 2)
+        now += 3.0
+    assert watch.is_stale(here, 2), "one that stays silent while the watcher is awake"
 
 
 def elsewhere(run_dir: Path, beat: int, seconds_since_1970: float) -> None:
@@ -251,10 +278,12 @@ def test_a_clock_that_jumps_steals_no_live_run(run_dir, toy):
     watch = Watch(lease_s=10.0, clock=lambda: now)
     for beat, clock in enumerate((1e9, 0.0, 4e9, 5.0)):  # the other machine's clock is mad
         elsewhere(run_dir, beat, clock)
-        now += 9.0
-        assert toy.store.state(run_dir.name, watch).status == "running"
-    now += 10.0
-    state = toy.store.state(run_dir.name, watch)
+        for _ in range(3):
+            now += 3.0
+            assert toy.store.state(run_dir.name, watch).status == "running"
+    for _ in range(5):
+        state = toy.store.state(run_dir.name, watch)
+        now += 2.5
     assert state.status == "interrupted"
     assert "on far has given no sign of life for 10 s" in state.reason
 

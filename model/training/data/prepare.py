@@ -142,25 +142,30 @@ def _alone(work: Path) -> Iterator[Path]:
     """The folder to work in, held against other processes until it is done and removed.
 
     A kill leaves the folder for the next attempt; an error removes it, as another attempt would
-    meet the same, and a full disk must not stay full.
+    meet the same, and a full disk must not stay full. The lock lies beside the folder: a network
+    file system only renames a file that is open, and its folder could not be removed.
     """
+    path = work.with_name(f".lock-of{work.name}")
+    work.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work / "lock", os.O_CREAT | os.O_RDWR)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR)
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            if os.stat(work / "lock").st_ino == os.fstat(lock).st_ino:
+            if os.stat(path).st_ino == os.fstat(lock).st_ino:
                 break
         except FileNotFoundError:
             pass
         os.close(lock)  # who held it before has removed it
     try:
-        yield work
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except Exception:
+            shutil.rmtree(work)
+            raise
         shutil.rmtree(work)
-    except Exception:
-        shutil.rmtree(work)
-        raise
     finally:
+        os.unlink(path)
         os.close(lock)
 
 

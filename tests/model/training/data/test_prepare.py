@@ -1,5 +1,6 @@
 """A corpus from text to windows: fingerprints, what is found again, what is refused."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -399,3 +400,24 @@ def test_published_text_as_a_corpus(tmp_path):
     total = sum(s.train_bytes + s.heldout_bytes for s in prepared.domains.values())
     files = [SHARED_CORPORA / "tinyshakespeare.txt", *SHARED_CORPORA.glob("wikitext2_*.txt")]
     assert total == sum(path.stat().st_size for path in files)
+
+
+def test_no_folder_is_removed_with_its_lock_open(tmp_path, monkeypatch):
+    """NFS and FUSE rename an open file in place of removing it, and its folder stays."""
+    removed = []
+
+    def remove(folder, **_):
+        for path in Path(folder).rglob("*"):
+            if path.is_file():
+                with open(path) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is held
+        removed.append(Path(folder).name)
+        rmtree(folder)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr("model.training.data.prepare.shutil.rmtree", remove)
+    prepare_corpus(
+        SyntheticCorpus(tokens=20_000, num_symbols=8, order=2, seed=1), tmp_path / "data"
+    )
+    assert any(name.startswith(".preparing-") for name in removed)
+    assert {path.name[0] for path in (tmp_path / "data").iterdir()}.isdisjoint({"."})
