@@ -3,9 +3,9 @@
 Two ways to know. On the owner's own machine the kernel says so: a process is named by boot, process
 namespace, id and start time, none of which is reused together. From elsewhere the heartbeat does: a
 :class:`Watch` takes a claim for dead when its beat has not changed for a whole lease of the
-*watcher's* monotonic clock, so neither skewed nor jumping clocks can steal a live run. Time in which
-the watcher itself stood still (Ctrl-Z, a paused container, a file server that was away) counts
-for next to nothing: those it watches stood still with it.
+*watcher's* monotonic clock, so neither skewed nor jumping clocks can steal a live run. Time in
+which the watcher itself stood still (Ctrl-Z, a paused container, a file server that was away)
+counts for next to nothing: those it watches stood still with it.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":  # before anything is imported that Windows does not have
         _complain(NO_WINDOWS)
         return 2
+    _open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
     try:
@@ -196,6 +197,19 @@ def _explain(error: Exception) -> tuple[int | None, str]:
 def _meant_file(name: str) -> str:
     """The file that was to be written, where the error names the one that was to be renamed."""
     return re.sub(r"\.([^/]+)\.[0-9a-f]{32}\.tmp$", r"\1", name)
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that the shell closed (``>&-``) somewhere to go: the next file opened, a run's
+    own perhaps, would get its number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(opened := os.open(os.devnull, os.O_RDWR), number)  # inherited by every worker
+            if opened != number:
+                os.close(opened)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _silence_stdout() -> None:

@@ -216,6 +216,19 @@ def test_stdout_that_is_full_or_closed() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_streams_that_a_shell_closed(tmp_path: Path) -> None:
+    def closed(streams: str, *words: str) -> subprocess.CompletedProcess[str]:
+        line = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, "-m", "windtunnel.cli"]
+        return subprocess.run(
+            [*line, *words], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+
+    assert (closed(">&-", "ledger").returncode, closed(">&-", "ledger").stderr) == (0, "")
+    assert closed("2>&-", "fit").returncode == 2
+    done = closed("<&- >&- 2>&-", "model", "model=ling_mini")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_words_of_git_and_hydra_are_understood(capsys: Capture) -> None:
     assert cli.main(["status", "--help"]) == 0
     help_of_status = capsys.readouterr().out
