@@ -6,8 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")"
 started=$SECONDS
 
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+
 step() {
-    printf '\n\033[1m$ windtunnel %s\033[0m\n' "$*"
+    printf '\n%s$ windtunnel %s%s\n' "$bold" "$*" "$plain"
     windtunnel "$@"
 }
 

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from model.errors import ConfigError
 from model.typed import build
+from windtunnel.quoting import quoted, under
 from windtunnel.yaml_folders import (
     is_group,
     options_of,
@@ -72,7 +73,7 @@ def _what_is_missing(verb: str, key: str, mapping: Any) -> str:
 
     root = Path(mapping["root"])
     names = [path.parent.name for path in Store(root).plan_paths()]
-    first = "none yet; start one: windtunnel sweep sweep=quickstart"
+    first = f"none yet; start one: windtunnel sweep sweep=quickstart{under(root)}"
     return f"{asked} Sweeps under {root}: {', '.join(names) or first}"
 
 
@@ -171,14 +172,6 @@ def _is_sentence(value: str) -> bool:
     return value not in ("", "null") and value[0] not in "'\""
 
 
-def _quoted(value: str) -> str:
-    """In Hydra's quotes, in which backslashes count only in front of a quote."""
-    escaped = re.sub(
-        r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value
-    )
-    return f'"{escaped}"'
-
-
 def _parse_override(text: str, meant: str = "") -> Override:
     example = "write key=value or group=option, lists as key=[a,b], and quote odd characters"
     if meant:
@@ -194,7 +187,7 @@ def _parse_override(text: str, meant: str = "") -> Override:
         text = f"{key}{equals}{value}"
     is_sign = len(value) == 1 and not value.isalnum()  # table.decimal=, as a shell leaves it
     if is_sign or (text.startswith(SENTENCES) and _is_sentence(value)):
-        text = f"{key}{equals}{_quoted(value)}"
+        text = f"{key}{equals}{quoted(value)}"
     try:
         override = OverridesParser.create().parse_override(text)
     except _COMPOSE_ERRORS:

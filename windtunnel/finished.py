@@ -18,6 +18,7 @@ from sweeps.spec import RunSpec
 from sweeps.store import Store
 from windtunnel.along import Evaluated, evaluations_in
 from windtunnel.commands.status import known_plan
+from windtunnel.quoting import under
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,13 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
     if not any(_is_measured(store, run.run_id) for run in plan.runs):
         raise ConfigError(
             f"sweep {name}: none of its {len(plan.runs)} runs is done; run "
-            f"`windtunnel sweep sweep={name}` first"
+            f"`windtunnel sweep sweep={name}{under(root)}` first"
         )
     fit_path = plan_path.with_name("fit.json")
     if not fit_path.exists():
-        raise ConfigError(f"{fit_path}: no such file; run `windtunnel fit sweep={name}` first")
+        raise ConfigError(
+            f"{fit_path}: no such file; run `windtunnel fit sweep={name}{under(root)}` first"
+        )
     study = Study.load(fit_path)
     variant = study.source.get("variant", {})
     runs = {
@@ -68,7 +71,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
     if not runs:
         raise ConfigError(
             f"sweep {name}: its fit is of a variant that the sweep has no longer ({variant}); run "
-            f"`windtunnel fit sweep={name}` again"
+            f"`windtunnel fit sweep={name}{under(root)}` again"
         )
     spec = next(iter(runs.values())).spec
     loaded = store.records([run_id for run_id in runs if _is_measured(store, run_id)])
@@ -78,7 +81,7 @@ def load_sweep(root: Path, name: str) -> FinishedSweep:
         raise ConfigError(
             f"sweep {name}: its fit is older than {len(unseen)} finished runs "
             f"({', '.join(unseen[:3])}{', ...' if len(unseen) > 3 else ''}); run "
-            f"`windtunnel fit sweep={name}` again"
+            f"`windtunnel fit sweep={name}{under(root)}` again"
         )
     return FinishedSweep(
         root=root,

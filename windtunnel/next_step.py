@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sweeps.plan import Plan
 from windtunnel.features import features_of, variants_in
+from windtunnel.quoting import under
 
 LEARNING_RATE = "recipe.training.peak_lr_factor"
 NO_WORDS = ("true", "false", "null", "nan", "inf")
 """What the command line reads as something other than text."""
 
 
-def after_training(plan: Plan) -> str:
+def after_training(plan: Plan, root: Path) -> str:
     """The command that reads a finished sweep: of one variant, of learning rates, or of a trial."""
-    command = f"windtunnel fit sweep={plan.name}"
+    command = f"windtunnel fit sweep={plan.name}{under(root)}"
     variants = variants_in(plan.measured)
     if plan.config is None or len(variants) == 1:
         return command
@@ -26,7 +26,7 @@ def after_training(plan: Plan) -> str:
     if features == [(LEARNING_RATE,)]:
         return f"{command} law=learning_rate"
     last = [*variants.values()][-1]
-    trial = f"windtunnel compare sweep={plan.name}"
+    trial = f"windtunnel compare sweep={plan.name}{under(root)}"
     if len(features) > 1:
         first = features[0][0]
         trial += f" {as_option('variant', {first: last[first]})}"
@@ -35,16 +35,12 @@ def after_training(plan: Plan) -> str:
 
 def launch_elsewhere(root: Path, promotion_id: str) -> str:
     """The command that registers a promotion's forecast for another engine, and closes it."""
-    return f"windtunnel launch {_of(root)} promotion={promotion_id} trained=elsewhere"
+    return f"windtunnel launch promotion={promotion_id}{under(root)} trained=elsewhere"
 
 
 def closing_command(root: Path, name: str) -> str:
     """The command that holds a table's forecast against its run."""
-    return f"windtunnel ledger {_of(root)} close={name}"
-
-
-def _of(root: Path) -> str:
-    return f"root={shlex.quote(str(root))}"
+    return f"windtunnel ledger close={name}{under(root)}"
 
 
 def as_option(name: str, mapping: Mapping[str, Any]) -> str:

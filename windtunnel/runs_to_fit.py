@@ -27,6 +27,7 @@ from sweeps.store import Store
 from windtunnel.commands.status import known_plan, sweep_names
 from windtunnel.features import variants_in
 from windtunnel.next_step import as_option
+from windtunnel.quoting import under
 from windtunnel.table_runs import unchanged
 
 SURFACE = "hoffmann"
@@ -215,7 +216,7 @@ def _of_sweep(plan: Plan, store: Store, variant: Mapping[str, Any], *, law: str)
         reasons = "; ".join(f"{e.label}: {e.reason}" for e in (*loaded.excluded, *missing)[:2])
         raise ConfigError(
             f"sweep={plan.name}: none of its {len(chosen)} runs can be fitted ({reasons}, ...). "
-            f"See `windtunnel status sweep={plan.name}`"
+            f"See `windtunnel status sweep={plan.name}{under(store.root)}`"
         )
     records = tuple(as_planned(record, named[record.run_id]) for record in loaded.records)
     return RecordSet(records=records, excluded=(*loaded.excluded, *missing))

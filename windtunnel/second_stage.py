@@ -30,6 +30,7 @@ from windtunnel.elsewhere import require_same_model
 from windtunnel.finished import FinishedSweep
 from windtunnel.forecasting import Recommended, Settings, promotion_of
 from windtunnel.promotion import BegunFrom, Promotion
+from windtunnel.quoting import under
 from windtunnel.targets import Continue, Decay, ExtendContext, Merge, OnGivenWeights, SecondStage
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _starts(store: Store, launched: Promotion, target: SecondStage) -> tuple[Sta
     if newest == 0:
         raise ConfigError(
             f"target.launched: {launched.id} was not started; run `windtunnel launch "
-            f"promotion={launched.id}` first"
+            f"promotion={launched.id}{under(store.root)}` first"
         )
     require(
         train.schedule.kind != "cosine",

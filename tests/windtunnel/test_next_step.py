@@ -5,22 +5,50 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from sweeps.plan import SEED
 from sweeps.plan_file import skim_plan
 from sweeps.store import Store
-from windtunnel.commands import compare
+from windtunnel import cli
+from windtunnel.commands import compare, fit
 from windtunnel.commands.status import known_plan
 from windtunnel.composition import load
 from windtunnel.next_step import LEARNING_RATE, after_training, as_option
-from windtunnel.yaml_folders import config_dirs
+from windtunnel.quoting import DEFAULT_ROOT, under
+from windtunnel.yaml_folders import CONF_DIR, config_dirs
 
 
 def advice(known_sweep: ModuleType, root: Path, *words: str) -> str:
     ladder = ("ladder.sizes=2", "ladder.budgets=2", "ladder.noise_seeds=[]")
-    told = after_training(known_sweep.make(root, "name=s", *ladder, *words))
-    assert told == after_training(skim_plan(Store(root).plan_path("s"))), "a status skims its plan"
+    told = after_training(known_sweep.make(root, "name=s", *ladder, *words), DEFAULT_ROOT)
+    skimmed = skim_plan(Store(root).plan_path("s"))
+    assert told == after_training(skimmed, DEFAULT_ROOT), "a status skims its plan"
     return told
+
+
+@pytest.mark.parametrize("folder", ["plain-1.x", "Grü\"ße o'the lab"])
+def test_the_command_is_for_the_root_that_was_worked_in(
+    folder: str, tmp_path: Path, known_sweep: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, root = tmp_path / "made", tmp_path / folder
+    ladder = ("ladder.sizes=2", "ladder.budgets=2", "ladder.noise_seeds=[]")
+    known_sweep.finish_all(made, known_sweep.make(made, "name=s", *ladder))
+    made.rename(root)
+    (word,) = shlex.split(under(root))
+    assert cli.main(["status", "sweep=s", word]) == 0
+    told = shlex.split(capsys.readouterr().out.partition("Next: windtunnel ")[2])
+    assert told == ["fit", "sweep=s", word]
+    assert load("fit", fit.Config, told[1:], config_dirs(())).root == root
+    assert cli.main(["status", "sweep=smoke", word]) == 2
+    told = shlex.split(capsys.readouterr().err.partition("To train it: windtunnel ")[2])
+    assert told == ["sweep", "sweep=smoke", word]
+
+
+def test_the_root_that_every_command_takes_anyway_is_not_named() -> None:
+    roots = {yaml.safe_load(path.read_text()).get("root") for path in CONF_DIR.glob("*.yaml")}
+    assert {Path(root) for root in roots if root} == {DEFAULT_ROOT}
+    assert under(DEFAULT_ROOT) == ""
 
 
 NORM, CLIP, RULE = "recipe.shape.qk_norm", "recipe.training.clip_norm", "balance.rule"

@@ -687,7 +687,7 @@ def measured_root(known_sweep: ModuleType, tmp_path: Path) -> Path:
 
 def test_fit_first_then_the_newest_records(measured_root: Path, known_sweep: ModuleType) -> None:
     with pytest.raises(
-        ConfigError, match=r"fit\.json: no such file; run `windtunnel fit sweep=\S+` first"
+        ConfigError, match=r"fit\.json: no such file; run `windtunnel fit sweep=\S+ root=\S+` first"
     ):
         promote(measured_root)
     sweep_folder = measured_root / "sweeps" / "quickstart"

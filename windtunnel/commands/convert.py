@@ -30,6 +30,7 @@ from model.errors import ConfigError
 from sweeps.spec import read_spec
 from sweeps.store import Store
 from windtunnel.console import Progress, si
+from windtunnel.quoting import under
 
 if TYPE_CHECKING:
     from model.tensor_files import Readable
@@ -100,7 +101,7 @@ def _source_folder(config: Config) -> Path:
     if not found:
         raise ConfigError(
             f"source={config.source}: neither a folder nor a run under {config.root}; "
-            "`windtunnel status sweep=NAME` lists runs"
+            f"`windtunnel status sweep=NAME{under(config.root)}` lists runs"
         )
     return found[0]
 

@@ -25,13 +25,14 @@ from rich.console import Console
 
 from sweeps.store import Store
 from windtunnel.choices import SizeRange
-from windtunnel.console import prose
+from windtunnel.console import prose, say
 from windtunnel.finished import load_sweep
 from windtunnel.forecasting import Settings
 from windtunnel.gates import GateThresholds
 from windtunnel.machine.hardware import Hardware
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe
+from windtunnel.quoting import under
 from windtunnel.recommend import recommend
 from windtunnel.second_stage import Start, recommend_stage, set_aside_for
 from windtunnel.targets import SecondStage, Target
@@ -94,5 +95,5 @@ def run(config: Config, console: Console) -> int:
             f"A launch will be refused by {', '.join(failed)}; it can be overridden by name with "
             f"a reason, e.g. override.{failed[0]}='...'",
         )
-    console.print("Next: windtunnel launch promotion=latest dry_run=true", markup=False)
+    say(console, f"Next: windtunnel launch promotion=latest{under(config.root)} dry_run=true")
     return 0

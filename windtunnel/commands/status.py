@@ -34,6 +34,7 @@ from windtunnel.console import duration, say, sci, si, table
 from windtunnel.fallen import fallen_lines
 from windtunnel.folding import Folded
 from windtunnel.next_step import after_training
+from windtunnel.quoting import under
 from windtunnel.sweep_tables import counts_text, quoted, run_label
 from windtunnel.yaml_folders import config_dirs
 
@@ -121,7 +122,8 @@ def known_plan(store: Store, sweep: str, *, read: Callable[[Path], Plan] = read_
     if not path.exists():
         names = ", ".join(sweep_names(store)) or "none"
         known = any((folder / "sweep" / f"{sweep}.yaml").is_file() for folder in config_dirs())
-        train = f". To train it: windtunnel sweep sweep={sweep}" if known else ""
+        typed = f"windtunnel sweep sweep={sweep}{under(store.root)}"
+        train = f". To train it: {typed}" if known else ""
         raise ConfigError(
             f"sweep={sweep}: no such sweep under {store.root}. There are: {names}{train}"
         )
@@ -160,7 +162,7 @@ def describe(plan: Plan, status: SweepStatus, store: Store, rows: int) -> Iterat
     cost = f"Cost: {sci(status.train_flops_done)} of {sci(status.train_flops)} training FLOPs"
     left_s = status.left_s(slots=1)
     yield Text(f"{cost}; about {duration(left_s)} of one worker to come" if left_s else cost)
-    yield Text(_next_step(plan, status))
+    yield Text(_next_step(plan, status, store.root))
 
 
 def _rest(kind: str, count: int, rows: int) -> Iterator[Text]:
@@ -212,11 +214,11 @@ def _falling(metrics: Path) -> str:
     return sparkline(curve.loss.tolist()) if curve else ""
 
 
-def _next_step(plan: Plan, status: SweepStatus) -> str:
+def _next_step(plan: Plan, status: SweepStatus, root: Path) -> str:
     if status.is_complete:
-        return f"All done. Next: {after_training(plan)}"
+        return f"All done. Next: {after_training(plan, root)}"
     if status.with_status("running"):
-        return f"Running. To watch: windtunnel status sweep={plan.name} watch=true"
+        return f"Running. To watch: windtunnel status sweep={plan.name}{under(root)} watch=true"
     kinds = [kind for kind in ("failed", "diverged") if status.counts[kind]]
     retry = kinds[0] if len(kinds) == 1 else "all"
     again = f"what {' or '.join(kinds)} again"
@@ -231,7 +233,8 @@ def _list_sweeps(store: Store, console: Console, *, as_json: bool) -> int:
     if not names and not as_json:
         say(
             console,
-            f"No sweep under {store.root} yet. Start one: windtunnel sweep sweep=quickstart",
+            f"No sweep under {store.root} yet. Start one: windtunnel sweep sweep=quickstart"
+            f"{under(store.root)}",
         )
         return 1
     rows, counts, all_done = [], [], bool(names)

@@ -46,6 +46,7 @@ from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
 from windtunnel.own_memory import refuse_too_large
+from windtunnel.quoting import under
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
@@ -93,7 +94,8 @@ def _redo(config: Config, plan: Plan, store: Store) -> None:
         if name not in planned:
             raise ConfigError(
                 f"redo: no run {name!r} in sweep {plan.name}; its runs are the folders' names "
-                f"under {store.runs_dir}, and `windtunnel status sweep={plan.name}` lists them"
+                f"under {store.runs_dir}, and `windtunnel status sweep={plan.name}"
+                f"{under(store.root)}` lists them"
             )
     for name in () if config.dry_run else config.redo:
         store.redo(name)
@@ -184,7 +186,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
         f"The design ends: {stop}. {counted(made, 'run', 'runs')} now; "
         f"{sci((given or plan.train_flops) - left)} of the grid's {sci(plan.train_flops)} FLOPs.",
     )
-    say(console, f"Next: {after_training(plan)}")
+    say(console, f"Next: {after_training(plan, store.root)}")
     return 0
 
 
@@ -339,5 +341,5 @@ def _conclude(
     else:
         before = f", {len(result.skipped)} of them before" if result.skipped else ""
         say(console, f"{total} of {all_runs} done{before}, in {duration(wall_s)}.")
-    say(console, f"Next: {after_training(plan)}")
+    say(console, f"Next: {after_training(plan, store.root)}")
     return 0

@@ -79,10 +79,12 @@ def newest_sweep(root: Path) -> str:
         ConfigError: there is none.
     """
     from sweeps.store import Store
+    from windtunnel.quoting import under
 
     plans = Store(root).plan_paths()
     if not plans:
         raise ConfigError(
             f"root={root}: no sweep to show yet; start one: windtunnel sweep sweep=quickstart"
+            f"{under(root)}"
         )
     return max(plans, key=lambda path: path.stat().st_mtime).parent.name
