@@ -11,10 +11,15 @@ size; inside or not is counted over cells whose optimum lies inside what they tr
 learning rate and batch is the loss there, linear between the cell's own runs in log rate, log batch
 and log loss, less the lowest loss of the cell, at the nearest setting tried where it lies outside.
 
-A row of the output: a law or rule, forecasts made, inside their 90 % interval, meeting the 90 %
-interval of the measured optimum, rates among the near-optimal ones, median factor that the forecast
-is off by, median factor of the interval's half width, median, mean and worst regret in nats and in
-percent of the loss, and how many settings lay outside what the cell had tried.
+A row of the output: a law or rule, forecasts made; median, mean and worst regret in nats and in
+percent of the loss; how many settings lay outside what the cell had tried; rates among the cell's
+near-optimal ones; and of rate and batch the median factor that the forecast is off by, forecasts
+inside their 90 % interval with its median half width, `alone` the same with nothing for the law's
+form, and how many meet the 90 % interval of the measured optimum itself.
+
+The allowance for the form (analysis/hyperparam_laws.py) is from these very sweeps. The last lines
+judge it: each campaign by the rate that the others make, and all of them by distance. The first run
+was of the library before: bowls of all runs alike, no allowance (LOG.md).
 """
 
 from __future__ import annotations
@@ -335,20 +340,27 @@ def rate_of(every: pd.DataFrame, level: float) -> float:
     return float("nan")
 
 
-def allowance(every: pd.DataFrame, level: float) -> None:
-    """What intervals of the laws of N and D lack by distance, each campaign by the others' rate."""
+def of_size_and_tokens(every: pd.DataFrame) -> pd.DataFrame:
+    """A row a forecast of a law of N and D and setting: how far off, and the half width alone."""
     law = every[(every["rule"] == "against N, D") & (every["status"] == "inside")]
-    parts = [
+    return pd.concat(
         pd.DataFrame(
             {
-                "table": law["table"], "cut": law["cut"], "name": name,
-                "distance": law["distance"], "half": law[f"{name}_half_alone"],
+                "table": law["table"],
+                "cut": law["cut"],
+                "name": name,
+                "distance": law["distance"],
+                "half": law[f"{name}_half_alone"],
                 "off": np.log(law[f"{name}_measured"] / law[f"{name}_at"]),
             }
         ).dropna()
         for name in SETTINGS
-    ]  # fmt: skip
-    long = pd.concat(parts)
+    )
+
+
+def allowance(every: pd.DataFrame, level: float) -> None:
+    """What intervals of the laws of N and D lack by distance, each campaign by the others' rate."""
+    long = of_size_and_tokens(every)
     print(f"\nmean share inside without: {lacking(long, 0.0).mean():.0%} of a cut; needed rate")
     print(f"  of all campaigns {rate_of(long, level):.2f}")
     for table in long["table"].unique():
