@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.kernels.compiled import NoCompiledKernel, load_library
+from model.system import cpu_name
 from model.training.environment import worker_environment
 
 
@@ -126,13 +127,8 @@ def machine() -> dict[str, Any]:
     """What the figures belong to."""
     import torch
 
-    model = ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else ""
     return {
-        "cpu": model or platform.machine(),
+        "cpu": cpu_name() or platform.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "load_1min": os.getloadavg()[0],

@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from model.system import peak_memory_bytes
 from model.training.corpora import BpeTokenizer, BytesTokenizer, MixtureCorpus
 from model.training.data import open_corpus, prepare_corpus
 from model.training.sources import JsonlFiles
@@ -55,9 +56,9 @@ def prepare(folder: Path, tokenizer: str, workers: int) -> None:
     begin = time.perf_counter()
     prepared = prepare_corpus(corpus, folder / "data", workers=workers)
     took = time.perf_counter() - begin
-    largest = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    lead_mb, worker_mb = (usage.ru_maxrss / 1024 for usage in largest)
-    cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in largest)
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    lead_mb, worker_mb = (peak_memory_bytes(who) / 2**20 for who in both)
+    cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, both))
     begin = time.perf_counter()
     prepare_corpus(corpus, folder / "data")
     found_s = time.perf_counter() - begin

@@ -69,9 +69,9 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory_bytes(who: int = resource.RUSAGE_SELF) -> int:
+    """The most memory that this process has had; of ``RUSAGE_CHILDREN`` the largest of them."""
+    most = resource.getrusage(who).ru_maxrss
     return most if is_macos() else 1024 * most
 
 
@@ -79,6 +79,12 @@ def peak_memory_bytes() -> int:
 def cpu_name() -> str:
     """What the processor is sold as; empty where the system does not tell."""
     return _cpuinfo().get("model name", "") or sysctl("machdep.cpu.brand_string")
+
+
+@cache
+def cpu_vendor() -> str:
+    """Who made the processor, as it says itself; empty where the system does not tell."""
+    return _cpuinfo().get("vendor_id", "")
 
 
 @cache

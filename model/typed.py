@@ -67,6 +67,11 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -> T:
             values[name] = value
         else:
             path = f"{where}.{name}" if where else name
+            if field.list_in and isinstance(value, list):
+                raise ConfigError(
+                    f"{path}: expected {_describe(int)}, got {_show(value)}; a list is given as "
+                    f"{where}.{field.list_in}={_show(value).replace(' ', '')} {path}=null"
+                )
             values[name] = _convert(field.hint, value, path)
     try:
         return cls(**values)
@@ -103,6 +108,8 @@ class _Field(NamedTuple):
     hint: Any
     is_required: bool
     as_it_is: frozenset[type]
+    list_in: str
+    """The field that takes a list in place of this count (``metadata={"list_in": ...}``)."""
 
 
 @cache
@@ -113,6 +120,7 @@ def _fields(cls: type) -> dict[str, _Field]:
             hints[field.name],
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
             _as_it_is(hints[field.name]),
+            field.metadata.get("list_in", ""),
         )
         for field in dataclasses.fields(cls)
         if field.init

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -14,7 +14,7 @@ from model.config import require, require_positive
 class LadderConfig:
     """Rungs geometric in flops_per_token, or a list of widths; budgets geometric, or a list."""
 
-    sizes: int | None = None
+    sizes: int | None = field(default=None, metadata={"list_in": "widths"})
     """Number of rungs, each ``size_ratio`` above the one before; or ``widths``."""
     smallest_flops_per_token: float | None = None
     """M of the first rung."""
@@ -23,7 +23,7 @@ class LadderConfig:
     widths: tuple[int, ...] | None = None
     """In place of ``sizes``: the width of each rung, rising; the recipe derives the rest. An axis
     that changes the recipe keeps the M of these rungs, so variants are compared at equal M."""
-    budgets: int | None = None
+    budgets: int | None = field(default=None, metadata={"list_in": "tokens"})
     """Number of token budgets per rung, each ``budget_ratio`` above the one before; or
     ``tokens``."""
     smallest_tokens: int | None = None

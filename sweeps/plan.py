@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.wording import counted
@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # a status reads plans, and would import numpy and the tokeni
 
 SEED = "ladder.seed"
 """The axis that repeats a run, where others vary it."""
+VARIED = ("data", "ladder", *(part.name for part in fields(TrainingSettings)))
+"""What an axis may be of; the rest is not what a run measures, or is the sweep itself."""
 LONGEST_NAME = 100
 """A file's name has 255 bytes, of which a promotion needs some for its target."""
 
@@ -307,11 +309,31 @@ def variants_of(config: SweepConfig) -> grid.Grid:
             f"zipped.{SEED}: what {others} does could not be told from what the seed does; make "
             f"the seed an axis, axes.{SEED}=[...]"
         )
-    for fixed in ("name", "axes", "zipped", "corpus"):
-        for path in (*config.axes, *config.zipped):
-            if path == fixed or path.startswith(f"{fixed}."):
-                raise ConfigError(f"{path}: can't be varied within a sweep; plan a sweep for each")
+    for path in (*config.axes, *config.zipped):
+        if path.split(".")[0] not in VARIED:
+            raise ConfigError(
+                f"{path}: can't be varied within a sweep; what can: {', '.join(VARIED)} (seeds as "
+                f"{SEED}). For anything else plan a sweep for each value"
+            )
     return grid.chain(grid.product(*axes))
+
+
+def require_axes(config: SweepConfig) -> None:
+    """Refuse axes with a wrong path or value, before any text is read; of the text only its owner
+    can tell.
+
+    Raises:
+        ConfigError: naming the path.
+    """
+    for variant in variants_of(config):
+        values = without_shares(variant)
+        for path, value in values.items():
+            if isinstance(value, str) and is_dataclass(getattr(config, path, None)):
+                raise ConfigError(
+                    f"{path}: an axis sets single values, {path}.NAME=[...], and no options such "
+                    f"as {value!r}; plan a sweep for each, {path}={value} name=..."
+                )
+        grid.replaced(config, values)
 
 
 def as_planned(record: RunRecord, run: PlannedRun) -> RunRecord:

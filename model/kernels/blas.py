@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from model.kernels.framework import address
+from model.system import cpu_vendor
 
 
 @cache
@@ -22,7 +22,7 @@ def sgemm_address() -> int | None:
     reaches less than half of the machine's peak (LOG.md, 2026-11-26). Decided by the CPU's vendor
     and not by a measurement, so that a run's bits do not depend on how busy the machine was.
     """
-    if not torch.backends.mkl.is_available() or not _is_intel():
+    if not torch.backends.mkl.is_available() or cpu_vendor() != "GenuineIntel":
         return None
     return address("sgemm_")
 
@@ -31,10 +31,3 @@ def hand_over_sgemm(library: ctypes.CDLL) -> None:
     """Have a compiled library call it, and keep a small product to the thread that asks for it."""
     library.wt_use_sgemm.argtypes, library.wt_use_sgemm.restype = [ctypes.c_void_p] * 2, None
     library.wt_use_sgemm(sgemm_address(), address("MKL_Set_Num_Threads_Local"))
-
-
-def _is_intel() -> bool:
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False

@@ -14,6 +14,7 @@ import pytest
 import toy_worker
 
 from model.files import write_atomic
+from sweeps import liveness
 from sweeps.attempt import (
     Attempt,
     ClaimLost,
@@ -194,7 +195,8 @@ def test_a_dead_owner_is_known_at_once_a_zombie_and_a_reused_id_too(run_dir):
     assert not known_dead(this_process())
     child = subprocess.Popen(["sleep", "60"])
     ours = this_process()
-    start = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    start = liveness._start(child.pid)
+    assert isinstance(start, int)
     owner = Owner(host=ours.host, pid=child.pid, machine=ours.machine, start_ticks=start)
     assert not known_dead(owner)
     # The same process id at another time is another process.

@@ -44,6 +44,28 @@ def sweep(root: Path, *words: str) -> int:
     return cli.main(["sweep", SMOKE, f"root={root}", *words])
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("axes.threads=[1,2]", "threads: can't be varied within a sweep; what can: data, ladder, "),
+        ("axes.recipe.shape.num_expert=[8,16]", "did you mean num_experts?"),
+        ("axes.schedule.decay_frac=[0.1,2.0]", "decay_frac must be between 0 and 1, got 2.0"),
+        ("axes.schedule=[wsd,cosine]", "schedule.NAME=[...], and no options such as 'wsd'"),
+        (
+            "ladder.sizes=[16,32]",
+            "got [16, 32]; a list is given as ladder.widths=[16,32] ladder.sizes=null",
+        ),
+        ("ladder.budgets=[1,2]", "a list is given as ladder.tokens=[1,2] ladder.budgets=null"),
+    ],
+)
+def test_a_wrong_ladder_or_axis_is_refused_before_any_text_is_read(
+    word: str, message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert cli.main(["sweep", SMOKE, f"root={tmp_path / 'new'}", "dry_run=true", word]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def use_driver(
     monkeypatch: pytest.MonkeyPatch, outcome: str, reason: str = "", only: Sequence[int] = ()
 ) -> None:
@@ -414,6 +436,20 @@ def test_status_watches_until_the_last_run_is_over(
     assert status(store, "sweep=smoke", "watch=true", "every_s=0.05") == 0
     worker.join(10)  # its last outcome was seen, its thread may be a moment from its end
     assert "11 runs, 11 done" in capsys.readouterr().out
+
+
+def test_going_on_with_other_threads_says_which_runs_keep_theirs(
+    planned: tuple[Store, Plan], capsys: Capture
+) -> None:
+    store, plan = planned
+    for run in plan.runs[:2]:
+        end(store, run.run_id, Outcome(status="interrupted", ended=time.time()))
+    for threads, said in ((1, ""), (3, "2 runs begun before will go on with 1")):
+        capsys.readouterr()
+        assert sweep(store.root, f"threads={threads}", "dry_run=true") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert said in shown
+        assert ("begun before" in shown) == bool(said)
 
 
 def test_status_of_a_sweep_that_is_not_there(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,9 +35,10 @@ from sweeps.events import SweepResult
 from sweeps.executors import ExecutorConfig, expected_slots, make_executor, packing_for
 from sweeps.ladder import LadderConfig
 from sweeps.order import makespan_s
-from sweeps.plan import Plan, SweepConfig, make_plan
+from sweeps.plan import Plan, PlannedRun, SweepConfig, make_plan, require_axes
 from sweeps.plan_file import skim_plan, write_plan
 from sweeps.run import run_sweep
+from sweeps.spec import read_spec
 from sweeps.status import OPEN, SweepStatus, sweep_status
 from sweeps.store import Store
 from sweeps.training import TrainingSettings
@@ -104,6 +106,7 @@ def _redo(config: Config, plan: Plan, store: Store) -> None:
 def run(config: Config, console: Console) -> int:
     """Plan, show, and unless it is a dry run, train what is missing."""
     sweep = sweep_config(config)
+    require_axes(sweep)
     store = Store(usable_root(config.root))
     if not config.dry_run:
         bring_over(store, console)
@@ -117,6 +120,8 @@ def run(config: Config, console: Console) -> int:
     expected_s = _expected_s(status, retried, slots)
     _print_plan(plan, status, console, rows=config.dry_run)
     _say_if_text_changed(plan, store, console)
+    again = [report.run for report in status.with_status("interrupted", *retried)]
+    _say_if_threads_stay(again, sweep.runtime.threads, store, console)
     over = {"done", "failed", "diverged"} - set(retried)
     left = [report.run for report in status.runs if report.state.status not in over]
     device = sweep.runtime.device
@@ -277,6 +282,25 @@ def _say_if_text_changed(plan: Plan, store: Store, console: Console) -> None:
         f"{now[:12]}, before {before[:12]}). Its {done} finished runs stay in {store.root}/runs "
         "and are no part of it any more; another name=... keeps both sweeps",
     )
+
+
+def _say_if_threads_stay(
+    begun: Collection[PlannedRun], threads: int, store: Store, console: Console
+) -> None:
+    """A run that was begun keeps its ``spec.json``, and with it the threads it has."""
+    others = []
+    for run in begun:
+        with suppress(FileNotFoundError, ConfigError):  # its worker will say so
+            kept = read_spec(store.run_dir(run.run_id) / "spec.json").runtime.threads
+            if kept != threads:
+                others.append(kept)
+    if others:
+        theirs = " or ".join(map(str, sorted(set(others))))
+        prose(
+            console,
+            f"Note: threads={threads} is for runs that begin now; "
+            f"{counted(len(others), 'run', 'runs')} begun before will go on with {theirs}",
+        )
 
 
 def _expected_s(status: SweepStatus, retried: Collection[str], slots: int) -> float:

@@ -89,6 +89,8 @@ def expand(patterns: Iterable[str], where: str) -> list[Path]:
         files = {path for path in matched if path.is_file()}
         for folder in (path for path in matched if path.is_dir()):
             files |= {p for p in folder.rglob("*") if p.is_file() and not _is_finders(p)}
+        if not files and any(path.is_dir() for path in matched):
+            raise ConfigError(f"{where}: {pattern!r} is a folder without files (in {Path.cwd()})")
         if not files:
             raise ConfigError(f"{where}: no file matches {pattern!r} (from {Path.cwd()})")
         paths |= files

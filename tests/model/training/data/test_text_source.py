@@ -97,6 +97,7 @@ def test_a_long_file_is_cut_as_if_it_were_whole(monkeypatch):
     ("settings", "message"),
     [
         pytest.param({"paths": ("nowhere/*.txt",)}, "no file matches 'nowhere", id="no match"),
+        pytest.param({"paths": ("none",)}, "'none' is a folder without files", id="empty folder"),
         pytest.param({"paths": ()}, "data.paths: empty; name the files", id="no paths"),
         pytest.param({"paths": ("blank.txt",)}, "empty corpus; the 1 files", id="empty"),
         pytest.param({"paths": ("zero.txt",)}, "zero byte at offset 3", id="binary"),
@@ -115,6 +116,7 @@ def test_a_long_file_is_cut_as_if_it_were_whole(monkeypatch):
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "zero.txt").write_bytes(b"abc\0def")
     (tmp_path / "latin.txt").write_bytes("abé".encode("latin-1"))
