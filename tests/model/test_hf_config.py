@@ -44,12 +44,22 @@ def test_the_config_says_what_the_published_code_reads():
 
 def test_yarn_states_the_factor_and_the_length_it_makes():
     """transformers 4.52 takes the factor from the two lengths, later versions as it is written."""
-    yarn = YarnConfig(factor=4, original_positions=16)
+    yarn = YarnConfig(factor=4, original_positions=16, beta_fast=24.0, beta_slow=2.0)
     config = dataclasses.replace(TINY, attention=dataclasses.replace(TINY.attention, yarn=yarn))
     published = published_config(config)
     original = published["rope_scaling"]["original_max_position_embeddings"]
     assert published["max_position_embeddings"] / original == published["rope_scaling"]["factor"]
+    assert (published["rope_scaling"]["beta_fast"], published["rope_scaling"]["beta_slow"]) == (
+        24,
+        2,
+    )
     assert from_published_config(published) == config
+
+
+def test_the_weight_of_the_prediction_loss_is_stated_where_there_is_one():
+    assert published_config()["mtp_loss_scaling_factor"] == 0.1
+    without = dataclasses.replace(TINY, mtp_depth=0)
+    assert published_config(without)["mtp_loss_scaling_factor"] == 0
 
 
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(98, 2), (100, 58), (6, 4), (128, 0)])

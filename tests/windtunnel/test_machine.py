@@ -38,6 +38,7 @@ from windtunnel.machine.handover import (
 from windtunnel.machine.memory_plan import mean_weights, rank_params
 from windtunnel.machine.pipeline import balanced, play, stage_seconds, uniform
 from windtunnel.machine.plan import _first_to_last_s, _least_s, best_plan, plan_for
+from windtunnel.machine.sizes import _require_room
 from windtunnel.yaml_folders import CONF_DIR
 
 LING_1T = ParallelConfig(shard=96, expert=8, pipeline=21, virtual=2, micro_batch=1, recompute=True)
@@ -368,6 +369,20 @@ def test_what_an_engine_cannot_be_told_is_written_beside_its_options(tmp_path):
             number
         )
         assert sum("stage long" in note for note in notes) == 1, number
+        assert not any("a group's score" in note for note in notes), "it has one group"
+    groups = replace(SMALL, moe=replace(SMALL.moe, num_groups=4, groups_per_token=2))
+    megatron, _ = write_handover(tmp_path / "groups", groups, TRAIN, ParallelConfig())
+    assert "a group's score there" in megatron.read_text()
+    dense = replace(SMALL, moe=None, num_dense_layers=0)
+    megatron, _ = write_handover(tmp_path / "dense", dense, TRAIN, ParallelConfig())
+    assert "expert" not in megatron.read_text()
+
+
+def test_a_machine_without_gpus_holds_four_ranks_a_core(monkeypatch):
+    monkeypatch.setattr("windtunnel.machine.sizes.usable_cores", lambda: 2)
+    _require_room(8, None, "cpu")
+    with pytest.raises(ConfigError, match="9 processes are more than this machine's 2 cores hold"):
+        _require_room(9, None, "cpu")
 
 
 def test_what_a_small_mixture_says_to_megatron():

@@ -94,6 +94,11 @@ def test_every_run_of_a_stack_is_the_run_by_itself(corpus, alone, tmp_path):
         assert result.numerics["packed"] == 4
     losses = {result.loss_nats for result in results.values()}
     assert len(losses) == 4  # they do differ
+    # Killed before their records were written, all their steps done: they are measured, no more.
+    again = packed(corpus, tmp_path)
+    assert {i: result.loss_nats for i, result in again.items()} == {
+        i: result.loss_nats for i, result in results.items()
+    }
 
 
 def test_one_that_diverges_ends_alone(corpus, alone, tmp_path):
