@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import held_worker
 import pytest
@@ -78,7 +79,10 @@ def test_a_record_says_what_was_asked_and_what_came_out(undisturbed, real_plan, 
         assert len(record.load_by_layer) == run.spec.model.num_moe_layers
         assert record.provenance["attempts"][0]["number"] == 1
         assert record.provenance["packages"]["torch"].startswith("2.")
-        assert record.provenance["hardware"]["threads"] == 1
+        hardware = record.provenance["hardware"]
+        assert hardware["threads"] == 1
+        if (told := Path("/proc/meminfo")).exists():
+            assert hardware["memory_bytes"] == 1024 * int(told.read_text().split()[1])
     seeds = {measured(undisturbed, run.run_id)["loss_nats"] for run in real_plan.runs}
     assert len(seeds) == len(real_plan.runs)
 
@@ -236,3 +240,6 @@ def test_a_run_that_is_spread_is_trained_by_its_ranks(plan, tmp_path, monkeypatc
     assert asked.value.args[0].rendezvous == "localhost:0"
     set_spread(folder, None)
     assert read_spread(folder) is None
+    (folder / "spread.json").write_text('{"parallel": {"shard": "two"}}')
+    with pytest.raises(ConfigError, match=r"spread\.json.*shard"):
+        read_spread(folder)

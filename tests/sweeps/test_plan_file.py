@@ -35,6 +35,10 @@ def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
     path.write_text(json.dumps(edited))
     with pytest.raises(ConfigError, match="does not follow from its spec"):
         read_plan(path)
+    wrong = {**edited, "runs": [{**edited["runs"][0], "cost": "much"}]}
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(ConfigError, match=r"plan\.json.*cost"):
+        read_plan(path)
     edited["spec_version"] = 0
     path.write_text(json.dumps(edited))
     with pytest.raises(ConfigError, match=f"spec version 0, this program reads {SPEC_VERSION}"):
