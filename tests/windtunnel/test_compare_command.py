@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from analysis.feature_trial import Trial
+from analysis.feature_trial import Ahead, Trial
 from analysis.plots_leverage import leverage_compute
-from analysis.results import FitError
+from analysis.results import FitError, Prediction
 from model.errors import ConfigError
 from model.typed import build
 from sweeps.grid import replaced
@@ -180,3 +180,22 @@ def test_unfinished_runs_are_counted_not_guessed(tmp_path: Path, known_sweep: Mo
             made = known_sweep.measured(planned.spec)
             known_sweep.finish(tmp_path, planned.spec, made)
     assert "2 runs have no finished partner" in " ".join(run(tmp_path, VARIANT).split())
+
+
+def test_a_row_of_what_lies_ahead_says_where_it_is_no_evidence() -> None:
+    """A gap is a logarithm: -0.0101 of it are 1 % less loss."""
+    gap = Prediction(
+        value=-0.01005034, low=-0.02020271, high=0.0, level=0.9, extrapolation_ratio=40.0
+    )
+    ahead = Ahead(name="1T", flops=1.2e25, gap=gap, leverage=None, helps=0.97, is_far=True)
+    shown = ["1T", "far", "1.20e25", "-1.00%", "-2.00% to +0.00%", "-", "-", "97%"]
+    assert compare._ahead(ahead) == shown
+    near = compare._ahead(replace(ahead, name="16B", is_far=False))
+    assert near == ["16B", "", *shown[2:]]
+
+
+def test_a_target_of_no_compute_is_refused() -> None:
+    given = {"root": Path(), "sweep": "s", "variant": {}, "baseline": {}, "out": None}
+    with pytest.raises(ConfigError, match=r"targets\.16B must be positive FLOPs, got 0"):
+        compare.Config(**given, targets={"16B": 0.0}, level=0.9)  # type: ignore[arg-type]
+    compare.Config(**given, targets={"16B": 1e-9}, level=0.9)  # type: ignore[arg-type]
