@@ -208,7 +208,9 @@ def test_company_that_was_measured_before_is_published_and_not_trained_again(see
     alone = replace(seeds_and_rates, runs=(measured,))
     assert run_sweep(alone, toy.store, toy.executor()).is_complete
     folder = toy.store.run_dir(measured.run_id)
-    (attempt_dir(folder, 1) / "outcome.json").unlink()
+    for place in (attempt_dir(folder, 1), folder):
+        (place / "outcome.json").unlink()
+    assert toy.store.state(measured.run_id).status == "interrupted"
     toy.store.create(planned.spec)
     record = toy.store.record(measured.run_id)
     other = toy.store.create(seeds_and_rates.runs[2].spec)

@@ -37,7 +37,7 @@ from windtunnel.commands import report
 from windtunnel.report import numbers
 from windtunnel.report.content import Content, gather
 from windtunnel.report.conventions import CONVENTIONS
-from windtunnel.report.numbers import sentence
+from windtunnel.report.numbers import sentence, si
 from windtunnel.report.origins import protocol_rows
 from windtunnel.report.page import render
 from windtunnel.report.sentences import facts, troubles
@@ -655,3 +655,23 @@ def test_where_protocols_differ_the_runs_are_counted_by_value(finished: Any) -> 
     assert rows["precision"] == f"fp32 ({len(records) - 1} runs), fp8 (1 run)"
     assert f"{'f' * 16} (1 run)" in rows["fingerprint"]
     assert rows["balance.rule"] == "zero_mean_sign"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, ""),
+        (0.0, "0"),
+        (0.04567, "0.0457"),
+        (1.0, "1.00"),
+        (12.345, "12.3"),
+        (950.4, "950"),
+        (999.4, "999"),
+        (999.6, "1.00K"),
+        (1_234_567.0, "1.23M"),
+        (-2.5e9, "-2.50B"),
+        (17.1e12, "17.1T"),
+    ],
+)
+def test_counts_are_shown_to_three_digits(value: float | None, shown: str) -> None:
+    assert si(value) == shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from markupsafe import Markup, escape
@@ -23,7 +22,8 @@ def si(value: float | None, digits: int = 3) -> str:
 def _significant(value: float, digits: int) -> str:
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
+    rounded = f"{abs(value):.{digits - 1}e}"  # 0.9996 has three digits as 1.00
+    decimals = max(0, digits - 1 - int(rounded.partition("e")[2]))
     return f"{value:.{decimals}f}"
 
 

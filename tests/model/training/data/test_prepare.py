@@ -190,6 +190,7 @@ def test_each_pass_reads_every_window_of_a_domain_once_in_a_new_order(prepared):
 
 def test_weights_decide_the_shares(library, tmp_path):
     corpus = replace(library, weights={"txt": 0.1, "md": 0.9})
+    prepare_corpus(library, tmp_path / "data")
 
     prepared = prepare_corpus(corpus, tmp_path / "data")
 
