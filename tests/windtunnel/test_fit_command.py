@@ -223,6 +223,18 @@ def test_any_table(table: Callable[..., Path], tmp_path: Path, capsys: Capture) 
     assert str(tmp_path / "fits/runs/fit.json") in text
 
 
+def test_laws_beside_a_law_of_ones_own_choice(
+    table: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    words = [*COLUMNS, "law=gadre", "laws=[hoffmann,gadre]"]
+    assert fit(tmp_path, f"records={table()}", *words) == 0
+    assert "Laws by hold-out error" in capsys.readouterr().out
+    (path,) = (tmp_path / "fits").rglob("*.json")
+    comparison = LawStudy.from_json(path.read_text()).comparison
+    assert comparison is not None
+    assert {score.name for score in comparison.scores} == {"hoffmann", "gadre"}
+
+
 def test_laws_and_choices_beside_the_fit(
     table: Callable[..., Path], tmp_path: Path, capsys: Capture
 ) -> None:
