@@ -9,17 +9,15 @@ checkpoints, where they would have been trained anew. What changed the *numbers*
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
 from model.files import durable_folder, sync_folder
+from model.locks import alone
 from model.training.identity import run_identity, trunk_identity
 from model.typed import build, to_plain
 from sweeps.files import read_json, write_json
@@ -54,22 +52,13 @@ def migrate(store: Store) -> int:
     mark = store.root / MARK
     if _is_marked(mark):
         return 0
-    with _alone(store.root):
+    store.root.mkdir(parents=True, exist_ok=True)
+    with alone(store.root / f".{MARK}.lock"):
         return 0 if _is_marked(mark) else _bring_all_over(store, mark)
 
 
 def _is_marked(mark: Path) -> bool:
     return mark.exists() and bool(read_json(mark) == SPEC_VERSION)
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Held against other commands on this root; the kernel lets go when the process dies."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / f".{MARK}.lock", "w") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _bring_all_over(store: Store, mark: Path) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from analysis.catalogue import LAWS
+from analysis.points import Points
 from analysis.results import Prediction
 from analysis.table_options import Columns, TableRules
 from model.errors import ConfigError
@@ -13,6 +16,7 @@ from model.typed import build
 from windtunnel.ledger import Reading, utc_now
 from windtunnel.ledger_rows import TableForecastRow, TableOutcomeRow
 from windtunnel.table_runs import (
+    SAME_PLACE,
     find_run,
     no_such_run,
     num_changed,
@@ -48,6 +52,27 @@ def forecast_to_close(read: Reading, name: str) -> TableForecastRow:
         )
     names = ", ".join(entry.name for entry in open_ones) or "none"
     raise ConfigError(f"close={name}: no such forecast of a table is open. Open ones: {names}")
+
+
+def open_in(read: Reading, source: Mapping[str, Any], points: Points) -> Iterator[str]:
+    """Names of the open forecasts of a table whose run is among its points by now.
+
+    Args:
+        read: the ledger.
+        source: of the fit: the table, its columns and rules.
+        points: as fitted.
+    """
+    path = Path(source["table"]).resolve()
+    for entry in read.entries:
+        row = entry.forecast
+        if entry.outcome is not None or not isinstance(row, TableForecastRow):
+            continue
+        is_same = Path(row.table.path).resolve() == path and all(
+            row.options["rules"][name] == source["rules"][name] for name in ("filter", "exclude")
+        )
+        is_same = is_same and row.options["columns"] == source["columns"]
+        if is_same and find_run(points, LAWS[row.law], row.at, SAME_PLACE) is not None:
+            yield entry.name
 
 
 def outcome_in_table(

@@ -9,7 +9,6 @@ across it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 
 from model.errors import ConfigError
 from model.files import durable_folder, sync_file, sync_folder
+from model.locks import alone
 from model.typed import build_union, to_plain
 from sweeps.files import content_hash
 from windtunnel.ledger_rows import (
@@ -189,10 +189,9 @@ class Ledger:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[Line, ...]]:
-        """Hold the file against other launches; the kernel lets go when the process dies."""
+        """Hold the file against other commands."""
         durable_folder(self.path.parent)
-        with open(self.path.with_name(self.path.name + ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self.path.with_name(self.path.name + ".lock")):
             yield self.lines()
 
     def _append(self, row: Row, lines: tuple[Line, ...]) -> None:

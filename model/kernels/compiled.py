@@ -8,7 +8,6 @@ machines never serves one machine's build to another.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import logging
 import os
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from model.kernels.recording import call
 from model.kernels.threads import hand_over_threads
+from model.locks import alone
 from model.system import cpu_features, cpu_name
 
 logger = logging.getLogger(__name__)
@@ -210,13 +210,12 @@ def _key(compiler: str, source: Path) -> str:
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """Hold the right to build ``path``: workers that start together would all compile it.
 
-    The kernel lets go when a process dies. Where a file system has no locks each builds its own.
+    Where there can be no lock each builds its own.
     """
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(open(path.with_suffix(".lock"), "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.enter_context(alone(path.with_suffix(".lock")))
         except OSError as error:
             logger.debug("no lock beside %s: %s", path, error)
         yield

@@ -202,6 +202,20 @@ def test_a_run_that_is_measured_already_is_no_forecast(
     assert calibration(ledger_of(root).read().entries).num_forecasts == 0
 
 
+def test_a_fit_says_that_a_forecast_can_be_closed(root: Path, table: Path, capsys: Capture) -> None:
+    """Of this table by these columns, while it is open."""
+    words = ["fit", f"root={root}", *WORDS]
+    write(table, with_run(TRUTH))
+    assert cli.main([*words, "records=runs.csv"]) == 0
+    name = only(root).name
+    assert f"the run that {name} forecast is in the table by now" in said(capsys)
+    shutil.copy(table, table.with_name("else.csv"))
+    assert cli.main([*words, "records=else.csv"]) == 0
+    assert close(root) == 0
+    assert cli.main([*words, "records=runs.csv"]) == 0
+    assert "is in the table by now" not in said(capsys)
+
+
 def test_a_forecast_after_the_outcome_is_known_is_none(root: Path, table: Path) -> None:
     """Though the table no longer holds the run."""
     write(table, with_run(TRUTH))
@@ -448,6 +462,12 @@ def test_any_law_of_a_loss_and_any_place(root: Path, folder: Path) -> None:
     assert cli.main(["ledger", f"root={root}"]) == 0
 
 
+NO_LOCKS = """
+import errno, fcntl
+def refuse(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = refuse
+"""
 REGISTERING = """
 import sys
 from dataclasses import replace
@@ -463,15 +483,16 @@ for n in range(int(sys.argv[3])):
 """
 
 
-def registering(path: Path, prefix: str, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", REGISTERING, str(path), prefix, str(count)]
+def registering(path: Path, prefix: str, count: int, before: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", before + REGISTERING, str(path), prefix, str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_processes_at_once_keep_every_forecast(root: Path) -> None:
-    """Of the same things two of them make one row each."""
+@pytest.mark.parametrize("before", ["", NO_LOCKS], ids=["flock", "no_locks"])
+def test_processes_at_once_keep_every_forecast(root: Path, before: str) -> None:
+    """Of the same things two of them make one row each; on a file system without locks as well."""
     path = root / "ledger.jsonl"
-    running = [registering(path, prefix, 15) for prefix in ("one", "one", "two")]
+    running = [registering(path, prefix, 15, before) for prefix in ("one", "one", "two")]
     assert all(len(process.communicate()[0].split()) == 15 for process in running)
     read = Ledger(path).read()
     assert read.problems == ()

@@ -50,6 +50,7 @@ from analysis.utilisation import utilisation_laws
 from analysis.without_embedding import column_without_embedding
 from model.config import require
 from model.errors import ConfigError
+from windtunnel.closing import open_in
 from windtunnel.conditions import condition_lines
 from windtunnel.console import prose, say
 from windtunnel.folding import refolded
@@ -120,6 +121,10 @@ def run(config: Config, console: Console) -> int:
     if config.figures and isinstance(study, Study):
         folder = _draw(study, runs.out)
         console.print(f"  {'figures':<12}{folder}", markup=False, soft_wrap=True)
+    if config.records is not None and "table" in runs.source:
+        for name in open_in(ledger_of(config.root).read(), runs.source, runs.points):
+            prose(console, f"Note: the run that {name} forecast is in the table by now; close it:")
+            say(console, f"  {closing_command(config.root, name)}")
     if registered is not None:
         name, said = registered
         for line in said:

@@ -14,7 +14,6 @@ written whole or not at all, so that a killed preparation goes on where it was.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -32,6 +31,7 @@ import tokenizers
 
 from model.errors import ConfigError
 from model.files import sync_folder, write_atomic
+from model.locks import alone
 from model.training.corpora import BpeTokenizer, CorpusConfig
 from model.training.data.corpus import PreparedCorpus
 from model.training.data.documents import Job, Progress, Report, Source, no_progress, sha256
@@ -145,28 +145,19 @@ def _alone(work: Path) -> Iterator[Path]:
     meet the same, and a full disk must not stay full. The lock lies beside the folder: a network
     file system only renames a file that is open, and its folder could not be removed.
     """
-    path = work.with_name(f".lock-of{work.name}")
+    lock = work.with_name(f".lock-of{work.name}")
     work.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        lock = os.open(path, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(lock):
         try:
-            if os.stat(path).st_ino == os.fstat(lock).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        os.close(lock)  # who held it before has removed it
-    try:
-        work.mkdir(exist_ok=True)
-        try:
-            yield work
-        except Exception:
+            work.mkdir(exist_ok=True)
+            try:
+                yield work
+            except Exception:
+                shutil.rmtree(work)
+                raise
             shutil.rmtree(work)
-            raise
-        shutil.rmtree(work)
-    finally:
-        os.unlink(path)
-        os.close(lock)
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _place(building: Path, data_dir: Path) -> str:
