@@ -14,7 +14,7 @@ from analysis.table_options import Columns, TableRules
 from model.errors import ConfigError
 from model.typed import build
 from windtunnel.ledger import Reading, utc_now
-from windtunnel.ledger_rows import TableForecastRow, TableOutcomeRow
+from windtunnel.ledger_rows import OutcomeRow, TableForecastRow, TableOutcomeRow
 from windtunnel.table_runs import (
     SAME_PLACE,
     find_run,
@@ -106,6 +106,22 @@ def outcome_in_table(
         at=found.at,
         num_matching=found.num_matching,
         num_changed=num_changed(row.table.fitted_rows, row_digests(loaded.points, law)),
+    )
+
+
+def diverged_outcome(row: TableForecastRow, what_happened: str) -> OutcomeRow:
+    """That the run never came to a loss. It needs no measure, so it counts, as a miss: a ledger
+    without such runs would flatter the others.
+    """
+    return OutcomeRow(
+        promotion_id=row.promotion_id,
+        run_id=row.run_id,
+        recorded_at=utc_now(),
+        status="diverged",
+        reason=what_happened,
+        loss_nats=None,
+        inside=False,
+        trained="elsewhere",
     )
 
 

@@ -43,7 +43,7 @@ from windtunnel.yaml_folders import (
 
 T = TypeVar("T")
 
-SENTENCES = ("override.", "trained.source=", "source=")
+SENTENCES = ("override.", "trained.source=", "source=", "diverged=")
 """Overrides that begin so have a person's sentences as values, with commas and all."""
 
 # What Hydra, OmegaConf and PyYAML raise for a bad override or a bad file.

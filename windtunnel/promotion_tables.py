@@ -158,7 +158,7 @@ def _in_two(name: str) -> str:
     return name if len(name) <= LONGEST_ID else f"{head}-\n{tail}"
 
 
-LONGEST_ID = 34
+LONGEST_ID = 26
 LEDGER_COLUMNS = (
     "name",
     "from a",

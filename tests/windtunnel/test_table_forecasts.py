@@ -251,6 +251,17 @@ def test_a_stated_loss_is_kept_and_no_evidence(root: Path, table: Path, capsys: 
     assert only(root).counts, "what was measured stays"
 
 
+def test_a_run_that_diverged_is_a_miss(root: Path, table: Path, capsys: Capture) -> None:
+    """It is not made good by a run that is trained again."""
+    assert close(root, "diverged=loss of 9, from step 4,000 on") == 0
+    assert "the run diverged (loss of 9, from step 4,000 on): the forecast missed" in said(capsys)
+    write(table, with_run(TRUTH))
+    assert close(root, name=only(root).name) == 0
+    assert (only(root).verdict, only(root).counts) == ("DIVERGED", True)
+    found = calibration([only(root)])
+    assert (found.num_inside, found.by_kind) == (0, {"table": (0, 1)})
+
+
 @pytest.mark.parametrize(
     ("wrong", "unit"), [(TRUTH / math.log(2), "bits"), (math.exp(TRUTH), "a perplexity")]
 )
@@ -283,6 +294,8 @@ def test_a_miss_is_not_taken_for_a_unit(root: Path, factor: float) -> None:
         (("close=latest", "source=x"), "belongs to loss_nats"),
         (("loss_nats=2", "source=x"), "say which one, close=NAME"),
         (("close=latest", "loss_nats=2", "source=x", "records=runs.csv"), "give one"),
+        (("close=latest", "loss_nats=2", "source=x", "diverged=spike"), "the run has one end"),
+        (("diverged=spike",), "diverged=spike closes a table's forecast: say which one"),
         (("close=latest", "records=nowhere.csv"), "nowhere.csv: no such file"),
         (("close=latest", "records=tunnel"), "tunnel"),
         (("close=latest", "tolerance=0"), "tolerance must be positive"),
@@ -368,7 +381,7 @@ def test_both_kinds_stand_together_and_are_told_apart(
     assert cli.main(["ledger", f"root={root}"]) == 0
     text = said(capsys)
     assert "1 of 2 measured losses inside the interval (0 of 1 of sweeps, 1 of 1 of tables)" in text
-    assert "runs at size 1e+09, tokens 2e+09, by law=hoffmann of" in text
+    assert ": size 1e+09, tokens 2e+09, by law=hoffmann of runs.csv; a launch would" in text
     assert close(root, name="promoted") == 2
     assert "`windtunnel launch promotion=promoted` closes it" in error_of(capsys)
 

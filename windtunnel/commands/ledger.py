@@ -7,6 +7,7 @@ closed by `windtunnel launch`.
 A table's forecast (`windtunnel fit records=... at.params=... at.tokens=... register=true`) is
 closed here: `close=NAME` reads its table again, `records=` another one, and finds the run by its
 size and tokens. Without a table state its loss: that is kept, and is no evidence on the intervals.
+A run that never came to a loss is closed by `diverged='what happened'`, and counts as a miss.
 
 Example:
   windtunnel ledger
@@ -14,6 +15,7 @@ Example:
   windtunnel ledger close=latest
   windtunnel ledger close=runs-1f0c93d2 records=more_runs.csv tolerance=0.05
   windtunnel ledger close=runs-1f0c93d2 loss_nats=1.874 source='held-out shard 3'
+  windtunnel ledger close=runs-1f0c93d2 diverged='loss of 9 from step 4,000 on'
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ from rich.console import Console
 from model.config import require, require_positive
 from model.errors import ConfigError
 from windtunnel.calibration import calibration, calibration_sentence
-from windtunnel.closing import forecast_to_close, outcome_in_table, refuse_another_unit
+from windtunnel.closing import (
+    diverged_outcome,
+    forecast_to_close,
+    outcome_in_table,
+    refuse_another_unit,
+)
 from windtunnel.console import prose, table
 from windtunnel.elsewhere import stated_outcome
 from windtunnel.ledger import Ledger, ledger_of
@@ -34,7 +41,7 @@ from windtunnel.ledger_rows import Entry, ForecastRow, Outcome, TableForecastRow
 from windtunnel.promotion import Promotions
 from windtunnel.promotion_tables import LEDGER_COLUMNS, ledger_rows, origin_text, verdict_text
 from windtunnel.table_forecasts import revised_text
-from windtunnel.table_runs import SAME_PLACE
+from windtunnel.table_runs import SAME_PLACE, place_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +54,20 @@ class Config:
     tolerance: float = SAME_PLACE
     loss_nats: float | None = None
     source: str | None = None
+    diverged: str | None = None
     check_units: bool = True
 
     def __post_init__(self) -> None:
         require_positive(tolerance=self.tolerance)
-        given = {"records": self.records, "loss_nats": self.loss_nats, "source": self.source}
-        for name, value in given.items():
+        ends = {"records": self.records, "loss_nats": self.loss_nats, "diverged": self.diverged}
+        for name, value in (*ends.items(), ("source", self.source)):
             require(
                 value is None or self.close is not None,
                 f"{name}={value} closes a table's forecast: say which one, close=NAME or "
                 "close=latest",
             )
-        require(
-            self.records is None or self.loss_nats is None,
-            f"records={self.records} and loss_nats={self.loss_nats}: give one, a table holds the "
-            "loss",
-        )
+        given = [f"{name}={value}" for name, value in ends.items() if value is not None]
+        require(len(given) < 2, f"{' and '.join(given)}: give one, the run has one end")
         if self.loss_nats is not None:
             require_positive(loss_nats=self.loss_nats)
             require(
@@ -108,14 +113,14 @@ def _notes(entry: Entry, ledger: Ledger) -> list[str]:
     row = entry.forecast
     if isinstance(row, ForecastRow):
         return [f"gate {gate} was overridden: {why}" for gate, why in row.overrides.items()]
-    said = [f"{row.run_id}, by law={row.law} of {row.table.path}"]
+    said = [f"{place_text(row.at)}, by law={row.law} of {row.table.path}"]
     if row.failed_gates:
         said.append(f"a launch would have been refused by {', '.join(row.failed_gates)}")
     if row.earlier:
         earlier = ledger.entry(row.earlier).forecast
         assert isinstance(earlier, TableForecastRow)
         said.append(revised_text(row, earlier))
-    return [*said, *origin_text(entry)]
+    return [". ".join(["; ".join(said), *origin_text(entry)])]
 
 
 def _close(config: Config, name: str, ledger: Ledger, console: Console) -> int:
@@ -127,6 +132,8 @@ def _close(config: Config, name: str, ledger: Ledger, console: Console) -> int:
         if config.check_units:
             refuse_another_unit(config.loss_nats, row.forecast, "loss_nats")
         outcome = stated_outcome(row, config.loss_nats, config.source)
+    elif config.diverged is not None:
+        outcome = diverged_outcome(row, config.diverged)
     else:
         path = config.records or Path(row.table.path)
         outcome = outcome_in_table(row, path, config.tolerance, check_units=config.check_units)
