@@ -189,8 +189,8 @@ def test_the_table_with_the_run_closes_it(root: Path, table: Path, capsys: Captu
 def test_a_run_that_is_measured_already_is_no_forecast(
     root: Path, table: Path, capsys: Capture
 ) -> None:
-    """Whether it is fitted, kept for a test or dropped as odd."""
-    write(table, with_run(TRUTH))
+    """Kept for a test or dropped as odd, for what it measured."""
+    write(table, with_run(1.9 * TRUTH))
     for words in (("test.N=1.006e9",), ("table.drop_highest_losses=1",)):
         assert register(root, table, *words) == 0
         assert "row 26 of the table is that run, measured" in said(capsys)
@@ -198,7 +198,7 @@ def test_a_run_that_is_measured_already_is_no_forecast(
     assert not first.forecast.after_the_fact
     assert [entry.forecast.after_the_fact for entry in late] == [True] * 2
     assert close(root) == 0
-    assert ledger_of(root).read().entries[-1].verdict == "inside (after the fact)"
+    assert ledger_of(root).read().entries[-1].verdict == "OUTSIDE (after the fact)"
     assert calibration(ledger_of(root).read().entries).num_forecasts == 0
 
 
