@@ -84,7 +84,7 @@ def _fields(cls: ast.ClassDef, path: str) -> str:
         doc = ""
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             doc = " ".join(str(after.value.value).split())
-        default = "" if node.value is None else f"`{ast.unparse(node.value)}`"
+        default = "" if node.value is None else f"`{ast.unparse(_default(node.value))}`"
         kind = ast.unparse(node.annotation)
         rows.append(
             f"| `{ast.unparse(node.target)}` | `{_cell(kind)}` | {_cell(default)} | {_cell(doc)} |"
@@ -92,6 +92,13 @@ def _fields(cls: ast.ClassDef, path: str) -> str:
     about = " ".join((ast.get_docstring(cls) or "").split())
     table = "| field | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
     return f"### {cls.name}\n\n{about} (`{path}`)\n\n{table}\n"
+
+
+def _default(value: ast.expr) -> ast.expr:
+    """The default within ``field(default=..., metadata=...)``; any other value as it is."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        return next((word.value for word in value.keywords if word.arg == "default"), value)
+    return value
 
 
 def _laws() -> Iterator[str]:
