@@ -62,7 +62,7 @@ from analysis.settings import FitSettings
 from analysis.study import Study, make_study
 from analysis.summary_lines import furthest_tried
 from analysis.table_options import Columns, TableRules
-from analysis.tables import load_table
+from analysis.tables import Loaded, load_table
 from model.errors import ConfigError
 from windtunnel.gates import (
     GateThresholds,
@@ -126,9 +126,9 @@ class Forecasts(NamedTuple):
     """Without what intervals allow for the law's form."""
 
 
-def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> Forecasts:
-    """As `windtunnel fit records=TABLE test.part=above` with its defaults."""
-    columns = Columns(
+def columns_of(table: pd.DataFrame) -> Columns:
+    """Which of the table's columns is what, for a law of size and tokens."""
+    return Columns(
         params="params",
         tokens="tokens",
         loss="loss",
@@ -136,12 +136,24 @@ def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> Forecasts:
         flops="flops" if "flops" in table else None,
         seed="seed" if "seed" in table else None,
     )
+
+
+def parted(table: pd.DataFrame, fitted: pd.Series, columns: Columns) -> Loaded:
+    """As `windtunnel fit records=TABLE test.part=above` reads it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         table.assign(part=np.where(fitted, "below", "above")).to_csv(path, index=False)
-        loaded = load_table(path, columns, TableRules(test={"part": "above"}))
+        return load_table(path, columns, TableRules(test={"part": "above"}))
+
+
+def default_settings() -> FitSettings:
+    return FitSettings(**yaml_values(CONF / "fit.yaml")["fit"])
+
+
+def fitted_and_forecast(table: pd.DataFrame, fitted: pd.Series) -> Forecasts:
+    """By L(N, D), with the defaults of `windtunnel fit`."""
+    loaded, settings = parted(table, fitted, columns_of(table)), default_settings()
     assert loaded.test is not None
-    settings = FitSettings(**yaml_values(CONF / "fit.yaml")["fit"])
     study = make_study("table", loaded.points, loaded.excluded, settings)
     surface = study.surface
     held, alone = (

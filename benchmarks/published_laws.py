@@ -24,24 +24,28 @@ The protocol, written before any of these forecasts was looked at (LOG.md, 2026-
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from measuring import options, yaml_values
+from measuring import options
 from published_allowance import inside, least_rate, publisher, weights
-from published_forecasts import CONF, SAME_BUDGET, compute_of, cuts
+from published_forecasts import (
+    SAME_BUDGET,
+    columns_of,
+    compute_of,
+    cuts,
+    default_settings,
+    parted,
+)
 
 from analysis.asked import forecast_rows
 from analysis.drift import GROWTH
 from analysis.law_study import make_law_study
 from analysis.results import FitError
-from analysis.settings import FitSettings
-from analysis.table_options import Columns, TableRules
-from analysis.tables import load_table
+from analysis.table_options import Columns
 from model.errors import ConfigError
 
 RUNS_OF_A_BUDGET, BUDGETS_FITTED = 3, 5
@@ -78,20 +82,9 @@ def cuts_of(law: str, name: str, table: pd.DataFrame) -> Iterator[tuple[float, p
 
 def forecasts(law: str, table: pd.DataFrame, fitted: pd.Series) -> pd.DataFrame:
     """A row a run above the cut."""
-    columns = COLUMNS.get(law) or Columns(
-        params="params",
-        tokens="tokens",
-        loss="loss",
-        label="run",
-        flops="flops" if "flops" in table else None,
-        seed="seed" if "seed" in table else None,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.csv"
-        table.assign(part=np.where(fitted, "below", "above")).to_csv(path, index=False)
-        loaded = load_table(path, columns, TableRules(test={"part": "above"}))
+    loaded = parted(table, fitted, COLUMNS.get(law) or columns_of(table))
     assert loaded.test is not None
-    settings = FitSettings(**yaml_values(CONF / "fit.yaml")["fit"])
+    settings = default_settings()
     study = make_law_study("table", law, loaded.points, loaded.excluded, settings)
     alone = replace(study.fit, form_rate=0.0)
     held = forecast_rows(alone, loaded.test, settings.level)
