@@ -86,7 +86,7 @@ def test_weights_that_come_back_are_measured_as_the_run_would_have_been(
     assert fly(root, "trained=elsewhere") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "not measured yet" in said
-    assert f"promotion={promotion.id} trained=elsewhere trained.weights=FOLDER" in said
+    assert f"promotion={promotion.id} root={root} trained=elsewhere trained.weights=FOLDER" in said
     entry = entry_of(root, promotion)
     assert (entry.verdict, entry.forecast.after_the_fact) == ("open", False)
     assert not (root / "runs" / promotion.run_id).exists()
