@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_an_index_of_garbage_is_made_anew(plan, store, reads, garbage):
 
 def test_an_index_of_another_version_is_made_anew(plan, store, reads):
     states = shown(plan, store)
-    with sqlite3.connect(store.root / "index.sqlite") as database:
+    with closing(sqlite3.connect(store.root / "index.sqlite")) as database, database:
         database.execute("UPDATE outcomes SET outcome = 'of another form'")
         database.execute(f"PRAGMA user_version = {VERSION + 1}")
     assert shown(plan, store) == states
@@ -184,7 +185,7 @@ def test_two_writers_at_once_leave_a_whole_index(plan, store, reads):
         for half in folders
     ]
     assert [process.wait(timeout=600) for process in looking] == [0, 0]
-    with sqlite3.connect(store.root / "index.sqlite") as database:
+    with closing(sqlite3.connect(store.root / "index.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     shown(plan, store)
     reads.clear()
