@@ -165,6 +165,19 @@ def test_a_changed_table_is_another_row_that_says_so(
     assert now in said(capsys)
 
 
+def test_a_forecast_is_shown_whose_earlier_one_was_taken_out(
+    root: Path, table: Path, capsys: Capture
+) -> None:
+    write(table, [*cells(), (6.4e8, 1e8, float(LAW(6.4e8, 1e8)))])
+    assert register(root, table) == 0
+    path = ledger_of(root).path
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
+    name = only(root).name
+    capsys.readouterr()
+    assert cli.main(["ledger", f"root={root}"]) == 2  # what was taken out shows in the chain
+    assert f"{name}: size 1e+09, tokens 2e+09, by law=hoffmann" in said(capsys)
+
+
 def test_the_table_with_the_run_closes_it(root: Path, table: Path, capsys: Capture) -> None:
     """The nearest row to the place is the run; another that is near as well is told of."""
     write(table, with_run(2.0, (1.015e9, 2e9, 9.0), (2e9, 2e9, 1.0)))

@@ -36,7 +36,7 @@ from windtunnel.closing import (
 )
 from windtunnel.console import prose, table
 from windtunnel.elsewhere import stated_outcome
-from windtunnel.ledger import Ledger, ledger_of
+from windtunnel.ledger import Ledger, Reading, ledger_of
 from windtunnel.ledger_rows import Entry, ForecastRow, Outcome, TableForecastRow
 from windtunnel.promotion import Promotions
 from windtunnel.promotion_tables import LEDGER_COLUMNS, ledger_rows, origin_text, verdict_text
@@ -99,7 +99,7 @@ def run(config: Config, console: Console) -> int:
     rows = ledger_rows(entries)
     console.print(table(LEDGER_COLUMNS, rows, left=2, title="Forecasts and outcomes"))
     for entry in entries:
-        for line in _notes(entry, ledger):
+        for line in _notes(entry, read):
             prose(console, f"{entry.name}: {line}")
     prose(console, f"Calibration: {calibration_sentence(calibration(entries))}")
     differing = disagreements(entries, Promotions(config.root))
@@ -108,7 +108,7 @@ def run(config: Config, console: Console) -> int:
     return 2 if differing or read.is_damaged else 0
 
 
-def _notes(entry: Entry, ledger: Ledger) -> list[str]:
+def _notes(entry: Entry, read: Reading) -> list[str]:
     """What a row has no room for."""
     row = entry.forecast
     if isinstance(row, ForecastRow):
@@ -116,10 +116,9 @@ def _notes(entry: Entry, ledger: Ledger) -> list[str]:
     said = [f"{place_text(row.at)}, by law={row.law} of {row.table.path}"]
     if row.failed_gates:
         said.append(f"a launch would have been refused by {', '.join(row.failed_gates)}")
-    if row.earlier:
-        earlier = ledger.entry(row.earlier).forecast
-        assert isinstance(earlier, TableForecastRow)
-        said.append(revised_text(row, earlier))
+    earlier = read.find(row.earlier)
+    if earlier is not None and isinstance(earlier.forecast, TableForecastRow):
+        said.append(revised_text(row, earlier.forecast))
     return [". ".join(["; ".join(said), *origin_text(entry)])]
 
 
