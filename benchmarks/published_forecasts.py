@@ -106,10 +106,15 @@ def cuts(name: str, table: pd.DataFrame) -> Iterator[tuple[float, pd.Series]]:
         fitted = ~table["run"].str.startswith("peteish")
         yield float(compute.max() / compute[fitted].max()), fitted
         return
-    before = len(table)
+    yield from parts_below(compute, FEWEST)
+
+
+def parts_below(compute: pd.Series, fewest: int) -> Iterator[tuple[float, pd.Series]]:
+    """Each factor under the largest compute, and the rows below it, where at least so many are."""
+    before = len(compute)
     for factor in FACTORS:
         fitted = compute <= WHOLE * compute.max() / factor
-        if FEWEST <= fitted.sum() < before:
+        if fewest <= fitted.sum() < before:
             yield factor, fitted
             before = int(fitted.sum())
 

@@ -39,6 +39,7 @@ from published_forecasts import (
     cuts,
     default_settings,
     parted,
+    parts_below,
 )
 
 from analysis.asked import forecast_rows
@@ -69,15 +70,7 @@ def prepared(law: str, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cuts_of(law: str, name: str, table: pd.DataFrame) -> Iterator[tuple[float, pd.Series]]:
-    if law != "compute":
-        yield from cuts(name, table)
-        return
-    before = len(table)
-    for factor in (4.0, 16.0, 64.0, 256.0):
-        fitted = table["flops"] <= 1.01 * table["flops"].max() / factor
-        if BUDGETS_FITTED <= fitted.sum() < before:
-            yield factor, fitted
-            before = int(fitted.sum())
+    return parts_below(table["flops"], BUDGETS_FITTED) if law == "compute" else cuts(name, table)
 
 
 def forecasts(law: str, table: pd.DataFrame, fitted: pd.Series) -> pd.DataFrame:

@@ -10,9 +10,7 @@ from typing import Any
 from analysis.catalogue import LAWS
 from analysis.points import Points
 from analysis.results import Prediction
-from analysis.table_options import Columns, TableRules
 from model.errors import ConfigError
-from model.typed import build
 from windtunnel.ledger import Reading, utc_now
 from windtunnel.ledger_rows import OutcomeRow, TableForecastRow, TableOutcomeRow
 from windtunnel.table_runs import (
@@ -84,10 +82,8 @@ def outcome_in_table(
         ConfigError: the run is not in the table, or its loss seems to have another unit.
     """
     law = LAWS[row.law]
-    columns = build(Columns, row.options["columns"], where="columns")
-    rules = build(TableRules, row.options["rules"], where="table")
     with unchanged(path) as sha256:
-        loaded = read_again(path, columns, rules)
+        loaded = read_again(path, row.options)
     found = find_run(loaded.points, law, row.at, tolerance)
     if found is None:
         raise ConfigError(f"{path}: {no_such_run(loaded, law, row.at, tolerance)}")

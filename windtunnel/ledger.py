@@ -27,12 +27,9 @@ from sweeps.files import content_hash
 from windtunnel.ledger_rows import (
     Entry,
     Forecast,
-    ForecastRow,
     Outcome,
-    OutcomeRow,
     Row,
     TableForecastRow,
-    TableOutcomeRow,
     outdoes,
 )
 
@@ -68,9 +65,9 @@ class Reading:
         forecasts: dict[str, tuple[Forecast, str]] = {}
         outcomes: dict[str, tuple[Outcome, str]] = {}
         for line in self.lines:
-            if isinstance(line.row, (ForecastRow, TableForecastRow)):
+            if isinstance(line.row, Forecast):
                 forecasts.setdefault(line.row.promotion_id, (line.row, line.trouble))
-            elif isinstance(line.row, (OutcomeRow, TableOutcomeRow)):
+            elif isinstance(line.row, Outcome):
                 known = outcomes.get(line.row.promotion_id)
                 if known is None or outdoes(line.row, known[0]):
                     outcomes[line.row.promotion_id] = (line.row, line.trouble)
@@ -112,7 +109,7 @@ class Ledger:
         """
         with self._locked() as lines:
             for line in lines:
-                known = line.row if isinstance(line.row, (ForecastRow, TableForecastRow)) else None
+                known = line.row if isinstance(line.row, Forecast) else None
                 is_same = known is not None and known.content_id == row.content_id
                 # A table's forecast is the same from a copy of the file, which has another name.
                 is_copied = is_same and isinstance(row, TableForecastRow)
@@ -142,7 +139,7 @@ class Ledger:
                 if line.promotion_id != row.promotion_id:
                     continue
                 self._refuse_altered(line)
-                known = line.row if isinstance(line.row, (OutcomeRow, TableOutcomeRow)) else None
+                known = line.row if isinstance(line.row, Outcome) else None
                 if known is not None and not outdoes(row, known):
                     return known
                 registered = True

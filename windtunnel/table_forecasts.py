@@ -10,9 +10,8 @@ from analysis.catalogue import LAWS
 from analysis.law_study import LawStudy
 from analysis.results import Fit, Prediction
 from analysis.study import Study
-from analysis.table_options import Columns, TableRules
 from model.config import require
-from model.typed import build, to_plain
+from model.typed import to_plain
 from sweeps.files import content_hash
 from windtunnel import gates
 from windtunnel.gates import GateResult, GateThresholds
@@ -73,9 +72,7 @@ def table_forecast(
         "fit": to_plain(study.settings),
     }
     with unchanged(path, study.source["sha256"]) as sha256:
-        columns = build(Columns, options["columns"], where="columns")
-        rules = build(TableRules, options["rules"], where="table")
-        found = find_run(read_again(path, columns, rules).points, law, place, SAME_PLACE)
+        found = find_run(read_again(path, options).points, law, place, SAME_PLACE)
     results = _gates(study, fit, asked.forecast, at, thresholds)
     asked_for = {"sha256": sha256, "law": law_name, "at": place, **options}
     content_id = content_hash(asked_for, digits=64)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from analysis.points import Points
 from analysis.table_options import Columns, TableRules
 from analysis.tables import Loaded, load_table
 from model.errors import ConfigError
+from model.typed import build
 from sweeps.files import text_hash
 
 SAME_PLACE = 0.02
@@ -38,8 +40,13 @@ class FoundRun:
     """Rows as near as was asked; of equally near ones the first in the table is taken."""
 
 
-def read_again(path: Path, columns: Columns, rules: TableRules) -> Loaded:
-    """Every row that holds a measurement, those too that a fit keeps for a test or drops as odd."""
+def read_again(path: Path, options: Mapping[str, Any]) -> Loaded:
+    """Every row that holds a measurement, those too that a fit keeps for a test or drops as odd.
+
+    ``options``: of the fit, as its row in the ledger has them.
+    """
+    columns = build(Columns, options["columns"], where="columns")
+    rules = build(TableRules, options["rules"], where="table")
     every = replace(rules, test={}, drop_highest_losses=0, bad_rows="drop", check_units=False)
     return load_table(path, columns, every)
 
