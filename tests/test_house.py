@@ -53,6 +53,17 @@ def test_one_outside_thing_one_door() -> None:
     assert not wrong
 
 
+def test_figures_are_made_without_pyplot() -> None:
+    """It keeps every figure it makes and is one for the whole process."""
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "pyplot" in ast.unparse(node)
+    ]
+    assert not wrong
+
+
 def test_the_doors_are_used() -> None:
     """A rule about a thing nobody imports would hold nothing."""
     used = {name for path in sources() for name in imported(path)}

@@ -6,10 +6,10 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -460,8 +460,17 @@ def test_a_torn_metrics_file_gives_the_steps_before_the_tear(tmp_path: Path) -> 
     assert list(curve.loss) == [4.0, 3.5]
 
 
-def test_figures_leave_no_global_state(known_sweep: ModuleType) -> None:
-    assert "matplotlib.pyplot" not in sys.modules
+def test_figures_leave_no_global_state(
+    evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pyplot, which keeps each figure it makes, is out of reach, imported by others or not."""
+    monkeypatch.delattr(matplotlib, "pyplot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    before = matplotlib.rcParams.copy()  # to look at the backend imports pyplot
+    drawn = [drawing for drawing in draw_all(evidence) if drawing.figure is not None]
+    assert len(drawn) > 8
+    plots.save(drawn[0], tmp_path)
+    assert matplotlib.rcParams.copy() == before
 
 
 def with_variant(evidence: Evidence, loss_ratio: float, activation: float) -> Evidence:
