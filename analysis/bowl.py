@@ -40,6 +40,10 @@ class Bowl:
         """Log-loss at x."""
         return self.height + float(self.slope_K @ x_K + 0.5 * x_K @ self.hessian_KK @ x_K)
 
+    def vertex(self) -> Array:
+        """x where the slope is nought: the minimum, where the bowl opens upward."""
+        return np.asarray(-np.linalg.solve(self.hessian_KK, self.slope_K))
+
     def loss(self, peak_lr: float, batch_tokens: float) -> float:
         """Nats per token at a learning rate and batch."""
         at = {"peak_lr": peak_lr, "batch_tokens": batch_tokens}

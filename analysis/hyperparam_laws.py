@@ -182,17 +182,26 @@ def _rank(rows: Array) -> int:
     return int(np.linalg.matrix_rank(rows, tol=1e-9 * max(float(np.abs(rows).max()), 1e-300)))
 
 
+def cells_in_no_law(optima: Sequence[CellOptimum], what: str) -> str:
+    """How many cells have no optimum of the setting that a law could use, and why; "" if none."""
+    whys = Counter(
+        _WHY_NOT[o.status] if what in o.varied else "of one value"
+        for o in optima
+        if not _is_inside(o, what)
+    )
+    return ", ".join(f"{count} {why}" for why, count in whys.items())
+
+
 def _inside(optima: Sequence[CellOptimum], what: str) -> list[CellOptimum]:
-    inside = [o for o in optima if o.status == "inside" and what in o.varied]
+    inside = [o for o in optima if _is_inside(o, what)]
     if len(inside) < FEWEST_CELLS:
-        whys = Counter(
-            _WHY_NOT[o.status] if what in o.varied else "of one value"
-            for o in optima
-            if o not in inside
-        )
-        rest = ", ".join(f"{count} {why}" for why, count in whys.items())
+        rest = cells_in_no_law(optima, what) or "too few cells"
         raise FitError(
             f"{what}: {len(inside)} of {len(optima)} cells have their optimum inside what was "
-            f"tried, three are needed ({rest or 'too few cells'}); widen the range"
+            f"tried, three are needed ({rest}); widen the range"
         )
     return inside
+
+
+def _is_inside(optimum: CellOptimum, what: str) -> bool:
+    return optimum.status == "inside" and what in optimum.varied

@@ -49,6 +49,16 @@ class CellOptimum:
     bowl: Bowl | None = None
     """What was fitted to the cell; None where too few settings were tried."""
 
+    def beyond(self, setting: Setting) -> int:
+        """1 where the bowl is lowest above what was tried of this setting, -1 below, 0 inside;
+        0 without a lowest point, or without the bowl."""
+        if self.status != "at_edge" or self.bowl is None or setting not in self.bowl.axes:
+            return 0
+        index = self.bowl.axes.index(setting)
+        edge = np.log(getattr(self, setting)) - self.bowl.centers[index]
+        further = self.bowl.vertex()[index] - edge
+        return int(np.sign(further)) if abs(further) > 1e-9 else 0
+
 
 def cell_optima(points: Points) -> tuple[CellOptimum, ...]:
     """One optimum a cell, smallest compute first. The points carry peak_lr and batch_tokens."""
@@ -128,7 +138,7 @@ def _cell(
     bowl = fit_bowl(x, np.log(loss), axes, tuple(centers))
     if not (np.linalg.eigvalsh(bowl.hessian_KK) > 0).all():
         return made("opens_downward", lr_at, batch_at, low, tried, "the bowl opens downward", bowl)
-    vertex = -np.linalg.solve(bowl.hessian_KK, bowl.slope_K)
+    vertex = bowl.vertex()
     lowest, highest = x.min(axis=0), x.max(axis=0)
     is_inside = bool(((vertex > lowest) & (vertex < highest)).all())
     at = np.clip(vertex, lowest, highest)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from analysis.edge_cells import edge_warnings
 from analysis.exclusion import Exclusion
 from analysis.hyperparam_laws import PlaneFit, against_compute, against_size_and_tokens
 from analysis.hyperparams import CellOptimum, Setting, cell_optima
@@ -94,8 +95,7 @@ def make_optima_study(
         budgets = isoflop_optima(points)
         tries = _isoflop_tries(points, budgets, settings)
     else:
-        # The bowls are left out: they follow from the runs, which are kept.
-        cells = tuple(replace(cell, bowl=None) for cell in cell_optima(points))
+        cells = cell_optima(points)
         tries = _cell_tries(points, cells, settings)
     if not (budgets or cells):
         raise FitError(
@@ -119,18 +119,21 @@ def make_optima_study(
         forecasts = isoflop_forecasts(fits, at or {}, settings)
     else:
         forecasts = setting_forecasts(fits, planes, at or {}, points, settings)
+    warnings = path_warnings(planes, settings.level)
+    warnings += edge_warnings(cells, fits, planes, settings.level)
     return OptimaStudy(
         name=name,
         law_name=procedure,
         points=points,
         exclusions=exclusions,
         budgets=budgets,
-        cells=cells,
+        # The bowls are left out: they follow from the runs, which are kept.
+        cells=tuple(replace(cell, bowl=None) for cell in cells),
         fits=fits,
         planes=planes,
         forecasts=forecasts,
         notes=tuple(notes),
-        warnings=path_warnings(planes, settings.level),
+        warnings=warnings,
         settings=settings,
         source=source or {},
         software=software_versions(),

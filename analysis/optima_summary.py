@@ -7,7 +7,7 @@ from textwrap import wrap
 
 import numpy as np
 
-from analysis.hyperparam_laws import FORM_RATE
+from analysis.hyperparam_laws import FORM_RATE, cells_in_no_law
 from analysis.optima_study import OptimaStudy
 from analysis.summary_lines import (
     between,
@@ -36,14 +36,17 @@ def _lines(study: OptimaStudy) -> Iterator[str]:
         name, _, of = what.partition(" ")  # "N*, parabola", "peak_lr against C"
         yield from labelled(
             name.rstrip(","),
-            f"{a:.4g}·C^{b:.4g} ({between(fit.coefficients['b'])}), {of}, {fit.num_points} optima",
+            f"{a:.4g}·C^{b:.4g} ({between(fit.coefficients['b'])}), {of}, {fit.num_points} optima"
+            f"{_left_out(study, name)}",
         )
     for what, plane in study.planes.items():
+        name = what.split(" ")[0]
         yield from labelled(
-            what.split(" ")[0],
+            name,
             f"{plane.coefficient:.4g}·N^{plane.size_exponent.value:.4g} "
             f"({between(plane.size_exponent)})·D^{plane.token_exponent.value:.4g} "
-            f"({between(plane.token_exponent)}), {plane.num_points} optima",
+            f"({between(plane.token_exponent)}), {plane.num_points} optima"
+            f"{_left_out(study, name)}",
         )
     for what, forecast in study.forecasts.items():
         yield from labelled("forecast", f"{what}: {forecast_text(forecast)}")
@@ -61,6 +64,11 @@ def _lines(study: OptimaStudy) -> Iterator[str]:
     for note in study.notes:
         yield from labelled("no law", note)
     yield from left_out_lines(study.exclusions)
+
+
+def _left_out(study: OptimaStudy, setting: str) -> str:
+    left_out = cells_in_no_law(study.cells, setting)
+    return f"; left out {left_out}" if left_out else ""
 
 
 def _budgets(study: OptimaStudy) -> Iterator[str]:
