@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from model.config import AttentionConfig, ModelConfig, YarnConfig, require
 from model.training.config import BalanceConfig, TrainConfig
-from model.training.data.stages import StageSpan
+from model.training.data.stages import StageSpan, lay_out
+from model.training.sources import DataStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +75,27 @@ def lay_out_stages(
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:
     """The stage that step ``step`` (from 0) belongs to."""
     return next((stage for stage in stages if step < stage.last_step), stages[-1])
+
+
+def model_after(
+    num_steps: int, model: ModelConfig, config: TrainConfig, stages: Sequence[DataStage]
+) -> tuple[ModelConfig, int]:
+    """What a run with these ``stages`` of the data has trained after so many of its steps.
+
+    Returns:
+        The model with the rotary embedding of the stage it was in, and the longest sequence it has
+        seen, in tokens.
+    """
+    spans = lay_out(
+        stages,
+        stages[0].weights if stages else {"": 1.0},
+        num_steps=config.num_steps,
+        batch_tokens=config.batch_tokens,
+        sequence_length=config.sequence_length,
+    )
+    laid_out = lay_out_stages(model, config, spans)
+    seen = [
+        stage for stage, span in zip(laid_out, spans, strict=True) if span.first_step < num_steps
+    ]
+    longest = max(stage.sequence_length for stage in seen)
+    return replace(model, attention=seen[-1].attention), longest

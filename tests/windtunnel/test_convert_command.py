@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from model.training.config import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 from model.training.corpora import SyntheticCorpus
+from model.training.sources import DataStage
 from model.transformer import build_model
 from sweeps.spec import RunSpec
 from sweeps.store import Store
@@ -90,6 +93,46 @@ def test_a_run_is_exported_and_read_back(run, capsys):
     assert main([*command, "target=again"]) == 0
     shard = "model-00001-of-00001.safetensors"
     assert Path("again", shard).read_bytes() == Path("out", shard).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("newest", "rope_base", "positions", "yarn"),
+    [(1, 10_000, 16, None), (2, 50_000, 32, None), (3, 50_000, 32, (2.0, 32))],
+)
+def test_a_run_of_stages_is_exported_as_its_last_step_was_computed(
+    tmp_path, monkeypatch, newest, rope_base, positions, yarn
+):
+    """Of four steps two have 16 tokens, one 32 and another base, the last YaRN over those 32."""
+    monkeypatch.chdir(tmp_path)
+    even = {"synthetic": 1.0}
+    stages = (
+        DataStage(name="short", frac=0.5, weights=even),
+        DataStage(name="long", frac=0.25, weights=even, sequence_length=32),
+        DataStage(name="longest", frac=0.25, weights=even, sequence_length=64),
+    )
+    changes = (
+        StageConfig(name="long", rope_base=5e4),
+        StageConfig(name="longest", yarn_factor=2.0),
+    )
+    spec = replace(
+        SPEC,
+        train=replace(SPEC.train, tokens=256, batch_tokens=64, stages=changes),
+        corpus=SyntheticCorpus(stages=stages),
+    )
+    folder = Store(Path("tunnel")).create(spec)
+    step = newest + 1  # the first step of its stage is done, and of the first stage both
+    tensors = {f"model.{n}": t for n, t in build_model(MODEL, seed=step).state_dict().items()}
+    save_checkpoint(folder / "checkpoints", Checkpoint(step, tensors, {}), keep=2)
+    assert main(["convert", f"source={folder.name}", "target=out"]) == 0
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["rope_theta"] == rope_base
+    if yarn is None:
+        assert config["max_position_embeddings"] == positions
+        assert not config.get("rope_scaling")
+    else:
+        scaling = config["rope_scaling"]
+        assert (scaling["factor"], scaling["original_max_position_embeddings"]) == yarn
+        assert config["max_position_embeddings"] == yarn[0] * yarn[1]
 
 
 def test_the_default_is_bfloat16(run):

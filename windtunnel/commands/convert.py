@@ -27,6 +27,7 @@ from analysis.wording import counted
 from model.accounting import count_params
 from model.config import ModelConfig, require_positive
 from model.errors import ConfigError
+from model.training.stages import model_after
 from sweeps.spec import read_spec
 from sweeps.store import Store
 from windtunnel.console import Progress, si
@@ -122,10 +123,12 @@ def _open(source: Path) -> Weights:
     checkpoints = by_step(source / "checkpoints")
     if not checkpoints:
         raise ConfigError(f"source={source}: this run has no checkpoints; is it finished?")
+    newest = max(checkpoints)
+    model, longest = model_after(newest, spec.model, spec.train, spec.corpus.stages)
     return Weights(
-        model=spec.model,
-        tensors=open_checkpoint_weights(checkpoints[max(checkpoints)]),
-        max_positions=spec.train.sequence_length,
+        model=model,
+        tensors=open_checkpoint_weights(checkpoints[newest]),
+        max_positions=longest,
         eos_token_id=spec.model.vocab_size - 1,  # every tokenizer's last token ends a document
         mtp_loss_weight=spec.train.mtp_loss_weight,
     )
