@@ -71,6 +71,9 @@ def test_the_command_shows_it_and_refuses_what_it_has_not(capsys):
     assert cli.main([*words, "gpus=8"]) == 2
     assert "parallel=one_gpu plans for one GPU, gpus is 8" in capsys.readouterr().err
     assert cli.main([*words, "build=true"]) == 2
+    assert "no ranks to build" in capsys.readouterr().err
+    assert cli.main([*words, "batch_tokens=0"]) == 2
+    assert "batch_tokens must be positive, got 0" in capsys.readouterr().err
 
 
 def run(name, monkeypatch, *options):

@@ -80,7 +80,7 @@ class Config:
     export: Path | None
 
     def __post_init__(self) -> None:
-        require_positive(tokens=self.tokens)
+        require_positive(tokens=self.tokens, batch_tokens=self.batch_tokens)
         if self.gpus is not None:
             require_positive(gpus=self.gpus)
 

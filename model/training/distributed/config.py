@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,8 +147,7 @@ class ParallelConfig:
             ConfigError: naming the size and what it must divide.
         """
         refuse_own(model.own, "training over several processes")
-        self.stage_layers(model.num_layers)
-        self.require_pieces(train.sequence_length)
+        self._require_work(self.stage_layers(model.num_layers))
         require(
             train.optimizer.kind == "adamw",
             f"optimizer.kind {train.optimizer.kind} is for one process: blocks of its moments "
@@ -157,17 +157,7 @@ class ParallelConfig:
             train.precision != "fp8" or self.world_size == 1,
             f"precision fp8 is trained in one process, this plan has {self.world_size}; use bf16",
         )
-        count = self.micro_batches(train)
-        require(
-            count == self.whole_rounds(count),
-            f"{count} micro-batches do not divide into {count // self.pipeline} rounds of the "
-            f"pipeline's {self.pipeline} ranks (interleaved 1F1B)",
-        )
-        require(
-            train.balance.aux_loss_weight == 0 or count == 1,
-            "balance.aux_loss_weight is over the whole batch: it needs one micro-batch, "
-            f"this plan has {count}",
-        )
+        self.check_batch(train, train.sequence_length)
         if model.moe is not None:
             experts, sharded = model.moe.num_experts, self.shard // self.expert
             require(
@@ -178,6 +168,36 @@ class ParallelConfig:
                 self.expert_shard_dim(model.moe) == 1 or experts // self.expert >= sharded,
                 f"shard / expert ({sharded}) must divide expert_width ({model.moe.expert_width}) "
                 f"or be at most the {experts // self.expert} experts of a rank",
+            )
+
+    def check_batch(self, train: TrainConfig, sequence_length: int) -> None:
+        """Refuse sizes that do not fit a batch of sequences that long, as a stage may have them.
+
+        Raises:
+            ConfigError: naming the size and what it must divide.
+        """
+        self.require_pieces(sequence_length)
+        count = self.micro_batches_of(train.batch_tokens // sequence_length)
+        require(
+            count == self.whole_rounds(count),
+            f"{count} micro-batches do not divide into {count // self.pipeline} rounds of the "
+            f"pipeline's {self.pipeline} ranks (interleaved 1F1B), with sequences of "
+            f"{sequence_length} tokens",
+        )
+        require(
+            train.balance.aux_loss_weight == 0 or count == 1,
+            "balance.aux_loss_weight is over the whole batch: it needs one micro-batch, "
+            f"this plan has {count} with sequences of {sequence_length} tokens",
+        )
+
+    def _require_work(self, stages: Sequence[range]) -> None:
+        """The first rank has the embedding, the last the output; any other needs a block."""
+        for rank in range(1, self.pipeline - 1):
+            require(
+                any(stages[rank :: self.pipeline]),
+                f"pipeline rank {rank} would have no block: {len(stages)} stages of "
+                f"{[len(layers) for layers in stages]} blocks over pipeline ({self.pipeline}) "
+                "ranks; use fewer ranks, or name other layers",
             )
 
     def expert_shard_dim(self, moe: MoEConfig) -> int:

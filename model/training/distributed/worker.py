@@ -49,8 +49,7 @@ def main(folder: Path) -> None:
         trunk_dir=job.trunk_dir,
     )
     for span in run.spans:
-        job.parallel.micro_batches_of(span.windows_per_step)
-        job.parallel.require_pieces(span.sequence_length)
+        job.parallel.check_batch(job.train, span.sequence_length)
     tell = (lambda step, _, speed: _tell(folder, step, speed)) if learner.is_first else None
     result = train_run(run, tell, (folder / STOP).exists)
     if learner.is_first:

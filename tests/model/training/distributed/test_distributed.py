@@ -331,6 +331,52 @@ def test_stages_and_an_average_at_the_end_are_those_of_one_process(tmp_path):
     torch.testing.assert_close(by_position, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_later_stage_that_does_not_fit_is_refused_before_the_first_step(tmp_path):
+    """Of 20 sequences a rank has ten passes at a time of two; of ten twice as long, five."""
+    even = {"synthetic": 1.0}
+    stages = (
+        DataStage(name="short", frac=0.5, weights=even),
+        DataStage(name="long", frac=0.5, weights=even, sequence_length=64),
+    )
+    corpus = prepare_corpus(replace(CORPUS, stages=stages), tmp_path / "data")
+    train = replace(TRAIN, tokens=640 * 4, batch_tokens=640)
+    job = Job(
+        name="run",
+        model=MODEL,
+        train=train,
+        corpus_fingerprint=corpus.fingerprint,
+        runtime=RuntimeConfig(data_dir=tmp_path / "data", device="cpu"),
+        parallel=ParallelConfig(pipeline=2, schedule="zero_bubble", micro_batch=2),
+        snapshots_dir=tmp_path / "snapshots",
+    )
+    said = "5 micro-batches do not divide into 2 rounds .* sequences of 64 tokens"
+    with pytest.raises(RunFailed, match=said):
+        run_job(job, tmp_path / "run", lambda step, num_steps, tokens_per_s: None)
+    assert not lines_of(tmp_path / "run"), "nothing was trained"
+
+
+@pytest.mark.parametrize(
+    ("aux", "micro_batch", "sequence_length", "said"),
+    [
+        (0.0, 4, 64, ""),
+        (0.0, 16, 64, "a batch of 8 sequences does not divide"),
+        (0.0, 4, 31, "do not divide into the 4 pieces"),
+        (0.1, 8, 64, ""),
+        (0.1, 8, 32, "it needs one micro-batch, this plan has 2 with sequences of 32"),
+    ],
+)
+def test_every_length_of_sequences_has_to_fit(aux, micro_batch, sequence_length, said):
+    train = replace(TRAIN, balance=replace(TRAIN.balance, aux_loss_weight=aux))
+    parallel = ParallelConfig(shard=2, context=2, micro_batch=micro_batch)
+    if said:
+        with pytest.raises(ConfigError, match=said):
+            parallel.check_batch(train, sequence_length)
+    else:
+        parallel.check_batch(train, sequence_length)
+
+
 @pytest.mark.parametrize(
     ("expert_width", "shard", "expert", "dimension"),
     [(6, 4, 2, 1), (5, 4, 2, 0), (6, 8, 2, 0), (8, 8, 1, 1), (5, 4, 4, 1)],
@@ -369,12 +415,16 @@ def test_contradictory_sizes_are_refused(sizes, said):
         ({"shard": 16, "expert": 16}, "expert .16. must divide num_experts .8."),
         ({"shard": 64, "context": 64}, "tokens do not divide into the 128 pieces of context .64."),
         ({"pipeline": 5, "shard": 2}, ""),
+        ({"pipeline": 2, "virtual": 2, "layers": (2, 0, 1, 1)}, ""),
+        ({"pipeline": 4, "layers": (0, 2, 2, 0)}, ""),
+        ({"pipeline": 4, "layers": (2, 0, 1, 1)}, "pipeline rank 1 would have no block"),
+        ({"pipeline": 4, "layers": (2, 1, 0, 1)}, "rank 2 .* 4 stages of .2, 1, 0, 1. blocks"),
     ],
 )
 def test_sizes_that_do_not_fit_the_model_are_refused(sizes, said):
     parallel = ParallelConfig(**sizes)
     if not said:
-        parallel.check(MODEL, TRAIN)  # more stages than layers: one is empty, and that is allowed
+        parallel.check(MODEL, TRAIN)  # a stage may be empty, if its rank has something to train
         return
     with pytest.raises(ConfigError, match=said):
         parallel.check(MODEL, TRAIN)
