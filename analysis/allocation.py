@@ -33,7 +33,7 @@ def optimum(fit: Fit, flops: float, level: float = 0.9) -> Optimum:
     law = fit.law
     if not isinstance(law, LossSurface):
         raise ConfigError(f"an optimum needs the hoffmann law, this fit is of {the_law(type(law))}")
-    if not (law.A > 0 and law.B > 0 and flops > 0):
+    if not (law.has_optimum and flops > 0):
         raise ConfigError(
             f"no optimum at {flops:g} FLOPs: the fit found A = {law.A:g} and B = {law.B:g}"
         )

@@ -196,13 +196,18 @@ class LossSurface(Parametric):
         product = np.asarray(size, dtype=float) * np.asarray(tokens, dtype=float)
         return np.asarray(self.flops_per_size_token * product)
 
+    @property
+    def has_optimum(self) -> bool:
+        """Whether both terms are there, so that some split of compute between them is the best."""
+        return self.A > 0 and self.B > 0
+
     def optimum(self, flops: float) -> Allocation:
         """The size and tokens of least loss at ``flops``.
 
         With C = k·N·D fixed, dL/dN = 0 gives alpha·A·N^-alpha = beta·B·D^-beta, so
         N = G·(C/k)^(beta/(alpha+beta)) with G = (alpha·A / (beta·B))^(1/(alpha+beta)), D = C/(k·N).
         """
-        if not (self.A > 0 and self.B > 0):
+        if not self.has_optimum:
             raise ConfigError(
                 f"no compute-optimal size: A = {self.A:g} and B = {self.B:g}, so loss falls with "
                 f"{'tokens' if self.B > 0 else 'size'} alone"

@@ -226,6 +226,15 @@ def _by_compute(run: DrawnRun) -> tuple[float, str]:
     return run.train_flops, run.run_id
 
 
+def no_optimum(study: Study | None) -> str:
+    """Why a figure has no optimum, as a sentence to put before others; empty where it has one."""
+    law = surface_of(study) if study else None
+    if law is None or law.has_optimum:
+        return ""
+    alone = "tokens" if law.B > 0 else "size"
+    return f"By this law loss falls with {alone} alone, so no split of compute is the best. "
+
+
 def surface_of(study: Study) -> LossSurface:
     """The fitted L(N, D)."""
     law = study.surface.law

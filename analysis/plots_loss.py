@@ -17,6 +17,7 @@ from analysis.plots_evidence import (
     LawEvidence,
     Promoted,
     draw_dots,
+    no_optimum,
     size_legend,
     sizes_in_units,
     surface_of,
@@ -65,17 +66,19 @@ def loss_compute(evidence: LawEvidence[DrawnRun]) -> Drawing:
         flops_axis(axes.xaxis, *padded(data["train_flops"].to_numpy(), 0.04))
         loss_axis(axes.yaxis, *padded(_loss_extent(data), 0.05))
         light_grid(axes)
-        _legends(figure, evidence, law=evidence.study is not None)
+        _legends(figure, evidence, law=study is not None and not no_optimum(study))
     band_leaves = (
         " The band is wider than the picture: the law hardly knows the loss there."
         if "loss_nats_high" in data and data["loss_nats_high"].max() > axes.get_ylim()[1]
         else ""
     )
-    law = (
+    curve = no_optimum(study) or (
         "The curve is the loss of the best split of each compute budget between size and tokens, "
         "by the fitted surface; solid where runs were measured, dashed beyond, with the 90% band "
         f"of one new run. Runs lie above it because most are not at the best split.{band_leaves} "
-        + _others(evidence)
+    )
+    law = (
+        curve + _others(evidence)
         if study is not None
         else "No law is drawn, since none has been fitted. "
     )
@@ -199,6 +202,8 @@ def _draw_frontier(
     axes: Axes, study: Study, reach: tuple[float, float, float]
 ) -> list[dict[str, Any]]:
     law = surface_of(study)
+    if not law.has_optimum:
+        return []
     low, measured, far = reach
     flops = np.unique(np.append(np.geomspace(low, far, 97), measured))
     best = [law.optimum(float(c)) for c in flops]

@@ -15,6 +15,7 @@ from analysis.plots_evidence import (
     DrawnRun,
     LawEvidence,
     draw_dots,
+    no_optimum,
     size_legend,
     sizes_in_units,
     surface_of,
@@ -94,7 +95,7 @@ def isoflop(evidence: LawEvidence[DrawnRun]) -> Drawing:
                     "loss_nats": points["loss"],
                 },
             )
-            rows.append(_draw_optimum(axes, study, flops, color, (low, high)))
+            rows += _draw_optimum(axes, study, flops, color, (low, high))
             handles.append(
                 Line2D([], [], color=color, marker="o", label=power_of_ten(_round(flops)))
             )
@@ -121,8 +122,9 @@ def isoflop(evidence: LawEvidence[DrawnRun]) -> Drawing:
         "on many tokens at the left, large ones on few at the right. The tick is the best size by "
         "the fitted surface, the bar its 90% interval over bootstrap replicates. Dots are runs "
         f"whose compute lies within {SAME_COMPUTE:.0%} of the curve's.",
-        distrust="The curves are cuts through one fitted surface, not parabolas through dots, so "
-        "an optimum can lie outside the sizes that were tried; an arrow at the edge marks that.",
+        distrust=f"{no_optimum(study)}The curves are cuts through one fitted surface, not "
+        "parabolas through dots, so an optimum can lie outside the sizes that were tried; an "
+        "arrow at the edge marks that.",
         data=sizes_in_units(data, study),
         figure=figure,
     )
@@ -163,10 +165,9 @@ def contours(evidence: LawEvidence[DrawnRun]) -> Drawing:
                 for label, n, d in zip(study.points.label, size, tokens, strict=True)
             },
         )
-        handles = [
-            Line2D([], [], color=INK, label="best split of compute, 90%"),
-            Line2D([], [], color=MUTED, linestyle=":", label="equal compute"),
-        ]
+        handles = [Line2D([], [], color=MUTED, linestyle=":", label="equal compute")]
+        if path:
+            handles.insert(0, Line2D([], [], color=INK, label="best split of compute, 90%"))
         if promoted:
             axes.plot(
                 promoted.size_in(study),
@@ -191,7 +192,7 @@ def contours(evidence: LawEvidence[DrawnRun]) -> Drawing:
             )
         count_axis(axes.xaxis, x0, x1, size_label(study))
         count_axis(axes.yaxis, y0, y1, "Training tokens")
-        along_path = np.array([[row["size"], row["tokens"]] for row in path])
+        along_path = np.reshape([[row["size"], row["tokens"]] for row in path], (-1, 2))
         runs = np.column_stack([marked_size, marked_tokens])
         taken = np.vstack([runs, along_path, equal])
         label_contours(axes, drawn, taken, color=MUTED, fontsize=6)
@@ -204,8 +205,9 @@ def contours(evidence: LawEvidence[DrawnRun]) -> Drawing:
         "per token, by the fitted surface. The thick path is the cheapest way down, its band the "
         "90% interval over bootstrap replicates; dotted diagonals are equal compute. Dots are the "
         "runs, hollow where held out.",
-        distrust="Where the path leaves the cloud of dots, the split between size and tokens is "
-        "extrapolated; a wide band there says that another split would cost about the same.",
+        distrust=f"{no_optimum(study)}Where the path leaves the cloud of dots, the split between "
+        "size and tokens is extrapolated; a wide band there says that another split would cost "
+        "about the same.",
         data=sizes_in_units(pd.DataFrame(rows), study),
         figure=figure,
     )
@@ -231,7 +233,9 @@ def _budgets(study: Study, most: int = 5) -> list[tuple[float, list[int]]]:
 
 def _draw_optimum(
     axes: Axes, study: Study, flops: float, color: str, edges: tuple[float, float]
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
+    if no_optimum(study):
+        return []
     best = surface_of(study).optimum(flops)
     replicates = [law.optimum(flops).size for law in replicate_surfaces(study)]
     low, high = np.quantile(replicates, (0.05, 0.95)) if replicates else (best.size, best.size)
@@ -244,7 +248,7 @@ def _draw_optimum(
         k = surface_of(study).flops_per_size_token
         at_edge = float(surface_of(study)(edge, flops / (k * edge)))
         axes.plot(edge, at_edge, arrow, color=INK, markersize=4, clip_on=False, zorder=5)
-    return {
+    row = {
         "series": "optimum",
         "train_flops": flops,
         "size": best.size,
@@ -253,6 +257,7 @@ def _draw_optimum(
         "size_low": low,
         "size_high": high,
     }
+    return [row]
 
 
 def replicate_surfaces(study: Study, most: int = 1000) -> list[LossSurface]:
@@ -291,6 +296,8 @@ def _draw_path(
     axes: Axes, study: Study, x: tuple[float, float], y: tuple[float, float]
 ) -> list[dict[str, Any]]:
     law = surface_of(study)
+    if not law.has_optimum:
+        return []
     corners = law.compute(np.array(x), np.array(y))
     flops = np.geomspace(corners[0], corners[1], 49)
     best = law.optimal_size()(flops)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array, SaturatingPowerLaw
-from analysis.plots_evidence import Evidence, size_legend, surface_of
+from analysis.plots_evidence import Evidence, no_optimum, size_legend, surface_of
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
     EXCLUDED,
@@ -179,6 +179,8 @@ def leverage(evidence: Evidence) -> Drawing:
     ]
     if not others or study.points.size_variable != "flops_per_token":
         return absent(name, title, NO_REFERENCE)
+    if no_optimum(study):
+        return absent(name, title, f"{no_optimum(study)}No compute is saved against it.")
     rows = [_leverage_row(study, record) for record in others]
     fitted = {r.run_id: r for r in evidence.done if r.run_id in evidence.fitted}
     base = next(iter(fitted.values()), None)

@@ -142,7 +142,7 @@ def _surface(group: str, name: str, points: Points, settings: FitSettings, flops
         return Choice(group=group, name=name, note=f"{len(points)} points are too few")
     law = make_law(_solve(points, settings), {"flops_per_size_token": _per_pair(points)})
     assert isinstance(law, LossSurface)
-    if not (law.A > 0 and law.B > 0):
+    if not law.has_optimum:
         return Choice(group=group, name=name, note="no optimum: a term of the surface is nothing")
     best = law.optimum(flops)
     return _recommended(group, name, flops, best.tokens, best.loss)

@@ -123,7 +123,7 @@ def make_study(
         protocol_fingerprints=protocol_fingerprints,
         convention=convention,
         surface=surface,
-        compute_law=_compute_law(points, surface, settings),
+        compute_law=compute_law(points, surface, settings),
         noise=noise_floor(points),
         holdouts=holdouts,
         settings=settings,
@@ -132,11 +132,11 @@ def make_study(
     )
 
 
-def _compute_law(points: Points, surface: Fit, settings: FitSettings) -> Fit:
+def compute_law(points: Points, surface: Fit, settings: FitSettings) -> Fit:
     """L(C) along the surface's frontier, or where it has none through each budget's best run."""
     law = surface.law
     assert isinstance(law, LossSurface)
-    if law.A > 0 and law.B > 0:
+    if law.has_optimum:
         return frontier_fit(surface, settings.level)
     return fit_compute_law(points, settings)
 

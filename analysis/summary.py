@@ -117,7 +117,7 @@ def _frontier(study: Study) -> Iterator[str]:
 def _optimum(study: Study, flops: float | None) -> Iterator[str]:
     law = study.surface.law
     assert isinstance(law, LossSurface)
-    if not (law.A > 0 and law.B > 0):
+    if not law.has_optimum:
         yield from labelled("optimum", "none: one of the two terms is nothing")
         return
     level = study.settings.level

@@ -139,7 +139,7 @@ def _frontier_flops(law: LossSurface, aim: Aim) -> float:
     """The compute at which the aim's one quantity is optimal."""
     if aim.train_flops is not None:
         return aim.train_flops
-    if not (law.A > 0 and law.B > 0):
+    if not law.has_optimum:
         raise ConfigError(f"no optimum: the fit found A = {law.A:g} and B = {law.B:g}")
     if aim.tokens is not None:
         return law.optimal_tokens().inverse(aim.tokens)

@@ -122,7 +122,7 @@ def _target(fit: Fit, points: Points, flops: float) -> tuple[float, float]:
     """Size and tokens of least loss at ``flops``; without an optimum both grow alike."""
     law = fit.law
     assert isinstance(law, LossSurface)
-    if law.A > 0 and law.B > 0:
+    if law.has_optimum:
         best = law.optimum(flops)
         return best.size, best.tokens
     size, tokens = max(points.size), max(points.tokens)

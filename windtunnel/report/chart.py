@@ -170,8 +170,11 @@ def _fit(fit: Fit) -> dict[str, Any]:
     }
 
 
-def _law(evidence: Evidence, fit: Fit) -> dict[str, Any]:
+def _law(evidence: Evidence, fit: Fit) -> dict[str, Any] | None:
+    """The law along the optimum, with its band; None where it has no optimum."""
     surface = _surface(fit)
+    if not surface.has_optimum:
+        return None
     flops = [record.train_flops for record in evidence.done]
     far = max(*flops, evidence.promoted.flops if evidence.promoted else 0.0) * 1.15
     grid = np.unique(np.append(np.geomspace(min(flops), far, 80), max(flops)))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from analysis.fitting import fit_surface, frontier_fit
+from analysis.fitting import fit_surface
 from analysis.plots_evidence import Evidence
 from analysis.points import Points, SizeVariable, points_from_records
 from analysis.records import RecordSet
 from analysis.results import Fit, FitError
+from analysis.study import compute_law
 
 
 class Convention(NamedTuple):
@@ -87,5 +88,5 @@ def views_of(evidence: Evidence) -> Iterator[View]:
             convention=convention,
             points=points,
             surface=surface,
-            compute_law=frontier_fit(surface, study.settings.level),
+            compute_law=compute_law(points, surface, study.settings),
         )

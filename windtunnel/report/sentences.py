@@ -12,6 +12,7 @@ from windtunnel.fallen import fallen_sentence, layers_text
 from windtunnel.features import variants_in
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.next_step import as_option
+from windtunnel.promotion_tables import origin_text
 from windtunnel.report.content import Answer, Content
 from windtunnel.report.conventions import own_view
 from windtunnel.report.numbers import flops, loss, percent, si
@@ -137,19 +138,28 @@ def _fit_command(content: Content) -> str:
 
 def outcome(answer: Answer) -> tuple[str, str]:
     """What became of the forecast: a sentence and its class."""
-    verdict, measured = answer.verdict, answer.measured
-    late = " The forecast was registered after the run, so it proves nothing."
-    note = late if answer.entry and answer.entry.forecast.after_the_fact else ""
+    verdict, measured, entry = answer.verdict, answer.measured, answer.entry
+    notes = origin_text(entry) if entry else []
+    said = "Stated" if notes else "Measured"
+    if entry and entry.forecast.after_the_fact:
+        notes.append("The forecast was registered after the run, so it proves nothing.")
+    is_evidence = entry is not None and entry.counts
     if verdict == "ALTERED":
         return "The ledger's row was altered after it was written; it proves nothing.", "bad"
     if verdict == "DIVERGED":
-        return "The run diverged, so the forecast is counted as missed." + note, "bad"
-    if measured is not None and verdict.startswith("inside"):
-        return f"Measured {loss(measured)}: inside the interval." + note, "good"
-    if measured is not None:
-        return f"Measured {loss(measured)}: OUTSIDE the interval." + note, "bad"
-    if verdict == "open":
-        return "Launched; not measured yet." + note, ""
+        told, kind = "The run diverged, so the forecast is counted as missed.", "bad"
+    elif measured is not None:
+        inside = verdict.startswith("inside")
+        where = "inside" if inside else "OUTSIDE"
+        told, kind = f"{said} {loss(measured)}: {where} the interval.", "good" if inside else "bad"
+    elif verdict == "open":
+        told, kind = "Launched; not measured yet.", ""
+    else:
+        return _not_launched(answer)
+    return " ".join([told, *notes]), kind if is_evidence else ""
+
+
+def _not_launched(answer: Answer) -> tuple[str, str]:
     refused = answer.promotion.failed_gates
     if refused:
         return f"Not launched: {', '.join(refused)} would refuse it.", "bad"
