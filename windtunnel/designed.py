@@ -60,8 +60,17 @@ class Batch:
     """Of this choice, or of the end."""
 
 
-def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> Batch:
-    """What to run now, with ``budget`` training FLOPs left for the design.
+def next_batch(
+    plan: Plan, store: Store, rules: DesignRules, budget: float, *, whole: float | None = None
+) -> Batch:
+    """What to run now.
+
+    Args:
+        plan: the grid.
+        store: what was measured so far.
+        rules: of the design.
+        budget: training FLOPs that are left for it.
+        whole: those it had at its beginning, which are cut into parts; None: the same.
 
     Raises:
         ConfigError: the sweep has axes or shared trunks, whose runs are no single choices.
@@ -99,7 +108,7 @@ def next_batch(plan: Plan, store: Store, rules: DesignRules, budget: float) -> B
     for step in design.runs:
         chosen.append(named[step.label])
         spent += step.cost
-        if spent >= budget / rules.batches:
+        if spent >= (whole or budget) / rules.batches:
             break
     if not chosen:
         return Batch(runs=(), why=design.stop)

@@ -56,6 +56,11 @@ def _of_linux() -> OwnMemory | None:
     limit = read_system_file("/sys/fs/cgroup/memory.max").strip()
     if limit.isdigit():
         used = int(read_system_file("/sys/fs/cgroup/memory.current").strip() or 0)
+        # Files that were read are counted as used, and given up when memory is wanted.
+        kept = re.search(
+            r"^inactive_file (\d+)$", read_system_file("/sys/fs/cgroup/memory.stat"), re.MULTILINE
+        )
+        used -= int(kept[1]) if kept else 0
         total, available = min(total, int(limit)), min(available, int(limit) - used)
     return OwnMemory(total=total, available=available)
 

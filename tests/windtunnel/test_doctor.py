@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from model.kernels import compiled, threads
 from model.kernels.compiled import compiled_by
@@ -13,6 +15,7 @@ from model.system import usable_cores
 from windtunnel.commands import doctor
 from windtunnel.commands.doctor import Config, Finding
 from windtunnel.console import make_console
+from windtunnel.own_memory import OwnMemory
 
 
 def examined(root: Path) -> tuple[int, str]:
@@ -82,6 +85,111 @@ def test_what_computes_the_rest_says_why_it_is_slow(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(compiled, "load_library", refuse)
     assert doctor.rest_of_a_step().endswith("could not build the kernel: error: as it says")
+
+
+@pytest.mark.parametrize(
+    ("key", "machine", "found"),
+    [
+        ("abc", None, "logged in"),
+        ("", None, "not logged in; tracker=wandb writes offline"),
+        (None, "api.wandb.ai", "logged in"),
+        (None, "example.org", "not logged in; tracker=wandb writes offline"),
+        (None, None, "not logged in; tracker=wandb writes offline"),
+    ],
+)
+def test_wandb_knows_a_key_or_a_netrc(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    machine: str | None,
+    found: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    if machine is not None:
+        (tmp_path / ".netrc").write_text(f"machine {machine} login user password secret\n")
+        (tmp_path / ".netrc").chmod(0o600)
+    assert doctor.wandb_login() == Finding(name="W&B", found=found)
+
+
+@pytest.mark.parametrize(("available", "warned"), [(2 * 2**30 - 1, True), (2 * 2**30, False)])
+def test_little_memory_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, available: int, warned: bool
+) -> None:
+    monkeypatch.setattr(doctor, "own_memory", lambda: OwnMemory(5 * 2**30, available))
+    memory = doctor.memory()
+    assert (memory.name, memory.found) == ("memory", "2.0 GiB free of 5.0 GiB")
+    assert ("below 2 GiB" in memory.advice) is warned
+    monkeypatch.setattr(doctor, "own_memory", lambda: None)
+    assert doctor.memory() == Finding(name="memory", found="unknown on this system")
+
+
+@pytest.mark.parametrize(
+    ("free", "warned"), [(2 * 2**30 - 1, True), (2 * 2**30, False), (2 * 2**30 + 1, False)]
+)
+def test_little_disk_is_below_two_gibibytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, warned: bool
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    found = doctor.disk(tmp_path / "not" / "yet")
+    assert found.found == f"2.15GB free under {tmp_path / 'not' / 'yet'}"
+    assert (found.name, bool(found.advice), found.fatal) == ("disk", warned, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told", "is_slow"),
+    [
+        ({"avx2", "amx_bf16", "sse"}, "avx2 amx_bf16", False),
+        ({"asimd"}, "asimd", False),
+        ({"sse", "avx512f"}, "avx512f", True),
+        ({"sse"}, "no vector unit known to us", True),
+        (set(), "no vector unit known to us", False),  # the system does not say
+    ],
+)
+def test_a_processor_without_wide_vectors_is_slow(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], told: str, is_slow: bool
+) -> None:
+    monkeypatch.setattr(doctor, "cpu_features", lambda: flags)
+    monkeypatch.setattr(doctor, "cpu_name", lambda: "Some CPU")
+    found = doctor.cpu()
+    cores = f"{usable_cores()} of {os.cpu_count()} cores usable"
+    assert (found.name, found.found) == ("CPU", f"Some CPU, {cores}, {told}")
+    assert bool(found.advice) is is_slow
+
+
+@pytest.mark.parametrize(("speed", "warned"), [(14.9e9, True), (15e9, False)])
+def test_a_slow_product_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, speed: float, warned: bool
+) -> None:
+    monkeypatch.setattr(doctor, "matmul_flops_per_s", lambda seconds: speed)
+    built, product = doctor.torch_and_speed(0.1)
+    assert built.name == "torch"
+    assert built.found.startswith(f"{torch.__version__}, ")
+    assert product.found == "15 GFLOP/s on one thread (float32, 512 x 512)"
+    assert (product.name, bool(product.advice)) == ("matmul", warned)
+
+
+def test_a_product_is_timed_on_one_thread_and_the_others_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of three products at 2, 1 and 3 ms by the clock the fastest: 2·512³ FLOPs in one."""
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    ticks = iter([0.0, 0.0, 0.0, 0.002, 0.002, 0.002, 0.003, 0.003, 0.003, 0.006, 0.006])
+    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks))
+    assert doctor.matmul_flops_per_s(0.005) == pytest.approx(2 * 512**3 / 0.001)
+    assert asked == [1, 5]
+
+
+def test_packages_are_told_with_their_versions() -> None:
+    assert list(doctor._versions(("numpy", "no-such-package"))) == [
+        f"numpy {np.__version__}",
+        "no-such-package missing",
+    ]
 
 
 @pytest.mark.usefixtures("on_a_mac")

@@ -15,7 +15,7 @@ from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.commands import ledger as ledger_command
 from windtunnel.console import make_console
 from windtunnel.ledger import Ledger
-from windtunnel.ledger_rows import ForecastRow, OutcomeRow
+from windtunnel.ledger_rows import Entry, ForecastRow, OutcomeRow
 from windtunnel.report.content import held_forecasts
 
 
@@ -276,6 +276,58 @@ def test_intervals_that_never_hold_are_called_out(ledger: Ledger) -> None:
     found = calibration(ledger.read().entries)
     assert found.chance == pytest.approx(1e-4)  # four misses of one in ten each
     assert "do not hold what they promise" in calibration_sentence(found)
+
+
+def measured(name: str, loss: float | None, level: float = 0.9) -> Entry:
+    return Entry(forecast(name, level=level), outcome(name, loss))
+
+
+def test_what_few_and_many_forecasts_say() -> None:
+    """Nine are too few, ten are judged; the expected number is the sum of their own levels."""
+    nine = [measured(str(n), 2.0) for n in range(9)]
+    told = calibration_sentence(calibration(nine))
+    assert told.startswith(
+        "9 of 9 measured losses inside the interval; 8.1 were to be expected. Hit rate 100%, 90% "
+        "interval 72% to 100%; median miss 0.00%, median interval 10.00% of the forecast wide"
+    )
+    assert told.endswith(". Too few yet to judge the intervals")
+    ten = calibration([*nine, measured("9", 2.3)])
+    assert (ten.num_inside, ten.num_expected) == (9, pytest.approx(9.0))
+    assert ten.chance == 1.0, "nine of ten, as they say"
+    assert "Too few" not in calibration_sentence(ten)
+    half = calibration([*nine, measured("9", 2.3, level=0.5)])
+    assert half.num_expected == pytest.approx(9 * 0.9 + 0.5)
+    assert half.chance is None, "of two levels"
+
+
+def test_a_run_forecast_twice_is_one_run() -> None:
+    first, second = measured("a", 2.0), measured("b", 2.0)
+    again = replace(second, forecast=replace(second.forecast, run_id="run-a"))
+    found = calibration([first, again])
+    assert (found.num_forecasts, found.num_runs) == (2, 1)
+    assert calibration_sentence(found).endswith("They are of 1 run, some forecast repeatedly")
+    assert "repeatedly" not in calibration_sentence(calibration([first, second]))
+
+
+@pytest.mark.parametrize(("loss", "side", "offset"), [(2.05, "above", 2.5), (1.95, "below", -2.5)])
+def test_a_bias_is_told_with_its_side(loss: float, side: str, offset: float) -> None:
+    """Eight of nine on one side: nine ways and one, both ways, of 512 are as uneven."""
+    other = 4.0 - loss
+    found = calibration([measured("x", other), *(measured(str(n), loss) for n in range(8))])
+    assert {found.num_below, found.num_above} == {1, 8}
+    assert found.side_chance == pytest.approx(2 * (1 + 9) / 2**9)
+    assert (
+        f"8 of 9 measured losses lie {side} their forecasts ({offset:+.2f}% in the median): the "
+        "forecasts are biased (p = 0.039)"
+    ) in calibration_sentence(found)
+
+
+def test_a_diverged_run_alone_has_no_error_to_tell() -> None:
+    found = calibration([measured("a", None)])
+    assert (found.median_error, found.median_offset, found.side_chance) == (None, None, None)
+    told = calibration_sentence(found)
+    assert told.startswith("0 of 1 measured losses inside")
+    assert "median" not in told
 
 
 def test_the_command_reads_the_file_once(

@@ -95,6 +95,64 @@ def test_ling_1t_layer_by_layer():
     assert float(dense.split()[5].rstrip("%")) + float(moe.split()[5].rstrip("%")) == 100
 
 
+def test_a_small_model_by_hand():
+    """Width 64, four heads of 16, 128 tokens; every number below is a product done by hand.
+
+    A layer's attention has 4·64² = 16,384 parameters and costs 12·128·64 = 98,304 FLOPs a token
+    beside them; its norms 160. Dense: 3·64·160 = 30,720. Mixture: router 64·32, an expert 3·64·16
+    = 3,072. The prediction block is a mixture layer with 2·64² + 3·64 parameters more.
+    """
+    words = ["model=tiny", "model.mtp_depth=1", "model.num_layers=3", "model.num_dense_layers=1"]
+    lines = printed(*words, "sequence_length=128", "tokens=262144")
+    dense, mixture = 16_384 + 160 + 30_720, 16_384 + 160 + 2_048 + 33 * 3_072
+    active = mixture - 28 * 3_072
+    assert (dense, mixture, active) == (47_264, 119_968, 33_952)
+    flops = [6 * dense + 98_304, 6 * active + 98_304]
+    house = flops[0] + 2 * flops[1] + 6 * 64  # and the last norm
+    assert house == 986_304
+    assert "layers 3, the first 1 dense, and 1 that predicts one token further" in lines
+    assert "dense feed-forward of width 160" in lines
+    assert "M (ling-1) 986.3k 6 x active without embeddings, and attention scores" in lines
+    assert "C 2.586e+11 M over 262k tokens" in lines  # 986,304 · 262,144
+    before = "0 dense 47.26k 47.26k 381.9k 38.7% 51.5%"  # 2·98,304 of 381,888
+    assert any(line.startswith(before) for line in lines)
+    assert any(line.startswith("1-2 moe 120.0k 33.95k 302.0k 61.2% 65.1%") for line in lines)
+    # Not a part of M: no share of it; 196,608 of 6·42,336 + 98,304 is attention.
+    assert any(line.startswith("3 mtp 128.4k 42.34k 352.3k 55.8%") for line in lines)
+    # Embedding and output of 257·64 each, three layers, the last norm, the prediction block.
+    total = 2 * 16_448 + dense + 2 * mixture + 64 + mixture + 8_192 + 192
+    assert total == 448_512
+    assert "total 448.51k" in lines
+    assert "embedding 16.45k 3.7%" in lines
+    assert "weights 1.794MB" in lines
+    assert "AdamW moments 3.588MB" in lines
+    assert not any(line.startswith("master weights") for line in lines), "there are none"
+
+
+def test_the_recipe_s_factors_move_rate_and_batch():
+    def of(name, *words):
+        (line,) = [line for line in printed("model=tiny", *words) if line.startswith(name)]
+        return line.removeprefix(name).split()
+
+    plain = of("peak learning rate ")[0]
+    half = of("peak learning rate ", "recipe.training.peak_lr_factor=0.5")[0]
+    config = config_of("model=tiny")
+    flops = flops_per_token(config.model, config.sequence_length).house * config.tokens
+    training = config.recipe.training
+    assert training.peak_lr_factor == training.batch_factor == 1
+    assert float(plain) == pytest.approx(training.peak_lr(flops), rel=5e-3)
+    assert float(half) == pytest.approx(training.peak_lr(flops) / 2, rel=5e-3)
+    sequences = training.batch_tokens(flops) / config.sequence_length
+    batch = of("batch ", "recipe.training.batch_factor=3")
+    assert int(batch[2]) == pytest.approx(3 * sequences, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["sequence_length", "tokens", "sequences"])
+def test_nothing_is_counted_of_nothing(name, capsys):
+    assert main(["model", f"{name}=0"]) == 2
+    assert f"{name} must be positive, got 0" in capsys.readouterr().err
+
+
 def test_tiny_is_a_rung_of_the_laptop_recipe():
     """Its numbers are the recipe's at that size, so one run and a sweep's runs are of one kind."""
     config = load("train", train.Config, [], config_dirs())

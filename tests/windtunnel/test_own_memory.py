@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,67 @@ def test_a_system_that_says_less_ends_nothing(
     monkeypatch.setattr(own_memory, "is_macos", lambda: False)
     monkeypatch.setattr(own_memory, "read_system_file", lambda path: files.get(path, ""))
     assert own_memory.own_memory() == found
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "found"),
+    [
+        ("6144\n", "1024\n", "", OwnMemory(6144, 4096)),  # 5120 are left of the container's
+        ("6144\n", "4096\n", "", OwnMemory(6144, 2048)),
+        ("6144\n", "", "", OwnMemory(6144, 4096)),
+        ("65536\n", "1024\n", "", OwnMemory(8192, 4096)),
+        ("max\n", "8000\n", "", OwnMemory(8192, 4096)),
+        (
+            "6144\n",
+            "6000\n",
+            "active_file 400\ninactive_file 3000\ntotal_inactive_file 9\n",
+            OwnMemory(6144, 3144),
+        ),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves_and_files_read_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, limit: str, used: str, stat: str, found: OwnMemory
+) -> None:
+    group = "/sys/fs/cgroup/memory"
+    files = {"/proc/meminfo": "MemTotal: 8 kB\nMemAvailable: 4 kB\n"}
+    files |= {f"{group}.max": limit, f"{group}.current": used, f"{group}.stat": stat}
+    monkeypatch.setattr(own_memory, "is_macos", lambda: False)
+    monkeypatch.setattr(own_memory, "read_system_file", lambda path: files.get(path, ""))
+    assert own_memory.own_memory() == found
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "bytes_a_param"),
+    [("fp32", "adamw", 4 + 4 + 8), ("bf16", "adamw", 16), ("bf16_weights", "adamw8bit", 2 + 2 + 2)],
+)
+def test_smaller_numbers_need_less(
+    finished: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    optimizer: str,
+    bytes_a_param: int,
+) -> None:
+    run = finished.plan.runs[0]
+    train = replace(
+        run.spec.train,
+        precision=precision,
+        optimizer=replace(run.spec.train.optimizer, kind=optimizer),
+    )
+    runs = (replace(run, spec=replace(run.spec, train=train)),)
+    needed = bytes_a_param * run.cost.total_params
+    for total, is_refused in ((needed - 1, True), (needed, False)):
+        monkeypatch.setattr(own_memory, "own_memory", lambda total=total: OwnMemory(total, 1))
+        assert bool(own_memory.too_large(runs, LocalConfig(), "cpu")) is is_refused
+
+
+def test_where_a_gpu_is_found_the_machine_s_own_memory_says_nothing(
+    finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_memory, "own_memory", lambda: OwnMemory(1, 1))
+    for has_gpu in (True, False):
+        monkeypatch.setattr(own_memory, "_has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        assert bool(own_memory.too_large(finished.plan.runs, LocalConfig(), "auto")) is not has_gpu
+        assert own_memory.too_large(finished.plan.runs, LocalConfig(), "cpu")
 
 
 @pytest.mark.usefixtures("on_a_mac")

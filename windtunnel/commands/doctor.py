@@ -274,7 +274,7 @@ def slurm() -> Finding:
 
 def wandb_login() -> Finding:
     """Whether W&B could be reached by name; runs are mirrored offline without it."""
-    logged_in = "WANDB_API_KEY" in os.environ
+    logged_in = bool(os.environ.get("WANDB_API_KEY"))
     with suppress(OSError, netrc.NetrcParseError):
         logged_in |= netrc.netrc().authenticators("api.wandb.ai") is not None
     found = "logged in" if logged_in else "not logged in; tracker=wandb writes offline"

@@ -158,12 +158,13 @@ def run(config: Config, console: Console) -> int:
 def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> int:
     """Batches of the design, each run to its end, until it stops; what failed is not chosen."""
     given = config.budget.train_flops
-    left, made = given or plan.train_flops, 0
+    whole = given or plan.train_flops
+    left, made = whole, 0
     executor = make_executor(config.executor, sweep_config(config).runtime, store.root)
     packing = packing_for(config.executor, sweep_config(config).runtime)
     session = replace(config.budget, train_flops=None)
     while True:
-        batch = next_batch(plan, store, config.next, left) if left > 0 else None
+        batch = next_batch(plan, store, config.next, left, whole=whole) if left > 0 else None
         if batch is None or not batch.runs:
             stop = batch.why if batch else "the budget is spent"
             break
@@ -189,7 +190,7 @@ def _run_design(config: Config, plan: Plan, store: Store, console: Console) -> i
     say(
         console,
         f"The design ends: {stop}. {counted(made, 'run', 'runs')} now; "
-        f"{sci((given or plan.train_flops) - left)} of the grid's {sci(plan.train_flops)} FLOPs.",
+        f"{sci(whole - left)} of the grid's {sci(plan.train_flops)} FLOPs.",
     )
     say(console, f"Next: {after_training(plan, store.root)}")
     return 0
