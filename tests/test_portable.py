@@ -29,6 +29,7 @@ ALLOWED = {
         "/proc/meminfo",
         "/sys/fs/cgroup/memory.current",
         "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.stat",
     },
 }
 """What only Linux has, and the files that do without it elsewhere."""

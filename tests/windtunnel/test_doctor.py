@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +65,19 @@ def test_the_matmul_speed_is_a_speed() -> None:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_slurms_commands_alone_are_no_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    code: int,
 ) -> None:
     for name in ("sbatch", "squeue"):
-        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\necho 12 jobs\nexit {code}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = doctor.slurm().found
     assert found.startswith(str(tmp_path / "sbatch"))
     assert ("no cluster answers" in found) is (code != 0)
+    assert capfd.readouterr().out == "", "what Slurm says is not the doctor's"
 
 
 def test_what_computes_the_rest_says_why_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +188,11 @@ def test_a_product_is_timed_on_one_thread_and_the_others_come_back(
     monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks))
     assert doctor.matmul_flops_per_s(0.005) == pytest.approx(2 * 512**3 / 0.001)
     assert asked == [1, 5]
+
+
+def test_the_interpreter_is_named() -> None:
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    assert doctor.python() == Finding(name="Python", found=found)
 
 
 def test_packages_are_told_with_their_versions() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from analysis.allocation import optimum
+from analysis.fitting import fit_surface
 from analysis.law_study import LawStudy
 from analysis.laws import LossSurface
 from analysis.optima_study import OptimaStudy
-from analysis.records import RunRecord
+from analysis.points import points_from_records
+from analysis.records import RecordSet, RunRecord
 from analysis.study import Study
 from model.accounting import CONVENTION, flops_per_token
 from model.errors import ConfigError
@@ -449,3 +454,25 @@ def test_a_table_is_drawn_on_request_and_a_sweep_by_its_report(
     assert "windtunnel report sweep=mine" in capsys.readouterr().err
     assert cli.main([*command, "law=gadre"]) == 2
     assert "law=hoffmann" in capsys.readouterr().err
+
+
+def test_a_sweep_s_other_sizes_are_choices_too(finished: Any, tmp_path: Path) -> None:
+    """Each recommends what a fit of its own in that size does."""
+    root = tmp_path / "tunnel"
+    shutil.copytree(finished.root, root, symlinks=True)
+    words = ["sweep=quickstart", f"root={root}", "sensitivity=true", "at_flops=2e12"]
+    assert cli.main(["fit", *words, *QUICK]) == 0
+    study = Study.load(root / "sweeps/quickstart/fit.json")
+    assert study.sensitivity is not None
+    assert study.sensitivity.flops == 2e12
+    by_size = {c.name: c for c in study.sensitivity.choices if c.group == "size"}
+    sizes = ("active_params", "active_non_embedding_params", "total_params")
+    assert list(by_size) == [f"N = {size}" for size in sizes]
+    records = RecordSet(records=tuple(finished.records), excluded=())
+    for size in sizes:
+        points, _ = points_from_records(records, size)
+        best = optimum(fit_surface(points, study.settings), 2e12)
+        chosen = by_size[f"N = {size}"]
+        assert chosen.tokens == pytest.approx(best.tokens.value, rel=1e-3)
+        assert chosen.flops_per_token == pytest.approx(2e12 / best.tokens.value, rel=1e-3)
+    assert len({choice.tokens for choice in by_size.values()}) == 3

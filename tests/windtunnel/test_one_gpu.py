@@ -74,6 +74,8 @@ def test_the_command_shows_it_and_refuses_what_it_has_not(capsys):
     assert "no ranks to build" in capsys.readouterr().err
     assert cli.main([*words, "batch_tokens=0"]) == 2
     assert "batch_tokens must be positive, got 0" in capsys.readouterr().err
+    assert cli.main([*words, "parallel.sequences=0"]) == 2
+    assert "sequences must be positive, got 0" in capsys.readouterr().err
 
 
 def run(name, monkeypatch, *options):

@@ -450,6 +450,8 @@ def test_a_wandb_that_fails_leaves_the_report(
     told = io.StringIO()
     assert report.run(config, Console(file=told, width=200)) == 0
     assert "W&B did not take the report" in told.getvalue()
+    drawn = len(list((tmp_path / "out").glob("*.png")))
+    assert f"{drawn} figures (PNG, SVG, PDF, CSV) in {tmp_path / 'out'}" in told.getvalue()
     assert (tmp_path / "out" / "index.html").exists()
 
 
