@@ -8,6 +8,7 @@ from analysis.laws import LossSurface, PowerLaw, SaturatingPowerLaw, SizeLaw, To
 from analysis.leverage_law import LeverageLaw
 from analysis.moe_laws import GranularityLaw, JointExpertLaw, SparsityLaw
 from analysis.routed import RoutedLaw
+from analysis.wording import joined
 
 Law = (
     PowerLaw
@@ -55,3 +56,10 @@ def the_law(law: type[AnyLaw]) -> str:
 def law_range(law: AnyLaw, name: str) -> tuple[float, float]:
     """Between which values ``law`` allows a parameter: exponents as it says, the others from 0."""
     return law.EXPONENTS.get(name, (0.0, float("inf")))
+
+
+def cut_ends(law: AnyLaw, name: str, low: float, high: float) -> str:
+    """Which ends of a parameter's interval are the law's limits and no finding; empty if none."""
+    least, most = law_range(law, name)
+    cut = [side for side, is_cut in (("lower", low == least), ("upper", high == most)) if is_cut]
+    return f"{joined(cut)} end: as far as the law allows" if cut else ""

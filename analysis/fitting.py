@@ -34,6 +34,7 @@ from analysis.routed_fit import fit_routed
 from analysis.settings import FitSettings
 from analysis.solving import Solved, make_law, solve
 from analysis.weighing import CELLS_BOOTSTRAP, replicate_cells, weigh
+from analysis.wording import counted
 from model.errors import ConfigError
 
 
@@ -230,9 +231,9 @@ def fit_law(
     num_parameters = len(law.PARAMETERS)
     if len(values) <= num_parameters:
         raise FitError(
-            f"{name}: {len(values)} points for the {num_parameters} parameters of "
-            f"{the_law(law)} leave nothing to judge the fit by; at least {num_parameters + 1} are "
-            f"needed, {2 * num_parameters} or more are better"
+            f"{name}: {counted(len(values), 'point', 'points')} for the {num_parameters} "
+            f"parameters of {the_law(law)} leave nothing to judge the fit by; at least "
+            f"{num_parameters + 1} are needed, {2 * num_parameters} or more are better"
         )
     solved, weighting = solve(law, variables, values, settings), None
     if cells is not None:

@@ -248,6 +248,10 @@ class LossSurface(Parametric):
         return math.exp(-math.log(left / self.B) / self.beta)
 
 
+LEAST_RUNS = len(LossSurface.PARAMETERS) + 1
+"""Of a fit of L(N, D): its parameters, and one run to know their noise by."""
+
+
 def least_loss(loss_at: Callable[[Array], Array], low: float, high: float) -> float:
     """The size between two of least loss, by a grid that closes in; one valley is assumed.
 

@@ -72,12 +72,17 @@ def expert_balance(evidence: Evidence) -> Drawing:
         if dead
         else "Every expert of every layer was chosen at least once."
     )
+    drawn = (
+        "The grey line is a power law of compute with its 90% band for one new run. "
+        if any(row["series"] == "law" for row in rows)
+        else ""
+    )
     return Drawing(
         name=name,
         title=title,
         how_to_read="MaxVio is how far the busiest expert lies above the mean load (0 is even), "
         "the normalised entropy is the share of experts that the load amounts to (1 is even). "
-        f"{unused} The grey line is a power law of compute with its 90% band for one new run. "
+        f"{unused} {drawn}"
         f"{' '.join(laws)}",
         distrust="MaxVio is a maximum, so it grows with the number of experts and with fewer "
         "held-out tokens. A plain power law is all that so few runs can carry.",

@@ -58,6 +58,7 @@ class Promoted:
     """Its training curve, as far as it has come."""
     name: str = "promoted run"
     """What a legend calls it."""
+    diverged: bool = False
 
     def size_in(self, study: Study) -> float:
         """Its size in the variable the law was fitted in."""

@@ -88,11 +88,18 @@ def loss_compute(evidence: LawEvidence[DrawnRun]) -> Drawing:
         if evidence.held_out
         else ""
     )
+    foretold = (
+        "The bar across is the forecast of the promoted run with its interval"
+        f"{', the diamond what it measured' if promoted.measured is not None else ''}. "
+        if promoted is not None
+        else ""
+    )
     lines = "; thin lines follow one size through its token budgets" if study is not None else ""
     return Drawing(
         name=name,
         title=title,
         how_to_read=f"Each dot is one finished run, coloured by model size{lines}. {law}{held_out}"
+        f"{foretold}"
         "Both axes are logarithmic.",
         distrust="The band knows the spread between runs and of the coefficients. It doesn't know "
         "whether the law's form still holds beyond the last dot, nor whether the recipe for "

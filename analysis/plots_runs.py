@@ -156,6 +156,8 @@ def flight(evidence: Evidence) -> Drawing:
         f"So far the interval holds {inside} of "
         f"{counted(len(passed), 'measurement', 'measurements')}. "
         if passed
+        else "The run diverged and has no final loss. "
+        if promoted.diverged
         else "Nothing has been measured yet. "
     )
     on_the_way = "" if promoted.waypoints else "Only the end was forecast. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
-from analysis.catalogue import AnyLaw, law_range
+from analysis.catalogue import AnyLaw, cut_ends
 from analysis.drift import FORM_FURTHEST, Drift, form_allowance
 from analysis.exclusion import Exclusion
 from analysis.holdout import HeldOutPoint, Holdout
@@ -13,7 +13,7 @@ from analysis.judging import Comparison
 from analysis.noise import NoiseFloor
 from analysis.results import Fit, Interval, Prediction
 from analysis.seed_weights import Weighting
-from analysis.wording import WIDTH, brief, counted, joined, largest_budgets
+from analysis.wording import WIDTH, brief, counted, largest_budgets
 
 INDENT = 14
 MOST_LABELS = 3
@@ -32,14 +32,8 @@ def coefficient_lines(fit: Fit, level: float) -> Iterator[str]:
     """A table of the coefficients with their intervals."""
     yield f"    {'':<8}{'value':>12}    {level:.0%} interval"
     for name, interval in fit.coefficients.items():
-        ends = zip(
-            ("lower", "upper"),
-            (interval.low, interval.high),
-            law_range(fit.law, name),
-            strict=True,
-        )
-        cut = [side for side, end, bound in ends if end == bound]
-        said = f" ({joined(cut)} end: as far as the law allows)" if cut else ""
+        cut = cut_ends(fit.law, name, interval.low, interval.high)
+        said = f" ({cut})" if cut else ""
         yield f"    {name:<8}{interval.value:>12.5g}    {between(interval)}{said}"
 
 

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws import Array
+from analysis.laws import LEAST_RUNS, Array
 from analysis.results import FitError
 
 EXPONENTS = (0.05, 1.2)
 """Of both terms. Published ones lie between 0.2 and 0.5, the laptop's between 0.4 and 0.8."""
 PLACES = 28
 """Of each exponent."""
-LEAST_RUNS = 6
-"""Five parameters, and one run to know their noise by."""
 MOST_ALIKE = 0.999
 """Correlation of log-size and log-tokens."""
 LEAST_WEIGHT = 1e-5

@@ -32,6 +32,8 @@ class Calibration:
     """Inside and all of them, of sweeps and of tables; what there is none of is left out."""
     num_runs: int
     """Fewer than forecasts where a run was forecast more than once."""
+    num_diverged: int
+    """Of the forecasts: their runs came to no loss, which is a miss."""
     num_expected: float
     """Sum of the levels: how many ought to be inside."""
     hit_rate: Interval | None
@@ -83,6 +85,7 @@ def calibration(entries: Iterable[Entry]) -> Calibration:
         num_inside=inside,
         by_kind=by_kind,
         num_runs=len({entry.forecast.run_id for entry in judged}),
+        num_diverged=sum(entry.measured is None for entry in judged),
         num_expected=sum(forecast.level for forecast in forecasts),
         hit_rate=hit_rate,
         chance=chance,
@@ -105,8 +108,11 @@ def calibration_sentence(found: Calibration) -> str:
     ]
     told_apart = f" ({', '.join(kinds)})" if len(kinds) > 1 else ""
     rate = found.hit_rate
+    diverged = counted(found.num_diverged, "run", "runs") if found.num_diverged else ""
+    held = f"outcomes inside the interval, {diverged} diverged" if diverged else ""
     text = (
-        f"{found.num_inside} of {found.num_forecasts} measured losses inside the interval"
+        f"{found.num_inside} of {found.num_forecasts} "
+        f"{held or 'measured losses inside the interval'}"
         f"{told_apart}; {found.num_expected:.3g} were to be expected. Hit rate {rate.value:.0%}, "
         f"90% interval {rate.low:.0%} to {rate.high:.0%}"
     )

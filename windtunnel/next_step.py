@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.laws import LEAST_RUNS
 from sweeps.plan import Plan
-from windtunnel.features import features_of, variants_in
+from windtunnel.features import features_of, variants_in, without_seed
 from windtunnel.quoting import under
 
 LEARNING_RATE = "recipe.training.peak_lr_factor"
@@ -17,11 +19,18 @@ NO_WORDS = ("true", "false", "null", "nan", "inf")
 
 
 def after_training(plan: Plan, root: Path) -> str:
-    """The command that reads a finished sweep: of one variant, of learning rates, or of a trial."""
+    """The command that reads a finished sweep: of one variant, of learning rates, or of a trial.
+
+    A fit of fewer runs than L(N, D) takes would be refused, so it is not proposed.
+    """
     command = f"windtunnel fit sweep={plan.name}{under(root)}"
     variants = variants_in(plan.measured)
-    if plan.config is None or len(variants) == 1:
+    if plan.config is None:
         return command
+    runs = Counter(str(without_seed(run.variant)) for run in plan.measured)
+    can_fit = min(runs.values()) >= LEAST_RUNS
+    if len(variants) == 1:
+        return command if can_fit else f"windtunnel report sweep={plan.name}{under(root)}"
     features = features_of(plan.config)
     if features == [(LEARNING_RATE,)]:
         return f"{command} law=learning_rate"
@@ -30,7 +39,7 @@ def after_training(plan: Plan, root: Path) -> str:
     if len(features) > 1:
         first = features[0][0]
         trial += f" {as_option('variant', {first: last[first]})}"
-    return f"{trial}, or {command} {as_option('variant', last)}"
+    return f"{trial}, or {command} {as_option('variant', last)}" if can_fit else trial
 
 
 def launch_elsewhere(root: Path, promotion_id: str) -> str:

@@ -18,9 +18,13 @@ from windtunnel.next_step import LEARNING_RATE, after_training, as_option
 from windtunnel.quoting import DEFAULT_ROOT, under
 from windtunnel.yaml_folders import CONF_DIR, config_dirs
 
+SIX_CELLS = ("ladder.sizes=2", "ladder.budgets=3", "ladder.noise_seeds=[]")
+FIVE_RUNS = ("ladder.sizes=2", "ladder.budgets=2", "ladder.noise_seeds=[1]")
 
-def advice(known_sweep: ModuleType, root: Path, *words: str) -> str:
-    ladder = ("ladder.sizes=2", "ladder.budgets=2", "ladder.noise_seeds=[]")
+
+def advice(
+    known_sweep: ModuleType, root: Path, *words: str, ladder: tuple[str, ...] = SIX_CELLS
+) -> str:
     told = after_training(known_sweep.make(root, "name=s", *ladder, *words), DEFAULT_ROOT)
     skimmed = skim_plan(Store(root).plan_path("s"))
     assert told == after_training(skimmed, DEFAULT_ROOT), "a status skims its plan"
@@ -32,8 +36,7 @@ def test_the_command_is_for_the_root_that_was_worked_in(
     folder: str, tmp_path: Path, known_sweep: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, root = tmp_path / "made", tmp_path / folder
-    ladder = ("ladder.sizes=2", "ladder.budgets=2", "ladder.noise_seeds=[]")
-    known_sweep.finish_all(made, known_sweep.make(made, "name=s", *ladder))
+    known_sweep.finish_all(made, known_sweep.make(made, "name=s", *SIX_CELLS))
     made.rename(root)
     (word,) = shlex.split(under(root))
     assert cli.main(["status", "sweep=s", word]) == 0
@@ -100,6 +103,20 @@ def test_the_command_fits_what_was_varied_and_compare_takes_it(
         assert plan.config is not None
         variant, baseline = compare._sides(plan.config, config.variant, config.baseline)
         assert variant != baseline
+
+
+@pytest.mark.parametrize("ladder", [FIVE_RUNS, SIX_CELLS])
+def test_a_fit_is_proposed_only_where_it_is_not_refused(
+    ladder: tuple[str, ...], tmp_path: Path, known_sweep: ModuleType
+) -> None:
+    root = tmp_path / "tunnel"
+    known_sweep.finish_all(root, known_sweep.make(root, "name=s", *ladder))
+    by_fit = cli.main(["fit", "sweep=s", f"root={root}", "fit.starts=50", "fit.replicates=100"])
+    told = advice(known_sweep, tmp_path / "other", ladder=ladder)
+    assert (by_fit, told) == ((0, FIT) if ladder is SIX_CELLS else (3, "windtunnel report sweep=s"))
+    trial = advice(known_sweep, tmp_path / "trial", f"axes.{NORM}=[true,false]", ladder=ladder)
+    assert (FIT in trial) is (by_fit == 0)
+    assert trial.startswith("windtunnel compare sweep=s")
 
 
 @pytest.mark.parametrize(

@@ -339,3 +339,48 @@ def test_no_tick_of_the_chart_is_cut_on_a_phone(finished: Any, visit: Any, tmp_p
       return own.left < all.left - 1 || own.right > all.right + 1;
     }).map((t) => t.textContent)"""
     assert page.evaluate(cut) == []
+
+
+def test_a_first_run_stands_on_an_axis_with_numbers(
+    visit: Any, known_sweep: ModuleType, tmp_path: Path
+) -> None:
+    plan = known_sweep.make(tmp_path)
+    known_sweep.finish(tmp_path, plan.runs[3].spec, known_sweep.measured(plan.runs[3].spec))
+    content = gather("quickstart", tmp_path, made_at="2026-11-23", version="0")
+    path = tmp_path / "index.html"
+    path.write_text(render(content, (live_module.FIGURES[0](content.evidence),)))
+    page = visit(f"file://{path}")
+    until(page, "document.querySelectorAll('.chart-stage .tick.mid').length > 1")
+
+
+def test_the_verdict_of_a_forecast_is_in_sight_at_every_width(
+    finished: Any, visit: Any, tmp_path: Path
+) -> None:
+    content = gather("quickstart", finished.root, made_at="2026-11-23", version="0")
+    path = tmp_path / "index.html"
+    path.write_text(render(content, (live_module.FIGURES[0](content.evidence),)))
+    page = visit(f"file://{path}")
+    verdict = page.locator("#ledger .tag")
+    assert verdict.text_content() == "inside"
+    for width in (1440, 1200, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        seen = "[...document.querySelectorAll('#ledger .tag, #ledger .scroll')].map("
+        tag, frame = sorted(page.evaluate(f"{seen}e => e.getBoundingClientRect().right)"))
+        assert tag < frame <= width
+
+
+def test_sorting_is_offered_where_the_page_can_sort(
+    finished: Any, browser: Any, tmp_path: Path
+) -> None:
+    content = gather("quickstart", finished.root, made_at="2026-11-23", version="0")
+    path = tmp_path / "index.html"
+    path.write_text(render(content, (live_module.FIGURES[0](content.evidence),)))
+    for scripts in (True, False):
+        context = browser.new_context(java_script_enabled=scripts)
+        page = context.new_page()
+        page.goto(f"file://{path}")
+        offer = page.get_by_text("Click a heading to sort.")
+        assert offer.is_visible() is scripts
+        page.emulate_media(media="print")
+        assert offer.is_hidden()
+        context.close()

@@ -317,4 +317,5 @@ def promoted_of(answer: Answer | None) -> Promoted | None:
         },
         waypoints=answer.waypoints,
         curve=answer.curve,
+        diverged=answer.verdict == "DIVERGED",
     )

@@ -58,9 +58,27 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
+def signed(value: float) -> str:
+    """What a choice costs, in nats with its sign; nothing has none."""
+    return "0" if abs(value) < 5e-5 else f"{value:+.4f}"
+
+
 def prose(text: str) -> Markup:
-    """A sentence with its `commands` set as code; everything is escaped first."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """A sentence with its `commands` set as code, powers raised; everything is escaped first."""
+    parts = re.split(r"`([^`]+)`", str(escape(text)))
+    parts[::2] = [_powers(part) for part in parts[::2]]
+    parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
+    return Markup("".join(parts))
+
+
+def _powers(text: str) -> str:
+    """``C^-0.15`` and ``5.8e+05`` as a paper sets them."""
+    text = re.sub(r"\^(-?\w+(?:\.\d+)?)", r"<sup>\1</sup>", text)
+    return re.sub(
+        r"(?<!\w)(\d(?:\.\d+)?)e([+-]\d+)\b",
+        lambda found: f"{found[1]}·10<sup>{int(found[2])}</sup>",
+        text,
+    )
 
 
 def sentence(text: str) -> str:

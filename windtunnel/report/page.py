@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.catalogue import cut_ends
 from analysis.plots_style import Drawing
 from analysis.wording import brief, counted
 from windtunnel.calibration import calibration, calibration_sentence
@@ -19,7 +20,17 @@ from windtunnel.report import sentences, theme
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
 from windtunnel.report.conventions import View, views_of
-from windtunnel.report.numbers import flops, interval, loss, number, percent, prose, sentence, si
+from windtunnel.report.numbers import (
+    flops,
+    interval,
+    loss,
+    number,
+    percent,
+    prose,
+    sentence,
+    si,
+    signed,
+)
 from windtunnel.report.unwell import unwell
 
 LARGEST_CSV_BYTES = 400_000
@@ -94,6 +105,7 @@ def environment(package: str = "windtunnel.report") -> Environment:
         "interval": interval,
         "percent": percent,
         "number": number,
+        "signed": signed,
         "duration": duration,
         "prose": prose,
         "sentence": sentence,
@@ -136,6 +148,7 @@ def values(
         "most_open": MOST_OPEN if live else MOST_UNWELL,
         "most_unwell": MOST_UNWELL,
         "counted": counted,
+        "cut_ends": cut_ends,
     }
 
 

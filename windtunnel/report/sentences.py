@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from markupsafe import Markup
 
 from analysis.holdout import HeldOutPoint, Holdout
+from analysis.laws import LEAST_RUNS
 from analysis.results import FitWarning
-from analysis.wording import counted, joined
+from analysis.wording import brief, counted, joined
 from windtunnel.console import duration
 from windtunnel.fallen import fallen_sentence, layers_text
 from windtunnel.features import variants_in
@@ -15,7 +18,10 @@ from windtunnel.next_step import as_option
 from windtunnel.promotion_tables import origin_text
 from windtunnel.report.content import Answer, Content
 from windtunnel.report.conventions import own_view
-from windtunnel.report.numbers import flops, loss, percent, si
+from windtunnel.report.numbers import flops, loss, percent, sentence, si
+
+LONGEST_REASON = 240
+"""Characters of a reason under the verdict; the table of runs has it whole."""
 
 Fact = tuple[str, str, str]
 """Name, value, a note below it."""
@@ -49,9 +55,11 @@ def facts(content: Content) -> list[Fact]:
         low, high = done[0].train_flops, done[-1].train_flops
         sizes = [record.total_params for record in done]
         tokens = [record.tokens for record in done]
+        span = ("Span", f"{high / low:.3g} times", "largest run over the smallest")
+        spans = [span] if high > low else []
         rows += [
             ("Compute of one run", _span(flops(low), flops(high)), "FLOPs"),
-            ("Span", f"{high / low:.3g} times", "largest run over the smallest"),
+            *spans,
             ("Model sizes", _span(si(min(sizes)), si(max(sizes))), "parameters, total"),
             ("Token budgets", _span(si(min(tokens)), si(max(tokens))), ""),
             ("Time spent", duration(sum(r.wall_s for r in done)), "sum over the runs"),
@@ -115,7 +123,8 @@ def no_answer(content: Content) -> str:
             f"`windtunnel sweep sweep={content.sweep}`."
         )
     if content.study is None:
-        return f"There is no answer yet: first fit the law with {_fit_command(content)}."
+        what = _too_few(content) or f"first fit the law with {_fit_command(content)}."
+        return f"There is no answer yet: {what}"
     return (
         "No configuration has been promoted from this sweep yet. `windtunnel promote "
         f"sweep={content.sweep} target=next_rung` chooses one, forecasts its loss with an interval "
@@ -127,7 +136,22 @@ def no_fit(content: Content) -> str:
     """What to do where no law was fitted."""
     if not content.evidence.done:
         return "No law, because no run has finished."
-    return f"No law has been fitted to these runs yet: {_fit_command(content)}."
+    what = _too_few(content) or f"{_fit_command(content)}."
+    return f"No law has been fitted to these runs yet: {what}"
+
+
+def _too_few(content: Content) -> str:
+    """That a fit would be refused, and what comes before it; empty where it may be tried."""
+    done = Counter(row.variant for row in content.runs if row.status == "done")
+    most = max(done.values())
+    if most >= LEAST_RUNS:
+        return ""
+    of_one = " of one variant" if len(done) > 1 else ""
+    is_over = all(row.status in ("done", "failed", "diverged") for row in content.runs)
+    then = (
+        "add sizes or budgets to the ladder." if is_over else "the sweep is still to be finished."
+    )
+    return f"{counted(most, 'run', 'runs')}{of_one} done, and a law takes {LEAST_RUNS}; {then}"
 
 
 def _fit_command(content: Content) -> str:
@@ -147,7 +171,8 @@ def outcome(answer: Answer) -> tuple[str, str]:
     if verdict == "ALTERED":
         return "The ledger's row was altered after it was written; it proves nothing.", "bad"
     if verdict == "DIVERGED":
-        told, kind = "The run diverged, so the forecast is counted as missed.", "bad"
+        why = brief(sentence(answer.record.reason), LONGEST_REASON) if answer.record else ""
+        told, kind = f"The run diverged, so the forecast is counted as missed. {why}".strip(), "bad"
     elif measured is not None:
         inside = verdict.startswith("inside")
         where = "inside" if inside else "OUTSIDE"
@@ -272,4 +297,4 @@ def runs_sentence(content: Content) -> str:
     duplicates = content.plan.num_duplicates
     cells = counted(duplicates, "cell", "cells")
     note = f" {cells} came out as a run already planned." if duplicates else ""
-    return f"{counted(len(content.runs), 'run', 'runs')}: {listed}.{note} Click a heading to sort."
+    return f"{counted(len(content.runs), 'run', 'runs')}: {listed}.{note}"

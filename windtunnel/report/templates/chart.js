@@ -100,7 +100,9 @@ const lossChart = (host, data, note, kept) => {
       }));
       svg.append(make("text", { class: "tick end", x: box.left - 8, y: y(tick) + 4 }, trim(tick, 6)));
     }
-    for (const tick of scales.logTicks(...xr, width < 500 ? 5 : 9)) {
+    const most = width < 500 ? 5 : 9, round = scales.logTicks(...xr, most);
+    // Runs of about one compute have no round value beside them, or one that gives no scale.
+    for (const tick of round.length > 1 ? round : scales.evenTicks(...xr, Math.ceil(most / 2))) {
       svg.append(make("line", {
         class: "axis", x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4,
       }));

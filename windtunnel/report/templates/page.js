@@ -35,6 +35,7 @@
   const filter = document.getElementById("filter");
   if (filter) {
     filter.hidden = false;
+    document.getElementById("sorts").hidden = false;
     const rows = [...document.querySelectorAll("#runs-table tbody tr")];
     const count = document.getElementById("filter-count");
     filter.addEventListener("input", () => {
