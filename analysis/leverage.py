@@ -221,7 +221,7 @@ class LeverageMeter:
         seen_R = np.isfinite(first_R) & np.isfinite(last_R)
         if 1 - seen_R.mean() > (1 - self._level) / 2:
             return None
-        slope_R = (last_R - first_R)[seen_R] / (last - first)
+        slope_R = (last_R[seen_R] - first_R[seen_R]) / (last - first)
         return self._interval(np.exp(slope_R * np.log(10.0)))
 
     def _of_pair(self, index: int) -> PairLeverage:
