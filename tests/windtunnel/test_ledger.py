@@ -326,7 +326,7 @@ def test_a_diverged_run_alone_has_no_error_to_tell() -> None:
     found = calibration([measured("a", None)])
     assert (found.median_error, found.median_offset, found.side_chance) == (None, None, None)
     told = calibration_sentence(found)
-    assert told.startswith("0 of 1 measured losses inside")
+    assert told.startswith("0 of 1 outcomes inside the interval, 1 run diverged; 0.9 were")
     assert "median" not in told
 
 
