@@ -16,18 +16,17 @@ from __future__ import annotations
 import ast
 import difflib
 import errno
-import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from textwrap import wrap
 
 from model.errors import ConfigError
+from windtunnel.streams import open_closed_streams, silence_stdout, write_error, write_out
 
 VERBS = (
     "sweep",
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":  # before anything is imported that Windows does not have
         _complain(NO_WINDOWS)
         return 2
-    _open_closed_streams()
+    open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
     try:
@@ -84,23 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = [*words[1:], "--help"]
             verb = words[0]
         if verb in ("-h", "--help", "help"):
-            print(_help())
+            write_out(f"{_help()}\n")
             code = 0
         elif verb == "--version":
             from importlib.metadata import version  # here: it imports a mail reader
 
-            print(f"windtunnel {version('windtunnel-moe')}")
+            write_out(f"windtunnel {version('windtunnel-moe')}\n")
             code = 0
         else:
             code = _run_verb(_known_verb(verb), _parse(words[1:]))
-        sys.stdout.flush()  # here, so that a full disk or a closed pipe is met below
+        write_out()  # here, so that a full disk is met below
         return code
     except KeyboardInterrupt:
         _complain("stopped; finished work is kept, and the same command resumes from there")
         return EXIT_STOPPED
-    except BrokenPipeError:  # `windtunnel ... | head`: nobody is left to read the rest
-        _silence_stdout()
-        return 0
     except Exception as error:
         known, message = _explain(error)
         if known is None:
@@ -114,7 +110,7 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
 
     dirs = config_dirs(arguments.config_dirs)
     if arguments.show_help:
-        print(verb_help(verb, _docstring(verb), dirs))
+        write_out(f"{verb_help(verb, _docstring(verb), dirs)}\n")
         return 0
     from windtunnel import composition
     from windtunnel.console import make_console, speak_plainly
@@ -122,7 +118,7 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
     speak_plainly()
     module = import_module(f"windtunnel.commands.{verb}")
     if arguments.show_config:
-        print(composition.composed_yaml(verb, module.Config, arguments.overrides, dirs), end="")
+        write_out(composition.composed_yaml(verb, module.Config, arguments.overrides, dirs))
         return 0
     config = composition.load(verb, module.Config, arguments.overrides, dirs)
     return int(module.run(config, make_console()))
@@ -176,7 +172,7 @@ def _explain(error: Exception) -> tuple[int | None, str]:
         where = error.filename or "the disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
-                _silence_stdout()  # it may be stdout that is full; Python would write to it again
+                silence_stdout()  # it may be stdout that is full; Python would write to it again
             return 3, (
                 f"{where}: no space left. What is finished is kept; free some space and run the "
                 "same command again, or choose another folder with root=DIR"
@@ -199,24 +195,6 @@ def _meant_file(name: str) -> str:
     return re.sub(r"\.([^/]+)\.[0-9a-f]{32}\.tmp$", r"\1", name)
 
 
-def _open_closed_streams() -> None:
-    """Give a stream that the shell closed (``>&-``) somewhere to go: the next file opened, a run's
-    own perhaps, would get its number, and what is printed."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.dup2(opened := os.open(os.devnull, os.O_RDWR), number)  # inherited by every worker
-            if opened != number:
-                os.close(opened)
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-
-
-def _silence_stdout() -> None:
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _complain(message: str) -> None:
     """One line, and one more for each point of a list that follows it (``\\n- ``).
 
@@ -231,10 +209,10 @@ def _complain(message: str) -> None:
                 line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
         )
-    print(line, file=sys.stderr)
+    lines = [line]
     for point in points:
-        indented = wrap(point, 100, initial_indent="  ", subsequent_indent="    ")
-        print("\n".join(indented), file=sys.stderr)
+        lines += wrap(point, 100, initial_indent="  ", subsequent_indent="    ")
+    write_error("".join(f"{one}\n" for one in lines))
 
 
 def _help() -> str:

@@ -22,6 +22,7 @@ from rich.text import Text
 from analysis.wording import WIDTH
 from windtunnel.folding import Folded
 from windtunnel.plain_table import PlainTable
+from windtunnel.streams import silence_stdout
 
 PLAIN = dict(zip("▁▂▃▄▅▆▇·\u00d7≤≥…─", ".,-~=+*.x<>.-", strict=True))
 """For a screen or a pipe that takes ASCII alone; anything else becomes a question mark."""
@@ -46,11 +47,20 @@ def speak_plainly() -> None:
             stream.reconfigure(errors="plainly")
 
 
+class Heard(Console):
+    """A console whose reader may leave: the work goes on unheard, to its own end and exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """In place of rich's, which ends the program with 1 before its work is done."""
+        self.quiet = True
+        silence_stdout()
+
+
 def make_console(file: IO[str] | None = None) -> Console:
     """A console that is 100 columns wide wherever no terminal says otherwise."""
-    console = Console(file=file, highlight=False, soft_wrap=False)
+    console = Heard(file=file, highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=WIDTH, color_system=None)
+        console = Heard(file=file, highlight=False, width=WIDTH, color_system=None)
     return console
 
 

@@ -3,10 +3,12 @@
 import errno
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -209,11 +211,32 @@ def test_stdout_that_is_full_or_closed() -> None:
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "no space left" in done.stderr
+
+
+def unheard(*words: str, both: bool = False) -> tuple[int, str]:
+    """Exit code, and what came on stderr, of ``windtunnel WORDS | true``; of ``2>&1`` with both."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = windtunnel("--help", stdout=writer, stderr=subprocess.PIPE)
+    errors = writer if both else subprocess.PIPE
+    done = windtunnel(*words, stdout=writer, stderr=errors)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    return done.returncode, done.stderr or ""
+
+
+def test_a_reader_who_left_changes_no_exit_code(finished: Any, tmp_path: Path) -> None:
+    root = shutil.copytree(finished.root, tmp_path / "tunnel", symlinks=True)
+    (root / "sweeps/quickstart/fit.json").unlink(missing_ok=True)
+    at = f"root={root}"
+    fit = ("fit", "sweep=quickstart", at, "fit.starts=200", "fit.replicates=100")
+    assert unheard("--help") == unheard("--version") == unheard("ledger", "--help") == (0, "")
+    assert unheard("ledger", "--cfg") == unheard("ledger", at) == (0, "")
+    assert unheard("model", "model=ling_mini") == unheard(*fit) == (0, "")
+    assert (root / "sweeps/quickstart/fit.json").exists(), "the work went on to its end"
+    assert unheard("status", "sweep=quickstart", at) == (0, "")
+    assert unheard("status", at, "json=true") == (0, "")
+    # What they mean is not lost either: nothing there yet, and a mistake, read by nobody at all.
+    assert unheard("status", f"root={tmp_path / 'none'}") == (1, "")
+    assert unheard("ledgr", both=True) == (2, "")
 
 
 def test_streams_that_a_shell_closed(tmp_path: Path) -> None:

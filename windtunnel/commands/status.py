@@ -12,7 +12,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from sweeps.store import Store
 from windtunnel.console import duration, say, sci, si, table
 from windtunnel.fallen import fallen_lines
 from windtunnel.folding import Folded
+from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.next_step import after_training
 from windtunnel.quoting import under
 from windtunnel.sweep_tables import counts_text, quoted, run_label
@@ -40,7 +40,7 @@ from windtunnel.yaml_folders import config_dirs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ForScripts):
     """``conf/status.yaml``."""
 
     root: Path
@@ -51,8 +51,6 @@ class Config:
     """Seconds between redraws."""
     rows: int
     """Running runs, failed, diverged and interrupted ones that are shown of each kind."""
-    json: bool
-    """One JSON object in place of the screen."""
 
     def __post_init__(self) -> None:
         require_positive(every_s=self.every_s, rows=self.rows)
@@ -67,7 +65,7 @@ def run(config: Config, console: Console) -> int:
     plan = known_plan(store, config.sweep, read=skim_plan)
     status = sweep_status(plan, store)
     if config.json:
-        print(json.dumps(as_json(plan, status)))
+        write_answer("status", as_json(plan, status))
         return 0 if status.is_complete else 1
     if config.watch:
         with Live(console=console, auto_refresh=False) as live:
@@ -245,7 +243,7 @@ def _list_sweeps(store: Store, console: Console, *, as_json: bool) -> int:
         counts.append(_counts(plan, status))
         rows.append([name, counts_text(status), len(status.runs), sci(status.train_flops)])
     if as_json:
-        print(json.dumps({"sweeps": counts}))
+        write_answer("status", {"sweeps": counts})
         return 0 if all_done else 1
     console.print(table(["sweep", "state", "runs", "FLOPs"], rows, left=2))
     return 0 if all_done else 1
