@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from analysis.laws import Array
 from analysis.points import Points
@@ -20,6 +21,11 @@ class NoiseFloor:
     degrees_of_freedom: int
     """Runs in repeated cells minus the number of such cells."""
     cells: int
+
+
+def central_deviations(level: float) -> float:
+    """Standard deviations from the middle that hold the central ``level`` of a normal."""
+    return float(ndtri((1 + level) / 2))
 
 
 def noise_floor(points: Points) -> NoiseFloor | None:

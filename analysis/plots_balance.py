@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,8 @@ from analysis.plots_style import (
 )
 from analysis.records import RunRecord
 from analysis.results import FitError
+from analysis.settings import FitSettings
+from analysis.wording import level_text
 
 NO_EXPERTS = "These runs have no routed experts, or nothing was recorded about their load."
 Measure = Literal["max_vio", "normalized_entropy"]
@@ -44,6 +47,7 @@ def expert_balance(evidence: Evidence) -> Drawing:
         return absent(name, title, NO_EXPERTS)
     rows = []
     laws = []
+    level = level_text(_settings(evidence).level)
     reach = [record.train_flops for record in runs]
     promoted = evidence.promoted if evidence.promoted and evidence.promoted.loads else None
     if promoted is not None:
@@ -65,7 +69,9 @@ def expert_balance(evidence: Evidence) -> Drawing:
         upper.set_ylim(bottom=0)
         lower.axhline(1, color=MUTED, linewidth=0.6, linestyle=":")
         size_legend(figure, evidence)
-        figure.legend(handles=_keys(rows), loc="outside lower left", ncols=3, columnspacing=0.9)
+        figure.legend(
+            handles=_keys(rows, level), loc="outside lower left", ncols=3, columnspacing=0.9
+        )
     dead = max(layer.dead_frac for record in runs for layer in record.load_by_layer)
     unused = (
         f"In the worst layer {dead:.1%} of the experts were never chosen."
@@ -73,7 +79,7 @@ def expert_balance(evidence: Evidence) -> Drawing:
         else "Every expert of every layer was chosen at least once."
     )
     drawn = (
-        "The grey line is a power law of compute with its 90% band for one new run. "
+        "The grey line is a power law of compute with its {level} band for one new run. "
         if any(row["series"] == "law" for row in rows)
         else ""
     )
@@ -133,7 +139,7 @@ def _draw_law(
 ) -> tuple[list[dict[str, Any]], str]:
     """The law through the fitted runs, as far as the promoted one; and in words."""
     fitted = [record for record in runs if record.run_id in evidence.fitted] or runs
-    settings = evidence.study.settings if evidence.study else None
+    settings = _settings(evidence)
     try:
         fit = load_law(fitted, measure, settings)
     except FitError as error:
@@ -141,7 +147,7 @@ def _draw_law(
     measured = max(record.train_flops for record in fitted)
     nearest = min(record.train_flops for record in fitted)
     flops = np.unique(np.append(np.geomspace(nearest, max(far, measured), 60), measured))
-    value, low, high = band(fit, measure, flops)
+    value, low, high = band(fit, measure, flops, settings.level)
     inside = flops <= measured
     axes.plot(flops[inside], value[inside], color=INK, linewidth=0.9, zorder=1)
     axes.plot(flops[~inside], value[~inside], color=INK, dashes=(4, 2), linewidth=0.9, zorder=1)
@@ -149,6 +155,11 @@ def _draw_law(
     columns = {"measure": measure, "train_flops": flops, "mean": value, "low": low, "high": high}
     b = list(fit.coefficients.values())[-1]
     return tidy("law", columns), (f"{law_text(fit, measure)}, exponent {b.low:.2g} to {b.high:.2g}")
+
+
+def _settings(evidence: Evidence) -> FitSettings:
+    """Of the fit; what it holds of the loss's law is of no other."""
+    return replace(evidence.study.settings, held={}) if evidence.study else FitSettings()
 
 
 def _draw_load_forecast(axes: Axes, promoted: Promoted, measure: str) -> list[dict[str, Any]]:
@@ -165,14 +176,14 @@ def _draw_load_forecast(axes: Axes, promoted: Promoted, measure: str) -> list[di
     return rows
 
 
-def _keys(rows: list[dict[str, Any]]) -> list[Line2D]:
+def _keys(rows: list[dict[str, Any]], level: str) -> list[Line2D]:
     drawn = {row["series"] for row in rows}
     handles = [
         _key("o", MUTED, "mean over layers"),
         Line2D([], [], color=MUTED, label="lowest to highest"),
     ]
     if "law" in drawn:
-        handles.append(Line2D([], [], color=INK, linewidth=0.9, label="law, 90% band"))
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, label=f"law, {level} band"))
     if "forecast" in drawn:
         handles.append(_key("|", FORECAST, "forecast"))
     if "measured" in drawn:

@@ -21,6 +21,7 @@ from analysis.plots_style import (
     safe_label,
     style,
 )
+from analysis.wording import level_text
 
 NAME, TITLE = "forecasts", "Forecasts against measurements"
 MOST_ROWS = 24
@@ -112,7 +113,7 @@ def _draw(axes: Axes, row: int, one: HeldForecast, reach: float) -> None:
 
 def _legend(held: tuple[HeldForecast, ...]) -> list[Line2D]:
     levels = sorted({one.forecast.level for one in held})
-    words = " and ".join(f"{level:.0%}" for level in levels)
+    words = level_text(*levels)
     handles = [
         Line2D([], [], color=FORECAST, linewidth=4, alpha=0.35, label=f"{words} interval"),
         Line2D([], [], linestyle="", marker="D", color=INK, label="measured, inside"),

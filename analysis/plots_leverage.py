@@ -28,6 +28,7 @@ from analysis.plots_style import (
     safe_label,
     style,
 )
+from analysis.wording import level_text
 
 NAME, TITLE = "leverage_compute", "Leverage of a variant against compute"
 NO_TRIAL = (
@@ -80,8 +81,8 @@ def leverage_of_trials(trials: Sequence[Trial]) -> Drawing:
         title=TITLE,
         how_to_read="The compute the baseline needs to reach the variant's loss, divided by the "
         "variant's own: above 1 the variant saves compute. The band is the "
-        f"{drawn[0][1].largest.level:.0%} interval; where it runs out at the top, the baseline may "
-        "never come down to that loss. "
+        f"{level_text(drawn[0][1].largest.level)} interval; where it runs out at the top, the "
+        "baseline may never come down to that loss. "
         + ("A dot is what one pair of runs says by itself. " if len(drawn) == 1 else "")
         + "Above the dotted line the baseline's law is read beyond its own largest run."
         + (f" {left_out} more in the data only." if left_out else ""),

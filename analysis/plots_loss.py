@@ -41,6 +41,7 @@ from analysis.plots_style import (
     tidy,
 )
 from analysis.study import Study
+from analysis.wording import level_text
 
 NO_RUNS = "No run has finished yet, so there is nothing to draw."
 NO_FIT = "No law has been fitted to this sweep yet; `windtunnel fit` makes one."
@@ -72,13 +73,8 @@ def loss_compute(evidence: LawEvidence[DrawnRun]) -> Drawing:
         if "loss_nats_high" in data and data["loss_nats_high"].max() > axes.get_ylim()[1]
         else ""
     )
-    curve = no_optimum(study) or (
-        "The curve is the loss of the best split of each compute budget between size and tokens, "
-        "by the fitted surface; solid where runs were measured, dashed beyond, with the 90% band "
-        f"of one new run. Runs lie above it because most are not at the best split.{band_leaves} "
-    )
     law = (
-        curve + _others(evidence)
+        (no_optimum(study) or _curve_text(study, band_leaves)) + _others(evidence)
         if study is not None
         else "No law is drawn, since none has been fitted. "
     )
@@ -215,7 +211,7 @@ def _draw_frontier(
     flops = np.unique(np.append(np.geomspace(low, far, 97), measured))
     best = [law.optimum(float(c)) for c in flops]
     size, tokens = np.array([b.size for b in best]), np.array([b.tokens for b in best])
-    value, below, above = study.surface.predict_many(size, tokens)
+    value, below, above = study.surface.predict_many(size, tokens, level=study.settings.level)
     axes.fill_between(flops, below, above, color=INK, alpha=0.1, linewidth=0, zorder=1)
     inside = flops <= measured
     axes.plot(flops[inside], value[inside], color=INK, zorder=3)
@@ -294,6 +290,15 @@ def _draw_promoted(axes: Axes, promoted: Promoted, x: float) -> list[dict[str, A
     return rows
 
 
+def _curve_text(study: Study, band_leaves: str) -> str:
+    return (
+        "The curve is the loss of the best split of each compute budget between size and tokens, "
+        "by the fitted surface; solid where runs were measured, dashed beyond, with the "
+        f"{level_text(study.settings.level)} band of one new run. Runs lie above it because most "
+        f"are not at the best split.{band_leaves} "
+    )
+
+
 def _loss_extent(data: pd.DataFrame) -> Array:
     """What the axis must hold: everything but the law's band, which may be wider than any page."""
     seen = data[data["series"] != "law along the optimum"]
@@ -306,8 +311,9 @@ def _legends(figure: Figure, evidence: LawEvidence[DrawnRun], *, law: bool) -> N
     """Sizes in a row above, marks below: no curve can run into either."""
     size_legend(figure, evidence)
     marks: list[Line2D] = []
-    if law:
-        marks.append(Line2D([], [], color=INK, label="law along the optimum, 90% band"))
+    if law and evidence.study is not None:
+        band = f"{level_text(evidence.study.settings.level)} band"
+        marks.append(Line2D([], [], color=INK, label=f"law along the optimum, {band}"))
     if evidence.held_out:
         marks.append(_mark("o", MUTED, PAPER, "held out, with its forecast"))
     if any(evidence.is_of_other_variant(record.run_id) for record in evidence.done):
@@ -316,7 +322,7 @@ def _legends(figure: Figure, evidence: LawEvidence[DrawnRun], *, law: bool) -> N
         marks.append(_mark("x", EXCLUDED, EXCLUDED, "left out of the fit"))
     if evidence.promoted is not None:
         marks.append(
-            _mark("|", FORECAST, PAPER, f"forecast, {evidence.promoted.forecast.level:.0%}")
+            _mark("|", FORECAST, PAPER, f"forecast, {level_text(evidence.promoted.forecast.level)}")
         )
         if evidence.promoted.measured is not None:
             marks.append(_mark("D", INK, INK, "promoted run, measured"))

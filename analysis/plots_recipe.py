@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.hyperparam_laws import against_compute
+from analysis.hyperparam_laws import against_compute, against_size_and_tokens
 from analysis.hyperparams import (
     NEAR_OPTIMAL,
     CellOptimum,
@@ -18,6 +18,7 @@ from analysis.hyperparams import (
     cell_optima,
     rows_of_cells,
 )
+from analysis.optima_asked import acts_apart
 from analysis.plots_evidence import Evidence, size_legend
 from analysis.plots_loss import NO_RUNS
 from analysis.plots_recipe_surface import draw_surface
@@ -40,7 +41,8 @@ from analysis.plots_style import (
 from analysis.points import points_from_records
 from analysis.records import RecordSet, RunRecord
 from analysis.results import FitError
-from analysis.wording import counted
+from analysis.settings import FitSettings
+from analysis.wording import counted, level_text
 
 SETTINGS: dict[Setting, str] = {"peak_lr": "Peak learning rate", "batch_tokens": "Batch (tokens)"}
 NOT_VARIED = (
@@ -206,7 +208,8 @@ def _draw_optima(
             axes.vlines(optimum.flops, *optimum.lr_range, color=color, linewidth=0.9)
             ends += optimum.lr_range
         axes.plot(optimum.flops, value, _marker(cell, setting), color=color, zorder=4)
-    rows, sentence = _draw_law(axes, [cell.optimum for cell in shown], setting)
+    settings = evidence.study.settings if evidence.study else FitSettings()
+    rows, sentence = _draw_law(axes, [cell.optimum for cell in shown], setting, settings)
     if not ends:
         ends = [getattr(record, setting) for cell in cells for record in cell.runs]
     flops = [record.train_flops for cell in cells for record in cell.runs]
@@ -228,23 +231,43 @@ def _marker(cell: Cell, setting: Setting) -> str:
 
 
 def _draw_law(
-    axes: Axes, optima: list[CellOptimum], setting: Setting
+    axes: Axes, optima: list[CellOptimum], setting: Setting, settings: FitSettings
 ) -> tuple[list[dict[str, Any]], str]:
     what = "learning rate" if setting == "peak_lr" else "batch"
     try:
-        fit = against_compute(optima, setting)
+        fit = against_compute(optima, setting, replace(settings, held={}))
     except FitError as error:
         return [], f"No law for the {what}: {str(error).removeprefix(f'{setting}: ')}."
     inside = [optimum.flops for optimum in optima if optimum.status == "inside"]
     flops = np.geomspace(min(inside), max(inside), 40)
-    value, low, high = fit.predict_many(flops)
-    axes.plot(flops, value, color=FORECAST, linewidth=1.0, zorder=3)
+    value, low, high = fit.predict_many(flops, level=settings.level)
+    apart = _apart(optima, setting, settings.level)
+    dashes = (4, 2) if apart else (None, None)
+    axes.plot(flops, value, color=FORECAST, linewidth=1.0, zorder=3, dashes=dashes)
     axes.fill_between(flops, low, high, color=FORECAST, alpha=0.13, linewidth=0, zorder=1)
     a, b = fit.coefficients.values()
     columns = {"train_flops": flops, setting: value, f"{setting}_low": low, f"{setting}_high": high}
     return tidy(f"law of the {what}", columns), (
         f"The line is the law through the optima, {what} = {a.value:.3g}·C^{b.value:.3g} "
-        f"(exponent {b.low:.2g} to {b.high:.2g} at {b.level:.0%})."
+        f"(exponent {b.low:.2g} to {b.high:.2g} at {level_text(b.level)}).{apart}"
+    )
+
+
+def _apart(optima: list[CellOptimum], setting: Setting, level: float) -> str:
+    """A sentence where compute alone does not say the optimum; empty where it does."""
+    try:
+        plane = against_size_and_tokens(optima, setting, level)
+    except FitError:
+        return ""  # the cells do not tell size from tokens
+    if not acts_apart(plane, level):
+        return ""
+    apart, of_size, of_tokens = plane.apart(level), plane.size_exponent, plane.token_exponent
+    return (
+        f" It is dashed because compute alone does not say it: size and tokens act differently, as "
+        f"N^{of_size.value:.2f} ({of_size.low:.2f} to {of_size.high:.2f}) and "
+        f"D^{of_tokens.value:.2f} ({of_tokens.low:.2f} to {of_tokens.high:.2f}), exponents apart "
+        f"by {apart.low:.2f} to {apart.high:.2f}, all at {level_text(level)}. Forecast with the "
+        "law of both: `windtunnel fit law=learning_rate` with at.params and at.tokens."
     )
 
 

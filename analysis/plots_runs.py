@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from analysis.noise import central_deviations
 from analysis.plots_evidence import (
     DrawnRun,
     Evidence,
@@ -38,7 +39,7 @@ from analysis.plots_style import (
     style,
     tidy,
 )
-from analysis.wording import counted
+from analysis.wording import counted, level_text
 
 
 def training_curves(evidence: Evidence) -> Drawing:
@@ -97,6 +98,7 @@ def flight(evidence: Evidence) -> Drawing:
         return absent(name, title, "Nothing has been promoted from this sweep yet.")
     end = OnTheWay(tokens=promoted.tokens, forecast=promoted.forecast, measured=promoted.measured)
     points, curve = [*promoted.waypoints, end], promoted.curve
+    level = level_text(*(point.forecast.level for point in points))
     rows = [
         {
             "series": "end" if point is end else "on the way",
@@ -131,7 +133,9 @@ def flight(evidence: Evidence) -> Drawing:
             *forecast["forecast_nats_high"],
             *forecast["loss_nats"].dropna(),
         ]
-        handles = [Line2D([], [], linestyle="", marker="|", color=FORECAST, label="forecast, 90%")]
+        handles = [
+            Line2D([], [], linestyle="", marker="|", color=FORECAST, label=f"forecast, {level}")
+        ]
         if curve is not None:
             late = curve.tokens >= 0.4 * points[0].tokens
             axes.plot(curve.tokens[late], curve.loss[late], color=EXCLUDED, linewidth=0.8)
@@ -164,8 +168,8 @@ def flight(evidence: Evidence) -> Drawing:
     return Drawing(
         name=name,
         title=title,
-        how_to_read="Bars are the 90% intervals written down before the run began, diamonds what "
-        f"it measured on held-out text. {on_the_way}{so_far}The line is its training loss.",
+        how_to_read=f"Bars are the {level} intervals written down before the run began, diamonds "
+        f"what it measured on held-out text. {on_the_way}{so_far}The line is its training loss.",
         distrust="Evaluations on the way use fewer held-out tokens than the last one. Their "
         "forecasts come from the same runs, so they miss together and don't count as "
         "independent hits.",
@@ -187,7 +191,8 @@ def residuals(evidence: LawEvidence[DrawnRun]) -> Drawing:
     rows: list[dict[str, Any]] = []
     with style():
         figure, (axes,) = new_figure(2.5)
-        axes.axhspan(-164.5 * noise, 164.5 * noise, color=INK, alpha=0.08, linewidth=0)
+        half = 100 * central_deviations(study.settings.level) * noise
+        axes.axhspan(-half, half, color=INK, alpha=0.08, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.8)
         for held_out, series in ((False, "fitted"), (True, "held out")):
             if held_out:
@@ -205,7 +210,7 @@ def residuals(evidence: LawEvidence[DrawnRun]) -> Drawing:
             _draw_residuals(axes, evidence, places, hollow=held_out)
             rows += [_residual_row(series, label, *place) for label, place in places.items()]
         flops_axis(axes.xaxis, *padded(points.flops, 0.05))
-        reach = 1.1 * max(164.5 * noise, *(abs(row["residual_percent"]) for row in rows))
+        reach = 1.1 * max(half, *(abs(row["residual_percent"]) for row in rows))
         axes.set_ylim(-reach, reach)
         axes.set_ylabel("Measured over law, minus 1 (%)")
         light_grid(axes)
@@ -215,8 +220,9 @@ def residuals(evidence: LawEvidence[DrawnRun]) -> Drawing:
             handles.append(_dot(PAPER, "held out: against the forecast from the rest"))
         figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1)
     band = (
-        f"The grey band holds 90% of the scatter of repeated seeds ({study.noise.sd:.2%} standard "
-        f"deviation, {counted(study.noise.degrees_of_freedom, 'degree', 'degrees')} of freedom). "
+        f"The grey band holds {level_text(study.settings.level)} of the scatter of repeated seeds "
+        f"({study.noise.sd:.2%} standard deviation, "
+        f"{counted(study.noise.degrees_of_freedom, 'degree', 'degrees')} of freedom). "
         if study.noise
         else "No cell was repeated with other seeds, so the grey band is the fit's own scatter "
         f"({noise:.2%} standard deviation) and can't show that the law is too coarse. "

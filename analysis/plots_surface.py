@@ -42,6 +42,7 @@ from analysis.plots_style import (
     tidy,
 )
 from analysis.study import Study
+from analysis.wording import level_text
 
 SAME_COMPUTE = 0.25
 """Runs whose compute lies within this share of an IsoFLOP curve's are drawn with it."""
@@ -120,7 +121,8 @@ def isoflop(evidence: LawEvidence[DrawnRun]) -> Drawing:
         title=title,
         how_to_read="Along one curve the same compute is split in different ways: small models "
         "on many tokens at the left, large ones on few at the right. The tick is the best size by "
-        "the fitted surface, the bar its 90% interval over bootstrap replicates. Dots are runs "
+        "the fitted surface, the bar its "
+        f"{level_text(study.settings.level)} interval over bootstrap replicates. Dots are runs "
         f"whose compute lies within {SAME_COMPUTE:.0%} of the curve's.",
         distrust=f"{no_optimum(study)}The curves are cuts through one fitted surface, not "
         "parabolas through dots, so an optimum can lie outside the sizes that were tried; an "
@@ -165,9 +167,10 @@ def contours(evidence: LawEvidence[DrawnRun]) -> Drawing:
                 for label, n, d in zip(study.points.label, size, tokens, strict=True)
             },
         )
+        level = level_text(study.settings.level)
         handles = [Line2D([], [], color=MUTED, linestyle=":", label="equal compute")]
         if path:
-            handles.insert(0, Line2D([], [], color=INK, label="best split of compute, 90%"))
+            handles.insert(0, Line2D([], [], color=INK, label=f"best split of compute, {level}"))
         if promoted:
             axes.plot(
                 promoted.size_in(study),
@@ -203,8 +206,8 @@ def contours(evidence: LawEvidence[DrawnRun]) -> Drawing:
         title=title,
         how_to_read="A thin line joins the sizes and token counts that reach one loss, in nats "
         "per token, by the fitted surface. The thick path is the cheapest way down, its band the "
-        "90% interval over bootstrap replicates; dotted diagonals are equal compute. Dots are the "
-        "runs, hollow where held out.",
+        f"{level} interval over bootstrap replicates; dotted diagonals are equal compute. Dots are "
+        "the runs, hollow where held out.",
         distrust=f"{no_optimum(study)}Where the path leaves the cloud of dots, the split between "
         "size and tokens is extrapolated; a wide band there says that another split would cost "
         "about the same.",
@@ -238,7 +241,7 @@ def _draw_optimum(
         return []
     best = surface_of(study).optimum(flops)
     replicates = [law.optimum(flops).size for law in replicate_surfaces(study)]
-    low, high = np.quantile(replicates, (0.05, 0.95)) if replicates else (best.size, best.size)
+    low, high = np.quantile(replicates, tails(study)) if replicates else (best.size, best.size)
     low, high = min(low, best.size), max(high, best.size)
     if edges[0] <= best.size <= edges[1]:
         axes.hlines(best.loss, low, high, color=color, linewidth=2.2, alpha=0.45, zorder=3)
@@ -258,6 +261,12 @@ def _draw_optimum(
         "size_high": high,
     }
     return [row]
+
+
+def tails(study: Study) -> tuple[float, float]:
+    """The shares of the replicates below an interval's low end and below its high end."""
+    tail = (1 - study.settings.level) / 2
+    return tail, 1 - tail
 
 
 def replicate_surfaces(study: Study, most: int = 1000) -> list[LossSurface]:
@@ -302,7 +311,7 @@ def _draw_path(
     flops = np.geomspace(corners[0], corners[1], 49)
     best = law.optimal_size()(flops)
     replicates = [r.optimal_size()(flops) for r in replicate_surfaces(study)]
-    low, high = np.quantile(replicates, (0.05, 0.95), axis=0) if replicates else (best, best)
+    low, high = np.quantile(replicates, tails(study), axis=0) if replicates else (best, best)
     k = law.flops_per_size_token
     axes.plot(best, flops / (k * best), color=INK, zorder=3)
     # At one compute the band runs along the diagonal of equal compute; its two edges bound it.

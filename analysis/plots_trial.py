@@ -19,6 +19,7 @@ from analysis.plots_style import (
     style,
     tidy,
 )
+from analysis.wording import level_text
 
 
 def feature_trial(trial: Trial) -> Drawing:
@@ -50,7 +51,7 @@ def feature_trial(trial: Trial) -> Drawing:
             linewidth=1.0,
         )
         means_at = _percent([gap.value for gap in means])
-        mean = f"mean of a size, {trial.mean.level:.0%}"
+        mean = f"mean of a size, {level_text(trial.mean.level)}"
         axes.plot(at, means_at, "s", color=FORECAST, markersize=4, label=mean)
         flops_axis(axes.xaxis, *padded(flops))
         axes.set_ylabel("Loss against the baseline (%)")

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array, SaturatingPowerLaw
+from analysis.noise import central_deviations
 from analysis.plots_evidence import Evidence, no_optimum, size_legend, surface_of
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
@@ -32,10 +33,10 @@ from analysis.plots_style import (
     safe_label,
     style,
 )
-from analysis.plots_surface import replicate_surfaces
+from analysis.plots_surface import replicate_surfaces, tails
 from analysis.records import RunRecord
 from analysis.study import Study
-from analysis.wording import counted
+from analysis.wording import counted, level_text
 
 ONE_VARIANT = (
     "This sweep has one variant, so nothing was tried against anything. An axis such as "
@@ -51,7 +52,6 @@ NO_REFERENCE = (
 )
 
 MOST_VARIANTS = 8
-LEVEL = (0.05, 0.95)
 MARKERS = "osD^vP*X"
 
 
@@ -92,14 +92,14 @@ def feature_trials(evidence: Evidence) -> Drawing:
         return absent(name, title, "No size and budget was run in the reference and in a variant.")
     data = pd.DataFrame(rows)
     study = evidence.study
-    noise = (study.noise.sd if study.noise else study.surface.noise_sd) if study else None
     with style():
         drawn = others[:MOST_VARIANTS]
         labels, columns = _legend_labels(drawn)
         figure, (axes,) = new_figure(2.7 if columns == 2 else 2.5 + 0.12 * len(drawn))
         axes.axhline(0, color=INK, linewidth=0.8)
-        if noise is not None:  # a difference of two runs: the noise of both
-            half = 164.5 * float(np.sqrt(2)) * noise
+        if study is not None:  # a difference of two runs: the noise of both
+            noise = study.noise.sd if study.noise else study.surface.noise_sd
+            half = 100 * central_deviations(study.settings.level) * float(np.sqrt(2)) * noise
             axes.axhspan(-half, half, color=INK, alpha=0.08, linewidth=0)
         handles = _draw_trials(axes, data, drawn)
         for handle, label in zip(handles, labels, strict=True):
@@ -112,8 +112,9 @@ def feature_trials(evidence: Evidence) -> Drawing:
     further = counted(left_out, "further variant is", "further variants are")
     more = f" {further} in the data only." if left_out > 0 else ""
     band = (
-        "The grey band holds 90% of the differences that two equal runs would show. "
-        if noise is not None
+        f"The grey band holds {level_text(study.settings.level)} of the differences that two equal "
+        "runs would show. "
+        if study is not None
         else "The noise between seeds isn't known before a fit, so small differences say nothing. "
     )
     return Drawing(
@@ -210,9 +211,10 @@ def leverage(evidence: Evidence) -> Drawing:
         title=title,
         how_to_read="A dot is a run of another variant: the compute the fitted variant would need "
         "for the loss it reached, over what it would need for the loss its own law gives at the "
-        "same size and tokens. Above 1 the variant saves compute. Bars are 90% intervals from the "
-        "bootstrap and the noise of a run, sizes side by side; the dotted line is the fitted one. "
-        "Full dots differ from it in this ratio alone, pale ones in the other too." + never,
+        "same size and tokens. Above 1 the variant saves compute. Bars are "
+        f"{level_text(study.settings.level)} intervals from the bootstrap and the noise of a run, "
+        "sizes side by side; the dotted line is the fitted one. Full dots differ from it in this "
+        "ratio alone, pale ones in the other too." + never,
         distrust="Where activation and granularity move together, neither panel shows the effect "
         "of one alone. The reference is the fitted variant; a leverage over a dense model is what "
         "`windtunnel compare sweep=trial_dense` measures.",
@@ -238,7 +240,7 @@ def _leverage_row(study: Study, record: RunRecord) -> dict[str, Any]:
             )
         ]
     )
-    low, high = _ends(spread) if len(spread) else (at, at)
+    low, high = _ends(spread, tails(study)) if len(spread) else (at, at)
     return {
         "run_id": record.run_id,
         "rung": record.rung,
@@ -258,9 +260,9 @@ def _saved(frontier: SaturatingPowerLaw, loss: float, usual: float) -> float:
     return frontier.inverse(loss) / frontier.inverse(usual)
 
 
-def _ends(spread: Array) -> tuple[float, float]:
+def _ends(spread: Array, shares: tuple[float, float]) -> tuple[float, float]:
     """Quantiles; a replicate that never gets there counts as the upper end."""
-    low, high = np.quantile(np.where(np.isnan(spread), np.inf, spread), LEVEL, method="nearest")
+    low, high = np.quantile(np.where(np.isnan(spread), np.inf, spread), shares, method="nearest")
     most = np.nanmax(spread) if np.isfinite(spread).any() else np.nan
     return float(low if np.isfinite(low) else most), float(high if np.isfinite(high) else most)
 

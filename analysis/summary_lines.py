@@ -13,7 +13,7 @@ from analysis.judging import Comparison
 from analysis.noise import NoiseFloor
 from analysis.results import Fit, Interval, Prediction
 from analysis.seed_weights import Weighting
-from analysis.wording import WIDTH, brief, counted, largest_budgets
+from analysis.wording import WIDTH, brief, counted, largest_budgets, level_text
 
 INDENT = 14
 MOST_LABELS = 3
@@ -30,7 +30,7 @@ def formula_of(law: type[AnyLaw]) -> str:
 
 def coefficient_lines(fit: Fit, level: float) -> Iterator[str]:
     """A table of the coefficients with their intervals."""
-    yield f"    {'':<8}{'value':>12}    {level:.0%} interval"
+    yield f"    {'':<8}{'value':>12}    {level_text(level)} interval"
     for name, interval in fit.coefficients.items():
         cut = cut_ends(fit.law, name, interval.low, interval.high)
         said = f" ({cut})" if cut else ""

@@ -23,6 +23,11 @@ def largest_budgets(count: int) -> str:
     return "largest budget" if count == 1 else f"{count} largest budgets"
 
 
+def level_text(*levels: float) -> str:
+    """``90%``, of several ``80% and 90%``; as it was asked for, never rounded up to 100%."""
+    return " and ".join(f"{100 * level:.10g}%" for level in sorted(set(levels)))
+
+
 def brief(text: str, most: int = 240) -> str:
     """One line of at most ``most`` characters; a log has the rest.
 

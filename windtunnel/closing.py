@@ -13,6 +13,7 @@ from analysis.results import Prediction
 from model.errors import ConfigError
 from windtunnel.ledger import Reading, utc_now
 from windtunnel.ledger_rows import OutcomeRow, TableForecastRow, TableOutcomeRow
+from windtunnel.quoting import under
 from windtunnel.table_runs import (
     SAME_PLACE,
     find_run,
@@ -29,7 +30,7 @@ MUCH_NEARER = 3.0
 about. Read as bits that is so of losses 32 to 73 % too high, which no honest interval misses by."""
 
 
-def forecast_to_close(read: Reading, name: str) -> TableForecastRow:
+def forecast_to_close(read: Reading, name: str, root: Path) -> TableForecastRow:
     """The table's forecast of that name, or the newest one that is open.
 
     Raises:
@@ -45,8 +46,8 @@ def forecast_to_close(read: Reading, name: str) -> TableForecastRow:
         return entry.forecast
     if read.find(name) is not None:
         raise ConfigError(
-            f"close={name}: a promotion's forecast; `windtunnel launch promotion={name}` closes it "
-            "(trained=elsewhere where another engine trains it)"
+            f"close={name}: a promotion's forecast; `windtunnel launch promotion={name}"
+            f"{under(root)}` closes it (trained=elsewhere where another engine trains it)"
         )
     names = ", ".join(entry.name for entry in open_ones) or "none"
     raise ConfigError(f"close={name}: no such forecast of a table is open. Open ones: {names}")

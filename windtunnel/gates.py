@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from analysis.holdout import Holdout
 from analysis.noise import NoiseFloor
 from analysis.results import FitStatus, FitWarning, Prediction
-from analysis.wording import counted, largest_budgets
+from analysis.wording import counted, largest_budgets, level_text
 from model.config import require, require_positive
 from model.errors import ConfigError
 from windtunnel.machine.plan import MachinePlan
@@ -107,7 +107,7 @@ def width_gate(forecast: Prediction, thresholds: GateThresholds) -> GateResult:
     return GateResult(
         name="interval_width",
         passed=width <= most,
-        sentence=f"the {forecast.level:.0%} interval is {width:.2%} of the forecast wide; "
+        sentence=f"the {level_text(forecast.level)} interval is {width:.2%} of the forecast wide; "
         f"at most {most:.2%}",
     )
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from analysis.results import Interval
-from analysis.wording import counted
+from analysis.wording import counted, level_text
 from model.memory import activation_memory, state_memory
 from sweeps.spec import RunSpec
 from windtunnel.along import Evaluated, Waypoint
@@ -42,7 +43,7 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
     for load in promotion.loads:
         yield Folded(f"  {load.name}: {load.note or interval_text(load)}")
     yield table(
-        ["choice", "law", "wanted", "interval", "used", "cost nats"],
+        ["choice", "law", "wanted", f"{level_text(forecast.level)} interval", "used", "cost nats"],
         map(_choice_row, promotion.choices),
         left=2,
         title="Choices",
@@ -78,7 +79,7 @@ def describe(promotion: Promotion) -> Iterator[RenderableType]:
 def nats(forecast: Interval) -> str:
     """``2.0312 nats, 90% interval 2.0043 to 2.0581``."""
     return (
-        f"{forecast.value:.4f} nats, {forecast.level:.0%} interval {forecast.low:.4f} to "
+        f"{forecast.value:.4f} nats, {level_text(forecast.level)} interval {forecast.low:.4f} to "
         f"{forecast.high:.4f}"
     )
 
@@ -87,7 +88,9 @@ def interval_text(load: LoadForecast) -> str:
     """A forecast load, its interval and its law."""
     found = load.prediction
     assert found is not None, "a forecast without a prediction has a note"
-    return f"{found.value:.3g}, {found.level:.0%} interval {found.low:.3g} to {found.high:.3g}"
+    return (
+        f"{found.value:.3g}, {level_text(found.level)} interval {found.low:.3g} to {found.high:.3g}"
+    )
 
 
 def waypoint_text(waypoint: Waypoint, found: Evaluated) -> str:
@@ -134,19 +137,37 @@ def origin_text(entry: Entry) -> list[str]:
     return [said]
 
 
-def ledger_rows(entries: tuple[Entry, ...]) -> Iterator[tuple[str, ...]]:
-    """One row a forecast; columns as in LEDGER_COLUMNS."""
+def ledger_table(entries: tuple[Entry, ...]) -> Table:
+    """One row a forecast. Where levels differ each interval has its own beside it."""
+    levels = {entry.forecast.forecast.level for entry in entries}
+    interval = f"{level_text(*levels)} interval" if len(levels) == 1 else "interval"
+    columns = [
+        "name",
+        "from a",
+        "registered",
+        "ahead",
+        "forecast",
+        interval,
+        "measured",
+        "verdict",
+    ]
+    rows = _ledger_rows(entries, own_levels=len(levels) > 1)
+    return table(columns, rows, left=2, title="Forecasts and outcomes")
+
+
+def _ledger_rows(entries: tuple[Entry, ...], *, own_levels: bool) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         row, outcome = entry.forecast, entry.outcome
         forecast = row.forecast
         measured = outcome.loss_nats if outcome is not None else None
+        own_level = f" ({level_text(forecast.level)})" if own_levels else ""
         yield (
             _in_two(entry.name),
             entry.kind,
             row.registered_at[:10],
             f"{forecast.extrapolation_ratio:.3g}x",
             f"{forecast.value:.4f}",
-            f"{forecast.low:.4f}..{forecast.high:.4f}",
+            f"{forecast.low:.4f}..{forecast.high:.4f}{own_level}",
             "" if measured is None else f"{measured:.4f}",
             entry.verdict,
         )
@@ -159,16 +180,6 @@ def _in_two(name: str) -> str:
 
 
 LONGEST_ID = 26
-LEDGER_COLUMNS = (
-    "name",
-    "from a",
-    "registered",
-    "ahead",
-    "forecast",
-    "interval",
-    "measured",
-    "verdict",
-)
 
 
 def _what(promotion: Promotion) -> Iterator[Text]:

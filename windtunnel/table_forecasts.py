@@ -10,6 +10,7 @@ from analysis.catalogue import LAWS
 from analysis.law_study import LawStudy
 from analysis.results import Fit, Prediction
 from analysis.study import Study
+from analysis.wording import level_text
 from model.config import require
 from model.typed import to_plain
 from sweeps.files import content_hash
@@ -145,8 +146,9 @@ def registered_text(
     when = "Registered" if is_new else f"Registered before, on {row.registered_at}, and stands:"
     forecast = row.forecast
     said = [
-        f"{when} {row.promotion_id}: {forecast.value:.4f} nats, {forecast.level:.0%} interval "
-        f"{forecast.low:.4f} to {forecast.high:.4f}, at {place_text(row.at)}"
+        f"{when} {row.promotion_id}: {forecast.value:.4f} nats, "
+        f"{level_text(forecast.level)} interval {forecast.low:.4f} to {forecast.high:.4f}, "
+        f"at {place_text(row.at)}"
     ]
     if row.failed_gates:
         said.append(

@@ -101,7 +101,9 @@ def test_the_command_fits_what_was_varied_and_compare_takes_it(
         config = load("compare", compare.Config, [f"root={tmp_path}", *told[2:]], config_dirs(()))
         plan = known_plan(Store(tmp_path), "s")
         assert plan.config is not None
-        variant, baseline = compare._sides(plan.config, config.variant, config.baseline)
+        variant, baseline = compare._sides(
+            plan.config, config.variant, config.baseline, config.root
+        )
         assert variant != baseline
 
 

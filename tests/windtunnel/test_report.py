@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from rich.console import Console
 
 from analysis.descent import minimise
@@ -34,6 +37,7 @@ from analysis.solving import make_law, solve
 from model.errors import ConfigError
 from model.training.config import JsonlTracker, WandbTracker
 from windtunnel.commands import report
+from windtunnel.composition import load
 from windtunnel.report import numbers
 from windtunnel.report.content import Content, gather
 from windtunnel.report.conventions import CONVENTIONS
@@ -42,10 +46,13 @@ from windtunnel.report.origins import protocol_rows
 from windtunnel.report.page import render
 from windtunnel.report.sentences import facts, troubles
 from windtunnel.report.unwell import unwell
+from windtunnel.yaml_folders import config_dirs
 
 HOSTILE = "<script>document.title='owned'</script>\"'`&<img src=x onerror=alert(1)>"
 LONG = "x" * 10_000
 NONE = JsonlTracker()
+NO_GATES = ("gates.holdout_error=9", "gates.interval_width=9", "gates.refuse_statuses=[]")
+DIRS = config_dirs()
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "wbr"}
 CHROMIUM = next(
     (
@@ -103,9 +110,14 @@ def page_of(root: Path, change: Callable[[Content], Content] = lambda content: c
 
 
 def words_of(root: Path) -> str:
-    """What a reader reads; the figures, which take most of the time, are left out."""
+    """What a reader reads."""
+    return Page(bare_page(root)).text()
+
+
+def bare_page(root: Path) -> str:
+    """Without its figures, which take most of the time."""
     content = gather("quickstart", root, made_at="2026-11-23", version="0")
-    return Page(render(content, draw_all(Evidence(records=())))).text()
+    return render(content, draw_all(Evidence(records=())))
 
 
 def chart_of(text: str) -> Any:
@@ -168,6 +180,71 @@ def test_the_chart_holds_every_run_and_the_registered_forecast(html: str, finish
     assert promoted["measured"] == finished.outcome.loss_nats
     held = {p["id"] for p in chart["points"] if p["low"] is not None}
     assert held == {point.label for point in finished.study.holdouts[-1].points}
+
+
+def commands_on(page: Page) -> list[list[str]]:
+    """What can be pasted: every command set as code that has an argument."""
+    code = [data for tag, data in page.texts if tag == "code"]
+    words = [shlex.split(text) for text in code if text.startswith("windtunnel ")]
+    return [command[1:] for command in words if len(command) > 2]
+
+
+def test_commands_on_the_page_run_where_the_page_was_made(
+    known_sweep: ModuleType, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path("of the lab") / "tunnel"
+    shutil.copytree(finished.root / "data", root / "data")
+    plan, found = known_sweep.make(root), []
+
+    def look() -> None:
+        found.extend(commands_on(Page(bare_page(root))))
+
+    look()
+    for run in plan.runs[:-1]:
+        known_sweep.finish(root, run.spec, known_sweep.measured(run.spec))
+    look()
+    known_sweep.fit(root, plan)
+    known_sweep.finish(root, plan.runs[-1].spec, known_sweep.measured(plan.runs[-1].spec))
+    look()
+    known_sweep.fit(root, plan)
+    known_sweep.promote(root, *NO_GATES)
+    look()
+    assert {command[0] for command in found} == {"fit", "promote", "launch", "report"}
+    for verb, *words in found:
+        config = load(verb, import_module(f"windtunnel.commands.{verb}").Config, words, DIRS)
+        assert config.root == root, (verb, words)
+
+
+def test_intervals_are_called_by_the_level_they_have(
+    known_sweep: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    root = shutil.copytree(finished.root, tmp_path / "tunnel", symlinks=True)
+    (root / "ledger.jsonl").unlink()
+    study = known_sweep.fit(root, finished.plan, replace(known_sweep.QUICK, level=0.8))
+    known_sweep.promote(root, "level=0.995")
+    content = gather("quickstart", root, made_at="2026-11-23", version="0")
+    drawings = draw_all(content.evidence)
+    page = Page(render(content, drawings)).text()
+    assert "90%" not in page
+    assert "100%: " not in page
+    assert page.count("80% interval") > 3
+    assert "99.5% interval" in page
+    drawn = {drawing.name: drawing for drawing in drawings}
+    law = drawn["loss_compute"].data.query("series == 'law along the optimum'")
+    best = [study.surface.law.optimum(flops) for flops in law["train_flops"]]
+    places = [b.size for b in best], [b.tokens for b in best]
+    _, low, high = study.surface.predict_many(*places, level=0.8)
+    np.testing.assert_allclose(law["loss_nats_low"], low)
+    np.testing.assert_allclose(law["loss_nats_high"], high)
+    chart = chart_of(render(content, drawings))["views"][0]["law"]
+    assert np.interp(np.log(law["train_flops"]), np.log(chart["flops"]), chart["low"]) == (
+        pytest.approx(low, rel=2e-3)
+    )
+    for name in ("isoflop", "contours", "residuals", "loss_compute", "expert_balance"):
+        legends = [text.get_text() for text in drawn[name].figure.findobj(Text)]
+        assert not any("90%" in text for text in (*legends, drawn[name].how_to_read)), name
+        assert "80%" in drawn[name].how_to_read, name
 
 
 def test_every_planned_run_is_a_row_of_the_table(html: str, finished: Any) -> None:
@@ -247,7 +324,7 @@ def test_before_the_first_run_every_section_says_what_to_do(started: Any) -> Non
     root, _ = started
     text = Page(page_of(root)).text()
     assert "no run has finished" in text
-    assert "windtunnel sweep sweep=quickstart" in text
+    assert "the windtunnel sweep command that planned them" in text
     assert "No run has finished yet, so there is nothing to draw." in text
     assert "No forecast has been registered yet" in text
 

@@ -25,6 +25,7 @@ from analysis.feature_trial import Ahead, Trial, percent, run_trial
 from analysis.leverage import SHOWN, Leverage, LeverageCurve
 from analysis.records import RunRecord
 from analysis.results import Interval
+from analysis.wording import level_text
 from model.config import require
 from model.errors import ConfigError
 from model.typed import to_plain
@@ -34,6 +35,7 @@ from sweeps.store import Store
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
 from windtunnel.features import features_of
+from windtunnel.quoting import under
 
 LONGEST_SLUG = 100
 
@@ -62,7 +64,7 @@ def run(config: Config, console: Console) -> int:
     plan = known_plan(store, config.sweep)
     if plan.config is None:
         raise ConfigError(f"sweep={plan.name}: a single run has nothing to be compared with")
-    variant, baseline = _sides(plan.config, config.variant, config.baseline)
+    variant, baseline = _sides(plan.config, config.variant, config.baseline, config.root)
     pairs, unpaired = _paired(plan, store, baseline, variant)
     trial = run_trial(
         plan.name,
@@ -81,14 +83,15 @@ def run(config: Config, console: Console) -> int:
 
 
 def _sides(
-    config: SweepConfig, variant: Mapping[str, Any], baseline: Mapping[str, Any]
+    config: SweepConfig, variant: Mapping[str, Any], baseline: Mapping[str, Any], root: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The feature's axes with the variant's values, and with the baseline's."""
     features = features_of(config)
     if not features:
         raise ConfigError(
             f"sweep={config.name} varies nothing to compare: a trial needs an axis, e.g. "
-            f"`windtunnel sweep sweep=quickstart name=qk axes.recipe.shape.qk_norm=[true,false]`"
+            f"`windtunnel sweep sweep=quickstart{under(root)} name=qk "
+            "axes.recipe.shape.qk_norm=[true,false]`"
         )
     axes = {**config.axes, **config.zipped}
     listed = "; ".join(f"{path}: {list(values)}" for path, values in axes.items() if path != SEED)
@@ -159,7 +162,7 @@ def _print(trial: Trial, console: Console) -> None:
     prose(console, f"Trial of {said} against {against}")
     prose(console, f"Sweep {trial.sweep}, {len(trial.pairs)} pairs of runs: {trial.verdict}")
     say(console, "Gap: the loss over the baseline's in percent, below zero is better.")
-    interval = f"{trial.mean.level:.0%} interval"
+    interval = f"{level_text(trial.mean.level)} interval"
     console.print(table(["rung", "FLOPs/token", "pairs", "gap", interval], _rungs(trial)))
     if trial.domains:
         console.print(table(["held-out domain", "gap", interval], _domains(trial)))
@@ -171,7 +174,7 @@ def _print(trial: Trial, console: Console) -> None:
     )
     if trial.leverage:
         _print_leverage(trial.leverage, console)
-    columns = ["target", "", "FLOPs", "gap", "interval", "leverage", "interval", "helps"]
+    columns = ["target", "", "FLOPs", "gap", interval, "leverage", interval, "helps"]
     console.print(table(columns, map(_ahead, trial.targets), left=2))
     for warning in trial.warnings:
         prose(console, f"{warning.status}: {warning.sentence}")
@@ -195,7 +198,13 @@ def _print_leverage(leverage: LeverageCurve, console: Console) -> None:
         "Leverage: the compute the baseline needs to reach the variant's loss, divided by the "
         "variant's own; and how far beyond the baseline's largest run that lies.",
     )
-    columns = ["FLOPs", "gap, nats", "leverage", f"{largest.level:.0%} interval", "x largest run"]
+    columns = [
+        "FLOPs",
+        "gap, nats",
+        "leverage",
+        f"{level_text(largest.level)} interval",
+        "x largest run",
+    ]
     console.print(table(columns, map(_place, leverage.places[SHOWN]), left=0))
     gap = largest.gap_nats
     prose(

@@ -34,6 +34,7 @@ from model.config import require_positive
 from model.system import cpu_features, cpu_name, is_macos, usable_cores
 from windtunnel.console import say, si, table
 from windtunnel.own_memory import own_memory
+from windtunnel.quoting import under
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 PACKAGES = ("numpy", "scipy", "pandas", "hydra-core", "wandb", "tokenizers", "rich")
@@ -82,7 +83,8 @@ def run(config: Config, console: Console) -> int:
             say(console, f"! {finding.name}: {finding.advice}")
     fatal = [finding for finding in findings if finding.fatal]
     if not fatal:
-        say(console, "This machine can run a sweep: windtunnel sweep sweep=quickstart")
+        command = f"windtunnel sweep sweep=quickstart{under(config.root)}"
+        say(console, f"This machine can run a sweep: {command}")
     return 2 if fatal else 0
 
 

@@ -58,6 +58,7 @@ from windtunnel.gates import GateThresholds
 from windtunnel.ledger import ledger_of
 from windtunnel.ledger_rows import TableForecastRow
 from windtunnel.next_step import closing_command
+from windtunnel.quoting import under
 from windtunnel.root import usable_root
 from windtunnel.runs_to_fit import SURFACE, FitSource, RunsToFit, runs_to_fit
 from windtunnel.table_forecasts import check_registrable, registered_text, table_forecast
@@ -184,7 +185,8 @@ def _check_law(config: Config) -> None:
                     "with at.VARIABLE=VALUE"
                 )
     if config.figures and config.sweep is not None:
-        raise ConfigError(f"figures: of a sweep, windtunnel report sweep={config.sweep} draws them")
+        drawn = f"windtunnel report sweep={config.sweep}{under(config.root)}"
+        raise ConfigError(f"figures: of a sweep, {drawn} draws them")
     if config.figures and config.law != SURFACE:
         raise ConfigError(f"figures are drawn of law={SURFACE}, L(N, D); not of law={config.law}")
     if config.law in PROCEDURES and (config.test or config.laws):

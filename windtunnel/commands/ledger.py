@@ -34,12 +34,12 @@ from windtunnel.closing import (
     outcome_in_table,
     refuse_another_unit,
 )
-from windtunnel.console import prose, table
+from windtunnel.console import prose
 from windtunnel.elsewhere import stated_outcome
 from windtunnel.ledger import Ledger, Reading, ledger_of
 from windtunnel.ledger_rows import Entry, ForecastRow, Outcome, TableForecastRow
 from windtunnel.promotion import Promotions
-from windtunnel.promotion_tables import LEDGER_COLUMNS, ledger_rows, origin_text, verdict_text
+from windtunnel.promotion_tables import ledger_table, origin_text, verdict_text
 from windtunnel.table_forecasts import revised_text
 from windtunnel.table_runs import SAME_PLACE, place_text
 
@@ -96,8 +96,7 @@ def run(config: Config, console: Console) -> int:
             "of a table by `windtunnel fit` with register=true",
         )
         return 0
-    rows = ledger_rows(entries)
-    console.print(table(LEDGER_COLUMNS, rows, left=2, title="Forecasts and outcomes"))
+    console.print(ledger_table(entries))
     for entry in entries:
         for line in _notes(entry, read):
             prose(console, f"{entry.name}: {line}")
@@ -124,7 +123,7 @@ def _notes(entry: Entry, read: Reading) -> list[str]:
 
 def _close(config: Config, name: str, ledger: Ledger, console: Console) -> int:
     read = ledger.read()
-    row = forecast_to_close(read, name)
+    row = forecast_to_close(read, name, config.root)
     before = read.find(row.promotion_id)
     outcome: Outcome
     if config.loss_nats is not None and config.source is not None:

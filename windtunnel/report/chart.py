@@ -172,7 +172,7 @@ def _fit(fit: Fit) -> dict[str, Any]:
 
 def _law(evidence: Evidence, fit: Fit) -> dict[str, Any] | None:
     """The law along the optimum, with its band; None where it has no optimum."""
-    surface = _surface(fit)
+    surface, level = _surface(fit), next(iter(fit.coefficients.values())).level
     if not surface.has_optimum:
         return None
     flops = [record.train_flops for record in evidence.done]
@@ -180,7 +180,7 @@ def _law(evidence: Evidence, fit: Fit) -> dict[str, Any] | None:
     grid = np.unique(np.append(np.geomspace(min(flops), far, 80), max(flops)))
     best = [surface.optimum(float(c)) for c in grid]
     value, low, high = fit.predict_many(
-        np.array([b.size for b in best]), np.array([b.tokens for b in best])
+        np.array([b.size for b in best]), np.array([b.tokens for b in best]), level=level
     )
     return {
         "flops": _short(grid),

@@ -98,6 +98,8 @@ class Content:
     """Everything on the page."""
 
     sweep: str
+    root: Path
+    """As it was given: commands on the page name it, to be typed where this one was."""
     made_at: str
     version: str
     plan: Plan
@@ -169,6 +171,7 @@ def gather(
     )
     return Content(
         sweep=sweep,
+        root=root,
         made_at=made_at,
         version=version,
         plan=plan,

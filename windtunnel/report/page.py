@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from analysis.catalogue import cut_ends
 from analysis.plots_style import Drawing
-from analysis.wording import brief, counted
+from analysis.wording import brief, counted, level_text
 from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.console import duration
+from windtunnel.quoting import under
 from windtunnel.report import sentences, theme
 from windtunnel.report.chart import chart_data
 from windtunnel.report.content import Content
@@ -103,6 +104,7 @@ def environment(package: str = "windtunnel.report") -> Environment:
         "flops": flops,
         "loss": loss,
         "interval": interval,
+        "level": level_text,
         "percent": percent,
         "number": number,
         "signed": signed,
@@ -119,10 +121,11 @@ def values(
 ) -> dict[str, Any]:
     """What the parts of the page are typeset from; ``live``: served, not kept as a file."""
     answer = content.answer
-    told, told_class = sentences.outcome(answer) if answer else ("", "")
+    told, told_class = sentences.outcome(answer, content.root) if answer else ("", "")
     return {
         "live": live,
         "content": content,
+        "under_root": under(content.root),
         "study": content.study,
         "answer": answer,
         "drawings": drawings,
@@ -139,6 +142,7 @@ def values(
         "strip": sentences.strip(answer) if answer else None,
         "recommended": sentences.recommended(answer) if answer else (),
         "loads": sentences.loads(answer),
+        "ledger_levels": sorted({level_text(e.forecast.forecast.level) for e in content.ledger}),
         "calibration": calibration_sentence(calibration(content.ledger)),
         "fit_sentence": sentences.fit_sentence(content) if content.study else "",
         "warnings": sentences.warnings(content),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -16,6 +17,7 @@ from windtunnel.features import variants_in
 from windtunnel.load_forecast import LoadForecast
 from windtunnel.next_step import as_option
 from windtunnel.promotion_tables import origin_text
+from windtunnel.quoting import under
 from windtunnel.report.content import Answer, Content
 from windtunnel.report.conventions import own_view
 from windtunnel.report.numbers import flops, loss, percent, sentence, si
@@ -103,7 +105,7 @@ def troubles(content: Content, *, live: bool = False) -> list[str]:
     if content.unfitted:
         found.append(
             f"The fit is older than {counted(content.unfitted, 'finished run', 'finished runs')}; "
-            f"`windtunnel fit sweep={content.sweep}` takes them in."
+            f"`windtunnel fit sweep={content.sweep}{under(content.root)}` takes them in."
         )
     statuses = list(dict.fromkeys(warning.status for _, warning in warnings(content)))
     if statuses:
@@ -119,16 +121,16 @@ def no_answer(content: Content) -> str:
     """What to do where no promotion exists."""
     if not content.evidence.done:
         return (
-            "There is no answer yet, because no run has finished: "
-            f"`windtunnel sweep sweep={content.sweep}`."
+            "There is no answer yet, because no run has finished: the `windtunnel sweep` command "
+            "that planned them goes on with them."
         )
     if content.study is None:
         what = _too_few(content) or f"first fit the law with {_fit_command(content)}."
         return f"There is no answer yet: {what}"
     return (
         "No configuration has been promoted from this sweep yet. `windtunnel promote "
-        f"sweep={content.sweep} target=next_rung` chooses one, forecasts its loss with an interval "
-        "and checks the gates."
+        f"sweep={content.sweep}{under(content.root)} target=next_rung` chooses one, forecasts its "
+        "loss with an interval and checks the gates."
     )
 
 
@@ -157,10 +159,10 @@ def _too_few(content: Content) -> str:
 def _fit_command(content: Content) -> str:
     variants = [*variants_in(content.plan.measured).values()]
     chosen = f" {as_option('variant', variants[0])}" if len(variants) > 1 else ""
-    return f"`windtunnel fit sweep={content.sweep}{chosen}`"
+    return f"`windtunnel fit sweep={content.sweep}{under(content.root)}{chosen}`"
 
 
-def outcome(answer: Answer) -> tuple[str, str]:
+def outcome(answer: Answer, root: Path) -> tuple[str, str]:
     """What became of the forecast: a sentence and its class."""
     verdict, measured, entry = answer.verdict, answer.measured, answer.entry
     notes = origin_text(entry) if entry else []
@@ -190,7 +192,7 @@ def _not_launched(answer: Answer) -> tuple[str, str]:
         return f"Not launched: {', '.join(refused)} would refuse it.", "bad"
     return (
         "Not launched yet. Every gate is passed: `windtunnel launch "
-        f"promotion={answer.promotion.id}`.",
+        f"promotion={answer.promotion.id}{under(root)}`.",
         "",
     )
 
