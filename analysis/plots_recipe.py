@@ -263,11 +263,12 @@ def _apart(optima: list[CellOptimum], setting: Setting, level: float) -> str:
         return ""
     apart, of_size, of_tokens = plane.apart(level), plane.size_exponent, plane.token_exponent
     return (
-        f" It is dashed because compute alone does not say it: size and tokens act differently, as "
+        " It is dashed because compute alone does not say it: size and tokens act differently, as "
         f"N^{of_size.value:.2f} ({of_size.low:.2f} to {of_size.high:.2f}) and "
-        f"D^{of_tokens.value:.2f} ({of_tokens.low:.2f} to {of_tokens.high:.2f}), exponents apart "
-        f"by {apart.low:.2f} to {apart.high:.2f}, all at {level_text(level)}. Forecast with the "
-        "law of both: `windtunnel fit law=learning_rate` with at.params and at.tokens."
+        f"D^{of_tokens.value:.2f} ({of_tokens.low:.2f} to {of_tokens.high:.2f}), N the FLOPs per "
+        f"token, exponents apart by {apart.low:.2f} to {apart.high:.2f}, all at "
+        f"{level_text(level)}. The law of both is fitted by `windtunnel fit law=learning_rate`, "
+        "and asked with at.size and at.tokens."
     )
 
 

@@ -86,7 +86,13 @@ def train_for(
     whole_tokens = max(1, nearest(tokens / batch_tokens)) * batch_tokens
     if trunk is None:
         laws_at = whole_tokens
+        _refuse_overlap(schedule, whole_tokens)
     else:
+        require(
+            schedule.warmup_tokens is None,
+            f"schedule.warmup_tokens ({schedule.warmup_tokens}): runs that share a trunk warm up "
+            "over schedule.warmup_frac of the smallest budget; give that",
+        )
         warmup = schedule.warmup_frac * trunk.warmup_of
         schedule = replace(schedule, warmup_tokens=nearest(warmup))
     return TrainConfig(
@@ -110,4 +116,16 @@ def train_for(
         mtp_loss_weight=settings.mtp_loss_weight,
         health=settings.health,
         stages=settings.stages,
+    )
+
+
+def _refuse_overlap(schedule: ScheduleConfig, tokens: int) -> None:
+    """Of a warm-up in tokens; one in fractions is refused where the schedule is made."""
+    if schedule.warmup_tokens is None or schedule.kind not in ("wsd", "wsm"):
+        return
+    stable = tokens - round(schedule.decay_frac * tokens)
+    require(
+        schedule.warmup_tokens <= stable,
+        f"schedule.warmup_tokens ({schedule.warmup_tokens}) and decay_frac ({schedule.decay_frac}) "
+        f"overlap in a run of {tokens} tokens: its decay begins after {stable}",
     )

@@ -72,7 +72,9 @@ class ScheduleConfig:
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
         require(
-            self.kind not in ("wsd", "wsm") or self.warmup_frac + self.decay_frac <= 1,
+            self.warmup_tokens is not None
+            or self.kind not in ("wsd", "wsm")
+            or self.warmup_frac + self.decay_frac <= 1,
             f"warmup_frac ({self.warmup_frac}) and decay_frac ({self.decay_frac}) "
             "overlap: their sum must be <= 1",
         )

@@ -320,6 +320,41 @@ def test_a_law_is_drawn_through_the_fitted_optima(evidence: Evidence) -> None:
     assert "C^-0.15" in drawing.how_to_read
 
 
+@pytest.mark.parametrize(("of_size", "of_tokens"), [(-0.4, 0.1), (-0.2, -0.2)])
+def test_a_law_of_compute_is_said_to_mislead_where_size_and_tokens_act_apart(
+    evidence: Evidence, of_size: float, of_tokens: float
+) -> None:
+    """Three sizes by three token counts, each cell's best rate an exact law of both."""
+    record, rates = evidence.records[0], [0.1e-2, 0.25e-2, 0.5e-2, 1e-2, 2e-2, 4e-2, 8e-2]
+    records = tuple(
+        replace(
+            cell,
+            run_id=f"{size}-{tokens}-{cell.run_id}",
+            rung=f"r{size}",
+            flops_per_token=size,
+            tokens=tokens,
+            train_flops=size * tokens,
+        )
+        for size in (2e5, 4e5, 8e5)
+        for tokens in (10_000, 20_000, 40_000)
+        for cell in grid_over(
+            record, rates, [512], best=1e-2 * (size / 4e5) ** of_size * (tokens / 2e4) ** of_tokens
+        ).records
+    )
+    drawing = recipe(Evidence(records=records))
+    assert drawing.figure is not None
+    (law,) = [line for line in drawing.figure.axes[1].lines if len(line.get_xdata()) > 2]
+    if of_size == of_tokens:
+        assert law.get_linestyle() == "-"
+        assert "compute alone" not in drawing.how_to_read
+        return
+    assert law.get_linestyle() == "--"
+    assert "compute alone does not say it" in drawing.how_to_read
+    assert f"N^{of_size:.2f} (" in drawing.how_to_read
+    assert f"D^{of_tokens:.2f} (" in drawing.how_to_read
+    assert "law=learning_rate" in drawing.how_to_read
+
+
 def test_a_variant_of_another_shape_is_no_trial_of_the_learning_rate(evidence: Evidence) -> None:
     record = evidence.records[0]
     wider = replace(

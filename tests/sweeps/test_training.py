@@ -8,10 +8,11 @@ from toy_plans import LING_MINI, SHAPE, TRAINING, small_sweep
 
 from model.accounting import flops_per_token
 from model.errors import ConfigError
-from model.training.config import TrainConfig
+from model.training.config import ScheduleConfig, TrainConfig
+from model.training.schedules import learning_rate
 from sweeps.recipe import ShapeRecipe, TrainingRecipe
 from sweeps.shape import shape_for
-from sweeps.training import train_for
+from sweeps.training import Trunk, train_for
 
 
 def train(recipe: TrainingRecipe, shape: ShapeRecipe, tokens: int, sequence: int) -> TrainConfig:
@@ -67,3 +68,34 @@ def test_a_run_takes_over_everything_else_that_is_set():
 def test_a_negative_weight_of_the_second_token_is_refused():
     with pytest.raises(ConfigError, match=r"mtp_loss_weight must be >= 0, got -0\.1"):
         replace(small_sweep(Path("unused")), mtp_loss_weight=-0.1)
+
+
+def test_a_warm_up_in_tokens_may_reach_to_the_decay_and_no_further():
+    """A decay over 95% of 10,240 tokens begins after 512; the default warmup_frac has no say."""
+    model = shape_for(SHAPE, 2e5, 32, 257)
+
+    def with_warmup(tokens: int) -> TrainConfig:
+        schedule = ScheduleConfig(decay_frac=0.95, warmup_frac=0.2, warmup_tokens=tokens)
+        sweep = replace(small_sweep(Path("unused")), schedule=schedule)
+        return train_for(sweep, model=model, tokens=10_240, seed=0)
+
+    run = with_warmup(512)
+    assert run.tokens == 10_240
+    rates = [learning_rate(run, step) / run.optimizer.peak_lr for step in range(run.num_steps)]
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert max(rates) > 0.8
+    message = (
+        r"warmup_tokens \(513\) and decay_frac \(0.95\) overlap in a run of 10240 .* after 512"
+    )
+    with pytest.raises(ConfigError, match=message):
+        with_warmup(513)
+
+
+def test_runs_of_a_trunk_take_no_warm_up_of_their_own():
+    schedule = ScheduleConfig(trunk=True, warmup_tokens=512)
+    sweep = replace(small_sweep(Path("unused")), schedule=schedule)
+    trunk = Trunk(shortest=10_240, longest=20_480, warmup_of=10_240)
+    with pytest.raises(ConfigError, match=r"schedule.warmup_tokens \(512\): runs that share"):
+        train_for(sweep, model=shape_for(SHAPE, 2e5, 32, 257), tokens=10_240, seed=0, trunk=trunk)
