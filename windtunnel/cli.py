@@ -54,6 +54,12 @@ EXIT_CODES = {
     ("windtunnel.gates", "LaunchRefused"): 4,
 }
 EXIT_STOPPED = 130
+NOT_A_FILE = {
+    errno.EISDIR: "a folder, where a file should be; move it away or name another place",
+    errno.ENOTDIR: "lies within a file, where a folder should be; name another place",
+    errno.ELOOP: "a link that leads to itself; point it at a file",
+    errno.ENAMETOOLONG: "a name longer than the file system allows; choose a shorter one",
+}
 NO_WINDOWS = (
     "not for Windows itself: it locks files and ends processes as Linux and macOS do; use it under "
     "WSL 2 (`wsl --install` in a PowerShell, then install it in the Ubuntu that opens)"
@@ -182,6 +188,8 @@ def _explain(error: Exception) -> tuple[int | None, str]:
                 f"{where}: a file would be larger than this shell (ulimit -f) or file system "
                 "allows; raise the limit and run the same command again: what is finished is kept"
             )
+        if error.errno in NOT_A_FILE and error.filename is not None:
+            return 2, f"{where}: {NOT_A_FILE[error.errno]}"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return 2, (
                 f"{_meant_file(str(where))}: {error.strerror}; it may be another user's: ask for "

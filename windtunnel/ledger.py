@@ -171,10 +171,20 @@ class Ledger:
         return entry
 
     def lines(self) -> tuple[Line, ...]:
-        """Every line, read back and checked against the chain of hashes."""
+        """Every line, read back and checked against the chain of hashes.
+
+        Raises:
+            ConfigError: it is a link that leads to no file.
+        """
         try:
             text = self.path.read_bytes().decode("utf-8", errors="replace")
         except FileNotFoundError:
+            if self.path.is_symlink():  # of a disk that is not here now: what it holds is not lost
+                raise ConfigError(
+                    f"{self.path}: a link to {os.readlink(self.path)}, where there is no file now; "
+                    "bring that back (a disk not mounted?), or remove the link to begin a new "
+                    "ledger"
+                ) from None
             return ()
         return _check_chain(text)
 

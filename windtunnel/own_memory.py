@@ -18,6 +18,7 @@ from sweeps.plan import PlannedRun
 from windtunnel.console import prose, si
 from windtunnel.machine.memory_plan import FP32
 from windtunnel.machine.one_gpu import BF16_WEIGHTS
+from windtunnel.own_gpu import HERE, has_gpu
 
 
 class OwnMemory(NamedTuple):
@@ -92,13 +93,13 @@ def too_large(runs: Sequence[PlannedRun], executor: ExecutorConfig, device: str)
     killed by the system as often as it is tried, and may take others with it.
     """
     memory = own_memory()
-    if not runs or memory is None or executor.kind not in ("inline", "local") or device == "cuda":
+    if not runs or memory is None or executor.kind not in HERE or device == "cuda":
         return ""
     needed = {
         run.run_id: state_memory(run.spec.model, _numbers_of(run.spec.train)).total for run in runs
     }
     largest = max(needed, key=lambda name: needed[name])
-    if needed[largest] <= memory.total or (device == "auto" and _has_gpu()):
+    if needed[largest] <= memory.total or (device == "auto" and has_gpu()):
         return ""
     return (
         f"{largest}: its weights, gradients and moments take {si(needed[largest])}B, this machine "
@@ -111,9 +112,3 @@ def _numbers_of(train: TrainConfig) -> PrecisionPlan:
     if train.precision == "bf16_weights":
         return BF16_WEIGHTS
     return replace(FP32, moment_bytes=2) if train.optimizer.kind == "adamw8bit" else FP32
-
-
-def _has_gpu() -> bool:
-    import torch  # here: it takes a second, and few runs are as large
-
-    return torch.cuda.is_available()

@@ -1,5 +1,6 @@
 """The ledger keeps what was forecast: nothing doubled, altered unseen, or lost to a crash."""
 
+import errno
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 
 from analysis.results import Prediction
 from model.errors import ConfigError
+from windtunnel import cli
 from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.commands import ledger as ledger_command
 from windtunnel.console import make_console
@@ -341,3 +343,87 @@ def test_the_command_reads_the_file_once(
     assert ledger_command.run(ledger_command.Config(root=tmp_path), make_console()) == 0
     assert "no forecast has been held" in capsys.readouterr().out
     assert read == [kept.path]
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("close", [[], ["close=latest", "loss_nats=2", "source=x"]])
+def test_a_ledger_that_is_no_file_is_one_clear_line(
+    close: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "ledger.jsonl"
+    words = ["ledger", f"root={tmp_path}", *close]
+    place.mkdir()
+    assert cli.main(words) == 2
+    assert f"{place}: a folder, where a file should be" in complaint(capsys)
+    place.rmdir()
+    away = tmp_path / "disk" / "ledger.jsonl"
+    place.symlink_to(away)
+    assert cli.main(words) == 2
+    assert f"{place}: a link to {away}, where there is no file now" in complaint(capsys)
+    with pytest.raises(ConfigError, match="where there is no file now"):
+        Ledger(place).register(forecast("a"))
+    assert not away.parent.exists(), "no second ledger is begun beside the one that is away"
+    place.unlink()
+    place.symlink_to(place)
+    assert cli.main(words) == 2
+    assert f"{place}: a link that leads to itself" in complaint(capsys)
+    (tmp_path / "file").touch()
+    assert cli.main(["ledger", f"root={tmp_path / 'file'}", *close]) == 2
+    assert "lies within a file" in complaint(capsys)
+
+
+def test_a_ledger_that_may_not_be_read_is_one_clear_line(
+    three: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = three.path.read_bytes()
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(Path, "read_bytes", refused)
+        assert cli.main(["ledger", f"root={three.path.parent}"]) == 2
+        with pytest.raises(PermissionError):
+            three.register(forecast("d"))
+    assert f"{three.path}: Permission denied; it may be another user's" in complaint(capsys)
+    assert three.path.read_bytes() == before
+
+
+def test_an_empty_ledger_says_so_and_takes_the_next_forecast(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.path.parent.mkdir()
+    ledger.path.touch()
+    words = ["ledger", f"root={ledger.path.parent}"]
+    assert cli.main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"{ledger.path}: the file is empty; if it held forecasts before, bring")
+    ledger.path.write_bytes(bytes(8))  # a crash may leave a file's length and not its content
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "line 1: cannot be read" in " ".join(said.split())
+    assert "registered" not in said, "there is no table of nothing"
+    ledger.register(forecast("a"))
+    assert [entry.name for entry in ledger.read().entries] == ["a"]
+    assert not ledger.read().is_damaged
+
+
+def test_intervals_of_other_levels_are_told_apart(
+    three: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ledger", f"root={three.path.parent}"]
+    assert cli.main(words) == 0
+    assert "90% interval" in capsys.readouterr().out.splitlines()[2]
+    three.register(forecast("d", level=0.995))
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "% interval" not in said.splitlines()[2]
+    assert said.count("1.9000..2.1000 (90%)") == 3
+    assert said.count("1.9000..2.1000 (99.5%)") == 1

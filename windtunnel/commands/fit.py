@@ -89,7 +89,7 @@ def run(config: Config, console: Console) -> int:
     _check_law(config)
     if config.register:
         check_registrable(config.law, config.records, config.at)
-        usable_root(config.root)
+        ledger_of(usable_root(config.root)).read()  # a fit may take minutes
     runs = runs_to_fit(config)
     if config.at and config.law in LAWS:
         place_at(LAWS[config.law], runs.points, config.at)  # a fit may take minutes

@@ -61,6 +61,7 @@ from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
 from windtunnel.machine.tables import describe_dry_run
 from windtunnel.next_step import launch_elsewhere
+from windtunnel.own_gpu import refuse_absent_gpu
 from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, origin_text, verdict_text, waypoint_text
 from windtunnel.root import bring_over, usable_root
@@ -105,6 +106,9 @@ def run(config: Config, console: Console) -> int:
         data_dir=spec.runtime.data_dir,
         tracker=located(config.tracker, config.root, promotion.sweep),
     )
+    is_worked_here = isinstance(config.trained, Here) or config.trained.weights is not None
+    if is_worked_here and store.record(promotion.run_id) is None:
+        refuse_absent_gpu(config.device, config.executor)
     corpus = planned_corpus(spec)
     cost = estimated_cost(promotion, store, corpus)
     if config.dry_run:

@@ -90,13 +90,16 @@ def run(config: Config, console: Console) -> int:
     read = ledger.read()
     entries, problems = read.entries, read.problems
     if not entries and not problems:
+        lost = "the file is empty; if it held forecasts before, bring back a copy of it. "
         prose(
             console,
-            f"{ledger.path}: no forecast yet; the first is registered by `windtunnel launch`, or "
-            "of a table by `windtunnel fit` with register=true",
+            f"{ledger.path}: {lost if ledger.path.exists() else ''}no forecast yet; the first is "
+            "registered by `windtunnel launch`, or of a table by `windtunnel fit` with "
+            "register=true",
         )
         return 0
-    console.print(ledger_table(entries))
+    if entries:
+        console.print(ledger_table(entries))
     for entry in entries:
         for line in _notes(entry, read):
             prose(console, f"{entry.name}: {line}")

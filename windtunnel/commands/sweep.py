@@ -47,6 +47,7 @@ from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
 from windtunnel.next_step import after_training
+from windtunnel.own_gpu import refuse_absent_gpu
 from windtunnel.own_memory import refuse_too_large
 from windtunnel.quoting import under
 from windtunnel.root import bring_over, usable_root
@@ -125,6 +126,8 @@ def run(config: Config, console: Console) -> int:
     over = {"done", "failed", "diverged"} - set(retried)
     left = [report.run for report in status.runs if report.state.status not in over]
     device = sweep.runtime.device
+    if left:
+        refuse_absent_gpu(device, config.executor)
     refuse_too_large(left, config.executor, device, console, dry_run=config.dry_run)
     if config.design == "grid" and not status.is_complete:
         say(

@@ -45,6 +45,7 @@ from windtunnel.console import duration, prose, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
+from windtunnel.own_gpu import refuse_absent_gpu
 from windtunnel.own_memory import refuse_too_large
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
@@ -110,6 +111,8 @@ def run(config: Config, console: Console) -> int:
     status = sweep_status(plan, store)
     console.print(plan_table(plan, status))
     left = () if status.is_complete else plan.runs
+    if left:
+        refuse_absent_gpu(config.device, config.executor)
     refuse_too_large(left, config.executor, config.device, console, dry_run=config.dry_run)
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
