@@ -51,7 +51,8 @@ class RunState:
     heartbeat: Heartbeat | None = None
     """Of one that has not said how it ended."""
     done_frac: float = 0.0
-    """Of one that has said so, and is not done: the share of its steps it had done by then."""
+    """Of one that is not done: the share of its steps it had done when it ended, or found done by
+    the attempts before it and has not spoken of yet."""
 
 
 class Store:
@@ -118,17 +119,19 @@ class Store:
                 status=outcome.status,
                 attempt=newest,
                 reason=outcome.reason,
-                done_frac=outcome.done_frac,
+                done_frac=outcome.done_frac or _taken_over(Path(run_dir), newest),
             )
         folder = attempt_dir(Path(run_dir), newest)
         heartbeat = read_heartbeat(folder)
         reason = _why_over(folder, heartbeat, watch)
+        is_telling = heartbeat is not None and heartbeat.progress is not None
         return RunState(
             run_id=name,
             status="interrupted" if reason else "running",
             attempt=newest,
             reason=reason,
             heartbeat=heartbeat,
+            done_frac=0.0 if is_telling else _taken_over(Path(run_dir), newest),
         )
 
     def record(self, name: str) -> RunRecord | None:
@@ -197,6 +200,20 @@ class Store:
 
 def _has_record(run_dir: str) -> bool:
     return os.path.exists(f"{run_dir}/record.json")
+
+
+def _taken_over(run_dir: Path, number: int) -> float:
+    """The share of the steps that attempt ``number`` found done, by the last beat of those before:
+    until its own first word on it."""
+    for earlier in range(number - 1, 0, -1):
+        folder = attempt_dir(run_dir, earlier)
+        outcome = read_outcome(folder)
+        if outcome is not None and outcome.status == "diverged":
+            break  # it began anew
+        heartbeat = read_heartbeat(folder)
+        if heartbeat is not None and heartbeat.progress is not None:
+            return heartbeat.progress.frac
+    return 0.0
 
 
 def _why_over(folder: Path, heartbeat: Heartbeat | None, watch: Watch | None) -> str:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.wording import WIDTH
+from model.pauses import WorkingTime
 from windtunnel.folding import Folded
 from windtunnel.plain_table import PlainTable
 from windtunnel.streams import silence_stdout
@@ -153,7 +154,9 @@ class Progress:
         self._before = self._done = 0.0
         self._expected_s = expected_s
         self._clock = clock
-        self._began = self._printed = clock()
+        self._moved_at = self._printed = clock()
+        self._working = WorkingTime()
+        self._worked_s = 0.0
         self._bar: RichProgress | None = None
         if console.is_terminal:
             self._bar = RichProgress(
@@ -183,12 +186,18 @@ class Progress:
     def already(self, done: float) -> None:
         """Say how much was done before: it counts as progress but not as pace."""
         self._before = self._done = done
-        self._began = self._clock()
+        self._moved_at, self._worked_s = self._clock(), 0.0
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
     def advance_to(self, done: float, note: str = "") -> None:
         """Say how much is done by now, of ``total``."""
+        if done > self._done:
+            now = self._clock()
+            self._worked_s += self._working.of(
+                now - self._moved_at, done - self._done, self._pace()
+            )
+            self._moved_at = now
         self._done = done
         left = self.seconds_left()
         text = ", ".join(filter(None, [note, f"{duration(left)} left" if left is not None else ""]))
@@ -199,13 +208,24 @@ class Progress:
             share = done / self._total if self._total else 1.0
             self.line(f"{self._what}: {share:.0%}" + (f", {text}" if text else ""))
 
+    def found(self, more: float) -> None:
+        """Say that so much more than was known was done before, or was lost (below zero)."""
+        self._before += more
+        self._done += more
+
     def seconds_left(self) -> float | None:
-        """At the pace so far, leaning on what was expected while little has moved."""
-        moved, elapsed = self._done - self._before, self._clock() - self._began
+        """At the pace of the time spent working, leaning on what was expected while little has
+        moved."""
+        pace = self._pace()
+        return max(0.0, self._total - self._done) / pace if pace else None
+
+    def _pace(self) -> float | None:
+        """A second's part of the total; None before anything is known of it."""
+        moved, worked_s = self._done - self._before, self._worked_s
         if self._expected_s is not None:
             moved += EXPECTATION_WEIGHT * (self._total - self._before)
-            elapsed += EXPECTATION_WEIGHT * self._expected_s
-        return max(0.0, self._total - self._done) * elapsed / moved if moved > 0 else None
+            worked_s += EXPECTATION_WEIGHT * self._expected_s
+        return moved / worked_s if moved > 0 and worked_s > 0 else None
 
     def line(self, text: str) -> None:
         """Print something that stays."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from rich.console import Console
 
 from analysis.wording import brief, counted
@@ -18,7 +21,13 @@ class SweepProgress(Progress):
     """Draws events; the unit of its bar is the plan's estimated seconds on one worker."""
 
     def __init__(
-        self, console: Console, plan: Plan, store: Store, *, expected_s: float | None = None
+        self,
+        console: Console,
+        plan: Plan,
+        store: Store,
+        *,
+        expected_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``expected_s`` is how long what is missing should take; without it, one worker's time."""
         self._store = store
@@ -31,6 +40,7 @@ class SweepProgress(Progress):
             plan.name,
             plan.worker_s,
             expected_s=plan.worker_s if expected_s is None else expected_s,
+            clock=clock,
         )
 
     def show(self, event: Event) -> None:
@@ -45,6 +55,10 @@ class SweepProgress(Progress):
             self._running[name] = None
         elif event.kind == "progress":
             assert event.progress is not None
+            if event.attempt > 1 and self._running.get(name) is None:
+                # What earlier attempts left was not done now, and what they lost was.
+                there = event.progress.frac - self._frac.get(name, 0.0)
+                self.found(self._cost_s[name] * there)
             self._running[name] = event.progress
             self._frac[name] = event.progress.frac
         else:

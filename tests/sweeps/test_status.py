@@ -60,3 +60,27 @@ def test_a_heartbeat_of_long_ago_is_shown_as_interrupted(plan, toy):
     attempt.beat(Heartbeat(beat=1, time=time.time() - 60, phase="training"))
     (report,) = sweep_status(plan, toy.store).with_status("interrupted")
     assert "no sign of life for 6" in report.state.reason
+
+
+def test_a_run_that_is_taken_up_again_has_left_what_it_had_left(plan, toy):
+    """Killed at 3 of 4 steps: until the next attempt speaks of steps of its own, a quarter."""
+    run = plan.runs[0]
+    folder = toy.store.create(run.spec)
+    first = Attempt.claim(folder, after=0, now=time.time())
+    done = Progress(step=3, num_steps=4, tokens_per_s=1.0, loss=2.5)
+    first.beat(Heartbeat(beat=9, time=time.time() - 9999, phase="training", progress=done))
+
+    def left() -> tuple[str, float]:
+        report = sweep_status(plan, toy.store).runs[0]
+        return report.state.status, report.left_s / run.cost.wall_s
+
+    second = Attempt.claim(folder, after=1, now=time.time())
+    assert left() == ("running", pytest.approx(0.25))
+    second.beat(Heartbeat(beat=1, time=time.time(), phase="starting"))
+    assert left() == ("running", pytest.approx(0.25))
+    second.end(Outcome(status="interrupted", reason="before its first step", ended=time.time()))
+    assert left() == ("interrupted", pytest.approx(0.25))
+    third = Attempt.claim(folder, after=2, now=time.time())
+    third.end(Outcome(status="diverged", reason="a spike", ended=time.time(), done_frac=0.9))
+    Attempt.claim(folder, after=3, now=time.time())
+    assert left() == ("running", pytest.approx(1.0)), "after a divergence it begins anew"

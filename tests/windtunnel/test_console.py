@@ -108,6 +108,34 @@ def test_time_left_leans_on_the_expectation_at_first_and_on_the_pace_later() -> 
     assert unknown.seconds_left() is None
 
 
+def test_time_left_is_by_the_time_spent_working() -> None:
+    """One unit a second for 100 s, then stopped for an hour, then on as before."""
+    clock = Clock()
+    progress = Progress(make_console(io.StringIO()), "x", 1000.0, expected_s=1000.0, clock=clock)
+    for second in range(1, 101):
+        clock.now = float(second)
+        progress.advance_to(float(second))
+    assert progress.seconds_left() == pytest.approx(900.0)
+    clock.now += 3600
+    assert progress.seconds_left() == pytest.approx(900.0), "nothing is known of the stop yet"
+    for second in range(1, 11):
+        clock.now += 1
+        progress.advance_to(100.0 + second)
+        assert progress.seconds_left() == pytest.approx(900.0 - second)
+
+
+def test_what_was_done_before_is_no_pace() -> None:
+    clock = Clock()
+    progress = Progress(make_console(io.StringIO()), "x", 1000.0, clock=clock)
+    progress.found(600.0)
+    assert progress.seconds_left() is None
+    clock.now = 10.0
+    progress.advance_to(610.0)
+    assert progress.seconds_left() == pytest.approx(390.0)
+    progress.found(-100.0)  # a worker died and its last checkpoint is so much older
+    assert progress.seconds_left() == pytest.approx(490.0)
+
+
 def test_on_a_terminal_a_bar_is_drawn_and_lines_stay_above_it() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, highlight=False)

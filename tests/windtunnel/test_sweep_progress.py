@@ -1,0 +1,51 @@
+"""A sweep's time left while it runs: by what was done now, not by what earlier attempts left."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sweeps.attempt import Progress
+from sweeps.events import Event
+from sweeps.store import Store
+from windtunnel.console import make_console
+from windtunnel.sweep_progress import SweepProgress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_run_resumed_from_its_checkpoint_counts_from_there(
+    finished: Any,
+) -> None:
+    """A run of 1,000 s, resumed at 600 s, goes on at half the planned speed: 10 s bring 5 s."""
+    clock = Clock()
+    first = finished.plan.runs[0]
+    run = replace(first, cost=replace(first.cost, wall_s=1000.0))
+    plan = replace(finished.plan, runs=(run,))
+    progress = SweepProgress(
+        make_console(io.StringIO()), plan, Store(finished.root), expected_s=400.0, clock=clock
+    )
+
+    def show(step: int, at_s: float) -> None:
+        clock.now = at_s
+        told = Progress(step=step, num_steps=1000, tokens_per_s=1.0, loss=None)
+        progress.show(Event(kind="progress", run=run, attempt=2, progress=told))
+
+    progress.show(Event(kind="started", run=run, attempt=2))
+    show(600, 1.0)
+    assert progress.seconds_left() == pytest.approx(400.0)
+    for tens in range(1, 21):
+        show(600 + 5 * tens, 1.0 + 10 * tens)
+    # 100 s of work in 200 s, and the expectation counts as a tenth of what was left: 40 s in 40 s.
+    assert progress.seconds_left() == pytest.approx(300 * (201 + 40) / (100 + 40), rel=1e-3)
+    clock.now += 3600
+    show(705, clock.now)
+    assert progress.seconds_left() == pytest.approx(295 * 241 / 140, rel=2e-2)
