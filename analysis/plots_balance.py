@@ -79,7 +79,7 @@ def expert_balance(evidence: Evidence) -> Drawing:
         else "Every expert of every layer was chosen at least once."
     )
     drawn = (
-        "The grey line is a power law of compute with its {level} band for one new run. "
+        f"The grey line is a power law of compute with its {level} band for one new run. "
         if any(row["series"] == "law" for row in rows)
         else ""
     )

@@ -3,11 +3,13 @@
 Both are axes of one sweep, so every run of the variant has a partner of the same size, tokens, seed
 and data. Prints the gap on each rung, its trend with compute, what compute it is worth (efficiency
 leverage, with its interval), and what it would be at the targets; writes trial.json and two
-figures. The exit code is 3 when too few pairs are finished.
+figures. The exit code is 3 when too few pairs are finished. For scripts, `json=true` prints one
+JSON object with the gaps, the leverage and the targets, each with its interval.
 
 Example:
   windtunnel compare sweep=trial_init variant='{recipe.shape.init_width: 2048}'
   windtunnel compare sweep=mine variant='{recipe.shape.qk_norm: false}' targets.mine=1e22
+  windtunnel compare sweep=trial_init json=true
   windtunnel compare sweep=share variant='{data.weights.math: 0.32}'
 """
 
@@ -32,16 +34,18 @@ from model.typed import to_plain
 from sweeps.files import content_hash
 from sweeps.plan import SEED, Plan, PlannedRun, SweepConfig, as_planned
 from sweeps.store import Store
+from windtunnel.answers.compare import trial_answer
 from windtunnel.commands.status import known_plan
 from windtunnel.console import prose, say, sci, table
 from windtunnel.features import features_of
+from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.quoting import under
 
 LONGEST_SLUG = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ForScripts):
     """``conf/compare.yaml``."""
 
     root: Path
@@ -75,9 +79,13 @@ def run(config: Config, console: Console) -> int:
         unpaired=unpaired,
         level=config.level,
     )
-    _print(trial, console)
+    if not config.json:
+        _print(trial, console)
     folder = config.out or store.plan_path(plan.name).parent / "trials" / _slug(variant)
     _write(trial, folder)
+    if config.json:
+        write_answer("compare", trial_answer(trial, folder / "trial.json"))
+        return 0
     say(console, f"Written: {folder / 'trial.json'} and the figures beside it")
     return 0
 

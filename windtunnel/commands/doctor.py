@@ -4,10 +4,11 @@ Looks at Python, torch and its threads, the CPU's vector units, the speed of a f
 memory, free disk under the root, compilers, Slurm and W&B, and which kernels would compute the
 experts and the rest of a step on each device and in each type, with measured times of the
 alternatives. A line marked `!` is worth fixing and says how. The exit code is 2 when no run could
-work.
+work. For scripts, `json=true` prints one JSON object with every finding and what was measured.
 
 Example:
   windtunnel doctor
+  windtunnel doctor json=true
   windtunnel doctor root=/scratch/tunnel
 """
 
@@ -21,9 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from analysis.wording import counted
 from model.config import require_positive
 from model.system import cpu_features, cpu_name, is_macos, usable_cores
 from windtunnel.console import say, si, table
+from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.own_memory import own_memory
 from windtunnel.quoting import under
 
@@ -49,7 +51,7 @@ ANSWER_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ForScripts):
     """``conf/doctor.yaml``."""
 
     root: Path
@@ -70,10 +72,14 @@ class Finding:
     advice: str = ""
     """What to do; empty where all is well."""
     fatal: bool = False
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Numbers by name, with their unit in it."""
 
 
 def run(config: Config, console: Console) -> int:
     """Print every finding; 2 if any would stop every run."""
+    if config.json:
+        return _answer(list(examine(config)))
     with console.status("Measuring; the first time, the kernels are compiled in half a minute"):
         findings = list(examine(config))
     rows = [("!" if f.advice else "", f.name, f.found) for f in findings]
@@ -86,6 +92,22 @@ def run(config: Config, console: Console) -> int:
         command = f"windtunnel sweep sweep=quickstart{under(config.root)}"
         say(console, f"This machine can run a sweep: {command}")
     return 2 if fatal else 0
+
+
+def _answer(findings: Sequence[Finding]) -> int:
+    can_run = not any(finding.fatal for finding in findings)
+    found = [
+        {
+            "name": finding.name,
+            "found": finding.found,
+            "advice": finding.advice,
+            "is_fatal": finding.fatal,
+            "measured": finding.measured,
+        }
+        for finding in findings
+    ]
+    write_answer("doctor", {"can_run": can_run, "findings": found})
+    return 0 if can_run else 2
 
 
 def examine(config: Config) -> Iterator[Finding]:
@@ -109,14 +131,14 @@ def python() -> Finding:
 
 def cpu() -> Finding:
     """Cores this process may use, and the vector units of the CPU."""
-    flags = cpu_features()
+    flags, cores = cpu_features(), {"usable_cores": usable_cores()}
     present = [feature for feature in CPU_FEATURES if feature in flags]
     found = f"{cpu_name() or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
     found += f", {' '.join(present) or 'no vector unit known to us'}"
     if flags and not {"avx2", "asimd"} & set(present):
         advice = "no AVX2: runs work but are slow; estimates in plans will be too low"
-        return Finding(name="CPU", found=found, advice=advice)
-    return Finding(name="CPU", found=found)
+        return Finding(name="CPU", found=found, advice=advice, measured=cores)
+    return Finding(name="CPU", found=found, measured=cores)
 
 
 def memory() -> Finding:
@@ -124,11 +146,12 @@ def memory() -> Finding:
     own = own_memory()
     if own is None:
         return Finding(name="memory", found="unknown on this system")
+    measured = {"memory_available_bytes": own.available, "memory_total_bytes": own.total}
     found = f"{own.available / 2**30:.1f} GiB free of {own.total / 2**30:.1f} GiB"
     if own.available < ENOUGH_MEMORY_BYTES:
         advice = "below 2 GiB: run fewer workers, executor.workers=1"
-        return Finding(name="memory", found=found, advice=advice)
-    return Finding(name="memory", found=found)
+        return Finding(name="memory", found=found, advice=advice, measured=measured)
+    return Finding(name="memory", found=found, measured=measured)
 
 
 def disk(root: Path) -> Finding:
@@ -137,17 +160,17 @@ def disk(root: Path) -> Finding:
         folder for folder in [root.absolute(), *root.absolute().parents] if folder.exists()
     )
     free = shutil.disk_usage(existing).free
-    found = f"{si(free)}B free under {root}"
+    found, measured = f"{si(free)}B free under {root}", {"disk_free_bytes": free}
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         advice = f"can't write there ({error.strerror}); choose another folder with root=DIR"
-        return Finding(name="disk", found=found, advice=advice, fatal=True)
+        return Finding(name="disk", found=found, advice=advice, fatal=True, measured=measured)
     if free < ENOUGH_DISK_BYTES:
         advice = "below 2 GiB: checkpoints may not fit; free some or choose another root=DIR"
-        return Finding(name="disk", found=found, advice=advice)
-    return Finding(name="disk", found=found)
+        return Finding(name="disk", found=found, advice=advice, measured=measured)
+    return Finding(name="disk", found=found, measured=measured)
 
 
 def torch_and_speed(measure_s: float) -> Iterator[Finding]:
@@ -166,11 +189,11 @@ def torch_and_speed(measure_s: float) -> Iterator[Finding]:
     )
     speed = matmul_flops_per_s(measure_s)
     found = f"{speed / 1e9:.0f} GFLOP/s on one thread (float32, 512 x 512)"
+    advice = ""
     if speed < SLOW_CORE_FLOPS_PER_S:
         advice = "slow: is the machine busy, or is this an emulated CPU?"
-        yield Finding(name="matmul", found=found, advice=advice)
-    else:
-        yield Finding(name="matmul", found=found)
+    measured = {"matmul_flops_per_s": speed}
+    yield Finding(name="matmul", found=found, advice=advice, measured=measured)
 
 
 def matmul_flops_per_s(measure_s: float) -> float:
@@ -229,7 +252,12 @@ def kernels(measure_s: float) -> Iterator[Finding]:
                     advice = (
                         f"{fastest} was faster than {choice.name} just now; is the machine busy?"
                     )
-                yield Finding(name=f"experts, {where}", found=found, advice=advice)
+                yield Finding(
+                    name=f"experts, {where}",
+                    found=found,
+                    advice=advice,
+                    measured={f"layer_s.{name}": took_s for name, took_s in seconds.items()},
+                )
     finally:
         torch.set_num_threads(threads)
     yield Finding(name="rest of a step", found=rest_of_a_step())

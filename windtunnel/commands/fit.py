@@ -8,6 +8,9 @@ Laws: hoffmann is L(N, D), the one that models are recommended from; compute is 
 tokens L(D), power y = a*x^b; gadre, muennighoff, clark, krajewski, ludziejewski, abnar, leverage
 and downstream are other published ones. law=isoflop and law=learning_rate locate optima instead.
 
+For scripts, `json=true` prints one JSON object: coefficients, optimum and forecasts, each with its
+interval, and the warnings.
+
 `register=true` puts the forecast at at=... into the ledger, before its run exists;
 `windtunnel ledger close=NAME` holds it against the run later.
 
@@ -19,6 +22,7 @@ Example:
       at.params=7e9 at.tokens=2e12 register=true
   windtunnel fit sweep=quickstart sensitivity=true laws=[hoffmann,gadre]
   windtunnel fit sweep=quickstart loss=domain:code
+  windtunnel fit sweep=quickstart json=true
   windtunnel fit records=runs.csv columns.params=N columns.flops=C columns.loss=L \\
       table.drop_highest_losses=5 fit.huber_delta=1e-3 at_flops=5.76e23
   windtunnel fit records=runs.csv law=compute columns.flops=C columns.loss=L at.flops=1e22
@@ -28,6 +32,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
@@ -50,10 +55,12 @@ from analysis.utilisation import utilisation_laws
 from analysis.without_embedding import column_without_embedding
 from model.config import require
 from model.errors import ConfigError
+from windtunnel.answers.fit import fit_answer
 from windtunnel.closing import open_in
 from windtunnel.conditions import condition_lines
 from windtunnel.console import prose, say
 from windtunnel.folding import refolded
+from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.gates import GateThresholds
 from windtunnel.ledger import ledger_of
 from windtunnel.ledger_rows import TableForecastRow
@@ -65,7 +72,7 @@ from windtunnel.table_forecasts import check_registrable, registered_text, table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(FitSource):
+class Config(ForScripts, FitSource):
     """``conf/fit.yaml``."""
 
     fit: FitSettings
@@ -89,7 +96,9 @@ def run(config: Config, console: Console) -> int:
     _check_law(config)
     if config.register:
         check_registrable(config.law, config.records, config.at)
-        ledger_of(usable_root(config.root)).read()  # a fit may take minutes
+        usable_root(config.root)
+    if config.records is not None:
+        ledger_of(config.root).read()  # now, as a fit may take minutes
     runs = runs_to_fit(config)
     if config.at and config.law in LAWS:
         place_at(LAWS[config.law], runs.points, config.at)  # a fit may take minutes
@@ -112,29 +121,52 @@ def run(config: Config, console: Console) -> int:
         study = _surface_study(config, runs)
         text = study.summary(flops=config.at_flops)
     registered = _registered(config, study) if config.register else None
-    console.print(refolded(text, console.width), markup=False, end="", soft_wrap=True)
-    for line in condition_lines(runs.records):
-        prose(console, f"Note: {line}")
-    if isinstance(study, Study) and not runs.records:
-        _note_embedding(study.points, console)
     study.save(runs.out)
-    console.print(f"  {'written':<12}{runs.out}", markup=False, soft_wrap=True)
+    notes = [*condition_lines(runs.records)]
+    if isinstance(study, Study) and not runs.records:
+        notes += _on_embedding(study.points)
+    ledger = ledger_of(config.root)
+    is_table = config.records is not None and "table" in runs.source
+    closable = [*open_in(ledger.read(), runs.source, runs.points)] if is_table else []
+    figures = None
     if config.figures and isinstance(study, Study):
-        folder = _draw(study, runs.out)
-        console.print(f"  {'figures':<12}{folder}", markup=False, soft_wrap=True)
-    if config.records is not None and "table" in runs.source:
-        for name in open_in(ledger_of(config.root).read(), runs.source, runs.points):
-            prose(console, f"Note: the run that {name} forecast is in the table by now; close it:")
-            say(console, f"  {closing_command(config.root, name)}")
+        figures = _draw(study, runs.out)
+    if config.json:
+        answer = fit_answer(
+            study,
+            at_flops=config.at_flops,
+            written=runs.out,
+            figures=figures,
+            registered=registered[0] if registered else None,
+            notes=[*notes, *(" ".join(_closable(config.root, name)) for name in closable)],
+        )
+        write_answer("fit", answer)
+        return 0
+    console.print(refolded(text, console.width), markup=False, end="", soft_wrap=True)
+    for line in notes:
+        prose(console, f"Note: {line}")
+    console.print(f"  {'written':<12}{runs.out}", markup=False, soft_wrap=True)
+    if figures is not None:
+        console.print(f"  {'figures':<12}{figures}", markup=False, soft_wrap=True)
+    for name in closable:
+        said, command = _closable(config.root, name)
+        prose(console, f"Note: {said}")
+        say(console, f"  {command}")
     if registered is not None:
-        name, said = registered
-        for line in said:
+        name, lines = registered
+        for line in lines:
             prose(console, line)
         close = closing_command(config.root, name)
         prose(console, "When the run is measured, add it to the table; or state its loss:")
         say(console, f"  {close}")
         say(console, f"  {close} loss_nats=LOSS source='...'")
     return 0
+
+
+def _closable(root: Path, name: str) -> tuple[str, str]:
+    """Of an open forecast whose run has come: a sentence, and what closes it."""
+    said = f"the run that {name} forecast is in the table by now; close it:"
+    return said, closing_command(root, name)
 
 
 def _registered(config: Config, study: Study | LawStudy | OptimaStudy) -> tuple[str, list[str]]:
@@ -150,14 +182,13 @@ def _registered(config: Config, study: Study | LawStudy | OptimaStudy) -> tuple[
     return kept.promotion_id, registered_text(kept, found, earlier, is_new=is_new)
 
 
-def _note_embedding(points: Points, console: Console) -> None:
+def _on_embedding(points: Points) -> Iterator[str]:
     """A table that counts its sizes in two ways, and the other one forecasts better."""
     if other := column_without_embedding(points):
-        prose(
-            console,
-            f"Note: N = {points.size_variable}; the table has {other} too. On published tables "
+        yield (
+            f"N = {points.size_variable}; the table has {other} too. On published tables "
             "laws in the count without the embedding missed the largest runs by half as much "
-            f"(columns.params={other})",
+            f"(columns.params={other})"
         )
 
 

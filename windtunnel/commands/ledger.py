@@ -9,9 +9,13 @@ closed here: `close=NAME` reads its table again, `records=` another one, and fin
 size and tokens. Without a table state its loss: that is kept, and is no evidence on the intervals.
 A run that never came to a loss is closed by `diverged='what happened'`, and counts as a miss.
 
+For scripts, `json=true` prints one JSON object: every forecast with its interval and outcome, and
+what they say of the intervals; with `close=` the forecast that was closed.
+
 Example:
   windtunnel ledger
   windtunnel ledger root=/scratch/tunnel
+  windtunnel ledger json=true
   windtunnel ledger close=latest
   windtunnel ledger close=runs-1f0c93d2 records=more_runs.csv tolerance=0.05
   windtunnel ledger close=runs-1f0c93d2 loss_nats=1.874 source='held-out shard 3'
@@ -27,6 +31,7 @@ from rich.console import Console
 
 from model.config import require, require_positive
 from model.errors import ConfigError
+from windtunnel.answers.ledger import entry_answer, ledger_answer
 from windtunnel.calibration import calibration, calibration_sentence
 from windtunnel.closing import (
     diverged_outcome,
@@ -36,6 +41,7 @@ from windtunnel.closing import (
 )
 from windtunnel.console import prose
 from windtunnel.elsewhere import stated_outcome
+from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.ledger import Ledger, Reading, ledger_of
 from windtunnel.ledger_rows import Entry, ForecastRow, Outcome, TableForecastRow
 from windtunnel.promotion import Promotions
@@ -45,7 +51,7 @@ from windtunnel.table_runs import SAME_PLACE, place_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ForScripts):
     """``conf/ledger.yaml``."""
 
     root: Path
@@ -89,6 +95,11 @@ def run(config: Config, console: Console) -> int:
         return _close(config, config.close, ledger, console)
     read = ledger.read()
     entries, problems = read.entries, read.problems
+    differing = disagreements(entries, Promotions(config.root))
+    code = 2 if differing or read.is_damaged else 0
+    if config.json:
+        write_answer("ledger", ledger_answer(ledger, read, differing))
+        return code
     if not entries and not problems:
         lost = "the file is empty; if it held forecasts before, bring back a copy of it. "
         prose(
@@ -104,10 +115,9 @@ def run(config: Config, console: Console) -> int:
         for line in _notes(entry, read):
             prose(console, f"{entry.name}: {line}")
     prose(console, f"Calibration: {calibration_sentence(calibration(entries))}")
-    differing = disagreements(entries, Promotions(config.root))
     for problem in (*(f"{ledger.path}, {text}" for text in problems), *differing):
         prose(console, f"! {problem}")
-    return 2 if differing or read.is_damaged else 0
+    return code
 
 
 def _notes(entry: Entry, read: Reading) -> list[str]:
@@ -140,7 +150,12 @@ def _close(config: Config, name: str, ledger: Ledger, console: Console) -> int:
         outcome = outcome_in_table(row, path, config.tolerance, check_units=config.check_units)
     kept = ledger.record_outcome(outcome)
     entry = ledger.entry(row.promotion_id)
-    if before is not None and before.outcome == kept:
+    is_known = before is not None and before.outcome == kept
+    if config.json:
+        closed = {"closed": entry_answer(entry), "was_closed_before": is_known}
+        write_answer("ledger", {"path": ledger.path, **closed})
+        return 0
+    if is_known:
         prose(console, f"Closed before, on {kept.recorded_at}, and stands:")
     prose(console, f"{entry.name}: {verdict_text(entry)}")
     for line in origin_text(entry):

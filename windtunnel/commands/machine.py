@@ -3,11 +3,12 @@
 For a model in `conf/model` or for a promotion, whose own plan is used unless `gpus` is given.
 Without sizes (`parallel=...`) it searches for the fastest that fit. `build=true` builds every
 rank's stages for that many GPUs on the meta device; `export=DIR` exports the run for Megatron-LM
-and torchtitan.
+and torchtitan. For scripts, `json=true` prints the plan as one JSON object.
 
 Example:
   windtunnel machine model=ling_1t_mtp hardware=h800 gpus=2016 parallel=ling_1t build=true
-  windtunnel machine model=ling_mini hardware=h100 gpus=256
+  windtunnel machine model=ling_mini hardware=h100 gpus=288
+  windtunnel machine model=ling_mini hardware=h100 gpus=288 json=true
   windtunnel machine model=ling_mini hardware=h200 gpus=1 parallel=one_gpu
   windtunnel machine promotion=latest export=handover
   windtunnel machine promotion=latest hardware=h100 gpus=64
@@ -15,6 +16,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +34,9 @@ from model.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from windtunnel.answers.machine import one_gpu_answer, plan_answer
 from windtunnel.console import prose
+from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.machine.dry_run import dry_run
 from windtunnel.machine.handover import write_handover
 from windtunnel.machine.hardware import Hardware
@@ -61,7 +65,7 @@ class OneGpu:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ForScripts):
     """``conf/machine.yaml``."""
 
     root: Path
@@ -106,17 +110,24 @@ def run(config: Config, console: Console) -> int:
         plan = _plan_of(promotion)
     else:
         plan = best_plan(model, train, config.hardware, config.gpus or LING_1T_GPUS)
-    for part in describe_plan(plan):
-        console.print(part)
-    if config.build:
-        for part in describe_dry_run(plan, dry_run(model, train, plan)):
+    if not config.json:
+        for part in describe_plan(plan):
             console.print(part)
+    built = dry_run(model, train, plan) if config.build else None
+    if built is not None and not config.json:
+        for part in describe_dry_run(plan, built):
+            console.print(part)
+    written: Sequence[Path] = ()
     if config.export is not None:
-        for path in write_handover(config.export, model, train, plan.parallel):
-            console.print(Text(f"Written: {path}"))
-        if promotion is not None:
-            first = launch_elsewhere(config.root, promotion.id)
-            prose(console, f"Before that engine begins, register the forecast: {first}")
+        written = write_handover(config.export, model, train, plan.parallel)
+    if config.json:
+        write_answer("machine", plan_answer(plan, built, written))
+        return 0
+    for path in written:
+        console.print(Text(f"Written: {path}"))
+    if written and promotion is not None:
+        first = launch_elsewhere(config.root, promotion.id)
+        prose(console, f"Before that engine begins, register the forecast: {first}")
     return 0
 
 
@@ -147,6 +158,9 @@ def _on_one_gpu(
         recompute=how.recompute,
         updates_in_backward=how.updates_in_backward,
     )
+    if config.json:
+        write_answer("machine", one_gpu_answer(plan, config.hardware))
+        return 0
     console.print(describe_one_gpu(plan, config.hardware))
     return 0
 

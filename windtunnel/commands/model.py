@@ -1,10 +1,12 @@
 """Count a model: shape, parameters, FLOPs by convention, memory, layer by layer. Trains nothing.
 
 All numbers are closed forms that need no torch, so even a model of a trillion parameters is counted
-instantly. Memory is for one device that holds the whole model and keeps every activation.
+instantly. Memory is for one device that holds the whole model and keeps every activation. For
+scripts, `json=true` prints one JSON object with the same numbers, unrounded.
 
 Example:
   windtunnel model model=ling_1t
+  windtunnel model model=ling_1t json=true
   windtunnel model model=ling_mini_mtp model.moe.expert_width=384 sequence_length=8192
 """
 
@@ -28,7 +30,9 @@ from model.accounting import (
 from model.config import ModelConfig, require_positive
 from model.memory import PrecisionPlan, activation_memory, state_memory
 from sweeps.recipe import Recipe
+from windtunnel.answers.model import count_answer
 from windtunnel.console import si, table
+from windtunnel.for_scripts import ForScripts, write_answer
 
 # What each convention counts, for a reader who meets its name for the first time.
 CONVENTIONS = {
@@ -42,7 +46,7 @@ CONVENTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ForScripts):
     """``conf/model.yaml``."""
 
     model: ModelConfig
@@ -64,6 +68,19 @@ class Config:
 
 def run(config: Config, console: Console) -> int:
     """Print the five tables."""
+    if config.json:
+        write_answer(
+            "model",
+            count_answer(
+                config.model,
+                config.recipe.training,
+                config.precision,
+                tokens=config.tokens,
+                sequence_length=config.sequence_length,
+                sequences=config.sequences,
+            ),
+        )
+        return 0
     for part in (
         shape_table(config.model),
         params_table(config.model),
