@@ -31,7 +31,7 @@ VERSIONS = {
 class ForScripts:
     """The option of every command that answers something."""
 
-    json: bool
+    json: bool = False
     """One JSON object in place of the screen."""
 
 

@@ -33,7 +33,10 @@ def test_a_working_machine_passes(tmp_path: Path) -> None:
     assert "ms a layer: reference" in " ".join(text.split())
     assert "rest of a step" in text
     assert f"by {compiled_by()}" in " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= 100
+    *lines, last = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    root = tmp_path / "not" / "there" / "yet"
+    assert last.endswith(f"windtunnel sweep sweep=quickstart root={root}"), "whole, to be pasted"
     assert not (tmp_path / "not").exists(), "looking changes nothing"
 
 
@@ -207,6 +210,8 @@ def test_on_a_mac_the_processor_is_named_and_advice_is_a_macs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cores = f"{usable_cores()} of {os.cpu_count()} cores usable"
-    assert doctor.cpu() == Finding(name="CPU", found=f"Apple M2, {cores}, asimd bf16")
+    measured = {"usable_cores": usable_cores()}
+    found = f"Apple M2, {cores}, asimd bf16"
+    assert doctor.cpu() == Finding(name="CPU", found=found, measured=measured)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "xcode-select --install" in doctor.compilers().advice
