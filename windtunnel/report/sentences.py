@@ -182,11 +182,11 @@ def outcome(answer: Answer, root: Path) -> tuple[str, str]:
     elif verdict == "open":
         told, kind = "Launched; not measured yet.", ""
     else:
-        return _not_launched(answer)
+        return _not_launched(answer, root)
     return " ".join([told, *notes]), kind if is_evidence else ""
 
 
-def _not_launched(answer: Answer) -> tuple[str, str]:
+def _not_launched(answer: Answer, root: Path) -> tuple[str, str]:
     refused = answer.promotion.failed_gates
     if refused:
         return f"Not launched: {', '.join(refused)} would refuse it.", "bad"
