@@ -34,6 +34,7 @@ ADDED: dict[int, dict[str, Any]] = {
     3: {"train.optimizer.kind": "adamw"},
     4: {"model.own": []},
     5: {"train.initial_weights": None},
+    6: {"train.optimizer.muon": None},
 }
 """By version, what it added to a spec and the value that stands for runs from before it."""
 

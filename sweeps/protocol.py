@@ -19,7 +19,7 @@ from sweeps.spec import RunSpec
 def protocol_of(spec: RunSpec) -> dict[str, Any]:
     """The protocol of one run, as plain values for its record."""
     moe = spec.model.moe
-    initial = spec.train.initial_weights
+    initial, muon = spec.train.initial_weights, spec.train.optimizer.muon
     own = {part.kind: f"{part.name} {part.source}" for part in spec.model.own}
     return {
         "numerics": spec.numerics,
@@ -46,6 +46,7 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
             "group_limited": moe.groups_per_token < moe.num_groups,
         },
         "optimizer": spec.train.optimizer.kind,
+        **({"per_head": True} if muon is not None and muon.per_head else {}),
         "balance": to_plain(spec.train.balance),
         "schedule": to_plain(spec.train.schedule),
         "mtp_loss_weight": spec.train.mtp_loss_weight if spec.model.mtp_depth else 0.0,

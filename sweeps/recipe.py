@@ -7,10 +7,11 @@ predicted from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from model.config import require, require_positive
+from model.training.config import MuonConfig
 from sweeps.own import BUILT_IN, OwnModules
 
 
@@ -97,11 +98,13 @@ class TrainingRecipe:
     batch_factor: float
     min_steps: int
     """The batch is made smaller rather than take fewer steps than this."""
-    optimizer: Literal["adamw", "adamw8bit"]
+    optimizer: Literal["adamw", "adamw8bit", "muon"]
     beta1: float
     beta2: float
     weight_decay: float
     clip_norm: float
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    """With the optimizer ``muon``."""
 
     def __post_init__(self) -> None:
         require_positive(

@@ -102,6 +102,7 @@ def train_for(
         seed=seed,
         optimizer=OptimizerConfig(
             kind=recipe.optimizer,
+            muon=recipe.muon if recipe.optimizer == "muon" else None,
             peak_lr=recipe.peak_lr_factor * recipe.peak_lr(flops.house * laws_at),
             beta1=recipe.beta1,
             beta2=recipe.beta2,

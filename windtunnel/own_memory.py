@@ -111,4 +111,5 @@ def too_large(runs: Sequence[PlannedRun], executor: ExecutorConfig, device: str)
 def _numbers_of(train: TrainConfig) -> PrecisionPlan:
     if train.precision == "bf16_weights":
         return BF16_WEIGHTS
-    return replace(FP32, moment_bytes=2) if train.optimizer.kind == "adamw8bit" else FP32
+    # Muon has one moment of most parameters, AdamW two of a few.
+    return replace(FP32, moment_bytes={"adamw": 8, "adamw8bit": 2, "muon": 4}[train.optimizer.kind])

@@ -37,7 +37,7 @@ def why_alone(config: TrainConfig, runtime: RuntimeConfig) -> str:
         "its checkpoints are merged": config.schedule.kind == "wsm",
         "it goes back after a spike": config.health.on_spike == "rewind",
         f"its precision is {config.precision}": config.precision not in ("fp32", "bf16"),
-        f"its optimizer is {config.optimizer.kind}": config.optimizer.kind != "adamw",
+        f"its optimizer is {config.optimizer.kind}": config.optimizer.kind == "adamw8bit",
         "a stack's weights are float32": config.precision == "bf16_weights",
         "its routers have losses of their own": config.balance.aux_loss_weight > 0
         or config.balance.z_loss_weight > 0,

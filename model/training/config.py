@@ -17,11 +17,27 @@ Precision = Literal["fp32", "bf16", "fp8", "bf16_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class MuonConfig:
+    """How the hidden matrices are updated (:mod:`model.training.muon`)."""
+
+    momentum: float = 0.95
+    """Share of the momentum that a step keeps; the update looks one step ahead (Nesterov)."""
+    per_head: bool = False
+    """Each attention head's queries, keys and values are matrices of their own."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW as Ling 2.0 uses it (report, section 3.2.1: betas 0.9/0.95, decay 0.1, clip 1.0)."""
 
-    kind: Literal["adamw", "adamw8bit"] = "adamw"
-    """``adamw8bit`` keeps its moments in one byte each (:mod:`model.training.moments`)."""
+    kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """``adamw8bit`` keeps its moments in one byte each (:mod:`model.training.moments`); ``muon`` is
+    for the hidden matrices, with AdamW for embedding, output layer and vectors."""
+    muon: MuonConfig | None = None
+    """With ``muon`` and only then."""
     peak_lr: float
     beta1: float = 0.9
     beta2: float = 0.95
@@ -36,6 +52,11 @@ class OptimizerConfig:
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
         require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
+        require(
+            (self.kind == "muon") == (self.muon is not None),
+            f"optimizer.muon is {self.muon}, but optimizer.kind is {self.kind}: it is given with "
+            "the kind muon and only then",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""AdamW as Ling 2.0 uses it, and the clipping of its gradients."""
+"""The optimizers, as Ling 2.0 uses AdamW, and the clipping of gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +11,57 @@ from torch import Tensor, nn
 from model.kernels import adamw
 from model.training.adamw import AdamW
 from model.training.adamw8bit import AdamW8bit
-from model.training.config import OptimizerConfig
+from model.training.config import MuonConfig, OptimizerConfig
+from model.training.matrices import hidden_matrices
+from model.training.muon import Muon
+
+Optimizer = torch.optim.Optimizer | Muon
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """AdamW (arXiv:1711.05101); matrices decay, vectors (the norms' weights) do not.
 
     As in Megatron-LM, the embedding, the output layer and the routers are matrices and decay too.
+    With Muon that is so as well.
     """
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    betas = config.beta1, config.beta2
+    if config.muon is not None:
+        return _muon(model, config, config.muon)
+    groups = _groups(model.parameters(), config)
     if config.kind == "adamw8bit":
+        betas = config.beta1, config.beta2
         return AdamW8bit(groups, lr=config.peak_lr, betas=betas, eps=config.eps)
+    return _adamw(groups, config)
+
+
+def _muon(model: nn.Module, config: OptimizerConfig, muon: MuonConfig) -> Muon:
+    matrices = hidden_matrices(model, per_head=muon.per_head)
+    rest = [p for p in model.parameters() if p not in matrices]
+    return Muon(
+        matrices,
+        _adamw(_groups(rest, config), config),
+        lr=config.peak_lr,
+        weight_decay=config.weight_decay,
+        momentum=muon.momentum,
+    )
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:
+    betas = config.beta1, config.beta2
     return AdamW(groups, lr=config.peak_lr, betas=betas, eps=config.eps, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def _groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
+    every = list(parameters)
+    matrices = [p for p in every if p.ndim >= 2]
+    vectors = [p for p in every if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Use ``lr`` from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -55,7 +85,7 @@ def clip_gradients(parameters: Iterable[Tensor], clip_norm: float) -> float:
     return norm
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's state under the names of the parameters, for a checkpoint."""
     return {
         f"{key}.{name}": value
@@ -65,7 +95,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     """The inverse of :func:`optimizer_tensors`, on the devices of the parameters."""
     parameters = dict(model.named_parameters())

@@ -94,7 +94,7 @@ class WholeModel:
             found = self._captured.forward_backward(windows)  # in the place of earlier gradients
             if found is not None:
                 return found
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss_nats = mtp_nats = 0.0
         loads: list[Tensor] = []
         for part in windows.to(self._device).tensor_split(self._micro_batches):

@@ -41,9 +41,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small_is_shared() -> Iterator[None]:
     """Compiled operations share out however little there is to do."""
-    from model.kernels import adamw, block, cpu, fp8, loss, step
+    from model.kernels import adamw, block, cpu, fp8, loss, muon, step
 
-    kernels = [each.operations.library for each in (adamw, block, fp8, loss, step)]
+    kernels = [each.operations.library for each in (adamw, block, fp8, loss, muon, step)]
     if kernels[0] is not None:
         kernels.append(cpu._kernel())
     found = [kernel for kernel in kernels if kernel is not None]

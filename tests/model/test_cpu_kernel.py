@@ -245,6 +245,7 @@ def test_refusals() -> None:
         ("block_kernel_driver.cpp", 48),
         ("loss_kernel_driver.cpp", 30),
         ("fp8_kernel_driver.cpp", 18),
+        ("muon_kernel_driver.cpp", 48),
     ],
 )
 def test_no_read_or_write_out_of_bounds(driver: str, cases: int, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class ShareOfModel:
 
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of the global batch [windows, T + 1] on the weights."""
-        self.engine.optimizer.zero_grad(set_to_none=True)
+        self.engine.optimizer.zero_grad()
         return self.engine.forward_backward(windows)
 
     def clip(self, clip_norm: float) -> float:

@@ -18,6 +18,7 @@ from model.training.config import (
     CheckpointConfig,
     EvaluationConfig,
     HealthConfig,
+    MuonConfig,
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
@@ -38,6 +39,7 @@ CONFIGS = (
     replace(TRAIN, seed=4),
     replace(TRAIN, optimizer=OptimizerConfig(peak_lr=3e-3, weight_decay=0.0, clip_norm=0.3)),
     replace(TRAIN, balance=BalanceConfig(update_rate=0.0)),
+    replace(TRAIN, optimizer=OptimizerConfig(kind="muon", muon=MuonConfig(), peak_lr=1e-2)),
 )
 
 PACKED_TOLERANCE_NATS = 2e-4
@@ -179,6 +181,7 @@ def test_each_reason_to_stay_alone():
         "trunk": {"schedule": ScheduleConfig(trunk=True)},
         "spike": {"health": HealthConfig(on_spike="rewind")},
         "fp8": {"precision": "fp8"},
+        "adamw8bit": {"optimizer": OptimizerConfig(kind="adamw8bit", peak_lr=1e-2)},
         "losses": {"balance": BalanceConfig(z_loss_weight=1e-3)},
     }
     for word, change in changes.items():
