@@ -27,21 +27,27 @@ def hidden_matrices(model: nn.Module, *, per_head: bool) -> dict[nn.Parameter, t
     two.
 
     Args:
-        model: a whole one.
+        model: a whole one, or a list of stages.
         per_head: every head's rows of the joint projection are a matrix of their own
             (arXiv:2602.15763, arXiv:2607.24653), where all queries are one otherwise, all keys and
             all values.
     """
     cuts = _cuts(model, per_head)
-    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    output = getattr(model, "output", None)
-    if isinstance(output, nn.Linear):
-        tables.add(output.weight)
+    tables = _tables(model)
     return {
         parameter: _stacks(parameter, cuts.get(parameter))
         for parameter in model.parameters()
         if parameter.ndim >= 2 and parameter not in tables
     }
+
+
+def _tables(model: nn.Module) -> set[Tensor]:
+    """Embeddings, and what is named as the output layer of a model or a stage."""
+    tables: set[Tensor] = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    for part in model if isinstance(model, nn.ModuleList) else [model]:
+        if isinstance(output := getattr(part, "output", None), nn.Linear):
+            tables.add(output.weight)
+    return tables
 
 
 def _cuts(model: nn.Module, per_head: bool) -> dict[Tensor, list[int]]:

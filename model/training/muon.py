@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,15 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 UPDATE_RMS = 0.2
 """Of an update relative to the rate, as AdamW's usually has it."""
 _TINY = 1e-7
+
+
+class Numbers(NamedTuple):
+    """Of one step."""
+
+    momentum: float
+    decay: float
+    """The rate times the weight decay."""
+    rate: float
 
 
 class Muon:
@@ -70,29 +79,57 @@ class Muon:
         """Update every parameter that has a gradient."""
         self.adamw.step()
         own = self._own
-        slots = [
-            Slot(stack, parameter, parameter.grad, self._momentum(parameter))
-            for parameter, stacks in self.matrices.items()
-            if parameter.grad is not None
-            for stack in stacks
-        ]
-        numbers = {
-            "momentum": own["momentum"],
-            "decay": own["lr"] * own["weight_decay"],
-            "rate": own["lr"],
-        }
-        if muon.serves(slots):
-            muon.update(slots, **numbers)
-        else:
-            for slot in slots:
-                _update(slot, **numbers)
+        numbers = Numbers(own["momentum"], own["lr"] * own["weight_decay"], own["lr"])
+        self.move([p for p in self.matrices if p.grad is not None], numbers)
 
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+    def move(self, parameters: Sequence[nn.Parameter], numbers: Numbers) -> None:
+        """Update these by their gradients."""
+        slots = [
+            Slot(stack, parameter, grad_of(parameter), self.momentum_of(parameter))
+            for parameter in parameters
+            for stack in self.matrices[parameter]
+        ]
+        if muon.serves(slots):
+            muon.update(slots, **numbers._asdict())
+            return
+        for parameter in parameters:
+            ahead = self.look_ahead(parameter, numbers.momentum)
+            parameter.mul_(1 - numbers.decay)
+            parameter.add_(direction(ahead, self.matrices[parameter]), alpha=-numbers.rate)
+
+    def look_ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Have the momentum take in the gradient; what it will be a step further (Nesterov)."""
+        grad, mean = grad_of(parameter), self.momentum_of(parameter)
+        mean.lerp_(grad, 1 - momentum)
+        return grad.lerp(mean, momentum)
+
+    def momentum_of(self, parameter: nn.Parameter) -> Tensor:
+        """Kept from step to step; 0 at first."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         momentum: Tensor = state["momentum"]
         return momentum
+
+
+def grad_of(parameter: nn.Parameter) -> Tensor:
+    """Of one that has a gradient."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def direction(ahead: Tensor, stacks: Sequence[Stack]) -> Tensor:
+    """The update of a whole parameter for a rate of 1: the plain way, the truth that the compiled
+    step is held against."""
+    # On a GPU in bfloat16, as its authors do: a matrix with values near 1 needs no more.
+    working = torch.bfloat16 if ahead.is_cuda else ahead.dtype
+    along = torch.empty(ahead.shape, dtype=ahead.dtype, device=ahead.device)
+    for start, num, rows, cols in stacks:
+        part = slice(start, start + num * rows * cols)
+        x_MRC = orthogonalise(ahead.reshape(-1)[part].view(num, rows, cols).to(working))
+        scale = UPDATE_RMS * math.sqrt(max(rows, cols))
+        along.view(-1)[part] = scale * x_MRC.to(along.dtype).reshape(-1)
+    return along
 
 
 def orthogonalise(x_MRC: Tensor) -> Tensor:
@@ -110,21 +147,3 @@ def orthogonalise(x_MRC: Tensor) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x
-
-
-def _update(slot: Slot, *, momentum: float, decay: float, rate: float) -> None:
-    """The plain way, a stack at a time: the truth that the compiled step is held against."""
-    w_MRC, grad_MRC, mean_MRC = (_matrices(t, slot.stack) for t in slot[1:])
-    mean_MRC.lerp_(grad_MRC, 1 - momentum)
-    ahead_MRC = grad_MRC.lerp(mean_MRC, momentum)
-    # On a GPU in bfloat16, as its authors do: a matrix with values near 1 needs no more.
-    working = torch.bfloat16 if ahead_MRC.is_cuda else ahead_MRC.dtype
-    along_MRC = orthogonalise(ahead_MRC.to(working)).to(w_MRC.dtype)
-    longer = max(slot.stack.rows, slot.stack.cols)
-    w_MRC.mul_(1 - decay).add_(along_MRC, alpha=-UPDATE_RMS * math.sqrt(longer) * rate)
-
-
-def _matrices(whole: Tensor, stack: Stack) -> Tensor:
-    """The stack [M, R, C], a view where ``whole`` is contiguous."""
-    end = stack.start + stack.num * stack.rows * stack.cols
-    return whole.reshape(-1)[stack.start : end].view(stack.num, stack.rows, stack.cols)

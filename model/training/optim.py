@@ -18,14 +18,21 @@ from model.training.muon import Muon
 Optimizer = torch.optim.Optimizer | Muon
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, muon: type[Muon] = Muon
+) -> Optimizer:
     """AdamW (arXiv:1711.05101); matrices decay, vectors (the norms' weights) do not.
 
     As in Megatron-LM, the embedding, the output layer and the routers are matrices and decay too.
     With Muon that is so as well.
+
+    Args:
+        model: a whole one, or the stages that one process has of it.
+        config: what decides the updates.
+        muon: how Muon's are computed.
     """
     if config.muon is not None:
-        return _muon(model, config, config.muon)
+        return _of_matrices(muon, model, config, config.muon)
     groups = _groups(model.parameters(), config)
     if config.kind == "adamw8bit":
         betas = config.beta1, config.beta2
@@ -33,15 +40,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     return _adamw(groups, config)
 
 
-def _muon(model: nn.Module, config: OptimizerConfig, muon: MuonConfig) -> Muon:
-    matrices = hidden_matrices(model, per_head=muon.per_head)
+def _of_matrices(
+    muon: type[Muon], model: nn.Module, config: OptimizerConfig, settings: MuonConfig
+) -> Muon:
+    matrices = hidden_matrices(model, per_head=settings.per_head)
     rest = [p for p in model.parameters() if p not in matrices]
-    return Muon(
+    return muon(
         matrices,
         _adamw(_groups(rest, config), config),
         lr=config.peak_lr,
         weight_decay=config.weight_decay,
-        momentum=muon.momentum,
+        momentum=settings.momentum,
     )
 
 
@@ -83,6 +92,13 @@ def clip_gradients(parameters: Iterable[Tensor], clip_norm: float) -> float:
     if norm > clip_norm:
         torch._foreach_mul_(grads, clip_norm / norm)
     return norm
+
+
+def state_names(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str, ...]:
+    """What the state of a parameter has: numbers of its shape, and for AdamW a count of steps."""
+    if isinstance(optimizer, Muon) and parameter in optimizer.matrices:
+        return ("momentum",)
+    return ("step", "exp_avg", "exp_avg_sq")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

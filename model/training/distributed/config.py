@@ -149,9 +149,9 @@ class ParallelConfig:
         refuse_own(model.own, "training over several processes")
         self._require_work(self.stage_layers(model.num_layers))
         require(
-            train.optimizer.kind == "adamw",
-            f"optimizer.kind {train.optimizer.kind} is for one process: what it updates at once (a "
-            "block of moments, a matrix) would not end where shards do; use adamw",
+            train.optimizer.kind != "adamw8bit",
+            f"optimizer.kind {train.optimizer.kind} is for one process: blocks of its moments "
+            "would not end where shards do; use adamw",
         )
         require(
             train.precision != "fp8" or self.world_size == 1,

@@ -36,6 +36,7 @@ from model.training.distributed.config import ParallelConfig
 from model.training.distributed.context import ContextAttention
 from model.training.distributed.experts import ParallelExperts
 from model.training.distributed.mesh import Meshes, make_meshes
+from model.training.distributed.sharded_muon import ShardedMuon
 from model.training.distributed.stage import NEXT_EMBEDDING, RoutingWeights, Stage, StagePlan
 from model.training.evaluate import mixture_layers
 from model.training.learner import Gradients
@@ -69,7 +70,7 @@ class Engine:
         for stage in self.stages.values():
             materialize(stage, model, train.seed, device)
         self.module = nn.ModuleList(self.stages.values())
-        self.optimizer = build_optimizer(self.module, train.optimizer)
+        self.optimizer = build_optimizer(self.module, train.optimizer, ShardedMuon)
         self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._ends = embedding_group(parallel) if model.mtp_depth else None
 

@@ -23,13 +23,11 @@ from model.training.distributed.stage import NEXT_EMBEDDING
 from model.training.evaluate import Forward
 from model.training.fp8 import Fp8Layers
 from model.training.learner import Gradients
-from model.training.optim import set_learning_rate
+from model.training.optim import set_learning_rate, state_names
 from model.training.runtime import describe_numerics
 from model.training.stages import Stage
 from model.training.state import RunState
 from model.typed import to_plain
-
-ADAM = ("exp_avg", "exp_avg_sq")
 
 
 class ShareOfModel:
@@ -92,11 +90,10 @@ class ShareOfModel:
         for stage in self.engine.stages.values():
             for name, parameter in stage.named_parameters():
                 state = self.engine.optimizer.state[parameter]
-                state.setdefault("step", torch.zeros((), device=self.engine.device))
-                for moment in ADAM:
-                    if moment not in state:
-                        state[moment] = torch.zeros_like(parameter.detach())
-                for key in ("step", *ADAM):
+                for key in state_names(self.engine.optimizer, parameter):
+                    if key not in state:
+                        like = torch.zeros((), device=self.engine.device)
+                        state[key] = like if key == "step" else torch.zeros_like(parameter.detach())
                     tensors[f"optimizer.{key}.{_whole_name(name)}"] = state[key]
         return tensors
 

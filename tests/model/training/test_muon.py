@@ -13,7 +13,6 @@ from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.errors import ConfigError
 from model.kernels.muon import Stack
 from model.training.config import MuonConfig, OptimizerConfig
-from model.training.distributed.config import ParallelConfig
 from model.training.matrices import hidden_matrices
 from model.training.muon import orthogonalise
 from model.training.optim import build_optimizer
@@ -186,5 +185,3 @@ def test_what_does_not_go_together_is_refused():
         OptimizerConfig(muon=MuonConfig(momentum=0.9), peak_lr=1e-3)
     with pytest.raises(ConfigError, match=r"momentum must be in \[0, 1\), got 1"):
         MuonConfig(momentum=1)
-    with pytest.raises(ConfigError, match=r"optimizer\.kind muon is for one process"):
-        ParallelConfig(micro_batch=4).check(MODEL, TRAIN)

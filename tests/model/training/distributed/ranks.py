@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from gloo_ranks import on_ranks
-from small_run import MODEL, TRAIN, corpus_in
+from small_run import MODEL, MUON, TRAIN, corpus_in
 
 from model.training.checkpoint import Checkpoint
 from model.training.distributed.config import ParallelConfig
@@ -44,17 +44,22 @@ PLANS = {
 """Each is run from the first step to the last."""
 WRITER = ParallelConfig(shard=2, expert=2, micro_batch=8)
 """Its checkpoint at half the steps is gone on from by the others."""
+BY_MUON = {
+    "expert-halves": ParallelConfig(shard=4, expert=2, micro_batch=4),
+    "whole-experts": ParallelConfig(shard=2, expert=2, pipeline=2, micro_batch=4),
+}
+"""Each expert on two ranks, cut along its width; on one."""
 READERS = {
     "one": ParallelConfig(micro_batch=16),
     "four": ParallelConfig(shard=2, expert=2, pipeline=2, micro_batch=4),
 }
 
 
-def train_a_part(parallel, folder, steps, checkpoints):
+def train_a_part(parallel, folder, steps, checkpoints, train):
     corpus = corpus_in(folder)
     device = torch.device("cpu")
-    state = initial_state(MODEL, TRAIN, device)
-    learner = ShareOfModel(MODEL, TRAIN, parallel, state, device)
+    state = initial_state(MODEL, train, device)
+    learner = ShareOfModel(MODEL, train, parallel, state, device)
     if steps.start:
         found = learner.find(checkpoints, lambda found: "")
         assert found.state == {"step": steps.start}, found
@@ -64,8 +69,8 @@ def train_a_part(parallel, folder, steps, checkpoints):
     for step in steps:
         windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
         result = learner.forward_backward(windows)
-        norm = learner.clip(TRAIN.optimizer.clip_norm)
-        learner.update(learning_rate(TRAIN, step))
+        norm = learner.clip(train.optimizer.clip_norm)
+        learner.update(learning_rate(train, step))
         learner.balance(result.loads, TRAIN.balance)
         lines.append([result.loss_nats, result.mtp_nats, norm])
     if checkpoints is not None and not steps.start:
@@ -95,9 +100,9 @@ def begin_elsewhere(parallel, checkpoints):
     learner.write(checkpoints, Checkpoint(1, learner.weights(), {}), keep=1)
 
 
-def run(parallel, folder, steps, checkpoints=None):
+def run(parallel, folder, steps, checkpoints=None, train=TRAIN):
     def work(rank):
-        return train_a_part(parallel, folder, steps, checkpoints)
+        return train_a_part(parallel, folder, steps, checkpoints, train)
 
     return on_ranks(parallel.world_size, work)
 
@@ -119,6 +124,10 @@ if __name__ == "__main__":
             piece.write(bytes([byte ^ 1]))
         found[f"reads-{name}"] = run(plan, where, range(HALF, STEPS), saved)
         assert not newer.exists(), "a changed byte was not seen"
+    muon = where / "muon"
+    for name, plan in BY_MUON.items():  # the second goes on from what the first has saved
+        steps = range(HALF, STEPS) if muon.exists() else range(HALF)
+        found[f"muon-{name}"] = run(plan, where, steps, muon, MUON)
     four = READERS["four"]
     on_ranks(four.world_size, lambda rank: begin_elsewhere(four, where / "begun"))
     print(json.dumps(found))

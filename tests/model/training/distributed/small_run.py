@@ -1,10 +1,13 @@
 """A run of a second: prediction block, dense layer, groups, several experts a rank."""
 
+from dataclasses import replace
+
 from model.config import AttentionConfig, ModelConfig, MoEConfig
 from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
     EvaluationConfig,
+    MuonConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -40,6 +43,9 @@ TRAIN = TrainConfig(
     balance=BalanceConfig(z_loss_weight=1e-3),
     evaluation=EvaluationConfig(heldout_tokens=1024, num_intermediate=1),
     checkpoint=CheckpointConfig(every_s=1e9),
+)
+MUON = replace(
+    TRAIN, optimizer=OptimizerConfig(kind="muon", muon=MuonConfig(per_head=True), peak_lr=3e-3)
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import CORPUS, MODEL, TRAIN, corpus_in
+from small_run import CORPUS, MODEL, MUON, TRAIN, corpus_in
 
 from model.accounting import count_params
 from model.balance import RoutingRequest, update_biases
@@ -35,6 +35,7 @@ PROJECT = HERE.parents[3]
 STEPS, HALF = 20, 10
 LOSS_TOLERANCE = 1e-5
 """Relative; only the order of float32 sums differs."""
+MUON_TOLERANCE = 1e-5
 
 
 def process(arguments, **options):
@@ -62,26 +63,30 @@ def seen(folder):
 
 @pytest.fixture(scope="module")
 def single(folder):
+    return in_one_process(folder, TRAIN)
+
+
+def in_one_process(folder, train):
     """The same steps by the plain model in one process: loss, prediction block's loss, norm."""
     corpus = corpus_in(folder)
-    model = build_model(MODEL, seed=TRAIN.seed)
-    optimizer = build_optimizer(model, TRAIN.optimizer)
-    count = TRAIN.batch_tokens // TRAIN.sequence_length
+    model = build_model(MODEL, seed=train.seed)
+    optimizer = build_optimizer(model, train.optimizer)
+    count = train.batch_tokens // train.sequence_length
     lines = []
     for step in range(STEPS):
-        windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
+        windows = torch.from_numpy(corpus.windows(step * count, count, train.sequence_length))
         optimizer.zero_grad()
         result = model(windows[:, :-1], windows[:, 1:], request=RoutingRequest(losses=True))
-        total = result.loss_nats + TRAIN.mtp_loss_weight * result.mtp_loss_nats
+        total = result.loss_nats + train.mtp_loss_weight * result.mtp_loss_nats
         for stats in result.routing:
-            total = total + TRAIN.balance.z_loss_weight * stats.z_loss
+            total = total + train.balance.z_loss_weight * stats.z_loss
         total.backward()
-        norm = clip_gradients(model.parameters(), TRAIN.optimizer.clip_norm)
-        set_learning_rate(optimizer, learning_rate(TRAIN, step))
+        norm = clip_gradients(model.parameters(), train.optimizer.clip_norm)
+        set_learning_rate(optimizer, learning_rate(train, step))
         optimizer.step()
-        update_biases(model, [stats.load_E for stats in result.routing], TRAIN.balance)
+        update_biases(model, [stats.load_E for stats in result.routing], train.balance)
         lines.append([result.loss_nats.item(), result.mtp_loss_nats.item(), norm])
-    held = torch.from_numpy(corpus.heldout(next(iter(corpus.domains)), TRAIN.sequence_length, 640))
+    held = torch.from_numpy(corpus.heldout(next(iter(corpus.domains)), train.sequence_length, 640))
     with torch.no_grad():
         nats_WT, counts = plain_forward(model, "fp32", torch.device("cpu"))(held, LOOKED_AT)
     return lines, nats_WT.double().sum().item(), counts
@@ -125,6 +130,22 @@ def test_every_plan_is_the_single_process(seen, single, plan):
             assert choices == pytest.approx(of_layer.expert_TK.sum().item(), abs=20)
             assert gate_entropy == pytest.approx(of_layer.gate_entropy, rel=1e-3)
             assert top_k_mass == pytest.approx(of_layer.top_k_mass, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_muon_puts_matrices_together_and_goes_on_from_pieces_elsewhere(seen, folder):
+    """Momenta saved by four ranks with half an expert each, and read by others with whole ones."""
+    lines, heldout_nats, _ = in_one_process(folder, MUON)
+    assert lines[0][0] - lines[-1][0] > 0.2
+    halves = zip(("expert-halves", "whole-experts"), (lines[:HALF], lines[HALF:]), strict=True)
+    for name, expected in halves:
+        for rank in seen[f"muon-{name}"]:
+            found = torch.tensor(rank["lines"])[:, :2]
+            torch.testing.assert_close(
+                found, torch.tensor(expected)[:, :2], rtol=MUON_TOLERANCE, atol=0
+            )
+    assert rank["heldout_nats"] == pytest.approx(heldout_nats, rel=MUON_TOLERANCE)
 
 
 @pytest.mark.slow
