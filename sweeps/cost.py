@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.config import ModelConfig
+from model.muon_rule import update_flops
 from model.training.config import TrainConfig
 from model.training.schedules import trunk_steps
 from sweeps.shape import sizes_of
@@ -93,8 +94,14 @@ def usage_of(
         1.0,
         float(steps),
         steps * (layers + EMULATED_PRODUCT * _fp8_products(model, train)),
-        flops.others["all_matmuls"] * (steps * train.batch_tokens + evaluated_tokens / 3),
+        flops.others["all_matmuls"] * (steps * train.batch_tokens + evaluated_tokens / 3)
+        + steps * _update_flops(model, train),
     )
+
+
+def _update_flops(model: ModelConfig, train: TrainConfig) -> float:
+    muon = train.optimizer.muon
+    return 0.0 if muon is None else update_flops(model, per_head=muon.per_head).total
 
 
 def _fp8_products(model: ModelConfig, train: TrainConfig) -> int:

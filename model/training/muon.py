@@ -20,15 +20,11 @@ from torch import Tensor, nn
 
 from model.kernels import muon
 from model.kernels.muon import Slot, Stack
+from model.muon_rule import QUINTIC, STEPS, UPDATE_RMS
 from model.training.adamw import AdamW
 
 # Shapes: M matrices of one size, R rows, C columns.
 
-STEPS = 5
-QUINTIC = 3.4445, -4.7750, 2.0315
-"""Of Jordan's iteration: singular values end near 1, between 0.7 and 1.2, which trains as well."""
-UPDATE_RMS = 0.2
-"""Of an update relative to the rate, as AdamW's usually has it."""
 _TINY = 1e-7
 
 

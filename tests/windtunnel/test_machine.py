@@ -18,6 +18,7 @@ from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
     EvaluationConfig,
+    MuonConfig,
     OptimizerConfig,
     ScheduleConfig,
     StageConfig,
@@ -267,6 +268,30 @@ def test_only_options_those_engines_know_are_handed_over(published):
     assert {name.removeprefix("--") for name in asked} == set(MEGATRON_NAMES.split())
     asked = torchtitan_options(train, shared)
     assert {name.removeprefix("--") for name in asked} == set(TORCHTITAN_NAMES.split())
+
+
+def test_muon_is_handed_over_as_it_is_computed_here(tmp_path):
+    """Jordan's coefficients are called simple there, and "quintic" another set; the update's size
+    is sqrt(longer side) times a factor."""
+    muon = MuonConfig(momentum=0.9, per_head=True)
+    optimizer = OptimizerConfig(kind="muon", muon=muon, peak_lr=1e-3)
+    train = replace(TRAIN, optimizer=optimizer)
+    options = megatron_options(SMALL, train, ParallelConfig())
+    plain = megatron_options(SMALL, TRAIN, ParallelConfig())
+    assert {name: options[name] for name in options.keys() - plain.keys()} == {
+        "--optimizer": "muon",
+        "--muon-momentum": "0.9",
+        "--muon-nesterov": "",
+        "--muon-num-ns-steps": "5",
+        "--muon-coefficient-type": "simple",
+        "--muon-scale-mode": "spectral",
+        "--muon-extra-scale-factor": "0.2",
+        "--muon-scalar-optimizer": "adam",
+    }
+    megatron, torchtitan = write_handover(tmp_path, SMALL, train, ParallelConfig())
+    assert "gate and up projections as one matrix" in megatron.read_text()
+    assert "not into heads as here" in megatron.read_text()
+    assert "optimizer (muon:" in torchtitan.read_text()
 
 
 def test_what_ling_1t_says_to_megatron(published, tmp_path):

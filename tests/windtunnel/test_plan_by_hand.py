@@ -11,6 +11,7 @@ from model.training.config import (
     BalanceConfig,
     CheckpointConfig,
     EvaluationConfig,
+    MuonConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
@@ -21,6 +22,7 @@ from windtunnel.machine.memory_plan import BF16, LOSS_BLOCK_SCORES, mean_weights
 from windtunnel.machine.one_gpu import BF16_WEIGHTS as PLAIN_BF16
 from windtunnel.machine.one_gpu import OneGpuPlan, one_gpu_plan
 from windtunnel.machine.plan import plan_for
+from windtunnel.machine.update_costs import ASSUMPTION
 
 MODEL = ModelConfig(
     vocab_size=1000,
@@ -108,6 +110,32 @@ def test_time_on_four_gpus(recompute: bool, passes: int) -> None:
             "output layer": HEAD / MIXTURE,
         }
     )
+
+
+def test_muons_time_on_four_gpus() -> None:
+    """X Xᵀ, its square and their polynomial times X, five times; whole matrices on every rank."""
+    muon = OptimizerConfig(kind="muon", muon=MuonConfig(), peak_lr=1e-3)
+    sizes = ParallelConfig(shard=4, expert=2)
+    before = plan_for(MODEL, TRAIN, NODES_OF_TWO, sizes)
+    plan = plan_for(MODEL, replace(TRAIN, optimizer=muon), NODES_OF_TWO, sizes)
+
+    def flops(short: int, long: int) -> int:
+        return 5 * (2 * short * short * long * 2 + 2 * short * short * short)
+
+    # Queries, the output, keys and values, of both blocks.
+    others = 2 * (2 * flops(64, 64) + 2 * flops(32, 64))
+    others += 3 * flops(64, 128) + 3 * flops(32, 64) + flops(8, 64)
+    products_s = others / DENSE + 8 / 2 * 3 * flops(32, 64) / GROUPED
+    # Half of each of its experts and three quarters of the rest lie on other ranks.
+    hidden = 2 * ATTENTION + WIDE + SHARED + ROUTER
+    moved_s = 4 * (ROUTED / 2 / 2 + hidden * 3 / 4) / NETWORK
+    assert plan.step_s - before.step_s == pytest.approx(products_s + moved_s)
+    assert plan.memory == before.memory
+    assert set(plan.assumptions) - set(before.assumptions) == {ASSUMPTION}
+    heads = replace(muon, muon=MuonConfig(per_head=True))
+    apart = plan_for(MODEL, replace(TRAIN, optimizer=heads), NODES_OF_TWO, sizes)
+    saved = 2 * (flops(64, 64) + 2 * flops(32, 64) - 8 * flops(16, 64)) / DENSE
+    assert plan.step_s - apart.step_s == pytest.approx(saved)
 
 
 def test_memory_on_four_gpus() -> None:

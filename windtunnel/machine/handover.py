@@ -12,7 +12,8 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from model.files import make_folder, write_file
-from model.training.config import TrainConfig
+from model.muon_rule import STEPS, UPDATE_RMS
+from model.training.config import MuonConfig, TrainConfig
 from model.training.distributed.config import ParallelConfig
 from windtunnel.machine.pipeline import uniform
 
@@ -44,7 +45,7 @@ def write_handover(
         "torchtitan.args": _text(
             TORCHTITAN,
             torchtitan_options(train, parallel),
-            _torchtitan_notes(model) + _untold(train),
+            _torchtitan_notes(model, train.optimizer.kind) + _untold(train),
         ),
     }
     for name, text in files.items():
@@ -94,6 +95,8 @@ def megatron_options(model: ModelConfig, train: TrainConfig, parallel: ParallelC
         "--pipeline-model-parallel-size": f"{parallel.pipeline}",
         "--use-distributed-optimizer": "",
     }
+    if optimizer.muon is not None:
+        options |= _megatron_muon(optimizer.muon)
     if parallel.context > 1:
         options["--cp-comm-type"] = "all_gather"
     if attention.qk_norm:
@@ -147,6 +150,28 @@ def _megatron_mixture(model: ModelConfig, train: TrainConfig, parallel: Parallel
     if train.balance.z_loss_weight:
         options["--moe-z-loss-coeff"] = f"{train.balance.z_loss_weight:g}"
     return options
+
+
+def _megatron_muon(muon: MuonConfig) -> Options:
+    return {
+        "--optimizer": "muon",
+        "--muon-momentum": f"{muon.momentum:g}",
+        "--muon-nesterov": "",
+        "--muon-num-ns-steps": f"{STEPS}",
+        "--muon-coefficient-type": "simple",  # Jordan's; "quintic" is another set there
+        "--muon-scale-mode": "spectral",
+        "--muon-extra-scale-factor": f"{UPDATE_RMS:g}",
+        "--muon-scalar-optimizer": "adam",
+    }
+
+
+def _muon_notes(muon: MuonConfig) -> list[str]:
+    notes = ["it orthogonalises gate and up projections as one matrix, here they are two"]
+    if muon.per_head:
+        notes.append(
+            "it splits the joint projection into queries, keys and values, not into heads as here"
+        )
+    return notes
 
 
 def _warmup_frac(train: TrainConfig) -> float:
@@ -239,6 +264,8 @@ def _megatron_notes(model: ModelConfig, train: TrainConfig, parallel: ParallelCo
         notes.append("it has no zero-bubble schedule: interleaved 1F1B takes its place")
     if model.moe is not None and model.moe.num_groups > 1:
         notes.append("a group's score there sums its best topk // group-topk experts, here its two")
+    if train.optimizer.muon is not None:
+        notes += _muon_notes(train.optimizer.muon)
     return notes + _untold(train)
 
 
@@ -258,13 +285,14 @@ def _untold(train: TrainConfig) -> list[str]:
     return notes
 
 
-def _torchtitan_notes(model: ModelConfig) -> list[str]:
+def _torchtitan_notes(model: ModelConfig, kind: str) -> list[str]:
     attention = model.attention
     return [
         "the model is a Python function there (--module, --config): shape by hand from this line:",
         f"{model.num_layers} layers of {model.hidden_size}, {attention.num_heads} heads and "
         f"{attention.num_kv_heads} key-value heads of {attention.head_dim}",
-        "optimizer (rates, betas, decay) and the balance rule belong to that function as well",
+        f"optimizer ({kind}: rates, betas, decay) and the balance rule belong to that function as "
+        "well",
         "it ships no grouped-query mixture with a partial rotary embedding and QK-norm",
     ]
 

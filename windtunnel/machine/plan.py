@@ -31,6 +31,7 @@ from windtunnel.machine.costs import (
 from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.memory_plan import RankMemory, mean_weights, rank_memory, rank_params
 from windtunnel.machine.pipeline import Flow, balanced, most_held, play, stage_seconds, uniform
+from windtunnel.machine.update_costs import ASSUMPTION, orthogonalising_s
 
 ASSUMPTIONS = (
     "matrix products reach matmul_efficiency of the peak, routed experts grouped_efficiency, the "
@@ -188,7 +189,7 @@ def plan_for(
     num_micro = parallel.micro_batches(train)
     counts = parallel.layers or balanced(costs, parallel)
     even = uniform(model.num_layers, parallel.num_stages)
-    beside_s = _beside_s(model, hardware, parallel, counts)
+    beside_s = _beside_s(model, train, hardware, parallel, counts)
 
     def split(layers: tuple[int, ...]) -> Split:
         flow = _flow(model, train, hardware, replace(parallel, layers=layers))
@@ -221,6 +222,7 @@ def plan_for(
         gpu_hours=total_s * gpus / 3600,
         tokens_per_s=train.batch_tokens / step_s,
         utilisation=causal * train.batch_tokens / (step_s * gpus * hardware.peak_flops_per_s),
+        assumptions=ASSUMPTIONS if train.optimizer.muon is None else (*ASSUMPTIONS, ASSUMPTION),
         layer_costs={
             "dense": costs.layers[0] / mixture,
             "mixture": 1.0,
@@ -260,7 +262,7 @@ def _other_order(
     flow = _flow(model, train, hardware, other)
     return Order(
         schedule=other.schedule,
-        step_s=flow.seconds + _beside_s(model, hardware, other, parallel.layers),
+        step_s=flow.seconds + _beside_s(model, train, hardware, other, parallel.layers),
         bubble=flow.bubble,
         memory_bytes=max(rank.total for rank in _memory(model, train, other, parallel.layers)),
     )
@@ -324,7 +326,7 @@ def _first_to_last_s(
     count = parallel.micro_batches(train)
     ranks = range(parallel.pipeline)
     work = (sum(seconds[rank :: parallel.pipeline]) * count for rank in ranks)
-    beside_s = _beside_s(model, hardware, parallel, parallel.layers)
+    beside_s = _beside_s(model, train, hardware, parallel, parallel.layers)
     # Of zero-bubble's last gradient no more than the first stages' forward pass is sure to wait.
     around = 1 if parallel.schedule == "zero_bubble" else passes
     return beside_s + max(
@@ -333,7 +335,11 @@ def _first_to_last_s(
 
 
 def _beside_s(
-    model: ModelConfig, hardware: Hardware, parallel: ParallelConfig, counts: tuple[int, ...]
+    model: ModelConfig,
+    train: TrainConfig,
+    hardware: Hardware,
+    parallel: ParallelConfig,
+    counts: tuple[int, ...],
 ) -> float:
     """Seconds a step spends outside the pipeline on its fullest rank."""
     slowest = 0.0
@@ -347,6 +353,10 @@ def _beside_s(
         mine = (params.routed + params.others) / parallel.shard
         # AdamW reads weight, gradient and moments, and writes all but the gradient.
         seconds += mine * 7 * 4 / hardware.memory_bytes_per_s
+        if train.optimizer.muon is not None:
+            seconds += orthogonalising_s(
+                model, train.optimizer.muon, hardware, parallel, counts, rank
+            )
         slowest = max(slowest, seconds)
     return slowest
 

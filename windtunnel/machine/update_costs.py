@@ -1,0 +1,61 @@
+"""Seconds that orthogonalising the updates takes a rank (:mod:`model.training.muon`)."""
+
+from __future__ import annotations
+
+from model.accounting import layer_counts
+from model.config import ModelConfig
+from model.muon_rule import layer_update_flops
+from model.training.config import MuonConfig
+from model.training.distributed.config import ParallelConfig
+from windtunnel.machine.hardware import Hardware
+from windtunnel.machine.memory_plan import FLOAT32
+
+ASSUMPTION = (
+    "Muon's products reach the same efficiencies; matrices are put together in float32, an expert "
+    "on the ranks of one, any other on all that share it, and nothing hides that; memory is "
+    "counted as AdamW's, a moment too many"
+)
+
+
+def orthogonalising_s(
+    model: ModelConfig,
+    muon: MuonConfig,
+    hardware: Hardware,
+    parallel: ParallelConfig,
+    counts: tuple[int, ...],
+    rank: int,
+) -> float:
+    """Of a rank at one place in the pipeline, a step.
+
+    Args:
+        model: the whole model.
+        muon: what is a matrix.
+        hardware: rates.
+        parallel: the sizes.
+        counts: blocks of each stage.
+        rank: place in the pipeline.
+    """
+    grouped_rate = hardware.peak_flops_per_s * hardware.grouped_efficiency
+    dense_rate = hardware.peak_flops_per_s * hardware.matmul_efficiency
+    seconds = gathered = 0.0
+    for layer in _held(model, parallel, counts, rank):
+        flops = layer_update_flops(model, layer, per_head=muon.per_head)
+        seconds += flops.routed / parallel.expert / grouped_rate + flops.others / dense_rate
+        params = layer_counts(model)[layer].by_group
+        routed = params.get("routed_experts", 0)
+        others = sum(params.values()) - routed - params["norms"]
+        gathered += routed / parallel.expert * (1 - parallel.expert / parallel.shard)
+        gathered += others * (1 - 1 / parallel.shard)
+    return seconds + gathered * FLOAT32 / hardware.link_bytes_per_s(parallel.shard)
+
+
+def _held(
+    model: ModelConfig, parallel: ParallelConfig, counts: tuple[int, ...], rank: int
+) -> list[int]:
+    held: list[int] = []
+    for stage in range(rank, parallel.num_stages, parallel.pipeline):
+        first = sum(counts[:stage])
+        held += range(first, first + counts[stage])
+        if stage == parallel.num_stages - 1:
+            held += range(model.num_layers, model.num_layers + model.mtp_depth)
+    return held
