@@ -301,7 +301,7 @@ def _notes(target: SecondStage, launched: Promotion) -> tuple[str, ...]:
     rate = f"rate, batch and warm-up are those of {launched.id}, not of the laws at this budget"
     if not isinstance(target, Merge) and target.weights is not None:
         rate += (
-            f"; begun with {target.weights}, which hold no moments of the optimizer: AdamW begins "
+            f"; begun with {target.weights}, which hold no moments of the optimizer: it begins "
             f"anew at step {target.at_step}, and no run of the fit did so"
         )
     if isinstance(target, Merge):

@@ -160,7 +160,9 @@ def test_weights_that_another_engine_trained_by_the_promotion_go_on_here(
     branch = promoted("decay", f"target.tokens={first.spec.train.tokens}", *given)
     assert branch.begun_from is not None
     assert branch.begun_from.step == at
-    assert any(f"AdamW begins anew at step {at}" in note for note in branch.notes)
+    assert any(
+        f"moments of the optimizer: it begins anew at step {at}" in note for note in branch.notes
+    )
     assert not next(gate for gate in branch.gates if gate.name == "one_protocol").passed
     assert fly(root, *TWO_PROCESSES) == 0
     measured = record(root, branch)

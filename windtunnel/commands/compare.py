@@ -40,6 +40,7 @@ from windtunnel.console import prose, say, sci, table
 from windtunnel.features import features_of
 from windtunnel.for_scripts import ForScripts, write_answer
 from windtunnel.quoting import under
+from windtunnel.update_price import update_price
 
 LONGEST_SLUG = 100
 
@@ -81,6 +82,8 @@ def run(config: Config, console: Console) -> int:
     )
     if not config.json:
         _print(trial, console)
+        if price := update_price([*_runs_of(plan, baseline), *_runs_of(plan, variant)]):
+            prose(console, price)
     folder = config.out or store.plan_path(plan.name).parent / "trials" / _slug(variant)
     _write(trial, folder)
     if config.json:
@@ -148,15 +151,22 @@ def _paired(
 def _of_side(plan: Plan, store: Store, side: Mapping[str, Any]) -> dict[str, RunRecord]:
     runs = {
         run.run_id: run
-        for run in plan.runs
-        if all(run.variant.get(path) == value for path, value in side.items())
-        and (store.run_dir(run.run_id) / "record.json").exists()
+        for run in _runs_of(plan, side)
+        if (store.run_dir(run.run_id) / "record.json").exists()
     }
     loaded = store.records(list(runs))
     return {
         _key(runs[record.run_id], side): as_planned(record, runs[record.run_id])
         for record in loaded.records
     }
+
+
+def _runs_of(plan: Plan, side: Mapping[str, Any]) -> list[PlannedRun]:
+    return [
+        run
+        for run in plan.runs
+        if all(run.variant.get(path) == value for path, value in side.items())
+    ]
 
 
 def _key(run: PlannedRun, side: Mapping[str, Any]) -> str:
