@@ -73,10 +73,12 @@ inline void column_of_tiles(int64_t from, int64_t height, const float* p, int64_
 template <bool is_half, class Finish>
 inline void product(int64_t height, const float* p, int64_t p_stride, const float* q, int64_t width, int64_t inner,
                     Finish finish) {
-    for (int64_t j = 0; j < width; j += 2 * LANES) {
+    // Of two columns of vectors the second begins half way down.
+    const int64_t step = is_half && width == 2 * LANES ? LANES : 2 * LANES;
+    for (int64_t j = 0; j < width; j += step) {
         const auto shifted = [&](int64_t i, int n, vec sum) { finish(i, j + n, sum); };
         const int64_t from = is_half ? j : 0;
-        if (j + LANES < width)
+        if (step > LANES && j + LANES < width)
             column_of_tiles<2>(from, height, p, p_stride, q + j, width, inner, shifted);
         else
             column_of_tiles<1>(from, height, p, p_stride, q + j, width, inner, shifted);
