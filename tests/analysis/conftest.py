@@ -21,12 +21,12 @@ TRUTH = LossSurface(E=1.7, A=50.35, B=69.3, alpha=0.35, beta=0.37)
 LadderPoints = Callable[..., Points]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def truth() -> LossSurface:
     return TRUTH
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ladder_points() -> LadderPoints:
     """Sizes by budgets, each twice the one before, and further seeds of one cheap cell."""
 

@@ -28,7 +28,7 @@ Draw = Callable[..., Points]
 QUICK = FitSettings(replicates=200, starts=500, holdout_budgets=3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def study(ladder_points: Draw) -> Study:
     return make_study(
         "quickstart",
