@@ -17,8 +17,9 @@ install: $(VENV)/installed
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo.sh
 
+# One process a core (tests/conftest.py), each with whole files: their fixtures train and fit once.
 test: lint types $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile
 
 check:
 	CI=true bash .ci/run

@@ -20,6 +20,14 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(optionalhook=True)  # of a plugin that `pytest` by itself does without
+def pytest_xdist_auto_num_workers() -> int:
+    """Of ``--numprocesses=auto``, as `make test` has it."""
+    from model.system import usable_cores
+
+    return usable_cores()
+
+
 @pytest.fixture(scope="session")
 def known_sweep() -> ModuleType:
     """The module ``tests/known_sweep.py``."""
