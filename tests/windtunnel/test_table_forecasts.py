@@ -447,8 +447,8 @@ def test_the_report_shows_both_kinds(
     html = render(content, draw_all(Evidence(records=())))
     (part,) = re.findall(r'<section id="ledger">.*?</section>', html, re.DOTALL)
     rows = [re.sub(r"<[^>]+>", " ", one).split() for one in part.split("<tr>")[2:]]
-    assert [one[1] for one in rows] == ["sweep", "table", "table"]
-    assert [one[-1] for one in rows] == ["inside", "inside", "open"]
+    assert [one[-3] for one in rows] == ["sweep", "table", "table"]  # before date and time
+    assert [one[1] for one in rows] == ["inside", "inside", "open"]
     assert f"{TRUTH:.4f}" in rows[1]
     assert "of 1 of sweeps, 1 of 1 of tables)" in part
 
