@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from model.training.data import prepare_corpus
 from sweeps.plan import make_plan
 from windtunnel import composition, yaml_folders
@@ -22,8 +24,9 @@ def planned(root, *words):
 
 def test_the_largest_runs_share_is_worked_out(tmp_path):
     runs = planned(tmp_path, "axes.recipe.training.optimizer=[adamw,muon]")
-    assert update_price([run for run in runs if run.spec.train.optimizer.muon is None]) == ""
+    assert update_price([run for run in runs if run.spec.train.optimizer.muon is None]) is None
     found = update_price(runs)
+    assert found is not None
     largest = max(
         (run for run in runs if run.spec.train.optimizer.muon), key=lambda run: run.cost.train_flops
     )
@@ -40,8 +43,9 @@ def test_the_largest_runs_share_is_worked_out(tmp_path):
     assert (heads.num_kv_heads, moe.num_shared_experts) == (heads.num_heads, 1)
     step = largest.cost.flops_per_token * largest.spec.train.batch_tokens
     share = model.num_layers * block / step
-    assert f"in its largest run {largest.run_id} they are {share:.1%} of a step's" in found
-    assert f"batches of {largest.spec.train.batch_tokens:,} tokens" in found
+    assert found.frac_of_step == pytest.approx(share)
+    assert f"in its largest run {largest.run_id} they are {share:.1%} of a step's" in found.sentence
+    assert f"batches of {largest.spec.train.batch_tokens:,} tokens" in found.sentence
 
 
 def test_the_estimate_of_a_runs_time_counts_them(tmp_path):

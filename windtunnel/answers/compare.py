@@ -7,9 +7,10 @@ from typing import Any
 
 from analysis.feature_trial import Ahead, Trial
 from analysis.leverage import Leverage
+from windtunnel.update_price import UpdatePrice
 
 
-def trial_answer(trial: Trial, written: Path) -> dict[str, Any]:
+def trial_answer(trial: Trial, price: UpdatePrice | None, written: Path) -> dict[str, Any]:
     """What ``trial.json`` says in the end, without its runs; gaps as ln(variant / baseline)."""
     curve = trial.leverage
     return {
@@ -35,6 +36,7 @@ def trial_answer(trial: Trial, written: Path) -> dict[str, Any]:
         "leverage": None if curve is None else [_leverage(place) for place in curve.places],
         "leverage_per_decade": None if curve is None else curve.per_decade,
         "targets": [_ahead(target) for target in trial.targets],
+        "muon_updates": price,
         "warnings": trial.warnings,
         "written": written,
     }

@@ -80,14 +80,15 @@ def run(config: Config, console: Console) -> int:
         unpaired=unpaired,
         level=config.level,
     )
+    price = update_price([*_runs_of(plan, baseline), *_runs_of(plan, variant)])
     if not config.json:
         _print(trial, console)
-        if price := update_price([*_runs_of(plan, baseline), *_runs_of(plan, variant)]):
-            prose(console, price)
+        if price is not None:
+            prose(console, price.sentence)
     folder = config.out or store.plan_path(plan.name).parent / "trials" / _slug(variant)
     _write(trial, folder)
     if config.json:
-        write_answer("compare", trial_answer(trial, folder / "trial.json"))
+        write_answer("compare", trial_answer(trial, price, folder / "trial.json"))
         return 0
     say(console, f"Written: {folder / 'trial.json'} and the figures beside it")
     return 0
