@@ -42,7 +42,7 @@ class Slot(NamedTuple):
 
 def serves(slots: Sequence[Slot]) -> bool:
     """Whether the compiled step accepts all of these."""
-    if operations.library is None:
+    if not slots or operations.library is None:
         return False
     return all(t.is_contiguous() and step.serves(t) for slot in slots for t in slot[1:])
 

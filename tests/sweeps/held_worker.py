@@ -9,17 +9,17 @@ from sweeps.worker import main
 
 HELD_AT = {"0001": 3, "0002": 7}
 """Attempt to step."""
-progress.PROGRESS_EVERY_S = 0.0
 
 
 def measure(spec, attempt_dir, report):
-    def report_and_wait(progress):
-        report(progress)
-        while spec.train.seed == 0 and progress.step == HELD_AT.get(attempt_dir.name):
+    def report_and_wait(told):
+        report(told)
+        while spec.train.seed == 0 and told.step == HELD_AT.get(attempt_dir.name):
             time.sleep(0.02)
 
     return measure_run(spec, attempt_dir, report_and_wait)
 
 
 if __name__ == "__main__":
+    progress.PROGRESS_EVERY_S = 0.0  # here: tests import this file
     sys.exit(main(measure=measure))

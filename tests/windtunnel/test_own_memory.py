@@ -131,7 +131,7 @@ def test_where_a_gpu_is_found_the_machine_s_own_memory_says_nothing(
 ) -> None:
     monkeypatch.setattr(own_memory, "own_memory", lambda: OwnMemory(1, 1))
     for has_gpu in (True, False):
-        monkeypatch.setattr(own_memory, "_has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        monkeypatch.setattr(own_memory, "has_gpu", lambda has_gpu=has_gpu: has_gpu)
         assert bool(own_memory.too_large(finished.plan.runs, LocalConfig(), "auto")) is not has_gpu
         assert own_memory.too_large(finished.plan.runs, LocalConfig(), "cpu")
 

@@ -229,6 +229,9 @@ def test_every_other_way_to_count_size_is_the_fit_of_it(content: Content, finish
     assert not list(views_of(replace(content.evidence, study=None)))
 
 
+ROOT = Path("tunnel")
+
+
 def test_a_stated_or_late_loss_is_not_called_measured_evidence(answer: Answer) -> None:
     entry = answer.entry
     assert entry is not None
@@ -236,10 +239,10 @@ def test_a_stated_or_late_loss_is_not_called_measured_evidence(answer: Answer) -
     loss = f"{entry.outcome.loss_nats:.4f}"
     where = "inside" if entry.outcome.inside else "OUTSIDE"
     kind = "good" if entry.outcome.inside else "bad"
-    assert outcome(answer) == (f"Measured {loss}: {where} the interval.", kind)
+    assert outcome(answer, ROOT) == (f"Measured {loss}: {where} the interval.", kind)
 
     stated = replace(entry, outcome=replace(entry.outcome, stated_by="their paper, table 4"))
-    said, colour = outcome(replace(answer, entry=stated))
+    said, colour = outcome(replace(answer, entry=stated), ROOT)
     assert said == (
         f"Stated {loss}: {where} the interval. The loss was not measured here but stated (their "
         "paper, table 4); it is no evidence on the intervals."
@@ -247,7 +250,7 @@ def test_a_stated_or_late_loss_is_not_called_measured_evidence(answer: Answer) -
     assert colour == ""
 
     late = replace(entry, forecast=replace(entry.forecast, after_the_fact=True))
-    said, colour = outcome(replace(answer, entry=late))
+    said, colour = outcome(replace(answer, entry=late), ROOT)
     assert said == (
         f"Measured {loss}: {where} the interval. The forecast was registered after the run, so it "
         "proves nothing."
@@ -255,17 +258,17 @@ def test_a_stated_or_late_loss_is_not_called_measured_evidence(answer: Answer) -
     assert colour == ""
 
     outside = replace(entry, outcome=replace(entry.outcome, inside=False))
-    assert outcome(replace(answer, entry=outside)) == (
+    assert outcome(replace(answer, entry=outside), ROOT) == (
         f"Measured {loss}: OUTSIDE the interval.",
         "bad",
     )
     diverged = replace(entry.outcome, status="diverged", loss_nats=None, inside=False)
-    said, colour = outcome(replace(answer, entry=replace(entry, outcome=diverged)))
+    said, colour = outcome(replace(answer, entry=replace(entry, outcome=diverged)), ROOT)
     assert (said, colour) == ("The run diverged, so the forecast is counted as missed.", "bad")
     altered = replace(entry, trouble="its row was altered")
-    assert outcome(replace(answer, entry=altered))[1] == "bad"
+    assert outcome(replace(answer, entry=altered), ROOT)[1] == "bad"
     launched = replace(answer, entry=replace(entry, outcome=None))
-    assert outcome(launched) == ("Launched; not measured yet.", "")
+    assert outcome(launched, ROOT) == ("Launched; not measured yet.", "")
 
 
 @pytest.mark.parametrize("alone", ["tokens", "size"])

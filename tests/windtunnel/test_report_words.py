@@ -156,8 +156,9 @@ def test_runs_left_out_of_the_fit_are_counted(content: Content) -> None:
 def test_what_to_do_without_an_answer(content: Content) -> None:
     none = replace(content.evidence, study=None)
     assert "no run has finished" in no_answer(replace(content, evidence=replace(none, records=())))
-    assert "first fit the law with `windtunnel fit sweep=quickstart`" in no_answer(
-        replace(content, evidence=none)
+    assert (
+        f"first fit the law with `windtunnel fit sweep=quickstart root={content.root}`"
+        in no_answer(replace(content, evidence=none))
     )
     assert "No configuration has been promoted" in no_answer(content)
 

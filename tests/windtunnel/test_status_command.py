@@ -106,7 +106,7 @@ def test_scripts_are_told_whether_all_is_done(
     assert cli.main(["status", f"root={tmp_path}"]) == 1
     assert "No sweep under" in capsys.readouterr().out
     assert cli.main(["status", f"root={tmp_path}", "json=true"]) == 1
-    assert json.loads(capsys.readouterr().out) == {"sweeps": []}
+    assert json.loads(capsys.readouterr().out) == {"schema": "status/1", "sweeps": []}
     assert cli.main(["status", "sweep=quickstart", f"root={tmp_path}"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "There are: none. To train it: windtunnel sweep sweep=quickstart" in said

@@ -396,7 +396,7 @@ def test_both_kinds_stand_together_and_are_told_apart(
     assert "1 of 2 measured losses inside the interval (0 of 1 of sweeps, 1 of 1 of tables)" in text
     assert ": size 1e+09, tokens 2e+09, by law=hoffmann of runs.csv; a launch would" in text
     assert close(root, name="promoted") == 2
-    assert "`windtunnel launch promotion=promoted` closes it" in error_of(capsys)
+    assert f"`windtunnel launch promotion=promoted root={root}` closes it" in error_of(capsys)
 
 
 @pytest.fixture
