@@ -55,10 +55,7 @@ class Lined(NamedTuple):
 
 def serves(tensors: Sequence[Tensor]) -> bool:
     """Whether the compiled operations accept all of these."""
-    for t in tensors:
-        if not t.is_contiguous():
-            return False
-    return step.serves(*tensors) and operations.library is not None
+    return step.serves_in_place(*tensors) and operations.library is not None
 
 
 def global_norm(tensors: Sequence[Tensor]) -> float:

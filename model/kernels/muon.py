@@ -44,7 +44,7 @@ def serves(slots: Sequence[Slot]) -> bool:
     """Whether the compiled step accepts all of these."""
     if not slots or operations.library is None:
         return False
-    return all(t.is_contiguous() and step.serves(t) for slot in slots for t in slot[1:])
+    return step.serves_in_place(*[t for slot in slots for t in slot[1:]])
 
 
 def update(slots: Sequence[Slot], *, momentum: float, decay: float, rate: float) -> None:

@@ -43,6 +43,14 @@ def serves(*tensors: Tensor) -> bool:
     return operations.library is not None
 
 
+def serves_in_place(*tensors: Tensor) -> bool:
+    """The same for operations that go through a tensor's memory from its address on."""
+    for t in tensors:
+        if not t.is_contiguous():
+            return False
+    return serves(*tensors)
+
+
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """``model.layers.rms_norm`` with one weight for all rows."""
     y: Tensor = _Norm.apply(x, weight_D, eps)

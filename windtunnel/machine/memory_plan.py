@@ -71,6 +71,15 @@ class RankMemory:
         return self.states + self.gathered + self.gradients + self.activations
 
 
+def blocks_of(model: ModelConfig, counts: tuple[int, ...], stage: int) -> list[int]:
+    """The blocks of one stage, of which there are ``counts``; the last has the prediction block."""
+    first = sum(counts[:stage])
+    blocks = list(range(first, first + counts[stage]))
+    if stage == len(counts) - 1:
+        blocks += range(model.num_layers, model.num_layers + model.mtp_depth)
+    return blocks
+
+
 def rank_params(
     model: ModelConfig, parallel: ParallelConfig, counts: tuple[int, ...], rank: int
 ) -> RankParams:
@@ -79,13 +88,11 @@ def rank_params(
     routed = others = lookups = 0
     table = model.vocab_size * model.hidden_size
     for stage in range(rank, parallel.num_stages, parallel.pipeline):
-        first = sum(counts[:stage])
-        held = list(layers[first : first + counts[stage]])
+        held = [layers[block] for block in blocks_of(model, counts, stage)]
         if stage == 0:
             lookups += table
         if stage == parallel.num_stages - 1:
             others += table + model.hidden_size
-            held += layers[model.num_layers :]
             if model.mtp_depth and stage != 0:
                 lookups += table
         routed += sum(layer.by_group.get("routed_experts", 0) for layer in held)
@@ -147,16 +154,12 @@ def rank_memory(
     activations, largest = 0, 0
     output: OutputMemory | None = None
     for chunk, stage in enumerate(range(rank, parallel.num_stages, parallel.pipeline)):
-        first = sum(counts[:stage])
-        layers = list(range(first, first + counts[stage]))
-        is_last = stage == parallel.num_stages - 1
-        if is_last:
-            layers += range(model.num_layers, model.num_layers + model.mtp_depth)
+        layers = blocks_of(model, counts, stage)
         full = [kept.layers[layer] + exchanged[model.is_moe_layer(layer)] for layer in layers]
         one = len(layers) * stream if parallel.recompute else sum(full)
         activations += held[chunk] * max(one, stream)
         largest = max(largest, *full, 0)
-        if is_last:
+        if stage == parallel.num_stages - 1:
             output = output_memory(model, precision, tokens, kept.ends)
     return RankMemory(
         pipeline_rank=rank,
