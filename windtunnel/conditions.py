@@ -13,6 +13,8 @@ NO_MATTER = ("packed",)
 """Numerics that leave the bits as they are: a stack of runs computes each as by itself."""
 MOST_RUNS = 3
 """Named one by one."""
+LATER_TOLD = "bf16_products"
+"""What records of an earlier version do not tell although it decided their bits."""
 
 
 def condition_lines(records: Sequence[RunRecord]) -> Iterator[str]:
@@ -20,10 +22,13 @@ def condition_lines(records: Sequence[RunRecord]) -> Iterator[str]:
     were resumed under other conditions than they began with; nothing where all are alike.
     """
     known = [record for record in records if record.provenance.get("numerics")]
+    unsaid: dict[str, object] = {"micro_batches": 1}
+    if any(LATER_TOLD in record.provenance["numerics"] for record in known):
+        unsaid[LATER_TOLD] = "not told"
     groups: dict[tuple[str, object], Counter[str]] = {}
     for record in known:
         shape = (record.hidden_size, record.expert_width)
-        for name, value in _conditions(record.provenance["numerics"]).items():
+        for name, value in _conditions({**unsaid, **record.provenance["numerics"]}).items():
             # Which kernel takes the experts may hang on their shape.
             group = (name, shape if name == "experts" else None)
             groups.setdefault(group, Counter())[value] += 1
@@ -49,6 +54,4 @@ def condition_lines(records: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _conditions(numerics: Mapping[str, Any]) -> dict[str, str]:
-    """As text; what an earlier version did not tell is left out."""
-    whole = {"micro_batches": 1, **numerics}
-    return {name: str(value) for name, value in whole.items() if name not in NO_MATTER}
+    return {name: str(value) for name, value in numerics.items() if name not in NO_MATTER}

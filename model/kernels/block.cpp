@@ -75,9 +75,6 @@ struct FeedForward {
 
 extern "C" {
 
-// Whether products of any size run on a tile unit.
-int32_t wt_has_tiles() { return tile_use != NEVER; }
-
 // log_sums [B, Q, T]; q_norm, k_norm: H weights each, or both null; d_head_norms: of q_norm, then of k_norm.
 void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
                           int64_t table_row, float eps, const float* x,

@@ -54,6 +54,11 @@ def has_tiles() -> bool:
     return operations.library is not None and bool(operations.library.wt_has_tiles())
 
 
+def can_round() -> bool:
+    """Whether the factors of products can be rounded to bfloat16: the CPU multiplies that."""
+    return operations.library is not None and bool(operations.library.wt_can_round())
+
+
 class Heads(NamedTuple):
     """How a joint projection is laid out, and how much of each head is rotated."""
 

@@ -1,8 +1,8 @@
 // The routed experts of a mixture-of-experts layer on a CPU, forward and backward: the entry points of both
 // implementations.
 //
-// `experts_vectors.h` works in vector registers, on every CPU; `experts_tiles.h` on the tile unit, where there is
-// one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D is ever stored. For the backward
+// `experts_vectors.h` multiplies rows as they lie, on every CPU; `experts_tiles.h` packed squares, on the tile unit
+// where there is one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D is ever stored. For the backward
 // pass only the pre-activations H are saved, or, without a buffer for them, recomputed.
 //
 // All tensors are fp32. With bf16 the factors of every product are rounded to bfloat16; accumulation is fp32.
@@ -34,23 +34,9 @@ const char* wt_compiler() {
 #endif
 }
 
-// Whether this build has bfloat16 products in vectors (with even H).
-int32_t wt_has_bf16() {
-#if defined(__AVX512BF16__)
-    return 1;
-#else
-    return 0;
-#endif
-}
-
-// Whether tile products run on this machine.
-int32_t wt_has_tiles() {
-#if defined(__AVX512BF16__)
-    return tiles_allowed();
-#else
-    return 0;
-#endif
-}
+// Whether this machine multiplies packed squares, as it must for bfloat16, and whether on a tile unit.
+int32_t wt_has_squares() { return squares_allowed(); }
+int32_t wt_has_tiles() { return tiles_allowed(); }
 
 // Size in floats of the buffer that saves H between forward and backward, for any routing of T*K pairs.
 int64_t wt_saved_floats(int64_t pairs, int64_t E, int64_t H, int32_t bf16, int32_t tiles) {

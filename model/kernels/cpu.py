@@ -20,7 +20,8 @@ from model.kernels.compiled import load_library
 from model.kernels.recording import call
 
 Unit = Literal["vectors", "tiles"]
-"""What multiplies: the vector registers, or the tile unit (AMX)."""
+"""How products are made: of rows as they lie, in vector registers; or of packed squares, on the
+tile unit (AMX) where there is one."""
 
 FP32_TILES_FROM_WIDTH = 32
 """Expert width below which fp32 products were never faster on tiles (LOG.md, 2026-11-26)."""
@@ -48,10 +49,9 @@ def routed_experts(
         w_gate_up_E2HD: [E, 2H, D], gate rows first.
         w_down_EHD: [E, H, D].
         dtype: fp32, or bfloat16: the factors of every product are rounded to it; accumulation,
-            the output and the gradients stay fp32. Needs ``has_tiles()``, or ``has_bfloat16()``
-            and an even H.
+            the output and the gradients stay fp32. Needs ``has_bfloat16()``.
         recompute: save nothing for the backward pass, which then recomputes the pre-activations.
-        unit: what multiplies; None takes :func:`unit_for`. On the tile unit an fp32 factor is
+        unit: how products are made; None takes :func:`unit_for`. In tiles an fp32 factor is
             split exactly into three bfloat16, so the result is as exact as fp32 (``tiles.h``).
 
     Raises:
@@ -65,7 +65,7 @@ def routed_experts(
 
 
 def unit_for(dtype: torch.dtype, width: int, expert_width: int, visits: float) -> Unit:
-    """The faster unit for these products, where :func:`can_multiply`.
+    """The faster way to make these products, where :func:`can_multiply`.
 
     Args:
         dtype: of the products.
@@ -73,28 +73,31 @@ def unit_for(dtype: torch.dtype, width: int, expert_width: int, visits: float) -
         expert_width: inner width of an expert.
         visits: tokens of an expert, on average.
     """
+    is_rounded = dtype == torch.bfloat16
     if not has_tiles():
-        return "vectors"
+        # Where both run in vector registers, tiles were up to a fifth slower and ahead nowhere by
+        # more than the noise (Zen 4; LOG.md, 2026-11-27).
+        return "tiles" if is_rounded and expert_width % 2 else "vectors"
     is_much = visits * width * expert_width >= FP32_TILES_FROM_PRODUCTS
     is_fast = expert_width >= FP32_TILES_FROM_WIDTH and is_much
-    return "tiles" if dtype == torch.bfloat16 or is_fast else "vectors"
+    return "tiles" if is_rounded or is_fast else "vectors"
 
 
-def can_multiply(dtype: torch.dtype, expert_width: int) -> bool:
-    """Whether this CPU has a unit for products of ``dtype`` with experts of this width."""
-    has_pairs = has_bfloat16() and expert_width % 2 == 0
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and (has_tiles() or has_pairs))
+def can_multiply(dtype: torch.dtype) -> bool:
+    """Whether this CPU makes products of ``dtype``."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16())
 
 
 def units(dtype: torch.dtype) -> list[Unit]:
-    """All units that can do these products, with any even expert width."""
-    vectors: list[Unit] = ["vectors"] if dtype == torch.float32 or has_bfloat16() else []
-    return [*vectors, "tiles"] if has_tiles() else vectors
+    """All ways worth trying for these products, with any even expert width."""
+    if dtype == torch.float32:
+        return ["vectors", "tiles"] if has_tiles() else ["vectors"]
+    return ["vectors", "tiles"] if has_bfloat16() else []
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 (AVX512-BF16) and the kernel was built for that."""
-    return bool(_kernel().wt_has_bf16())
+    """Whether this CPU multiplies bfloat16, in vectors (AVX512-BF16) or on a tile unit."""
+    return bool(_kernel().wt_has_squares())
 
 
 def has_tiles() -> bool:
@@ -127,11 +130,11 @@ def forward(
     shape = _checked_shape(*inputs)
     expert_width = shape[3]
     bf16, tiles = products
-    if tiles and not has_tiles():
-        raise ValueError("unit='tiles' needs a CPU with AMX-BF16")
-    if bf16 and not tiles and (expert_width % 2 or not has_bfloat16()):
+    if (tiles or bf16) and not has_bfloat16():
+        raise ValueError("bfloat16 and unit='tiles' need a CPU with AVX512-BF16")
+    if bf16 and not tiles and expert_width % 2:
         raise ValueError(
-            "bfloat16 needs a CPU with AMX-BF16, or with AVX512-BF16 and an even expert width"
+            f"bfloat16 in unit='vectors' needs an even expert width, got {expert_width}"
         )
     x_TD, expert_TK, *_ = inputs
     kernel, saved = _kernel(), None

@@ -35,31 +35,21 @@ inline void blas(bool a_transposed, bool b_transposed, int64_t M, int64_t N, int
 // How a layer's products are to be computed.
 struct How {
     int threads;
-    bool bf16;  // factors rounded to bfloat16; needs a build with AVX512-BF16
+    bool bf16;  // factors rounded to bfloat16; needs wt_can_round()
 };
 
 enum TileUse : int32_t { NEVER, WHERE_FASTER, ALWAYS };
-#if defined(__AVX512BF16__)
-TileUse tile_use = tiles_allowed() ? WHERE_FASTER : NEVER;
-inline bool set_tile_use(int32_t use) {
-#if defined(WT_TILE_UNIT)
-    if (!tiles_allowed()) return false;
-#endif
-    tile_use = static_cast<TileUse>(use);
-    return tiles_allowed();
-}
-#else
-constexpr TileUse tile_use = NEVER;
-inline bool set_tile_use(int32_t) { return false; }
-#endif
+TileUse tile_use = WHERE_FASTER;  // for fp32 products
 
 // Whether the tile unit is the fastest for M rows, measured against MKL and products.h (LOG.md, 2026-11-26). By
 // itself it is from 256 rows; within a training step it gains nothing at 512 rows and 7 % at 2,048.
 inline bool tiles_multiply(int64_t M, int64_t columns, int64_t summed) {
-    return tile_use == ALWAYS || (tile_use == WHERE_FASTER && M >= 1024 && columns >= 64 && summed >= 32);
+    if (tile_use != WHERE_FASTER) return tile_use == ALWAYS;
+    return tiles_allowed() && M >= 1024 && columns >= 64 && summed >= 32;
 }
 inline bool tiles_make_gradient(int64_t M, int64_t N, int64_t K) {
-    return tile_use == ALWAYS || (tile_use == WHERE_FASTER && M >= 1024 && std::min(N, K) >= 96 && N * K >= 128 * 128);
+    if (tile_use != WHERE_FASTER) return tile_use == ALWAYS;
+    return tiles_allowed() && M >= 1024 && std::min(N, K) >= 96 && N * K >= 128 * 128;
 }
 
 // w[N, K] transposed, in panels of PANEL rows of w: packed[n/PANEL][k][n%PANEL].
@@ -132,7 +122,14 @@ void wt_use_sgemm(void* address, void* set_threads) {
     set_sgemm_threads = reinterpret_cast<SetThreads>(set_threads);
 }
 
-// For tests: use the tile unit NEVER, WHERE_FASTER or ALWAYS. Returns whether this machine has one.
-int32_t wt_use_tiles(int32_t use) { return set_tile_use(use); }
+// For tests: multiply fp32 in squares NEVER, WHERE_FASTER or ALWAYS. Returns whether this machine can.
+int32_t wt_use_tiles(int32_t use) {
+    if (squares_allowed()) tile_use = static_cast<TileUse>(use);
+    return squares_allowed();
+}
+
+// Whether products of any size run on a tile unit, and whether their factors can be rounded to bfloat16.
+int32_t wt_has_tiles() { return tiles_allowed(); }
+int32_t wt_can_round() { return squares_allowed(); }
 
 }  // extern "C"

@@ -98,7 +98,7 @@ def select(
             without_compiled = f"; {error}"
             _say_once(f"the compiled expert kernel is left out: {error}")
         else:
-            if cpu.can_multiply(dtype, expert_width):
+            if cpu.can_multiply(dtype):
                 where = _where_cpu_multiplies(dtype, width, expert_width)
                 return Choice("cpu", f"compiled for this machine, products {where}")
     if device == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16):

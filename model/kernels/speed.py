@@ -23,7 +23,7 @@ def kernels_here(device: str, dtype: torch.dtype) -> list[str]:
         load_library()
     except NoCompiledKernel:
         return names
-    return names + ["cpu"] * cpu.can_multiply(dtype, EXPERT_WIDTH)
+    return names + ["cpu"] * cpu.can_multiply(dtype)
 
 
 def layer_seconds(kernel: str, device: str, dtype: torch.dtype, measure_s: float) -> float:

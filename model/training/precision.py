@@ -28,9 +28,9 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
 def computing_here(precision: Precision, device: torch.device) -> Iterator[None]:
     """:func:`computing_in` for a whole model in one process.
 
-    On a CPU with a tile unit the compiled operations do bfloat16 products themselves. Autocast's
-    copies of small tensors take longer than any product they make faster: a step under it alone
-    takes 2 to 25 times one in float32 at widths below 128 (LOG.md, 2026-11-26).
+    On a CPU that multiplies bfloat16 the compiled operations do such products themselves.
+    Autocast's copies of small tensors take longer than any product they make faster: a step under
+    it alone takes 2 to 25 times one in float32 at widths below 128 (LOG.md, 2026-11-26).
     """
     by_itself = rounds_by_itself(precision, device)
     with computing_in(precision, device), rounding.to_bfloat16() if by_itself else nullcontext():
@@ -39,7 +39,16 @@ def computing_here(precision: Precision, device: torch.device) -> Iterator[None]
 
 def rounds_by_itself(precision: Precision, device: torch.device) -> bool:
     """Whether the compiled operations do the bfloat16 products of a step."""
-    return precision == "bf16" and device.type == "cpu" and block.has_tiles()
+    return precision == "bf16" and device.type == "cpu" and block.can_round()
+
+
+def bfloat16_products(precision: Precision, device: torch.device) -> str | None:
+    """What multiplies in a run of ``bf16`` on a CPU; None for any other run."""
+    if precision != "bf16" or device.type != "cpu":
+        return None
+    if not rounds_by_itself(precision, device):
+        return "the framework"
+    return "the tile unit" if block.has_tiles() else "vector registers"
 
 
 def weights_dtype(precision: Precision) -> torch.dtype:

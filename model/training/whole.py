@@ -36,7 +36,12 @@ from model.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from model.training.precision import computing_here, rounds_by_itself, weights_dtype
+from model.training.precision import (
+    bfloat16_products,
+    computing_here,
+    rounds_by_itself,
+    weights_dtype,
+)
 from model.training.runtime import describe_numerics
 from model.training.stages import Stage
 from model.training.state import RunState
@@ -185,6 +190,8 @@ class WholeModel:
         if moe is not None and dtype is not None:
             width, device = self.config.hidden_size, self._device.type
             numerics["experts"] = select(dtype, width, moe.expert_width, device=device).name
+        if by := bfloat16_products(self._train.precision, self._device):
+            numerics["bf16_products"] = by
         if self._micro_batches > 1:
             numerics["micro_batches"] = self._micro_batches
         return numerics

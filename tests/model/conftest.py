@@ -73,16 +73,16 @@ def threads(request: pytest.FixtureRequest, small_is_shared: None) -> Iterator[N
 @pytest.fixture(params=["framework", "own", "tiles"])
 def products(request: pytest.FixtureRequest) -> Iterator[None]:
     """Matrix products by the framework's routine where that is used, by our own tiles of vectors,
-    and of any size on the tile unit.
+    and of any size in squares, as on a tile unit.
     """
     from model.kernels import block, loss
     from model.kernels.blas import hand_over_sgemm
 
     never, where_faster, always = range(3)
     libraries = [block.operations.library, loss.operations.library]
-    has_unit = [library.wt_use_tiles(never) for library in libraries]
-    if request.param == "tiles" and not all(has_unit):
-        pytest.skip("no tile unit here")
+    can_multiply = [library.wt_use_tiles(never) for library in libraries]
+    if request.param == "tiles" and not all(can_multiply):
+        pytest.skip("no bfloat16 products here")
     for library in libraries:
         library.wt_use_tiles(always if request.param == "tiles" else never)
         hand_over_sgemm(library)

@@ -12,7 +12,7 @@ int main() {
     int cases = 0;
     for (const auto& s : shapes)
         for (int threads = 1; threads <= 2; threads++)
-            for (int variant = 0; variant < (wt_has_bf16() ? 8 : 2); variant++) {
+            for (int variant = 0; variant < (wt_has_squares() ? 8 : 2); variant++) {
                 const bool recompute = variant & 1, bf16 = variant & 2, tiles = variant & 4;
                 const int64_t T = s[0], D = s[1], E = s[2], H = s[3] + (bf16 && !tiles) * (s[3] % 2), K = s[4];
                 std::vector<float> x(T * D, 0.5f), gate(T * K, 0.25f), w_in(E * 2 * H * D, 0.1f);

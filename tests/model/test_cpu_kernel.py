@@ -27,8 +27,8 @@ needs_tiles = pytest.mark.skipif(not has_tiles(), reason="this CPU has no tile u
 WAYS = [
     pytest.param("vectors", torch.float32, id="vectors, fp32"),
     pytest.param("vectors", torch.bfloat16, id="vectors, bf16", marks=needs_bfloat16),
-    pytest.param("tiles", torch.float32, id="tiles, fp32", marks=needs_tiles),
-    pytest.param("tiles", torch.bfloat16, id="tiles, bf16", marks=needs_tiles),
+    pytest.param("tiles", torch.float32, id="tiles, fp32", marks=needs_bfloat16),
+    pytest.param("tiles", torch.bfloat16, id="tiles, bf16", marks=needs_bfloat16),
 ]
 
 SHAPES = {
@@ -108,7 +108,7 @@ def test_the_same_bits_on_every_repeat(threads: int, unit: cpu.Unit, dtype: torc
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("unit", ["vectors", pytest.param("tiles", marks=needs_tiles)])
+@pytest.mark.parametrize("unit", ["vectors", pytest.param("tiles", marks=needs_bfloat16)])
 def test_recomputing_gives_the_same_bits_and_keeps_only_the_inputs(unit: cpu.Unit) -> None:
     inputs = make_inputs((200, 48, 16, 4, 12))
     kept = output_and_gradients(routed_experts, inputs, torch.float32, unit=unit)
@@ -152,7 +152,16 @@ def test_bfloat16_keeps_half_as_much_and_refuses_odd_widths() -> None:
         routed_experts(*make_inputs((8, 16, 4, 2, 7)), dtype=torch.bfloat16, unit="vectors")
 
 
-@needs_tiles
+@needs_bfloat16
+@pytest.mark.skipif(has_tiles(), reason="this CPU has a tile unit, which takes all bfloat16")
+def test_without_a_tile_unit_only_odd_widths_take_tiles() -> None:
+    for visits in (1, 1e6):
+        assert cpu.unit_for(torch.float32, 128, 256, visits) == "vectors"
+        assert cpu.unit_for(torch.bfloat16, 128, 256, visits) == "vectors"
+        assert cpu.unit_for(torch.bfloat16, 128, 7, visits) == "tiles"
+
+
+@needs_bfloat16
 def test_a_tokens_bits_on_tiles_do_not_depend_on_who_stands_beside_it() -> None:
     """However squares of sums are grouped, each is summed in the same order."""
     x, expert, gate, *weights = make_inputs((150, 72, 1, 1, 40))

@@ -16,7 +16,7 @@ from model.moe import MoE
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(
-        not block.serves(torch.ones(1)) or not block.has_tiles(), reason="no tile unit here"
+        not block.serves(torch.ones(1)) or not block.can_round(), reason="no bfloat16 products here"
     ),
 ]
 

@@ -34,6 +34,13 @@ def test_runs_that_differ_in_what_decides_their_bits_are_counted(finished: Any) 
     assert "torch" not in line
 
 
+def test_runs_from_before_bfloat16_was_told_are_set_apart(finished: Any) -> None:
+    records = [record for record in finished.records if record.status == "done"]
+    total = len(records)
+    (line,) = condition_lines(computed(records, {**HERE, "bf16_products": "vector registers"}))
+    assert f"bf16_products (not told in {total - 1}, vector registers in 1)" in line
+
+
 def test_a_kernel_is_compared_among_runs_of_one_shape(finished: Any) -> None:
     records = [record for record in finished.records if record.status == "done"]
     shape = (records[0].hidden_size, records[0].expert_width)

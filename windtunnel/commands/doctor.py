@@ -276,6 +276,8 @@ def rest_of_a_step() -> str:
         return f"by the framework's operations: {error}"
     products = "the framework's sgemm" if sgemm_address() else "our own tiles of vectors"
     bf16 = "the framework, which casts more than it gains: slower than fp32 for small models"
+    if block.can_round():
+        bf16 = "vector registers (AVX512-BF16)"
     if block.has_tiles():
         products = f"the tile unit (AMX), small ones by {products}"
         bf16 = "the tile unit"

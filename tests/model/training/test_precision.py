@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU with a tile unit: by operations of our own, elsewhere by the framework's."""
+"""bfloat16 on a CPU that multiplies it: by operations of our own, elsewhere by the framework's."""
 
 from dataclasses import replace
 
@@ -11,12 +11,14 @@ from model.kernels import block, rounding
 from model.training import precision
 from model.training.captured import Captured
 from model.training.precision import computing_here, computing_in
+from model.training.run import initial_state
+from model.training.whole import WholeModel
 from model.transformer import build_model
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(
-        not block.serves(torch.ones(1)) or not block.has_tiles(), reason="no tile unit here"
+        not block.serves(torch.ones(1)) or not block.can_round(), reason="no bfloat16 products here"
     ),
 ]
 
@@ -49,14 +51,28 @@ def test_a_pass_is_played_back_in_the_same_bits():
             assert torch.equal(a, b)
 
 
-def test_without_a_tile_unit_bfloat16_is_the_frameworks(monkeypatch):
+def test_a_cpu_that_cannot_round_leaves_bfloat16_to_the_framework(monkeypatch):
     model = build_model(MODEL, seed=0)
     windows = windows_of(0)
     by_framework = gradients_of(model, windows, computing_in)
     by_itself = gradients_of(model, windows, computing_here)
     assert not torch.equal(by_framework[1], by_itself[1])
     torch.testing.assert_close(by_framework[0], by_itself[0], rtol=1e-2, atol=0)
-    monkeypatch.setattr(precision.block, "has_tiles", lambda: False)
+    monkeypatch.setattr(precision.block, "can_round", lambda: False)
     for a, b in zip(by_framework, gradients_of(model, windows, computing_here), strict=True):
         assert torch.equal(a, b)
     assert not rounding.is_on()
+
+
+def test_a_record_tells_what_multiplied(monkeypatch):
+    def learner(train) -> WholeModel:
+        return WholeModel(MODEL, train, initial_state(MODEL, train, CPU), CPU)
+
+    by = "the tile unit" if block.has_tiles() else "vector registers"
+    config = replace(toy_runs.TRAIN, precision="bf16")
+    told = learner(config).numerics()
+    assert told["bf16_products"] == by
+    assert "bf16_products" not in learner(toy_runs.TRAIN).numerics()
+    monkeypatch.setattr(precision.block, "can_round", lambda: False)
+    told = learner(config).numerics()
+    assert told["bf16_products"] == "the framework"
