@@ -31,7 +31,12 @@ def central_deviations(level: float) -> float:
 def noise_floor(points: Points) -> NoiseFloor | None:
     """The measured noise floor, or None where no cell was repeated."""
     _, cell_N = np.unique(np.asarray(points.cell), return_inverse=True)
-    squares, count_C, _ = pooled(np.log(points.array("loss")), cell_N)
+    return noise_within(points.array("loss"), cell_N)
+
+
+def noise_within(loss_N: Array, cell_N: NDArray[np.intp]) -> NoiseFloor | None:
+    """The same of losses whose cells are numbered from 0."""
+    squares, count_C, _ = pooled(np.log(loss_N), cell_N)
     cells = int((count_C > 1).sum())
     if cells == 0:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.laws import Array, SaturatingPowerLaw
-from analysis.noise import central_deviations
+from analysis.noise import NoiseFloor, central_deviations, noise_within
 from analysis.plots_evidence import Evidence, no_optimum, size_legend, surface_of
 from analysis.plots_loss import NO_FIT, NO_RUNS
 from analysis.plots_style import (
@@ -92,6 +92,7 @@ def feature_trials(evidence: Evidence) -> Drawing:
         return absent(name, title, "No size and budget was run in the reference and in a variant.")
     data = pd.DataFrame(rows)
     study = evidence.study
+    others_noise = _own_noise(cells.values(), others)
     with style():
         drawn = others[:MOST_VARIANTS]
         labels, columns = _legend_labels(drawn)
@@ -99,7 +100,9 @@ def feature_trials(evidence: Evidence) -> Drawing:
         axes.axhline(0, color=INK, linewidth=0.8)
         if study is not None:  # a difference of two runs: the noise of both
             noise = study.noise.sd if study.noise else study.surface.noise_sd
-            half = 100 * central_deviations(study.settings.level) * float(np.sqrt(2)) * noise
+            theirs = max((own.sd for own in others_noise.values()), default=noise)
+            both = float(np.hypot(noise, theirs))
+            half = 100 * central_deviations(study.settings.level) * both
             axes.axhspan(-half, half, color=INK, alpha=0.08, linewidth=0)
         handles = _draw_trials(axes, data, drawn)
         for handle, label in zip(handles, labels, strict=True):
@@ -111,9 +114,15 @@ def feature_trials(evidence: Evidence) -> Drawing:
     left_out = len(others) - MOST_VARIANTS
     further = counted(left_out, "further variant is", "further variants are")
     more = f" {further} in the data only." if left_out > 0 else ""
+    other_run = (
+        f"noise between seeds is {max(own.sd for own in others_noise.values()):.2%} of the loss, "
+        "the largest measured of a variant"
+        if others_noise
+        else "noise is the reference's, since no variant has repeated seeds"
+    )
     band = (
-        f"The grey band holds {level_text(study.settings.level)} of the differences that two equal "
-        "runs would show. "
+        f"The grey band holds {level_text(study.settings.level)} of the differences that chance "
+        f"makes between a run of the reference and one whose {other_run}. "
         if study is not None
         else "The noise between seeds isn't known before a fit, so small differences say nothing. "
     )
@@ -129,6 +138,21 @@ def feature_trials(evidence: Evidence) -> Drawing:
         data=data,
         figure=figure,
     )
+
+
+def _own_noise(
+    cells: Iterable[Mapping[str, Sequence[float]]], variants: Sequence[str]
+) -> dict[str, NoiseFloor]:
+    """Of each variant that has repeated seeds; ``cells`` hold losses by variant."""
+    found = {}
+    kept = list(cells)
+    for variant in variants:
+        losses = [losses[variant] for losses in kept if variant in losses]
+        cell_N = np.repeat(np.arange(len(losses)), list(map(len, losses)))
+        own = noise_within(np.concatenate([np.array(cell) for cell in losses]), cell_N)
+        if own is not None:
+            found[variant] = own
+    return found
 
 
 def _by_numbers(variant: str) -> list[str | float]:

@@ -36,6 +36,9 @@ class LadderConfig:
     """Seed of the grid's runs."""
     noise_seeds: tuple[int, ...]
     """Further seeds of the noise cell."""
+    noise_of: Literal["baseline", "every_variant"] = "baseline"
+    """Whose noise cell has them: that of the axes' first values alone, or each combination's, so
+    that any of them has a noise of its own and can be promoted."""
     noise_size: int
     """Rung of the noise cell, from 0."""
     noise_budget: int

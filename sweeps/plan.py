@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,7 +121,7 @@ class Plan:
 
 
 def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel = SHIPPED) -> Plan:
-    """Every cell of the ladder in every variant; the noise cell's seeds in the first variant.
+    """Every cell of the ladder in every variant; the noise cell's seeds where the ladder says.
 
     Raises:
         ConfigError: an axis names no field, a size is out of reach, a recipe contradicts itself.
@@ -136,12 +136,13 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
     corpora = {corpus.fingerprint: corpus}
     num_cells = 0
     fewer: dict[str, tuple[int, int]] = {}
-    for index, variant in enumerate(variants_of(config)):
+    variants = list(variants_of(config))
+    for variant, is_repeated in zip(variants, _repeated(config, variants), strict=True):
         varied, mixed = _varied(config, corpus, variant)
         corpora[mixed.fingerprint] = mixed
         ladder = varied.ladder
         sizes = _sizes(config, corpus, ladder)
-        cells = [*grid_cells(ladder, sizes), *(noise_cells(ladder, sizes) if index == 0 else ())]
+        cells = [*grid_cells(ladder, sizes), *(noise_cells(ladder, sizes) if is_repeated else ())]
         num_cells += len(cells)
         shapes: set[float] = set()
         for cell in cells:
@@ -158,7 +159,7 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
             shapes.add(sizes_of(spec.model, spec.train.sequence_length)[1].house)
         if len(shapes) < ladder.num_sizes:
             fewer[_in_words(variant)] = (len(shapes), ladder.num_sizes)
-    specs, variants = zip(*planned.values(), strict=True)
+    specs, set_by = zip(*planned.values(), strict=True)
     trunks, named = with_trunks(specs)
     # Making an id takes as long as all the rest; one whose spec shares no trunk is known.
     names = [
@@ -170,7 +171,7 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         *(_priced(prices, run_id(trunk), trunk, {}, domains) for trunk in trunks),
         *(
             _priced(prices, name, spec, variant, domains)
-            for name, spec, variant in zip(names, named, variants, strict=True)
+            for name, spec, variant in zip(names, named, set_by, strict=True)
         ),
     ]
     return Plan(
@@ -180,6 +181,20 @@ def make_plan(config: SweepConfig, corpus: PreparedCorpus, *, prices: CostModel 
         num_duplicates=num_cells - len(planned),
         notes=_notes(runs, num_cells, num_cells - len(planned), fewer, corpora),
     )
+
+
+def _repeated(config: SweepConfig, variants: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
+    """Whether a variant's noise cell is repeated: once for values that differ in the seed alone."""
+    seen: list[Mapping[str, Any]] = []
+    for variant in variants:
+        values = without_seed(variant)
+        yield values not in seen if config.ladder.noise_of == "every_variant" else not seen
+        seen.append(values)
+
+
+def without_seed(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """What the axes set for a run, as equal for all its repetitions."""
+    return {path: value for path, value in variant.items() if path != SEED}
 
 
 def _varied(

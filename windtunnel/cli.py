@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_out(f"windtunnel {version('windtunnel-moe')}\n")
             code = 0
         else:
-            code = _run_verb(_known_verb(verb), _parse(words[1:]))
+            code = _run_verb(_known_verb(verb), parse(words[1:]))
         write_out()  # here, so that a full disk is met below
         return code
     except KeyboardInterrupt:
@@ -138,7 +138,8 @@ def _known_verb(verb: str) -> str:
     raise ConfigError(f"{verb}: no such command{hint} Commands: {', '.join(VERBS)}")
 
 
-def _parse(words: Sequence[str]) -> Arguments:
+def parse(words: Sequence[str]) -> Arguments:
+    """What followed the verb, sorted; ConfigError for a flag that is none of ours."""
     overrides, config_dirs, flags = [], [], set()
     if "--cfg" in words[:-1]:
         after = words.index("--cfg") + 1
@@ -219,8 +220,22 @@ def _complain(message: str) -> None:
         )
     lines = [line]
     for point in points:
-        lines += wrap(point, 100, initial_indent="  ", subsequent_indent="    ")
+        lines += _with_whole_commands(point)
     write_error("".join(f"{one}\n" for one in lines))
+
+
+def _with_whole_commands(point: str) -> list[str]:
+    """Folded; what stands between backticks is one word, to be copied."""
+    whole = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", "\0"), point)
+    lines = wrap(
+        whole,
+        100,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _help() -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from sweeps.plan import SEED, PlannedRun, SweepConfig
+from sweeps.plan import SEED, PlannedRun, SweepConfig, without_seed
 
 
 def features_of(config: SweepConfig) -> list[tuple[str, ...]]:
@@ -18,11 +18,6 @@ def features_of(config: SweepConfig) -> list[tuple[str, ...]]:
     if any(values[1:] for values in config.zipped.values()):
         features.append(tuple(config.zipped))
     return features
-
-
-def without_seed(variant: Mapping[str, Any]) -> dict[str, Any]:
-    """What the axes set for a run, as equal for all its repetitions."""
-    return {path: value for path, value in variant.items() if path != SEED}
 
 
 def variants_in(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ from windtunnel.machine.hardware import Hardware
 from windtunnel.machine.plan import MachinePlan, best_plan
 from windtunnel.promotion import BegunFrom, Evidence, Promotion, sealed
 from windtunnel.published import FieldComparison
+from windtunnel.repeats import how_to_repeat
 from windtunnel.targets import FirstStage, LingTarget, Target, target_name
 from windtunnel.trials import TrialEvidence, trial_evidence
 
@@ -159,10 +160,20 @@ def _gates(
             thresholds,
         ),
         gates.health_gate(study.surface.warnings, thresholds),
-        gates.noise_gate(study.noise, thresholds),
+        _noise_gate(sweep, thresholds),
         gates.repetition_gate(epochs, thresholds),
         gates.protocol_gate(study.protocol_fingerprints, promoted_protocol),
     )
+
+
+def _noise_gate(sweep: FinishedSweep, thresholds: GateThresholds) -> GateResult:
+    """With what to type where it refuses."""
+    gate = gates.noise_gate(sweep.study.noise, thresholds)
+    if gate.passed:
+        return gate
+    variant = sweep.study.source.get("variant", {})
+    more = how_to_repeat(sweep, variant, thresholds.noise_runs)
+    return replace(gate, sentence=f"{gate.sentence}. {more}")
 
 
 def _as_planned(spec: RunSpec, config: SweepConfig) -> RunSpec:

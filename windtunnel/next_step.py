@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.laws import LEAST_RUNS
-from sweeps.plan import Plan
-from windtunnel.features import features_of, variants_in, without_seed
+from sweeps.plan import Plan, without_seed
+from windtunnel.features import features_of, variants_in
 from windtunnel.quoting import under
 
 LEARNING_RATE = "recipe.training.peak_lr_factor"

@@ -190,6 +190,43 @@ def test_ninety_percent_intervals_cover_ninety_percent(
     assert ((inside / 300 > 0.85) & (inside / 300 < 0.95)).all(), inside / 300
 
 
+def test_the_noise_of_both_sides_is_in_the_interval_whichever_is_the_noisier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twelve cells, one of them with three more seeds on both sides (`noise_of=every_variant`), the
+    sides' noises apart by a factor of 3: sqrt(1 + 9) against sqrt(1 + 1) is 2.236."""
+
+    def not_asked(*_: object) -> None:
+        raise FitError("leverages have their own tests, and take 0.1 s a trial")
+
+    monkeypatch.setattr("analysis.feature_trial.LeverageMeter", not_asked)
+    cells = [(size, budget) for size in range(4) for budget in range(3)] + [(1, 1)] * 3
+    width = {}
+    for sides_sd in ((0.004, 0.004), (0.004, 0.012), (0.012, 0.004)):
+        rng = np.random.default_rng(3)
+        inside, widths = np.zeros(3), []
+        for _ in range(400):
+            drawn = []
+            for size, budget in cells:
+                per_token, tokens = 1e6 * 2.0**size, 10**6 * 4**budget
+                law = 5 * (per_token * tokens) ** -EXPONENT
+                base, other = law * np.exp(sides_sd * rng.standard_normal(2))
+                made = record(
+                    rung=f"r{size}", flops_per_token=per_token, tokens=tokens, loss=float(base)
+                )
+                drawn.append((made, replace(made, loss_nats=float(0.98 * other))))
+            found = trial(drawn)
+            truth = float(np.log(0.98))
+            near = found.targets[0].gap
+            inside += [found.mean.contains(truth), found.trend.contains(0), near.contains(truth)]
+            widths.append(found.mean.width)
+        assert ((inside > 0.86 * 400) & (inside < 0.94 * 400)).all(), (sides_sd, inside / 400)
+        width[sides_sd] = np.mean(widths)
+    alike = width[0.004, 0.004]
+    assert width[0.004, 0.012] == pytest.approx(5**0.5 * alike, rel=0.05)
+    assert width[0.012, 0.004] == pytest.approx(5**0.5 * alike, rel=0.05)
+
+
 @pytest.mark.parametrize("own", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("seeds", [(2,) * 4, (2,) * 6, (5,) * 9, (1, 1, 1, 1, 4, 4)])
 def test_intervals_hold_whatever_the_cells_have_of_their_own(

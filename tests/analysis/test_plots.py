@@ -536,6 +536,45 @@ def test_a_variant_is_shown_against_the_fitted_one_cell_by_cell(evidence: Eviden
     assert "one variant" in alone.missing
 
 
+def test_the_band_of_chance_has_the_noise_of_both_sides(evidence: Evidence) -> None:
+    """Two more seeds of a twin's cell at +-3 s: with the first, a standard deviation of 3 s."""
+    assert evidence.study is not None
+    assert evidence.study.noise is not None
+    own = evidence.study.noise.sd
+
+    def half(shown: Evidence) -> float:
+        figure = feature_trials(shown).figure
+        assert figure is not None
+        (band,) = figure.axes[0].patches
+        low, high = band.get_path().get_extents(band.get_patch_transform()).get_points()[:, 1]
+        assert low == pytest.approx(-high)
+        return float(high)
+
+    once = with_variant(evidence, 0.98, 0.08)
+    seen = set[tuple[str, int]]()
+    single = [  # one seed a cell on the twin's side
+        record
+        for record in once.records
+        if not record.run_id.startswith("twin-")
+        or not ((cell := (record.rung, record.tokens)) in seen or seen.add(cell))
+    ]
+    once = replace(once, records=tuple(single))
+    deviation = 1.6448536 * 100 * own
+    assert half(once) == pytest.approx(2**0.5 * deviation, rel=1e-6)
+    assert "no variant has repeated seeds" in feature_trials(once).how_to_read
+    twin = next(record for record in single if record.run_id.startswith("twin-"))
+    seeds = [
+        replace(twin, run_id=f"{twin.run_id}-{step}", loss_nats=twin.heldout_nats * np.exp(step))
+        for step in (-3 * own, 3 * own)
+    ]
+    names = once.variants | dict.fromkeys(
+        (seed.run_id for seed in seeds), once.variants[twin.run_id]
+    )
+    more = replace(once, records=(*once.records, *seeds), variants=names)
+    assert half(more) == pytest.approx(10**0.5 * deviation, rel=1e-6)
+    assert f"{3 * own:.2%} of the loss" in feature_trials(more).how_to_read
+
+
 def test_variants_with_long_common_names_keep_labels_that_differ(evidence: Evidence) -> None:
     both = with_variant(evidence, 0.98, 0.08)
     start = "peak_lr_factor=0.0125, batch_factor="

@@ -1,6 +1,7 @@
 """A plan: every run once, costs known, reproducible from its file alone."""
 
 from dataclasses import replace
+from itertools import starmap
 
 import pytest
 from toy_worker import toy_record
@@ -8,6 +9,7 @@ from toy_worker import toy_record
 from model.accounting import count_params, flops_per_token
 from model.errors import ConfigError
 from model.training.config import ScheduleConfig
+from sweeps import grid
 from sweeps.cost import (
     EMULATED_PRODUCT,
     SHIPPED,
@@ -57,6 +59,49 @@ def test_variants_repeat_the_grid_and_the_first_one_the_noise(sweep_config, corp
     assert noise == [{"recipe.training.peak_lr_factor": 0.5, "balance.rule": "sign"}] * 2
     rates = {run.spec.train.optimizer.peak_lr for run in plan.runs if run.spec.rung == "r1"}
     assert len(rates) == 4  # two budgets, two factors
+
+
+NOISE_AXES = {"balance.rule": ("sign", "none"), "recipe.training.optimizer": ("adamw", "muon")}
+
+
+def test_an_earlier_ladder_plans_the_runs_it_planned_before(sweep_config, corpus):
+    """Each variant by itself, with seeds in the first alone, is what such a sweep always was."""
+    by_itself = {}
+    for index, values in enumerate(grid.product(*starmap(grid.axis, NOISE_AXES.items()))):
+        seeds = sweep_config.ladder.noise_seeds if index == 0 else ()
+        config = grid.replaced(sweep_config, {**values, "ladder.noise_seeds": seeds})
+        by_itself |= {run.run_id: run.spec for run in make_plan(config, corpus).runs}
+    now = make_plan(replace(sweep_config, axes=NOISE_AXES), corpus)
+    assert {run.run_id: run.spec for run in now.runs} == by_itself
+
+
+def test_seeds_for_every_variant_are_added_and_nothing_else(sweep_config, corpus):
+    config = replace(sweep_config, axes=NOISE_AXES)
+    before = make_plan(config, corpus)
+    ladder = replace(config.ladder, noise_of="every_variant")
+    after = make_plan(replace(config, ladder=ladder), corpus)
+    kept = {run.run_id: run for run in after.runs}
+    assert all(kept.pop(run.run_id) == run for run in before.runs)
+    assert after.num_duplicates == 0
+    found = sorted(
+        (*run.variant.values(), run.spec.role, run.spec.train.seed, run.spec.train.tokens)
+        for run in kept.values()
+    )
+    assert found == [
+        (*values, "noise", seed, 1024)
+        for values in (("none", "adamw"), ("none", "muon"), ("sign", "muon"))
+        for seed in (1, 2)
+    ]
+    added = sum(run.cost.train_flops for run in kept.values())
+    assert after.train_flops == pytest.approx(before.train_flops + added)
+
+
+def test_a_noise_cell_is_repeated_once_where_the_grids_seed_is_an_axis(sweep_config, corpus):
+    ladder = replace(sweep_config.ladder, noise_of="every_variant")
+    axes = {"ladder.seed": (0, 5), "balance.rule": ("sign", "none")}
+    plan = make_plan(replace(sweep_config, ladder=ladder, axes=axes), corpus)
+    assert plan.num_duplicates == 0
+    assert len(plan.runs) == 2 * 2 * 4 + 2 * 2
 
 
 def test_zipped_values_move_together(sweep_config, corpus):

@@ -45,6 +45,15 @@ def test_a_plan_survives_its_file_and_resists_editing(plan, tmp_path):
         read_plan(path)
 
 
+def test_a_plan_of_before_noise_of_repeats_the_baseline_alone(plan, tmp_path):
+    path = tmp_path / "plan.json"
+    write_plan(plan, path)
+    plain = json.loads(path.read_text())
+    del plain["config"]["ladder"]["noise_of"]
+    path.write_text(json.dumps(plain))
+    assert read_plan(path) == plan
+
+
 def test_a_skimmed_plan_of_another_version_says_so_once(plan, tmp_path):
     path = tmp_path / "plan.json"
     write_plan(plan, path)

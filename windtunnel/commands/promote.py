@@ -90,6 +90,9 @@ def run(config: Config, console: Console) -> int:
     )
     failed = kept.failed_gates
     if failed:
+        for gate in promotion.gates:
+            if not gate.passed and "`" in gate.sentence:  # a table breaks its commands
+                say(console, f"{gate.name}: {gate.sentence}")
         prose(
             console,
             f"A launch will be refused by {', '.join(failed)}; it can be overridden by name with "

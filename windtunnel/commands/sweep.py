@@ -120,7 +120,7 @@ def run(config: Config, console: Console) -> int:
     retried = RETRIED[config.retry]
     expected_s = _expected_s(status, retried, slots)
     _print_plan(plan, status, console, rows=config.dry_run)
-    _say_if_text_changed(plan, store, console)
+    _say_what_leaves(plan, store, console)
     again = [report.run for report in status.with_status("interrupted", *retried)]
     _say_if_threads_stay(again, sweep.runtime.threads, store, console)
     over = {"done", "failed", "diverged"} - set(retried)
@@ -269,17 +269,27 @@ def _refuse_anothers_plan(plan: Plan, store: Store) -> None:
         )
 
 
-def _say_if_text_changed(plan: Plan, store: Store, console: Console) -> None:
-    """Runs of an earlier text have other ids: they would be left behind without a word."""
+def _say_what_leaves(plan: Plan, store: Store, console: Console) -> None:
+    """Runs of an earlier text, or of more seeds or axes, would be left behind without a word."""
     try:
         earlier = skim_plan(store.plan_path(plan.name))
         before = earlier.runs[0].spec.corpus_fingerprint
     except (FileNotFoundError, ConfigError):
         return  # no plan that this program reads; the new one takes its place
     now = plan.runs[0].spec.corpus_fingerprint
+    planned = {run.run_id for run in plan.runs}
+    gone = [run.run_id for run in earlier.runs if run.run_id not in planned]
+    done = sum((store.run_dir(name) / "record.json").exists() for name in gone)
     if before in {run.spec.corpus_fingerprint for run in plan.runs}:
+        if done:
+            prose(
+                console,
+                f"Note: {counted(done, 'finished run', 'finished runs')} of sweep {plan.name} "
+                f"{'is' if done == 1 else 'are'} no part of this plan, whose ladder, axes or "
+                f"recipe are others; they stay in {store.root}/runs, and the command that planned "
+                "them has them again",
+            )
         return
-    done = sum(store.record(run.run_id) is not None for run in earlier.runs)
     prose(
         console,
         f"Note: the corpus is not the one that sweep {plan.name} was planned for (fingerprint "

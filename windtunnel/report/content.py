@@ -16,10 +16,9 @@ from analysis.study import Study
 from model.accounting import count_params
 from model.errors import ConfigError
 from model.garbage import collector_at_rest
-from sweeps.plan import Plan, PlannedRun, as_planned
+from sweeps.plan import Plan, PlannedRun, as_planned, without_seed
 from sweeps.store import RunState
 from windtunnel.along import evaluations_in
-from windtunnel.features import without_seed
 from windtunnel.ledger import Reading, ledger_of
 from windtunnel.ledger_rows import Entry
 from windtunnel.promotion import Promotion, Promotions
