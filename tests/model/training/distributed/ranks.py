@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from gloo_ranks import on_ranks
-from small_run import MODEL, MUON, TRAIN, corpus_in
+from small_run import HELDOUT_TOKENS, MODEL, MUON, TRAIN, corpus_in, step_of_ranks
 
 from model.training.checkpoint import Checkpoint
 from model.training.distributed.config import ParallelConfig
@@ -68,19 +68,16 @@ def train_a_part(parallel, folder, steps, checkpoints, train):
     lines = []
     for step in steps:
         windows = torch.from_numpy(corpus.windows(step * count, count, TRAIN.sequence_length))
-        result = learner.forward_backward(windows)
-        norm = learner.clip(train.optimizer.clip_norm)
-        learner.update(learning_rate(train, step))
-        learner.balance(result.loads, TRAIN.balance)
-        lines.append([result.loss_nats, result.mtp_nats, norm])
+        lines.append(step_of_ranks(learner, train, windows, learning_rate(train, step)))
     if checkpoints is not None and not steps.start:
         contents = Checkpoint(steps.stop, learner.tensors(), {"step": steps.stop})
         learner.write(checkpoints, contents, keep=1)
-    held = torch.from_numpy(corpus.heldout(next(iter(corpus.domains)), TRAIN.sequence_length, 640))
+    domain = next(iter(corpus.domains))
+    held = torch.from_numpy(corpus.heldout(domain, TRAIN.sequence_length, HELDOUT_TOKENS))
     nats_WT, counts = learner.forward(held, slice(1, None, 3))
     found = {
         "lines": lines,
-        "heldout_nats": nats_WT.double().sum().item(),
+        "heldout_nats": nats_WT.double().sum(1).tolist(),
         "load": [of_layer.load_E.tolist() for of_layer in counts],
         "looked_at": [
             [of_layer.expert_TK.sum().item(), of_layer.gate_entropy, of_layer.top_k_mass]
