@@ -13,7 +13,7 @@ NO_MATTER = ("packed",)
 """Numerics that leave the bits as they are: a stack of runs computes each as by itself."""
 MOST_RUNS = 3
 """Named one by one."""
-LATER_TOLD = "bf16_products"
+LATER_TOLD = ("bf16_products", "loss")
 """What records of an earlier version do not tell although it decided their bits."""
 
 
@@ -22,9 +22,8 @@ def condition_lines(records: Sequence[RunRecord]) -> Iterator[str]:
     were resumed under other conditions than they began with; nothing where all are alike.
     """
     known = [record for record in records if record.provenance.get("numerics")]
-    unsaid: dict[str, object] = {"micro_batches": 1}
-    if any(LATER_TOLD in record.provenance["numerics"] for record in known):
-        unsaid[LATER_TOLD] = "not told"
+    told = {name for record in known for name in record.provenance["numerics"]}
+    unsaid = {"micro_batches": 1, **{name: "not told" for name in LATER_TOLD if name in told}}
     groups: dict[tuple[str, object], Counter[str]] = {}
     for record in known:
         shape = (record.hidden_size, record.expert_width)

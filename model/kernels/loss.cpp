@@ -6,6 +6,7 @@
 // all losses; a mean, or any uniform weight, is a factor on them.
 
 #include "linear.h"
+#include "loss_panels.h"
 #include "loss_tiles.h"
 #include "rows.h"
 
@@ -14,6 +15,10 @@ namespace {
 // Logits held at once, two megabytes: the best of 2^18, 2^19 and 2^20 for vocabularies of 4,096 and 16,384.
 constexpr int64_t BLOCK_SCORES = 1 << 19, LEAST_POSITIONS = 16;
 constexpr int64_t MOST_PACKED = 1 << 24;  // weights of the layer: packed both ways they take three times the memory
+
+// Whether fp32 logits are made and used a panel of the vocabulary at a time. With our own products that pays as soon as
+// a block has fewer than 128 positions (LOG.md, 2026-11-27).
+bool takes_panels(int64_t V) { return !sgemm && BLOCK_SCORES / V < 128; }
 
 // Turns logits into probabilities; returns their log-sum-exp.
 inline float to_probabilities(float* row, int64_t V) {
@@ -63,13 +68,14 @@ struct OutputLayer {
 void nats_and_gradients(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,
                         const int64_t* target, const float* weights, float* nats, float* d_hidden,
                         float* d_output, How how) {
+    const Loss loss{N, D, V, hidden, output, target, weights, nats, d_hidden, d_output};
 #if defined(__AVX512BF16__)
     if (V * D <= MOST_PACKED) {
-        const Loss loss{N, D, V, hidden, output, target, weights, nats, d_hidden, d_output};
         if (how.bf16) return LossOnTiles<1>(loss).run(how.threads);
         if (tiles_multiply(N, V, D)) return LossOnTiles<3>(loss).run(how.threads);
     }
 #endif
+    if (!how.bf16 && takes_panels(V)) return LossInPanels(loss).run(how.threads);
     const OutputLayer layer{D, V, output, d_output, how};
     const int64_t at_once = std::max(LEAST_POSITIONS, BLOCK_SCORES / V);
     Buffer scores(std::min(N, at_once) * V);
@@ -102,6 +108,8 @@ void scaled(const float* from, float factor, int64_t count, float* to, int threa
 }  // namespace
 
 extern "C" {
+
+int32_t wt_takes_panels(int64_t V) { return takes_panels(V); }
 
 // Returns 0, or 1 if a target is outside the vocabulary and nothing was computed. Without d_hidden no gradients.
 int32_t wt_nats_forward(int64_t N, int64_t D, int64_t V, const float* hidden, const float* output,

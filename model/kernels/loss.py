@@ -9,6 +9,7 @@ is a multiple. A backward pass with uneven weights over positions recomputes the
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ def serves(*tensors: Tensor) -> bool:
         and all(t.is_contiguous() for t in tensors)
         and operations.library is not None
     )
+
+
+def takes_panels(vocabulary: int) -> bool:
+    """Whether float32 scores are made and used a panel of the vocabulary at a time."""
+    library = operations.library
+    return library is not None and bool(library.wt_takes_panels(ctypes.c_int64(vocabulary)))
 
 
 def token_nats(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:

@@ -11,19 +11,11 @@
 #include <vector>
 
 #include "linear_tiles.h"
+#include "loss.h"
 
 #if defined(__AVX512BF16__)
 
 namespace {
-
-// Arguments and results for N positions; null results are not computed. weights: per position, 1 if null.
-struct Loss {
-    int64_t N, D, V;
-    const float *hidden, *output;
-    const int64_t* target;
-    const float* weights;
-    float *nats, *d_hidden, *d_output;
-};
 
 template <int PARTS>
 struct LossOnTiles {

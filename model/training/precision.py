@@ -42,15 +42,6 @@ def rounds_by_itself(precision: Precision, device: torch.device) -> bool:
     return precision == "bf16" and device.type == "cpu" and block.can_round()
 
 
-def bfloat16_products(precision: Precision, device: torch.device) -> str | None:
-    """What multiplies in a run of ``bf16`` on a CPU; None for any other run."""
-    if precision != "bf16" or device.type != "cpu":
-        return None
-    if not rounds_by_itself(precision, device):
-        return "the framework"
-    return "the tile unit" if block.has_tiles() else "vector registers"
-
-
 def weights_dtype(precision: Precision) -> torch.dtype:
     """The type of the weights that the optimizer updates."""
     return torch.bfloat16 if precision == "bf16_weights" else torch.float32

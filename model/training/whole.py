@@ -12,7 +12,6 @@ from torch import Tensor
 
 from model.balance import RoutingRequest, update_biases
 from model.config import ModelConfig, require
-from model.kernels.select import select
 from model.layers import Rotary
 from model.own.parts import refuse_own
 from model.tensor_files import Readable
@@ -36,19 +35,12 @@ from model.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from model.training.precision import (
-    bfloat16_products,
-    computing_here,
-    rounds_by_itself,
-    weights_dtype,
-)
+from model.training.precision import computing_here, rounds_by_itself, weights_dtype
+from model.training.products import products_told
 from model.training.runtime import describe_numerics
 from model.training.stages import Stage
 from model.training.state import RunState
 from model.transformer import Transformer, build_model
-
-_PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16_weights": torch.bfloat16}
-"""What experts multiply in; of the emulated FP8 each product has a kernel of its own."""
 
 
 class WholeModel:
@@ -186,12 +178,7 @@ class WholeModel:
     def numerics(self) -> dict[str, Any]:
         """What decides the bits besides the spec."""
         numerics = describe_numerics(self._device)
-        moe, dtype = self.config.moe, _PRODUCTS.get(self._train.precision)
-        if moe is not None and dtype is not None:
-            width, device = self.config.hidden_size, self._device.type
-            numerics["experts"] = select(dtype, width, moe.expert_width, device=device).name
-        if by := bfloat16_products(self._train.precision, self._device):
-            numerics["bf16_products"] = by
+        numerics |= products_told(self.config, self._train.precision, self._device)
         if self._micro_batches > 1:
             numerics["micro_batches"] = self._micro_batches
         return numerics

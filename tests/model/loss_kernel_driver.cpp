@@ -49,9 +49,10 @@ int main() {
         losses(1, 1, 1, bf16, threads);
         losses(5, 3, 33, bf16, threads);
         losses(40, 4, 40000, bf16, threads);
+        losses(70, 3, 30001, bf16, threads);
         optimizers(1, 40000, threads);
         optimizers(16384, 37, threads);
-        cases += 5;
+        cases += 6;
     }
     std::printf("%d cases\n", cases);
 }

@@ -16,7 +16,8 @@ FLOAT32_ERROR = 5e-6  # a sum over 8,192 words, one after another
 SHAPES = {
     "less than a vector": (3, 5, 7),
     "one block": (90, 16, 257),
-    "some blocks and a rest": (150, 8, 8192),  # 64 positions a block
+    "some blocks and a rest": (150, 8, 8192),
+    "panels that are not of equal width": (300, 9, 9001),
     "one word": (5, 8, 1),
     "large enough for tiles": (300, 70, 130),
 }
@@ -54,6 +55,23 @@ def test_nats_and_gradients(shape, kind, threads, products):
     truth = [exact, *torch.autograd.grad((exact * factor.double()).sum(), leaves)]
     for mine, right in zip(found, truth, strict=True):
         assert (mine.double() - right).norm() <= FLOAT32_ERROR * right.norm().clamp(min=1)
+
+
+@pytest.mark.parametrize("products", ["own"], indirect=True)
+def test_in_panels_the_bits_do_not_depend_on_the_threads(products, small_is_shared):
+    hidden, weight, target = inputs(SHAPES["panels that are not of equal width"])
+    assert loss.takes_panels(len(weight))
+    assert not loss.takes_panels(4096)
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            nats = loss.token_nats(hidden, weight, target)
+            found.append([nats, *torch.autograd.grad(nats.mean(), (hidden, weight))])
+    finally:
+        torch.set_num_threads(1)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def test_a_backward_pass_may_be_done_twice():

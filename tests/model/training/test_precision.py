@@ -7,12 +7,11 @@ import torch
 import toy_runs
 from torch import Tensor
 
-from model.kernels import block, rounding
+from model.kernels import block, loss, rounding
 from model.training import precision
 from model.training.captured import Captured
 from model.training.precision import computing_here, computing_in
-from model.training.run import initial_state
-from model.training.whole import WholeModel
+from model.training.products import products_told
 from model.transformer import build_model
 
 pytestmark = [
@@ -65,14 +64,16 @@ def test_a_cpu_that_cannot_round_leaves_bfloat16_to_the_framework(monkeypatch):
 
 
 def test_a_record_tells_what_multiplied(monkeypatch):
-    def learner(train) -> WholeModel:
-        return WholeModel(MODEL, train, initial_state(MODEL, train, CPU), CPU)
-
     by = "the tile unit" if block.has_tiles() else "vector registers"
-    config = replace(toy_runs.TRAIN, precision="bf16")
-    told = learner(config).numerics()
-    assert told["bf16_products"] == by
-    assert "bf16_products" not in learner(toy_runs.TRAIN).numerics()
+    assert products_told(MODEL, "bf16", CPU)["bf16_products"] == by
+    assert "bf16_products" not in products_told(MODEL, "fp32", CPU)
     monkeypatch.setattr(precision.block, "can_round", lambda: False)
-    told = learner(config).numerics()
-    assert told["bf16_products"] == "the framework"
+    assert products_told(MODEL, "bf16", CPU)["bf16_products"] == "the framework"
+
+
+def test_a_record_tells_of_a_loss_in_panels(monkeypatch):
+    large = replace(MODEL, vocab_size=4097)
+    monkeypatch.setattr(loss, "takes_panels", lambda vocabulary: vocabulary > 4096)
+    assert products_told(large, "fp32", CPU)["loss"] == "in panels of the vocabulary"
+    assert "loss" not in products_told(MODEL, "fp32", CPU)
+    assert "loss" not in products_told(large, "bf16", CPU)
