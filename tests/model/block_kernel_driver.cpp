@@ -62,7 +62,8 @@ int main() {
             routers(n, 20, 9, threads);
             cases++;
         }
-        cases += 4;
+        feed_forwards(130, 131, 1024, bf16, threads);
+        cases += 5;
     }
     std::printf("%d cases\n", cases);
 }

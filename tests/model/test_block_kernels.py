@@ -77,7 +77,7 @@ def test_attention(qk_norm, heads, kv_heads, head_dim, rotary, length, threads, 
     assert_agree(run)
 
 
-@pytest.mark.parametrize(("width", "inner"), [(7, 3), (16, 40), (100, 170)])
+@pytest.mark.parametrize(("width", "inner"), [(7, 3), (16, 40), (100, 170), (131, 1024)])
 def test_feed_forward(width, inner, threads, products):
     def run(dtype):
         norm, layer = filled(RMSNorm(width, EPS), dtype), filled(SwiGLU(width, inner), dtype)
@@ -86,6 +86,23 @@ def test_feed_forward(width, inner, threads, products):
         return gradients(y, [x, *norm.parameters(), *layer.parameters()])
 
     assert_agree(run)
+
+
+@pytest.mark.parametrize("products", ["own"], indirect=True)
+def test_columns_of_large_weights_are_copied_to_the_same_bits(products, small_is_shared):
+    """Three threads have 100 rows each, too few for a copy."""
+    norm = filled(RMSNorm(131, EPS), torch.float32)
+    layer = filled(SwiGLU(131, 1024), torch.float32)
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            x = draw(300, 131, seed=50).requires_grad_()
+            (gradient,) = torch.autograd.grad(halves.feed_forward(x, norm, layer).sum(), [x])
+            found.append(gradient)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("shared", [0, 1])
