@@ -11,6 +11,7 @@ from sweeps.plan import PlannedRun
 EventKind = Literal[
     "skipped",  # nothing to do: done, or failed or diverged before and not to be tried again
     "started",
+    "waiting",  # it was handed in and has not begun; ``reason`` says what it waits for
     "progress",
     "finished",  # it has a record now
     "diverged",

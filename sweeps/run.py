@@ -39,6 +39,7 @@ from sweeps.trouble import (
     store_trouble,
 )
 from sweeps.trunks import has_snapshots
+from sweeps.waiting import Waiting
 
 POLL_S = 0.05
 """Pause between looks at the workers."""
@@ -129,6 +130,7 @@ class _Driver:
         self._account = Account(store, on_event)
         self._spending = Spending(budget)
         self._retries = Retries()
+        self._waiting = Waiting(executor)
         self._attempt_over: dict[str, int] = {}
         self._elsewhere: set[str] = set()
 
@@ -143,6 +145,7 @@ class _Driver:
             self._fill_slots()
             for active in list(self._active):
                 self._look_at(active)
+            self._tell_waiting()
             if self._queue or self._active:
                 self.stop.wait(POLL_S)
         if self.stop.is_set():
@@ -288,6 +291,16 @@ class _Driver:
                 self._retries.reached(run.run_id, active.progress.step)
             reason = state.reason or f"its worker ended with exit code {exit_code}"
             self._try_again(run, state, reason, exit_code)
+
+    def _tell_waiting(self) -> None:
+        """What the runs wait for that a cluster has taken in, while it has begun none of them."""
+        if why := self._waiting.news(self._all_wait):
+            first = self._active[0]
+            self._tell(Event(kind="waiting", run=first.run, attempt=first.attempt, reason=why))
+
+    def _all_wait(self) -> bool:
+        runs = [(self._store.run_dir(active.run.run_id), active.attempt) for active in self._active]
+        return bool(runs) and all(newest_attempt(folder) < attempt for folder, attempt in runs)
 
     def _follow(self, active: _Active) -> None:
         """A cluster that pre-empted and requeued the job goes on in an attempt of its own."""

@@ -28,7 +28,7 @@ from sweeps.attempt import (
     read_heartbeat,
     read_outcome,
 )
-from sweeps.files import write_json
+from sweeps.files import read_json, write_json
 from sweeps.liveness import LEASE_S, Watch, known_dead
 from sweeps.spec import RunSpec, run_id
 
@@ -76,12 +76,26 @@ class Store:
         return sorted(self.root.glob("sweeps/*/plan.json"), key=lambda path: path.parent.name)
 
     def create(self, spec: RunSpec) -> Path:
-        """Make the run's folder with its ``spec.json``; one that exists is left alone."""
+        """Make the run's folder with its ``spec.json``; one of a run that has begun is left alone.
+
+        What does not change a run's id may still be corrected until then: its device, its threads.
+        """
         folder = self.run_dir(run_id(spec))
-        if not (folder / "spec.json").exists():
+        path, plain = folder / "spec.json", to_plain(spec)
+        if not path.exists():
             durable_folder(folder)
-            write_json(folder / "spec.json", to_plain(spec))
+            write_json(path, plain)
+        elif not self.has_begun(run_id(spec)) and read_json(path) != plain:
+            write_json(path, plain)
         return folder
+
+    def has_begun(self, name: str) -> bool:
+        """Whether a worker is on the run, or one has left something to go on from."""
+        folders = list(self.attempts(name))
+        return any(
+            read_outcome(folder) is None or (folder / "metrics.jsonl").exists()
+            for folder in folders
+        )
 
     def state(
         self,

@@ -53,6 +53,8 @@ class SweepProgress(Progress):
             return
         if event.kind == "started":
             self._running[name] = None
+        elif event.kind == "waiting":
+            self.line(Folded(f"waiting   {event.reason}").plain)
         elif event.kind == "progress":
             assert event.progress is not None
             if event.attempt > 1 and self._running.get(name) is None:
@@ -92,7 +94,9 @@ class SweepProgress(Progress):
             again = f"again     {label}: {reason}; it is tried again from its checkpoint"
             self.line(Folded(again).plain)
         elif event.kind == "stopped":
-            self.line(f"stopped   {label}: it resumes from its checkpoint next time")
+            begun = event.progress is not None or event.attempt > 1
+            then = "it resumes from its checkpoint" if begun else "it begins"
+            self.line(f"stopped   {label}: {then} next time")
 
     def _done_s(self) -> float:
         return sum(self._cost_s[name] * frac for name, frac in self._frac.items())
@@ -103,4 +107,7 @@ class SweepProgress(Progress):
         total = len(self._cost_s)
         failed = f", {self._failed} failed" if self._failed else ""
         runs = counted(total, "run", "runs")
-        return f"{self._ended} of {runs}{failed}, {len(self._running)} running{pace}"
+        begun = sum(progress is not None for progress in self._running.values())
+        handed_in = len(self._running) - begun
+        to_start = f", {handed_in} to start" if handed_in else ""
+        return f"{self._ended} of {runs}{failed}, {begun} running{to_start}{pace}"

@@ -29,5 +29,8 @@ class Executor(Protocol):
     def submit(self, run_dir: Path, after: int) -> Handle:
         """Start a worker on ``run_dir``, to claim the attempt that follows ``after``."""
 
+    def waits_for(self) -> str:
+        """Why workers that were submitted have not begun, for people; empty where none waits."""
+
     def close(self) -> None:
         """Give back what the executor holds; its workers are gone by then."""

@@ -34,5 +34,9 @@ class InlineExecutor:
 
         return _Finished(run_worker(run_dir.resolve(), after=after, measure=measure_run))
 
+    def waits_for(self) -> str:
+        """Nothing: a worker begins at once."""
+        return ""
+
     def close(self) -> None:
         """Nothing is held."""

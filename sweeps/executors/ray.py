@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.wording import counted
 from model.errors import ConfigError
 from model.training.environment import worker_environment
 from sweeps.executors.local import PACKAGES, WORKER_COMMAND, Spawner
@@ -27,6 +31,8 @@ LOOK_S = 0.1
 """Seconds between a task's looks at its worker."""
 GONE_S = 30.0
 """Seconds within which a killed task must be gone."""
+ANSWER_S = 5.0
+"""Seconds for a cluster's head to take a connection; Ray itself would try for minutes."""
 
 
 def _work(run_dir: str, after: int, cwd: str, threads: int, command: tuple[str, ...]) -> int:
@@ -81,6 +87,33 @@ class RayHandle:
             time.sleep(LOOK_S)
 
 
+@dataclass(frozen=True)
+class _Room:
+    """What a node has, what is free, or what a run takes."""
+
+    cores: float
+    gpus: float
+
+    def runs(self, takes: _Room) -> int:
+        """How many runs that take ``takes`` each find room in this."""
+        by_cores = int(self.cores / takes.cores)
+        return min(by_cores, int(self.gpus / takes.gpus)) if takes.gpus else by_cores
+
+    def __str__(self) -> str:
+        cores = "1 core" if self.cores == 1 else f"{self.cores:g} cores"
+        return f"{cores} and {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}"
+
+
+def _room(resources: Mapping[str, float]) -> _Room:
+    return _Room(cores=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+
+
+def _listed(nodes: Sequence[_Room]) -> str:
+    """Each kind of node once, the most frequent first."""
+    kinds = Counter(map(str, nodes)).most_common()
+    return ", ".join(f"{counted(n, 'node', 'nodes')} of {kind}" for kind, n in kinds) or "no node"
+
+
 class RayExecutor:
     """A task for each run, of as many cores as the run has threads."""
 
@@ -93,6 +126,7 @@ class RayExecutor:
             raise ConfigError(
                 "executor=ray needs the package ray: pip install 'windtunnel-moe[ray]'"
             ) from None
+        _require_answer(config.address)
         self._ray = ray
         self._threads = threads
         self._command = tuple(command)
@@ -109,19 +143,19 @@ class RayExecutor:
                 runtime_env={"env_vars": passed},
                 **({} if config.address else {"include_dashboard": False}),
             )
-        except ConnectionError as error:
-            raise ConfigError(f"executor.address={config.address}: {error}") from None
-        has = ray.cluster_resources()
-        served = has.get("CPU", 1.0) / threads
-        if config.gpus_per_run:
-            served = min(served, has.get("GPU", 0.0) / config.gpus_per_run)
-        self.slots = config.max_parallel or int(served)
-        if self.slots < 1:
+        except (ConnectionError, ValueError) as error:
+            raise _no_cluster(config.address, str(error)) from None
+        self._takes = _Room(cores=threads, gpus=config.gpus_per_run)
+        nodes = self._nodes()
+        served = sum(node.runs(self._takes) for node in nodes)
+        if served < 1:
             ray.shutdown()
             raise ConfigError(
-                f"executor=ray: the cluster has {has.get('CPU', 0):g} cores and "
-                f"{has.get('GPU', 0):g} GPUs, a run takes {threads} and {config.gpus_per_run:g}"
+                f"executor=ray: a run takes {self._takes}, and no node of the cluster has that: "
+                f"{_listed(nodes)}; take fewer threads or executor.gpus_per_run, or start such a "
+                "node first (`ray status` shows what there is)"
             )
+        self.slots = config.max_parallel or served
         # A lost task is the driver's to repeat, which knows the run's attempts.
         self._task = ray.remote(num_cpus=threads, num_gpus=config.gpus_per_run, max_retries=0)(
             _work
@@ -132,6 +166,46 @@ class RayExecutor:
         place = (str(run_dir.resolve()), after, os.getcwd())
         return RayHandle(self._ray, self._task.remote(*place, self._threads, self._command))
 
+    def waits_for(self) -> str:
+        """What of the cluster is taken by others, or gone."""
+        nodes = self._nodes()
+        if not any(node.runs(self._takes) for node in nodes):
+            return (
+                f"a run takes {self._takes}, and no node that the Ray cluster still has is that "
+                f"large: {_listed(nodes)}; it begins when such a node joins"
+            )
+        free = _room(self._ray.available_resources())
+        if free.runs(self._takes):
+            return ""
+        return (
+            f"a run takes {self._takes}, and the Ray cluster has {free} free: {_listed(nodes)}. It "
+            "begins when other tasks end (`ray status` shows what is in use)"
+        )
+
+    def _nodes(self) -> list[_Room]:
+        return [_room(node["Resources"]) for node in self._ray.nodes() if node["Alive"]]
+
     def close(self) -> None:
         """Leave the cluster, or end it where it is ours."""
         self._ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Where the address is a host and a port, that something listens there."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return  # auto, local, or a scheme: Ray's own to read
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str | None, why: str) -> ConfigError:
+    if address == "auto":
+        why = "no Ray runs on this machine"
+    return ConfigError(
+        f"executor.address={address}: {why}; `ray start --head` starts a cluster, `ray start "
+        "--address=HEAD:6379` has a machine join one (then executor.address=auto), and "
+        "executor.address=ray://HEAD:10001 reaches one from elsewhere"
+    )

@@ -21,11 +21,13 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.wording import counted
 from model.errors import ConfigError
 from model.files import write_atomic
 from model.training.environment import worker_environment
@@ -45,6 +47,9 @@ GONE_S = 30.0
 """Seconds within which a cancelled job must have left the queue."""
 ANSWER_S = 60.0
 """Seconds for Slurm's controller to answer: a busy one takes some, one that hangs never does."""
+REASONS = ("squeue", "--me", "--noheader", "--array", "--format=%i %T %r")
+UNDECIDED = ("None", "BeginTime")
+"""Reasons of a job that Slurm has not looked at yet, or puts off itself."""
 QUEUE = ("squeue", "--me", "--noheader", "--array", "--format=%i")
 MOST_REQUEUES = 10_000
 """A run that takes longer than its time limit is requeued as often as it takes."""
@@ -178,6 +183,7 @@ class SlurmExecutor:
         self._nodes = spread.nodes if spread else 1
         self._waiting: list[SlurmHandle] = []
         self._alive: set[str] = set()
+        self._handed_in: set[str] = set()
         self._looked_at = 0.0
         try:
             self._slurm = submitit.SlurmExecutor(self._folder, max_num_timeout=MOST_REQUEUES)
@@ -200,6 +206,23 @@ class SlurmExecutor:
         handle = SlurmHandle(self, job)
         self._waiting.append(handle)
         return handle
+
+    def waits_for(self) -> str:
+        """The reasons that Slurm gives for this driver's jobs, those of an array counted each."""
+        lines = [line.split(maxsplit=2) for line in (_answer(REASONS) or "").splitlines()]
+        reasons = Counter(
+            reason
+            for job_id, state, reason in lines
+            if job_id in self._handed_in and state == "PENDING" and reason not in UNDECIDED
+        )
+        if not reasons:
+            return ""
+        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        return (
+            f"Slurm holds {counted(reasons.total(), 'job', 'jobs')} back: {told}. Resources and "
+            "Priority pass by themselves; for another reason see `squeue --me`, and `sinfo` for "
+            "what the nodes of a partition have (executor.partition, gres, memory_gb, threads)"
+        )
 
     def close(self) -> None:
         """Nothing is held."""
@@ -233,10 +256,14 @@ class SlurmExecutor:
             jobs = self._slurm.submit_array([handle.job for handle in handles])
         except FailedJobError as error:
             lines = [line for line in str(error).splitlines() if "sbatch" in line] or [str(error)]
-            raise ConfigError(f"Slurm refuses the job: {lines[-1].strip()}") from None
+            raise ConfigError(
+                f"Slurm refuses the job: {lines[-1].strip()}; `sinfo` lists the partitions and "
+                "what their nodes have (executor.partition, gres, constraint, memory_gb)"
+            ) from None
         for handle, job in zip(handles, jobs, strict=True):
             handle.job_id = job.job_id
             self._alive.add(job.job_id)
+            self._handed_in.add(job.job_id)
 
 
 def _node_command(nodes: int) -> tuple[str, ...]:

@@ -246,3 +246,18 @@ def test_a_worker_that_cannot_start_is_not_called_a_broken_run(plan, toy, starte
     assert {toy.store.state(run.run_id).status for run in plan.runs} == {"planned"}
     result, _ = collect(plan, toy)
     assert result.is_complete
+
+
+def test_what_a_first_try_got_wrong_is_corrected_until_a_run_has_begun(plan, toy):
+    """Its device and threads are no part of its id: they stayed those of the first command."""
+    spec = plan.runs[0].spec
+    wrong = replace(spec, runtime=replace(spec.runtime, device="cuda", threads=64))
+    folder = toy.store.create(wrong)
+    text = (folder / "spec.json").read_text()
+    assert '"cuda"' in text
+    toy.store.create(spec)
+    right = (folder / "spec.json").read_text()
+    assert '"cuda"' not in right
+    run_sweep(replace(plan, runs=plan.runs[:1]), toy.store, toy.executor())
+    toy.store.create(wrong)
+    assert (folder / "spec.json").read_text() == right

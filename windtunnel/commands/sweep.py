@@ -304,6 +304,8 @@ def _say_if_threads_stay(
     """A run that was begun keeps its ``spec.json``, and with it the threads it has."""
     others = []
     for run in begun:
+        if not store.has_begun(run.run_id):
+            continue
         with suppress(FileNotFoundError, ConfigError):  # its worker will say so
             kept = read_spec(store.run_dir(run.run_id) / "spec.json").runtime.threads
             if kept != threads:
