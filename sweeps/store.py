@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,9 +29,9 @@ from sweeps.attempt import (
     read_heartbeat,
     read_outcome,
 )
-from sweeps.files import read_json, write_json
+from sweeps.files import write_json
 from sweeps.liveness import LEASE_S, Watch, known_dead
-from sweeps.spec import RunSpec, run_id
+from sweeps.spec import RunSpec, read_spec, run_id
 
 if TYPE_CHECKING:
     from analysis.records import RecordSet, RunRecord
@@ -81,12 +82,14 @@ class Store:
         What does not change a run's id may still be corrected until then: its device, its threads.
         """
         folder = self.run_dir(run_id(spec))
-        path, plain = folder / "spec.json", to_plain(spec)
+        path = folder / "spec.json"
         if not path.exists():
             durable_folder(folder)
-            write_json(path, plain)
-        elif not self.has_begun(run_id(spec)) and read_json(path) != plain:
-            write_json(path, plain)
+            write_json(path, to_plain(spec))
+        elif not self.has_begun(run_id(spec)):
+            with suppress(ConfigError):  # a damaged one is its worker's to name
+                if read_spec(path) != spec:
+                    write_json(path, to_plain(spec))
         return folder
 
     def has_begun(self, name: str) -> bool:

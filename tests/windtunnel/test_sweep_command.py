@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress
+from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress, attempt_dir
 from sweeps.events import SweepResult
 from sweeps.plan import Plan
 from sweeps.plan_file import read_plan
@@ -442,8 +442,10 @@ def test_going_on_with_other_threads_says_which_runs_keep_theirs(
     planned: tuple[Store, Plan], capsys: Capture
 ) -> None:
     store, plan = planned
-    for run in plan.runs[:2]:
+    for run in plan.runs[:3]:
         end(store, run.run_id, Outcome(status="interrupted", ended=time.time()))
+    for run in plan.runs[:2]:  # the third was over before it had computed anything
+        (attempt_dir(store.run_dir(run.run_id), 1) / "metrics.jsonl").touch()
     for threads, said in ((1, ""), (3, "2 runs begun before will go on with 1")):
         capsys.readouterr()
         assert sweep(store.root, f"threads={threads}", "dry_run=true") == 0
