@@ -176,8 +176,9 @@ def _read_result(folder: Path) -> TrainResult:
     loads = tuple(
         LayerLoad(**{**load, "load": tuple(load["load"])}) for load in plain.pop("load_by_layer")
     )
-    others = {n: tuple(value) if isinstance(value, list) else value for n, value in plain.items()}
-    return TrainResult(**others, by_domain=by_domain, load_by_layer=loads)
+    for name in ("stages", "rewinds", "fp8_fallen", "computed_by"):
+        plain[name] = tuple(plain[name])
+    return TrainResult(**plain, by_domain=by_domain, load_by_layer=loads)
 
 
 def _as_error(job: Job, folder: Path, exit_code: int) -> RuntimeError:
