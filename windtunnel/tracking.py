@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from model.errors import ConfigError
 from model.training.config import JsonlTracker, TensorboardTracker, TrackerConfig, WandbTracker
 from windtunnel.console import say
 
@@ -16,6 +17,19 @@ def located(tracker: TrackerConfig, root: Path, group: str) -> TrackerConfig:
     if isinstance(tracker, JsonlTracker):
         return tracker
     return replace(tracker, dir=tracker.dir or root, group=tracker.group or group)
+
+
+def require_login(tracker: TrackerConfig) -> None:
+    """ConfigError where runs were to be uploaded as they train and W&B would refuse them all."""
+    if not isinstance(tracker, WandbTracker) or tracker.mode != "online":
+        return
+    from model.training.wandb_mirror import is_logged_in  # here: few commands upload
+
+    if not is_logged_in():
+        raise ConfigError(
+            "tracker.mode=online: not logged in to W&B, which would get nothing; run `wandb login` "
+            "first, or leave tracker.mode out: then all is kept on disk, to be uploaded later"
+        )
 
 
 def tell_mirror(console: Console, tracker: TrackerConfig) -> None:

@@ -6,13 +6,30 @@ and one command, ``wandb sync ROOT/wandb``, uploads it. W&B's first failure ends
 
 from __future__ import annotations
 
+import netrc
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from model.training.config import WandbTracker
 from model.training.mirrors import FragileMirror, flat
+
+
+def is_logged_in() -> bool:
+    """Whether there is a key for the server that W&B would speak to; nobody is asked for one."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import wandb
+
+    server = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    with suppress(OSError, netrc.NetrcParseError):
+        keys = netrc.netrc(os.environ.get("NETRC"))
+        return keys.authenticators(urlsplit(server).hostname or "") is not None
+    return False
 
 
 class WandbMirror(FragileMirror):

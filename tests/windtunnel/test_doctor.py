@@ -13,6 +13,7 @@ import torch
 from model.kernels import compiled, threads
 from model.kernels.compiled import compiled_by
 from model.system import usable_cores
+from windtunnel import cli
 from windtunnel.commands import doctor
 from windtunnel.commands.doctor import Config, Finding
 from windtunnel.console import make_console
@@ -100,7 +101,7 @@ def test_what_computes_the_rest_says_why_it_is_slow(monkeypatch: pytest.MonkeyPa
     [
         ("abc", None, "logged in"),
         ("", None, "not logged in; tracker=wandb writes offline"),
-        (None, "api.wandb.ai", "logged in"),
+        (None, "wandb.own.test", "logged in"),
         (None, "example.org", "not logged in; tracker=wandb writes offline"),
         (None, None, "not logged in; tracker=wandb writes offline"),
     ],
@@ -113,13 +114,31 @@ def test_wandb_knows_a_key_or_a_netrc(
     found: str,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.own.test")
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
     if machine is not None:
         (tmp_path / ".netrc").write_text(f"machine {machine} login user password secret\n")
         (tmp_path / ".netrc").chmod(0o600)
     assert doctor.wandb_login() == Finding(name="W&B", found=found)
+
+
+def test_runs_are_not_mirrored_to_a_server_that_has_no_key_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They trained, and nothing said that W&B had none of them."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.own.test")
+    small = ["sweep", "sweep=smoke", f"root={tmp_path}", "tracker=wandb", "dry_run=true"]
+    assert cli.main([*small, "tracker.mode=online"]) == 2
+    assert "tracker.mode=online: not logged in to W&B" in capsys.readouterr().err
+    assert cli.main(small) == 0
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert cli.main([*small, "tracker.mode=online"]) == 0
 
 
 @pytest.mark.parametrize(("available", "warned"), [(2 * 2**30 - 1, True), (2 * 2**30, False)])

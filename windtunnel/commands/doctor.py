@@ -14,7 +14,6 @@ Example:
 
 from __future__ import annotations
 
-import netrc
 import os
 import platform
 import shutil
@@ -23,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -306,10 +304,9 @@ def slurm() -> Finding:
 
 def wandb_login() -> Finding:
     """Whether W&B could be reached by name; runs are mirrored offline without it."""
-    logged_in = bool(os.environ.get("WANDB_API_KEY"))
-    with suppress(OSError, netrc.NetrcParseError):
-        logged_in |= netrc.netrc().authenticators("api.wandb.ai") is not None
-    found = "logged in" if logged_in else "not logged in; tracker=wandb writes offline"
+    from model.training.wandb_mirror import is_logged_in
+
+    found = "logged in" if is_logged_in() else "not logged in; tracker=wandb writes offline"
     return Finding(name="W&B", found=found)
 
 

@@ -66,7 +66,7 @@ from windtunnel.promotion import Promotion, Promotions
 from windtunnel.promotion_tables import describe, origin_text, verdict_text, waypoint_text
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
-from windtunnel.tracking import located, tell_mirror
+from windtunnel.tracking import located, require_login, tell_mirror
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ def run(config: Config, console: Console) -> int:
     is_worked_here = isinstance(config.trained, Here) or config.trained.weights is not None
     if is_worked_here and store.record(promotion.run_id) is None:
         refuse_absent_gpu(config.device, config.executor)
+        require_login(runtime.tracker)
     corpus = planned_corpus(spec)
     cost = estimated_cost(promotion, store, corpus)
     if config.dry_run:

@@ -53,7 +53,7 @@ from windtunnel.quoting import under
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table, run_label
-from windtunnel.tracking import located, tell_mirror
+from windtunnel.tracking import located, require_login, tell_mirror
 
 Retry = Literal["none", "failed", "diverged", "all"]
 RETRIED: dict[Retry, tuple[Literal["failed", "diverged"], ...]] = {
@@ -128,6 +128,7 @@ def run(config: Config, console: Console) -> int:
     device = sweep.runtime.device
     if left:
         refuse_absent_gpu(device, config.executor)
+        require_login(sweep.runtime.tracker)
     refuse_too_large(left, config.executor, device, console, dry_run=config.dry_run)
     if config.design == "grid" and not status.is_complete:
         say(

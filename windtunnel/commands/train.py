@@ -50,7 +50,7 @@ from windtunnel.own_memory import refuse_too_large
 from windtunnel.root import bring_over, usable_root
 from windtunnel.sweep_progress import SweepProgress
 from windtunnel.sweep_tables import plan_table
-from windtunnel.tracking import located, tell_mirror
+from windtunnel.tracking import located, require_login, tell_mirror
 
 if TYPE_CHECKING:
     from model.training.initial import GivenWeights
@@ -113,6 +113,7 @@ def run(config: Config, console: Console) -> int:
     left = () if status.is_complete else plan.runs
     if left:
         refuse_absent_gpu(config.device, config.executor)
+        require_login(runtime.tracker)
     refuse_too_large(left, config.executor, config.device, console, dry_run=config.dry_run)
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
