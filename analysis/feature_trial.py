@@ -162,6 +162,7 @@ def run_trial(
     targets: Mapping[str, float],
     *,
     unpaired: int = 0,
+    unpaired_seeds: int = 0,
     level: float = 0.9,
 ) -> Trial:
     """Judge a feature from pairs of (baseline, variant) records.
@@ -173,6 +174,7 @@ def run_trial(
         pairs: records equal in all but the feature.
         targets: training FLOPs by name, where the trend is read.
         unpaired: runs that were left out for want of a partner.
+        unpaired_seeds: those of them that repeat a cell which the other side has once.
         level: of every interval.
 
     Raises:
@@ -238,7 +240,8 @@ def run_trial(
         domains=tuple(_by_domain(pairs, log_N, dearer_N, cell_N, level)),
         leverage=leverage,
         warnings=(
-            *_warnings(mean, trend, ahead, unpaired, dearer_N, pairs),
+            *_warnings(mean, trend, ahead, dearer_N, pairs),
+            *_unpaired_warnings(unpaired, unpaired_seeds),
             *_bend_warnings(line),
             *_uneven_warnings(trend_of_cells, leverage),
             *_leverage_warnings(leverage, why_not),
@@ -334,7 +337,6 @@ def _warnings(
     mean: Interval,
     trend: Interval,
     ahead: Sequence[Ahead],
-    unpaired: int,
     dearer_N: Array,
     pairs: Sequence[tuple[RunRecord, RunRecord]],
 ) -> list[FitWarning]:
@@ -363,9 +365,6 @@ def _warnings(
                 f"{MOST_AHEAD:,.0f} times, so there only: if the trend went on",
             )
         )
-    if unpaired:
-        lonely = counted(unpaired, "run has", "runs have")
-        found.append((TrialStatus.UNPAIRED, f"{lonely} no finished partner"))
     fallen = [record for pair in pairs for record in pair if record.fp8_fallen]
     if fallen:
         layers = sum(len(record.fp8_fallen) for record in fallen)
@@ -385,6 +384,18 @@ def _warnings(
             )
         )
     return [FitWarning(status=status.name, sentence=sentence) for status, sentence in found]
+
+
+def _unpaired_warnings(unpaired: int, seeds: int) -> Iterator[FitWarning]:
+    if unpaired:
+        sentence = f"{counted(unpaired, 'run has', 'runs have')} no finished partner"
+        if seeds:
+            which = "they repeat" if seeds == unpaired else f"{seeds} of them repeat"
+            sentence += (
+                f"; {which} a cell on one side alone, and ladder.noise_of=every_variant repeats it "
+                "on both"
+            )
+        yield FitWarning(status=TrialStatus.UNPAIRED.name, sentence=sentence)
 
 
 def _bend_warnings(line: Line) -> Iterator[FitWarning]:

@@ -334,6 +334,10 @@ def test_too_little_to_judge_by_is_said(pairs: Callable[..., Pairs]) -> None:
             run_trial("drawn", {}, {}, some, TARGETS, level=level)
     alone = trial(some, unpaired=2)
     assert "2 runs have no finished partner" in [w.sentence for w in alone.warnings]
+    sides = ({"x": "1"}, {"x": "2"})
+    part = run_trial("drawn", *sides, some, TARGETS, unpaired=3, unpaired_seeds=2)
+    (said,) = [w.sentence for w in part.warnings if w.status == "UNPAIRED"]
+    assert said.startswith("3 runs have no finished partner; 2 of them repeat a cell on one side")
 
 
 def test_why_there_is_no_leverage_is_said_beside_the_gap(pairs: Callable[..., Pairs]) -> None:

@@ -76,6 +76,25 @@ def test_a_trial_is_printed_and_kept(root: Path) -> None:
     assert [target.name for target in trial.targets] == ["16B", "100B", "1T"]
 
 
+def test_a_baselines_repeated_seeds_have_partners_where_every_variant_is_repeated(
+    tmp_path: Path, known_sweep: ModuleType
+) -> None:
+    """Four cells, and two more seeds of one: on one side alone, then on both."""
+    axis, seeds = AXES[3], "ladder.noise_seeds=[1,2]"
+    words = ("ladder.sizes=2", "ladder.budgets=2", seeds, axis)
+    known_sweep.finish_all(tmp_path, known_sweep.make(tmp_path, *words))
+    text = " ".join(run(tmp_path).split())
+    assert "4 pairs of runs" in text
+    assert "2 runs have no finished partner; they repeat a cell on one side alone" in text
+    added = known_sweep.make(tmp_path, *words, "ladder.noise_of=every_variant")
+    for planned in added.runs:
+        if planned.spec.role == "noise" and planned.variant["recipe.shape.qk_norm"] is False:
+            known_sweep.finish(tmp_path, planned.spec, known_sweep.measured(planned.spec))
+    text = " ".join(run(tmp_path).split())
+    assert "6 pairs of runs" in text
+    assert "no finished partner" not in text
+
+
 def test_no_number_is_cut_on_a_terminal_of_eighty_columns(root: Path) -> None:
     wide, narrow = (run(root, VARIANT, width=width) for width in (100, 80))
     assert [word for word in narrow.split() if "─" not in word] == [

@@ -70,7 +70,7 @@ def run(config: Config, console: Console) -> int:
     if plan.config is None:
         raise ConfigError(f"sweep={plan.name}: a single run has nothing to be compared with")
     variant, baseline = _sides(plan.config, config.variant, config.baseline, config.root)
-    pairs, unpaired = _paired(plan, store, baseline, variant)
+    pairs, unpaired, unpaired_seeds = _paired(plan, store, baseline, variant)
     trial = run_trial(
         plan.name,
         _shown(baseline),
@@ -78,6 +78,7 @@ def run(config: Config, console: Console) -> int:
         pairs,
         config.targets,
         unpaired=unpaired,
+        unpaired_seeds=unpaired_seeds,
         level=config.level,
     )
     price = update_price([*_runs_of(plan, baseline), *_runs_of(plan, variant)])
@@ -141,12 +142,17 @@ def _with_twins(zipped: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any]) 
 
 def _paired(
     plan: Plan, store: Store, baseline: Mapping[str, Any], variant: Mapping[str, Any]
-) -> tuple[list[tuple[RunRecord, RunRecord]], int]:
-    """Finished runs equal in rung, tokens, seed and all other axes; and how many are alone."""
+) -> tuple[list[tuple[RunRecord, RunRecord]], int, int]:
+    """Finished runs equal in rung, tokens, seed and all other axes; how many are alone, and how
+    many of those repeat a cell that the plan repeats in the baseline only."""
     sides = [_of_side(plan, store, side) for side in (baseline, variant)]
     keys = [key for key in sides[0] if key in sides[1]]
-    alone = sum(len(side) - len(keys) for side in sides)
-    return [(sides[0][key], sides[1][key]) for key in keys], alone
+    paired = set(keys)
+    alone = [side[key] for side in sides for key in side.keys() - paired]
+    assert plan.config is not None, "a single run has no sides"
+    on_one_side = plan.config.ladder.noise_of == "baseline"
+    seeds = sum(record.role == "noise" for record in alone) if on_one_side else 0
+    return [(sides[0][key], sides[1][key]) for key in keys], len(alone), seeds
 
 
 def _of_side(plan: Plan, store: Store, side: Mapping[str, Any]) -> dict[str, RunRecord]:
