@@ -392,6 +392,24 @@ def test_experts_are_cut_along_their_width_where_the_ranks_of_one_divide_it(
     assert ParallelConfig(shard=shard, expert=expert).expert_shard_dim(moe) == dimension
 
 
+@pytest.mark.parametrize(("expert", "is_refused"), [(8, True), (4, False)])
+def test_a_rank_needs_a_piece_of_an_expert(expert, is_refused):
+    """A width of 15 is not cut in two: of 8 / expert experts two ranks have to have one each."""
+    model = replace(MODEL, moe=replace(MODEL.moe, expert_width=15))
+    parallel = ParallelConfig(shard=2 * expert, expert=expert)
+    if not is_refused:
+        parallel.check(model, TRAIN)
+        return
+    with pytest.raises(ConfigError, match=r"shard / expert .2. must divide expert_width .15. or"):
+        parallel.check(model, TRAIN)
+
+
+def test_moments_in_eight_bits_are_for_one_process():
+    train = replace(TRAIN, optimizer=replace(TRAIN.optimizer, kind="adamw8bit"))
+    with pytest.raises(ConfigError, match=r"optimizer\.kind adamw8bit is for one process"):
+        ParallelConfig(shard=2, micro_batch=8).check(MODEL, train)
+
+
 def test_fp8_over_many_processes_is_refused():
     with pytest.raises(ConfigError, match="precision fp8 is trained in one process"):
         ParallelConfig(shard=2, micro_batch=8).check(MODEL, replace(TRAIN, precision="fp8"))
@@ -417,6 +435,7 @@ def test_contradictory_sizes_are_refused(sizes, said):
         ({"pipeline": 2, "layers": (1, 2)}, "must sum to num_layers .4."),
         ({"shard": 16, "expert": 16}, "expert .16. must divide num_experts .8."),
         ({"shard": 64, "context": 64}, "tokens do not divide into the 128 pieces of context .64."),
+        ({"pipeline": 2, "layers": (5, -1)}, "must sum to num_layers .4."),
         ({"pipeline": 5, "shard": 2}, ""),
         ({"pipeline": 2, "virtual": 2, "layers": (2, 0, 1, 1)}, ""),
         ({"pipeline": 4, "layers": (0, 2, 2, 0)}, ""),
