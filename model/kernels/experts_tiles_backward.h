@@ -213,7 +213,7 @@ int32_t tiles_backward(const Layer& l, const float* saved, const Gradients& out)
         TilesBackward<PARTS>(l, r, saved, out, *weights, me, rows).run(r.range[me], r.range[me + 1]);
     };
     return over_experts(
-        l, BLOCK, PACKING_COST, out.dx, [&](const Routing& r) { weights.emplace(l, r, out); }, run,
+        l, BLOCK, PACKING_COST, out.dx, [&](const Routing& r) { weights.emplace(l, r, out); }, [](int) {}, run,
         [&](int me) { weights->add_shares(me); });
 }
 

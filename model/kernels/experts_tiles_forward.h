@@ -109,7 +109,7 @@ int32_t tiles_forward(const Layer& l, float* y, float* saved) {
         const TileRegisters registers;
         TilesForward<PARTS>(l, r, rows, saved).run(r.range[me], r.range[me + 1]);
     };
-    return over_experts(l, BLOCK, PACKING_COST, y, [](const Routing&) {}, run, [](int) {});
+    return over_experts(l, BLOCK, PACKING_COST, y, [](const Routing&) {}, [](int) {}, run, [](int) {});
 }
 
 }  // namespace

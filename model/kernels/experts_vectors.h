@@ -16,7 +16,8 @@
 // buffer for them the backward pass recomputes them.
 //
 // With BF16 all tensors stay fp32, but the factors of every product are rounded to bfloat16, paired along the
-// reduction dimension (products.h); weights are rounded once per expert and pass. Accumulation is fp32.
+// reduction dimension (products.h); tokens are rounded once per pass, weights once per expert and pass. Accumulation is
+// fp32.
 
 #pragma once
 
@@ -50,43 +51,69 @@ inline vec row_words(const float* p, int64_t left) {
     return part(0);
 }
 
-// Gathers the tokens' rows, transposed: columns[c*np + i] is word c of source[token[i]], zero for i in [n, np).
+// All tokens' rows in words along D: those of `source`, or (BF16) a rounded copy. Each thread rounds its share.
 template <bool BF16>
-void gather_columns(const float* source, const int64_t* token, int64_t n, int64_t np, int64_t D,
-                    float* columns) {
-    const int64_t all = words<BF16>(D);
+struct TokenRows {
+    TokenRows(const float* source, int64_t T, int64_t D)
+        : source(source), T(T), D(D), stride(words<BF16>(D)), rounded(BF16 ? T * stride : 0) {}
+    void round(int thread, int threads) {
+        if constexpr (!BF16) return;
+        for (int64_t t = T * thread / threads; t < T * (thread + 1) / threads; t++)
+            for (int64_t c = 0; c < stride; c += LANES)
+                store_first(rounded.data + t * stride + c, row_words<BF16>(source + t * D + 2 * c, D - 2 * c),
+                            static_cast<int>(std::min<int64_t>(LANES, stride - c)));
+    }
+    const float* row(int64_t token) const { return (BF16 ? rounded.data : source) + token * stride; }
+    const float* source;
+    int64_t T, D, stride;
+    Buffer rounded;
+};
+
+// Gathers the tokens' rows, transposed: columns[c*np + i] is word c of token[i]'s, zero for i in [n, np).
+template <bool BF16>
+void gather_columns(const TokenRows<BF16>& source, const int64_t* token, int64_t n, int64_t np, float* columns) {
     for (int64_t i0 = 0; i0 < np; i0 += LANES) {
-        for (int64_t c0 = 0; c0 < all; c0 += LANES) {
+        for (int64_t c0 = 0; c0 < source.stride; c0 += LANES) {
+            const int count = static_cast<int>(std::min<int64_t>(LANES, source.stride - c0));
             vec r[LANES];
             for (int i = 0; i < LANES; i++) {
-                const int64_t value = c0 * PER_WORD<BF16>;
-                r[i] = i0 + i < n ? row_words<BF16>(source + token[i0 + i] * D + value, D - value) : vec{};
+                if (i0 + i >= n)
+                    r[i] = vec{};
+                else if (count == LANES)
+                    r[i] = load(source.row(token[i0 + i]) + c0);
+                else
+                    r[i] = load_first(source.row(token[i0 + i]) + c0, count);
             }
             transpose(r);
-            const int64_t count = std::min<int64_t>(LANES, all - c0);
             for (int64_t c = 0; c < count; c++) store(columns + (c0 + c) * np + i0, r[c]);
         }
     }
 }
 
-// The right factor whose n rows of D values are reduced over: in place, or (BF16) packed in pairs of rows.
-template <bool BF16, class Row>
-Right summed_rows(Row row, int64_t n, int64_t D, const float** pointers, float* packed) {
+// The right factor whose n rows are tokens and reduced over: in place, or (BF16) packed in pairs of rows.
+template <bool BF16>
+Right summed_tokens(const TokenRows<BF16>& source, const int64_t* token, int64_t n, const float** pointers,
+                    float* packed) {
 #if defined(__AVX512BF16__)
     if constexpr (BF16) {
+        const int64_t D = source.D;
         for (int64_t i = 0; i < n; i += 2) {
-            const float *first = row(i), *second = i + 1 < n ? row(i + 1) : nullptr;
-            for (int64_t c = 0; c < D; c += LANES) {
-                const int count = static_cast<int>(std::min<int64_t>(LANES, D - c));
-                const vec low = load_first(first + c, count);
-                const vec high = second ? load_first(second + c, count) : vec{};
-                store_first(packed + i / 2 * D + c, pair_words(low, high), count);
+            const float *first = source.row(token[i]), *second = i + 1 < n ? source.row(token[i + 1]) : nullptr;
+            float* pairs = packed + i / 2 * D;
+            for (int64_t c = 0; c < source.stride; c += LANES, pairs += 2 * LANES) {
+                const int count = static_cast<int>(std::min<int64_t>(LANES, source.stride - c));
+                const vec a = load_first(first + c, count), b = second ? load_first(second + c, count) : vec{};
+                const int64_t left = D - 2 * c;
+                store_first(pairs, interleave_low(a, b), static_cast<int>(std::min<int64_t>(LANES, left)));
+                if (left > LANES)
+                    store_first(pairs + LANES, interleave_high(a, b),
+                                static_cast<int>(std::min<int64_t>(LANES, left - LANES)));
             }
         }
         return {packed, D, nullptr};
     }
 #endif
-    for (int64_t i = 0; i < n; i++) pointers[i] = row(i);
+    for (int64_t i = 0; i < n; i++) pointers[i] = source.row(token[i]);
     return {nullptr, 0, pointers};
 }
 
@@ -106,8 +133,19 @@ const float* row_factor(const float* w, int64_t M, int64_t D, float* packed) {
 // A right factor of K rows of D values, in words along K.
 template <bool BF16>
 Right column_factor(const float* w, int64_t K, int64_t D, float* packed) {
-    if constexpr (!BF16) return {w, D, nullptr};
-    return summed_rows<BF16>([&](int64_t k) { return w + k * D; }, K, D, nullptr, packed);
+#if defined(__AVX512BF16__)
+    if constexpr (BF16) {
+        for (int64_t k = 0; k < K; k += 2)
+            for (int64_t c = 0; c < D; c += LANES) {
+                const int count = static_cast<int>(std::min<int64_t>(LANES, D - c));
+                const float* first = w + k * D + c;
+                const vec high = k + 1 < K ? load_first(first + D, count) : vec{};
+                store_first(packed + k / 2 * D + c, pair_words(load_first(first, count), high), count);
+            }
+        return {packed, D, nullptr};
+    }
+#endif
+    return {w, D, nullptr};
 }
 
 // Stores rows j .. j+PER_WORD-1 of an inner activation in the layout that reduces over these rows.
@@ -147,6 +185,7 @@ void project_up(const float* w, const float* xT, int64_t H, int64_t D, int64_t n
 template <bool BF16>
 int32_t vectors_forward(const Layer& l, float* y, float* saved) {
     constexpr int PER = PER_WORD<BF16>;
+    TokenRows<BF16> x(l.x, l.T, l.D);
     const auto run = [&](const Routing& r, int me, float* my_y) {
         const int64_t D = l.D, H = l.H;
         Buffer xT(words<BF16>(D) * TILE), own_h(BF16 || !saved ? 2 * H * TILE : 0), aT(H * TILE);
@@ -166,7 +205,7 @@ int32_t vectors_forward(const Layer& l, float* y, float* saved) {
             }
             float* kept = saved ? saved + tile.saved * 2 * H / PER : nullptr;
             float* hT = BF16 || !saved ? own_h.data : kept;
-            gather_columns<BF16>(l.x, &r.token[tile.first], tile.n, np, D, xT.data);
+            gather_columns(x, &r.token[tile.first], tile.n, np, xT.data);
             project_up<BF16>(w_in, xT.data, H, D, np, hT);
             for (int64_t j = 0; j < H; j += PER)
                 for (int64_t i = 0; i < np; i += LANES) {
@@ -188,13 +227,15 @@ int32_t vectors_forward(const Layer& l, float* y, float* saved) {
             multiply<BF16>({aT.data, 1, np, w_out, tile.n, D, H / PER}, ScaledRows{rows, scale});
         }
     };
-    return over_experts(l, TILE, 0, y, [](const Routing&) {}, run, [](int) {});
+    return over_experts(
+        l, TILE, 0, y, [](const Routing&) {}, [&](int me) { x.round(me, l.threads); }, run, [](int) {});
 }
 
 template <bool BF16>
 int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& out) {
     constexpr int PER = PER_WORD<BF16>;
     std::optional<WeightGradients> shares;
+    TokenRows<BF16> x(l.x, l.T, l.D), dy(out.dy, l.T, l.D);
     const auto run = [&](const Routing& r, int me, float* my_dx) {
         const int64_t D = l.D, H = l.H;
         const WeightGradients& weights = *shares;
@@ -224,9 +265,9 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
                 w_out = row_factor<BF16>(l.w_down + e * H * D, H, D, packed_out.data);
                 current = e;
             }
-            gather_columns<BF16>(out.dy, token, n, np, D, dyT.data);
+            gather_columns(dy, token, n, np, dyT.data);
             if (!saved) {
-                gather_columns<BF16>(l.x, token, n, np, D, xT.data);
+                gather_columns(x, token, n, np, xT.data);
                 project_up<BF16>(w_in, xT.data, H, D, np, own_h.data);
             }
             multiply<BF16>({w_out, dw, 1, {dyT.data, np, nullptr}, H, np, dw}, StoredRows{daT.data, np});
@@ -265,19 +306,17 @@ int32_t vectors_backward(const Layer& l, const float* saved, const Gradients& ou
             }
 
             float *dw_in = weights.gate_up(me, e), *dw_out = weights.down(me, e);
-            const auto row_of = [&](const float* source) {
-                return [=](int64_t i) { return source + token[i] * D; };
-            };
-            const Right dy_n = summed_rows<BF16>(row_of(out.dy), n, D, dy_rows, dy_pairs.data);
+            const Right dy_n = summed_tokens(dy, token, n, dy_rows, dy_pairs.data);
             multiply<BF16>({awT.data, np / PER, 1, dy_n, H, D, words<BF16>(n)}, dw_out, D, add);
-            const Right x_n = summed_rows<BF16>(row_of(l.x), n, D, x_rows, x_pairs.data);
+            const Right x_n = summed_tokens(x, token, n, x_rows, x_pairs.data);
             multiply<BF16>({dhT.data, np / PER, 1, x_n, 2 * H, D, words<BF16>(n)}, dw_in, D, add);
             for (int64_t i = 0; i < n; i++) rows[i] = my_dx + token[i] * D;
             multiply<BF16>({dh_rows, 1, np, w_in_columns, n, D, 2 * H / PER}, ScaledRows{rows, ones});
         }
     };
     return over_experts(
-        l, TILE, 0, out.dx, [&](const Routing& r) { shares.emplace(l, r, out); }, run,
+        l, TILE, 0, out.dx, [&](const Routing& r) { shares.emplace(l, r, out); },
+        [&](int me) { x.round(me, l.threads), dy.round(me, l.threads); }, run,
         [&](int me) { shares->add_shares(me); });
 }
 

@@ -73,10 +73,7 @@ template <int PARTS, bool HIGH>
 inline vec interleave(vec a, vec b) {
     const __m512i x = (__m512i)a, y = (__m512i)b;
     if constexpr (PARTS == 1) {
-        const __m512i even = _mm512_unpacklo_epi16(x, y), odd = _mm512_unpackhi_epi16(x, y);
-        constexpr int f = HIGH ? 4 : 0;
-        return (vec)_mm512_permutex2var_epi64(
-            even, _mm512_setr_epi64(f, f + 1, f + 8, f + 9, f + 2, f + 3, f + 10, f + 11), odd);
+        return HIGH ? interleave_high(a, b) : interleave_low(a, b);
     } else if constexpr (HIGH) {
         return (vec)_mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(x, 16), y);
     } else {
