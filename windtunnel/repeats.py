@@ -29,7 +29,7 @@ from windtunnel.quoting import under
 from windtunnel.yaml_folders import config_dirs
 
 NOT_OF_THE_SWEEP = ("root", "dry_run", "retry", "redo", "budget", "design", "next")
-"""Words that say what one session was to do, or where it is given anew; all others are kept."""
+"""Words that say what one command was to do, or that are given anew; all others are kept."""
 MOST_COMMANDS = 3
 """So many different ones are tried, those most runs were trained by first."""
 
@@ -124,5 +124,5 @@ def _plans(words: Sequence[str], wanted: SweepConfig, root: Path) -> bool:
         found_config = sweep_command.sweep_config(found)
     except ConfigError:
         return False
-    # Threads, device and folders belong to a session, not to what its runs measure.
+    # Threads, device and folders belong to a command, not to what its runs measure.
     return to_plain(replace(found_config, runtime=wanted.runtime)) == to_plain(wanted)

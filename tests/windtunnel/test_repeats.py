@@ -118,10 +118,10 @@ def drawn(
     return sweep.study.noise is None, how_to_repeat(sweep, sweep.study.source["variant"], 2)
 
 
-def test_what_one_session_was_to_do_is_left_out(known_sweep: ModuleType, tmp_path: Path) -> None:
+def test_what_one_command_was_to_do_is_left_out(known_sweep: ModuleType, tmp_path: Path) -> None:
     """Above all `redo`, which would set a measured run aside."""
-    session = ("redo=[a-run]", "retry=failed", "budget.hours=2", "root=elsewhere", "threads=2")
-    typed = ("sweep", *known_sweep.OVERRIDES, TRIED, *session)
+    once = ("redo=[a-run]", "retry=failed", "budget.hours=2", "root=elsewhere", "threads=2")
+    typed = ("sweep", *known_sweep.OVERRIDES, TRIED, *once)
     is_unknown, said = drawn(known_sweep, tmp_path, TRIED, typed=typed)
     assert is_unknown
     again, then = commands(said)
