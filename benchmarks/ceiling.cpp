@@ -39,7 +39,7 @@ double wt_bf16_gflops() {
 #endif
 }
 double wt_tiles_gflops() {
-#if defined(__AVX512BF16__)
+#if defined(WT_TILE_UNIT)
     if (!tiles_allowed()) return 0;
     constexpr int ROUNDS = 200000;
     const TileRegisters registers;

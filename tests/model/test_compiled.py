@@ -1,6 +1,7 @@
 """How kernels are compiled and given threads: by platform, with any compiler, without a runtime."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,20 @@ assert (w.grad - exact).norm() < 1e-5 * exact.norm()
 @needs_compiler
 def test_the_compiler_is_told():
     assert compiled.compiled_by().split()[0] in ("GCC", "Clang", "Debian", "Ubuntu", "Apple")
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="targets of another processor")
+@pytest.mark.parametrize("target", ["sapphirerapids", "cooperlake"])
+def test_sources_compile_for_processors_with_and_without_a_tile_unit(target: str) -> None:
+    """This machine builds one side alone, and of the benchmarks' none in any other test."""
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    sources = [*compiled.SOURCE.parent.glob("*.cpp"), *benchmarks.glob("*.cpp")]
+    assert len(sources) > 5
+    portable = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
+    command = [compiled.find_compiler(), *portable, f"-march={target}", "-fsyntax-only", "-Wall"]
+    command += [f"-I{compiled.SOURCE.parent}", *map(str, sorted(sources))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "bad value" in done.stderr or "unknown target" in done.stderr:
+        pytest.skip(f"this compiler does not know {target}")
+    assert done.returncode == 0, done.stderr[-2000:]
