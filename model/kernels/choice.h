@@ -11,9 +11,6 @@ namespace {
 // A NaN ranks below every number and above what was taken already.
 constexpr float TAKEN = -INFINITY, NO_NUMBER = -1e38f;
 
-inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
-inline vec smaller_of(vec a, vec b) { return a < b ? a : b; }
-
 // Each lane's running maximum over a list of vectors, and the index of the first that has it.
 struct Largest {
     vec value;

@@ -2,8 +2,8 @@
 // implementations.
 //
 // `experts_vectors.h` multiplies rows as they lie, on every CPU; `experts_tiles.h` packed squares, on the tile unit
-// where there is one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D is ever stored. For the backward
-// pass only the pre-activations H are saved, or, without a buffer for them, recomputed.
+// where there is one. Both fuse everything per tile of one expert's tokens: nothing of size T*K*D is ever stored. For
+// the backward pass only the pre-activations H are saved, or, without a buffer for them, recomputed.
 //
 // All tensors are fp32. With bf16 the factors of every product are rounded to bfloat16; accumulation is fp32.
 

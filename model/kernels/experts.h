@@ -93,12 +93,12 @@ struct WeightGradients {
 };
 
 // A pass over all experts by the layer's threads. prepare(routing) is called once and begin(thread) by every thread;
-// when all have, every thread calls run(routing, thread, rows) for its own tiles, of at most `most` tokens, accumulating
-// into its own rows[T, D], which are then summed into out; finish(thread) comes last. Returns 0, or 1 if an expert index
-// is out of range.
+// when all have, every thread calls run(routing, thread, rows) for its own tiles, of at most `most` tokens,
+// accumulating into its own rows[T, D], which are then summed into out; finish(thread) comes last. Returns 0, or 1 if
+// an expert index is out of range.
 template <class Prepare, class Begin, class Run, class Finish>
-int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* out, Prepare prepare, Begin begin, Run run,
-                     Finish finish) {
+int32_t over_experts(const Layer& l, int64_t most, int64_t visit_cost, float* out, Prepare prepare, Begin begin,
+                     Run run, Finish finish) {
     Routing routing;
     RowSums sums(out, l.T, l.D, l.threads);
     Meeting meeting(l.threads);

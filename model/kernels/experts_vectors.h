@@ -51,17 +51,27 @@ inline vec row_words(const float* p, int64_t left) {
     return part(0);
 }
 
+// A left factor of M rows of D values, in words along D.
+template <bool BF16>
+const float* row_factor(const float* w, int64_t M, int64_t D, float* packed) {
+    if constexpr (!BF16) return w;
+    const int64_t all = words<BF16>(D);
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t c = 0; c < all; c += LANES) {
+            const vec v = row_words<BF16>(w + m * D + 2 * c, D - 2 * c);
+            store_first(packed + m * all + c, v, static_cast<int>(std::min<int64_t>(LANES, all - c)));
+        }
+    return packed;
+}
+
 // All tokens' rows in words along D: those of `source`, or (BF16) a rounded copy. Each thread rounds its share.
 template <bool BF16>
 struct TokenRows {
     TokenRows(const float* source, int64_t T, int64_t D)
         : source(source), T(T), D(D), stride(words<BF16>(D)), rounded(BF16 ? T * stride : 0) {}
     void round(int thread, int threads) {
-        if constexpr (!BF16) return;
-        for (int64_t t = T * thread / threads; t < T * (thread + 1) / threads; t++)
-            for (int64_t c = 0; c < stride; c += LANES)
-                store_first(rounded.data + t * stride + c, row_words<BF16>(source + t * D + 2 * c, D - 2 * c),
-                            static_cast<int>(std::min<int64_t>(LANES, stride - c)));
+        const int64_t from = T * thread / threads, to = T * (thread + 1) / threads;
+        row_factor<BF16>(source + from * D, to - from, D, rounded.data + from * stride);
     }
     const float* row(int64_t token) const { return (BF16 ? rounded.data : source) + token * stride; }
     const float* source;
@@ -104,9 +114,9 @@ Right summed_tokens(const TokenRows<BF16>& source, const int64_t* token, int64_t
                 const int count = static_cast<int>(std::min<int64_t>(LANES, source.stride - c));
                 const vec a = load_first(first + c, count), b = second ? load_first(second + c, count) : vec{};
                 const int64_t left = D - 2 * c;
-                store_first(pairs, interleave_low(a, b), static_cast<int>(std::min<int64_t>(LANES, left)));
+                store_first(pairs, interleave<false>(a, b), static_cast<int>(std::min<int64_t>(LANES, left)));
                 if (left > LANES)
-                    store_first(pairs + LANES, interleave_high(a, b),
+                    store_first(pairs + LANES, interleave<true>(a, b),
                                 static_cast<int>(std::min<int64_t>(LANES, left - LANES)));
             }
         }
@@ -115,19 +125,6 @@ Right summed_tokens(const TokenRows<BF16>& source, const int64_t* token, int64_t
 #endif
     for (int64_t i = 0; i < n; i++) pointers[i] = source.row(token[i]);
     return {nullptr, 0, pointers};
-}
-
-// A left factor of M rows of D values, in words along D.
-template <bool BF16>
-const float* row_factor(const float* w, int64_t M, int64_t D, float* packed) {
-    if constexpr (!BF16) return w;
-    const int64_t all = words<BF16>(D);
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t c = 0; c < all; c += LANES) {
-            const vec v = row_words<BF16>(w + m * D + 2 * c, D - 2 * c);
-            store_first(packed + m * all + c, v, static_cast<int>(std::min<int64_t>(LANES, all - c)));
-        }
-    return packed;
 }
 
 // A right factor of K rows of D values, in words along K.

@@ -84,11 +84,12 @@ inline void linear(int64_t M, int64_t N, int64_t K, const float* x, const float*
 }
 
 // dx[M, K] = (dx +) dy[M, N] . w[N, K] in vector registers. Rows of w that are 2^n bytes apart share few sets of the
-// cache, so columns of large weights are copied next to each other: a third faster at a width of 512, twice at 1,024, and
-// the same bits.
+// cache, so columns of large weights are copied next to each other: a third faster at a width of 512, twice at 1,024,
+// and the same bits.
 inline void multiply_across(int64_t M, int64_t N, int64_t K, const float* dy, const float* w, float* dx, bool add) {
     constexpr int64_t LEAST_COPIED = 1 << 18, LEAST_ROWS = 128;
-    if (N * K < LEAST_COPIED || M < LEAST_ROWS) return multiply<false>({dy, N, 1, {w, K, nullptr}, M, K, N}, dx, K, add);
+    if (N * K < LEAST_COPIED || M < LEAST_ROWS)
+        return multiply<false>({dy, N, 1, {w, K, nullptr}, M, K, N}, dx, K, add);
     Buffer columns(N * PANEL);
     for (int64_t k = 0; k < K; k += PANEL) {
         const int64_t count = std::min(PANEL, K - k);

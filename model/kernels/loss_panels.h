@@ -50,7 +50,8 @@ class LossInPanels {
         const Loss& l = all.l;
         const int64_t row = all.columns + PAD, panel = all.rows * row;  // floats
         Buffer scores{panel * (l.d_hidden ? all.panels() : 1)}, weights{round_up(all.columns, PANEL) * l.D};
-        Buffer largest{all.panels() * all.rows}, factor{all.panels() * all.rows}, right_score{all.rows};
+        Buffer largest{all.panels() * all.rows}, sum{all.panels() * all.rows}, factor{all.panels() * all.rows};
+        Buffer right_score{all.rows};
         int64_t first = 0, n = 0;  // the block's positions; none where there are no more
 
         explicit Block(const LossInPanels& all) : all(all) {}
@@ -64,7 +65,7 @@ class LossInPanels {
             first = position, n = std::max<int64_t>(0, std::min(all.rows, l.N - position));
             if (n == 0) return;
             for (int64_t p = 0; p < all.panels(); p++) score(p);
-            normalise();
+            normalise(l, first, n, {all.panels(), all.rows, largest.data, sum.data, right_score.data}, factor.data);
             if (!l.d_hidden) return;
             for (int64_t p = 0; p < all.panels(); p++) {
                 to_gradients(p);
@@ -102,10 +103,10 @@ class LossInPanels {
             vec most[LANES] = {}, sums[LANES] = {};
             for (int64_t r = 0; r < here; r++) {
                 most[r] = load(at + r * row);
-                for (int64_t c = LANES; c < vectors; c += LANES) most[r] = larger(load(at + r * row + c), most[r]);
+                for (int64_t c = LANES; c < vectors; c += LANES) most[r] = larger_of(load(at + r * row + c), most[r]);
             }
             transpose(most);
-            for (int64_t r = 1; r < LANES; r++) most[0] = larger(most[r], most[0]);
+            for (int64_t r = 1; r < LANES; r++) most[0] = larger_of(most[r], most[0]);
             float* largest_here = largest.data + p * all.rows + i;
             store(largest_here, most[0]);
             for (int64_t r = 0; r < here; r++) {
@@ -118,31 +119,7 @@ class LossInPanels {
             }
             transpose(sums);
             for (int64_t r = 1; r < LANES; r++) sums[0] += sums[r];
-            store(factor.data + p * all.rows + i, sums[0]);
-        }
-        static vec larger(vec v, vec than) { return v > than ? v : than; }  // a NaN in v is passed over
-
-        // The losses, and the factors that turn a panel's exponentials into weighted probabilities.
-        void normalise() {
-            for (int64_t i = 0; i < n; i += LANES) {
-                vec most = load(largest.data + i), sum{};
-                for (int64_t p = 1; p < all.panels(); p++) most = larger(load(largest.data + p * all.rows + i), most);
-                for (int64_t p = 0; p < all.panels(); p++) {
-                    const int64_t at = p * all.rows + i;
-                    const vec by = exp_of_difference(load(largest.data + at), most);
-                    sum += load(factor.data + at) * by;
-                    store(largest.data + at, by);
-                }
-                const int here = static_cast<int>(std::min<int64_t>(LANES, n - i));
-                const vec weight = l.weights ? load_first(l.weights + first + i, here) : splat(1.0f);
-                for (int64_t p = 0; p < all.panels(); p++) {
-                    const int64_t at = p * all.rows + i;
-                    store(factor.data + at, load(largest.data + at) / sum * weight);
-                }
-                if (l.nats)
-                    for (int r = 0; r < here; r++)
-                        l.nats[first + i + r] = most[r] + std::log(sum[r]) - right_score.data[i + r];
-            }
+            store(sum.data + p * all.rows + i, sums[0]);
         }
 
         // A panel's exponentials become the gradients of its logits.

@@ -70,7 +70,7 @@ struct LossOnTiles {
                 const auto hidden = [&](int64_t i) { return l.hidden + (first + i) * l.D; };
                 pack_along<PARTS, false>(hidden, n, l.D, left.data);
                 for (int64_t p = 0; p < all.panels; p++) score(first, n, p);
-                normalise(first, n);
+                normalise(l, first, n, {all.panels, held, largest.data, sum.data, right_score.data}, factor.data);
                 if (!back) continue;
                 pack_across<PARTS>(hidden, n, l.D, left_turned.data);
                 for (int64_t tile = 0; tile < D * depths_of(n); tile++)
@@ -127,33 +127,6 @@ struct LossOnTiles {
                 transpose(sums);
                 for (int64_t r = 1; r < SIDE; r++) sums[0] += sums[r];
                 store(sum.data + p * held + i * SIDE, sums[0]);
-            }
-        }
-
-        // The losses, and the factors that turn a panel's exponentials into weighted probabilities.
-        void normalise(int64_t first, int64_t n) {
-            for (int64_t i = 0; i < round_up(n, SIDE); i += SIDE) {
-                vec most = load(largest.data + i), all_sum{};
-                for (int64_t p = 1; p < all.panels; p++) {
-                    const vec v = load(largest.data + p * held + i);
-                    most = v > most ? v : most;
-                }
-                for (int64_t p = 0; p < all.panels; p++) {
-                    const int64_t at = p * held + i;
-                    const vec by = exp_of_difference(load(largest.data + at), most);
-                    store(factor.data + at, by);
-                    all_sum += load(sum.data + at) * by;
-                }
-                const int count = static_cast<int>(std::min(SIDE, n - i));
-                const vec weight = l.weights ? load_first(l.weights + first + i, count)
-                                             : (vec)_mm512_maskz_mov_ps((1u << count) - 1, (__m512)splat(1.0f));
-                for (int64_t p = 0; p < all.panels; p++) {  // padding rows become 0
-                    float* at = factor.data + p * held + i;
-                    store(at, load(at) / all_sum * weight);
-                }
-                if (l.nats)
-                    for (int r = 0; r < count; r++)
-                        l.nats[first + i + r] = most[r] + std::log(all_sum[r]) - right_score.data[i + r];
             }
         }
 

@@ -73,7 +73,7 @@ template <int PARTS, bool HIGH>
 inline vec interleave(vec a, vec b) {
     const __m512i x = (__m512i)a, y = (__m512i)b;
     if constexpr (PARTS == 1) {
-        return HIGH ? interleave_high(a, b) : interleave_low(a, b);
+        return interleave<HIGH>(a, b);
     } else if constexpr (HIGH) {
         return (vec)_mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(x, 16), y);
     } else {

@@ -32,7 +32,8 @@ inline void sum_rows(const float* a, const float* b, int64_t depth, int64_t next
         for (int j = 0; j < NR; j++) sums[i][j] = add ? load(c + i * stride + j * next_square) : vec{};
     for (int64_t k = 0; k < depth; k++, a += PARTS * SQUARE, b += PARTS * SQUARE)
         for (int part = 0; part < Partial<PARTS>::COUNT; part++) {
-            const float *left = a + Partial<PARTS>::LEFT[part] * SQUARE, *right = b + Partial<PARTS>::RIGHT[part] * SQUARE;
+            const float* left = a + Partial<PARTS>::LEFT[part] * SQUARE;
+            const float* right = b + Partial<PARTS>::RIGHT[part] * SQUARE;
             for (int64_t w = 0; w < SIDE; w++) {
                 vec words[NR];
 #pragma GCC unroll 4

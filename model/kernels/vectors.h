@@ -56,6 +56,9 @@ inline void store_first(float* p, vec v, int count) {
 #endif
 }
 
+inline vec larger_of(vec a, vec b) { return a > b ? a : b; }
+inline vec smaller_of(vec a, vec b) { return a < b ? a : b; }
+
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // exp(x) for x in [-87, 87], clamped outside; Cephes polynomial, relative error below 2e-7.
@@ -203,17 +206,15 @@ inline vec pair_words(vec first, vec second) {
 inline vec neighbour_words(vec first_half, vec second_half) {
     return (vec)_mm512_cvtne2ps_pbh((__m512)second_half, (__m512)first_half);
 }
-// Two rows of 32 bfloat16 each, in words: the pairs of columns 0 to 15, and of 16 to 31.
-template <int FIRST>
+// Words that pair two rows of 32 bfloat16 each: of columns 0 to 15, or 16 to 31 if HIGH.
+template <bool HIGH>
 inline vec interleave(vec a, vec b) {
+    constexpr int f = HIGH ? 4 : 0;
     const __m512i x = (__m512i)a, y = (__m512i)b;
     const __m512i even = _mm512_unpacklo_epi16(x, y), odd = _mm512_unpackhi_epi16(x, y);
     return (vec)_mm512_permutex2var_epi64(
-        even, _mm512_setr_epi64(FIRST, FIRST + 1, FIRST + 8, FIRST + 9, FIRST + 2, FIRST + 3, FIRST + 10, FIRST + 11),
-        odd);
+        even, _mm512_setr_epi64(f, f + 1, f + 8, f + 9, f + 2, f + 3, f + 10, f + 11), odd);
 }
-inline vec interleave_low(vec a, vec b) { return interleave<0>(a, b); }
-inline vec interleave_high(vec a, vec b) { return interleave<4>(a, b); }
 inline void store_bf16(uint16_t* p, vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }

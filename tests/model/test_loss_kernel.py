@@ -63,13 +63,10 @@ def test_in_panels_the_bits_do_not_depend_on_the_threads(products, small_is_shar
     assert loss.takes_panels(len(weight))
     assert not loss.takes_panels(4096)
     found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            nats = loss.token_nats(hidden, weight, target)
-            found.append([nats, *torch.autograd.grad(nats.mean(), (hidden, weight))])
-    finally:
-        torch.set_num_threads(1)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        nats = loss.token_nats(hidden, weight, target)
+        found.append([nats, *torch.autograd.grad(nats.mean(), (hidden, weight))])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 

@@ -12,11 +12,13 @@ from model.training.config import (
     EvaluationConfig,
     MuonConfig,
     OptimizerConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
 )
 from model.training.corpora import SyntheticCorpus
 from model.training.data import prepare_corpus
+from model.training.distributed.job import Job
 from model.training.optim import clip_gradients, set_learning_rate
 from model.training.precision import computing_in
 
@@ -58,6 +60,13 @@ HELDOUT_TOKENS = 32 * 21
 
 def corpus_in(folder):
     return prepare_corpus(CORPUS, folder / "data")
+
+
+def job_in(folder, parallel, **others):
+    """A job whose data and snapshots are in ``folder``; of no corpus unless ``others`` name one."""
+    given = {"name": "run", "model": MODEL, "train": TRAIN, "corpus_fingerprint": "0" * 16}
+    given["runtime"] = RuntimeConfig(data_dir=folder / "data", device="cpu")
+    return Job(**given | others, parallel=parallel, snapshots_dir=folder / "snapshots")
 
 
 def windows_of(step, count=16):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import CORPUS, HELDOUT_TOKENS, MODEL, MUON, TRAIN, corpus_in, step_alone
+from small_run import CORPUS, HELDOUT_TOKENS, MODEL, MUON, TRAIN, corpus_in, job_in, step_alone
 
 from model.accounting import count_params
 from model.errors import ConfigError, RunFailed
@@ -256,15 +256,7 @@ def test_a_checkpoint_of_many_is_exported_a_part_at_a_time(seen, folder, tmp_pat
 @pytest.mark.timeout(1800)
 def test_a_rank_that_fails_says_why(tmp_path):
     """The corpus is gone: the first rank's own words, not those of the ranks it took along."""
-    job = Job(
-        name="run",
-        model=MODEL,
-        train=TRAIN,
-        corpus_fingerprint="0" * 16,
-        runtime=RuntimeConfig(data_dir=tmp_path / "data", device="cpu"),
-        parallel=ParallelConfig(shard=2, micro_batch=8),
-        snapshots_dir=tmp_path / "snapshots",
-    )
+    job = job_in(tmp_path, ParallelConfig(shard=2, micro_batch=8))
     with pytest.raises(RunFailed, match=r"rank \d of 2 \(process \d+\) failed: .*0000000000000000"):
         run_job(job, tmp_path / "run", lambda step, num_steps, tokens_per_s: None)
 
@@ -345,15 +337,8 @@ def test_a_later_stage_that_does_not_fit_is_refused_before_the_first_step(tmp_pa
     )
     corpus = prepare_corpus(replace(CORPUS, stages=stages), tmp_path / "data")
     train = replace(TRAIN, tokens=640 * 4, batch_tokens=640)
-    job = Job(
-        name="run",
-        model=MODEL,
-        train=train,
-        corpus_fingerprint=corpus.fingerprint,
-        runtime=RuntimeConfig(data_dir=tmp_path / "data", device="cpu"),
-        parallel=ParallelConfig(pipeline=2, schedule="zero_bubble", micro_batch=2),
-        snapshots_dir=tmp_path / "snapshots",
-    )
+    parallel = ParallelConfig(pipeline=2, schedule="zero_bubble", micro_batch=2)
+    job = job_in(tmp_path, parallel, train=train, corpus_fingerprint=corpus.fingerprint)
     said = "5 micro-batches do not divide into 2 rounds .* sequences of 64 tokens"
     with pytest.raises(RunFailed, match=said):
         run_job(job, tmp_path / "run", lambda step, num_steps, tokens_per_s: None)

@@ -6,15 +6,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from small_run import MODEL, TRAIN
+from small_run import job_in
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from model.errors import ConfigError, RunFailed
 from model.files import write_file
-from model.training.config import RuntimeConfig
 from model.training.distributed import agent
 from model.training.distributed.config import ParallelConfig
-from model.training.distributed.job import Failure, Job, RankLost, failure_file, run_job
+from model.training.distributed.job import Failure, RankLost, failure_file, run_job
 from model.training.evaluation import DomainLoss, LayerLoad
 from model.training.result import TrainResult
 from model.training.stopping import EXIT_INTERRUPTED
@@ -35,15 +34,7 @@ RESULT = TrainResult(
 
 @pytest.fixture
 def job(tmp_path):
-    return Job(
-        name="toy",
-        model=MODEL,
-        train=TRAIN,
-        corpus_fingerprint="0" * 16,
-        runtime=RuntimeConfig(data_dir=tmp_path / "data", device="cpu"),
-        parallel=ParallelConfig(shard=4, micro_batch=4),
-        snapshots_dir=tmp_path / "snapshots",
-    )
+    return job_in(tmp_path, ParallelConfig(shard=4, micro_batch=4), name="toy")
 
 
 def run_by(script, job, folder, on_progress=lambda *told: None):
