@@ -120,6 +120,7 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
         return 0
     from windtunnel import composition
     from windtunnel.console import make_console, speak_plainly
+    from windtunnel.root import require_folder
 
     speak_plainly()
     module = import_module(f"windtunnel.commands.{verb}")
@@ -127,6 +128,8 @@ def _run_verb(verb: str, arguments: Arguments) -> int:
         write_out(composition.composed_yaml(verb, module.Config, arguments.overrides, dirs))
         return 0
     config = composition.load(verb, module.Config, arguments.overrides, dirs)
+    if hasattr(config, "root"):
+        require_folder(config.root)
     return int(module.run(config, make_console()))
 
 

@@ -70,11 +70,13 @@ def _what_is_missing(verb: str, key: str, mapping: Any) -> str:
     if key != "sweep" or "root" not in mapping:
         return f"{asked} (examples: windtunnel {verb} --help)"
     from sweeps.store import Store  # here: a help would import it for nothing
+    from windtunnel.root import require_folder
 
     root = Path(mapping["root"])
+    require_folder(root)
     names = [path.parent.name for path in Store(root).plan_paths()]
     first = f"none yet; start one: windtunnel sweep sweep=quickstart{under(root)}"
-    return f"{asked} Sweeps under {root}: {', '.join(names) or first}"
+    return f"{asked} Sweeps under {root.absolute()}: {', '.join(names) or first}"
 
 
 def composed_yaml(verb: str, cls: type, overrides: Sequence[str], dirs: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Whether this machine has the GPUs that runs of a plan would need."""
+"""Whether runs of a plan would find the GPUs they need: on this machine, or asked for of Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from analysis.wording import counted
 from model.errors import ConfigError
 from sweeps.executors import ExecutorConfig
-from sweeps.executors.config import LocalConfig
+from sweeps.executors.config import LocalConfig, RayConfig
 
 HERE = ("inline", "local")
 """Executors whose runs stay on this machine; of the others' machines nothing is known here."""
@@ -19,11 +19,18 @@ def has_gpu() -> bool:
 
 
 def refuse_absent_gpu(device: str, executor: ExecutorConfig) -> None:
-    """Refuse runs that could only fail.
+    """Refuse runs that could only fail, or would share a GPU that nobody counts.
 
     Raises:
-        ConfigError: they are to run on more GPUs than there are here.
+        ConfigError: they are to run on more GPUs than there are here, or on a cluster's without
+            asking for any.
     """
+    if device == "cuda" and isinstance(executor, RayConfig) and executor.gpus_per_run == 0:
+        raise ConfigError(
+            "device=cuda and executor.gpus_per_run=0: Ray would be asked for no GPU, and start the "
+            "runs where there is none, or all of them on one; add executor.gpus_per_run=1, or 0.25 "
+            "where four runs may share one"
+        )
     if device != "cuda" or executor.kind not in HERE:
         return
     wanted = max(1, executor.gpus) if isinstance(executor, LocalConfig) else 1

@@ -17,6 +17,22 @@ from sweeps.store import Store
 from windtunnel.console import prose, say
 
 
+def require_folder(root: Path) -> None:
+    """Refuse a file in the place of the root or of a folder above it, which nothing can be under.
+
+    Raises:
+        ConfigError: naming that file.
+    """
+    for place in (root.absolute(), *root.absolute().parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise ConfigError(
+                f"root={root}: {place} is a file, where a folder should be; name the folder that "
+                "holds sweeps and runs with root=DIR"
+            )
+
+
 def usable_root(root: Path) -> Path:
     """``root``, made if need be; ConfigError where nothing can be written. A full disk passes as
     the OSError it is."""

@@ -83,7 +83,7 @@ def runs_to_fit(config: FitSource) -> RunsToFit:
         names = ", ".join(sweep_names(Store(config.root))) or "none"
         raise ConfigError(
             "name what to fit: sweep=NAME or records=FILE, one of the two. "
-            f"Sweeps under {config.root}: {names}"
+            f"Sweeps under {config.root.absolute()}: {names}"
         )
     if config.records is not None and not config.records.is_dir():
         return _of_table(config, config.records)

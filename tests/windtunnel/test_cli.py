@@ -77,12 +77,14 @@ def test_a_missing_sweep_is_answered_with_those_there_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report"]) == 2
-    assert "Sweeps under tunnel: none yet; start one: windtunnel sweep" in only_error(capsys)
+    assert f"Sweeps under {tmp_path}/tunnel: none yet; start one: windtunnel sweep" in (
+        only_error(capsys)
+    )
     for name in ("mine", "other"):
         (tmp_path / "tunnel/sweeps" / name).mkdir(parents=True)
         (tmp_path / "tunnel/sweeps" / name / "plan.json").touch()
     assert cli.main(["report"]) == 2
-    assert only_error(capsys).endswith("Sweeps under tunnel: mine, other")
+    assert only_error(capsys).endswith(f"Sweeps under {tmp_path}/tunnel: mine, other")
 
 
 def test_an_error_is_folded_on_a_terminal_and_whole_elsewhere(
@@ -195,6 +197,29 @@ def test_verbs_that_train_nothing_do_not_import_torch(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["sweep", "sweep=smoke"], ["report"], ["view"], ["ledger"], ["doctor"]]
+)
+def test_a_root_that_is_a_file_or_within_one_is_named(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes").write_text("not a folder")
+    for root in ("notes", "notes/deeper/tunnel"):
+        assert cli.main([*words, f"root={root}"]) == 2
+        assert f"root={root}: {tmp_path}/notes is a file, where a folder" in only_error(capsys)
+
+
+def test_a_sweep_that_is_not_there_is_looked_for_in_a_place_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["status", "sweep=nope"]) == 2
+    assert f"no such sweep under {tmp_path}/tunnel. There are: none" in only_error(capsys)
+    assert cli.main(["status"]) == 1
+    assert f"No sweep under {tmp_path}/tunnel yet." in capsys.readouterr().out
 
 
 def test_a_real_process_says_it_in_one_line() -> None:

@@ -44,14 +44,30 @@ def test_a_plan_is_refused_in_one_line_without_its_gpu(
     assert cli.main([*words, f"root={tmp_path}", "dry_run=true"]) == 0
 
 
-@pytest.mark.parametrize("elsewhere", ["slurm", "ray"])
+@pytest.mark.parametrize(
+    "elsewhere", [["executor=slurm"], ["executor=ray", "executor.gpus_per_run=0.5"]]
+)
 def test_runs_of_a_cluster_need_none_here(
-    elsewhere: str, gpus: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    elsewhere: list[str], gpus: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"root={tmp_path}", "dry_run=true", f"executor={elsewhere}"]
+    words = [f"root={tmp_path}", "dry_run=true", *elsewhere]
     assert cli.main([*SWEEP, *words]) == 0
     assert cli.main([*SWEEP, f"root={tmp_path}", "dry_run=true", "device=auto"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [SWEEP, TRAIN])
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
+def test_runs_of_ray_on_gpus_must_ask_for_them(
+    words: list[str], more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words, f"root={tmp_path}", "executor=ray", *more]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("windtunnel: device=cuda and executor.gpus_per_run=0: ")
+    assert "add executor.gpus_per_run=1" in line
+    assert not list(tmp_path.glob("runs/*")), "nothing was begun"
+    assert cli.main([*words, "dry_run=true", "device=auto"]) == 0
 
 
 def test_fewer_gpus_than_are_shared_out_are_too_few(gpus: list[int]) -> None:

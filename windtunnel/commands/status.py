@@ -123,7 +123,7 @@ def known_plan(store: Store, sweep: str, *, read: Callable[[Path], Plan] = read_
         typed = f"windtunnel sweep sweep={sweep}{under(store.root)}"
         train = f". To train it: {typed}" if known else ""
         raise ConfigError(
-            f"sweep={sweep}: no such sweep under {store.root}. There are: {names}{train}"
+            f"sweep={sweep}: no such sweep under {store.root.absolute()}. There are: {names}{train}"
         )
     return read(path)
 
@@ -231,8 +231,8 @@ def _list_sweeps(store: Store, console: Console, *, as_json: bool) -> int:
     if not names and not as_json:
         say(
             console,
-            f"No sweep under {store.root} yet. Start one: windtunnel sweep sweep=quickstart"
-            f"{under(store.root)}",
+            f"No sweep under {store.root.absolute()} yet. "
+            f"Start one: windtunnel sweep sweep=quickstart{under(store.root)}",
         )
         return 1
     rows, counts, all_done = [], [], bool(names)

@@ -84,7 +84,7 @@ def newest_sweep(root: Path) -> str:
     plans = Store(root).plan_paths()
     if not plans:
         raise ConfigError(
-            f"root={root}: no sweep to show yet; start one: windtunnel sweep sweep=quickstart"
-            f"{under(root)}"
+            f"root={root}: no sweep to show under {root.absolute()} yet; start one: "
+            f"windtunnel sweep sweep=quickstart{under(root)}"
         )
     return max(plans, key=lambda path: path.stat().st_mtime).parent.name
