@@ -19,9 +19,10 @@ class Disk:
     """Notes what is synced, in the way of one system."""
 
     def __init__(self, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._known: set[tuple[int, str]] = set()
-        """Numbers of files, and of folders with the names in them: a folder keeps its number when
-        it is renamed."""
+        self._known: set[tuple[int, str, int]] = set()
+        """Numbers of files, and of folders with each name in them and the number it stands for: a
+        folder keeps its number when it is renamed, and a name that was there before may stand for
+        another file since."""
         if system == "macOS":
             monkeypatch.setattr(fcntl, "F_FULLFSYNC", FULL_SYNC, raising=False)
             monkeypatch.setattr(fcntl, "fcntl", self._note)
@@ -35,19 +36,23 @@ class Disk:
 
     def forget(self, path: Path) -> None:
         """Take what was written to a file so far for unsynced: it is about to be written again."""
-        self._known.discard((path.stat().st_ino, ""))
+        number = path.stat().st_ino
+        self._known.discard((number, "", number))
 
     def _note(self, descriptor: int, *command: int) -> None:
         assert command in ((), (FULL_SYNC,))
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         number = os.fstat(descriptor).st_ino
-        names = [each.name for each in path.iterdir()] if path.is_dir() else [""]
-        self._known.update((number, name) for name in names)
+        if path.is_dir():
+            self._known |= {(number, each.name, each.lstat().st_ino) for each in path.iterdir()}
+        else:
+            self._known.add((number, "", number))
 
     def _holds(self, path: Path) -> bool:
+        number = path.lstat().st_ino
         is_file = path.is_file() and not path.is_symlink()
-        has_content = not is_file or (path.stat().st_ino, "") in self._known
-        return has_content and (path.parent.stat().st_ino, path.name) in self._known
+        has_content = not is_file or (number, "", number) in self._known
+        return has_content and (path.parent.stat().st_ino, path.name, number) in self._known
 
 
 def _take_no_notice(*_: object) -> None:

@@ -47,7 +47,8 @@ class WayBack:
         state.become(point.state)
         state.seconds = kept.seconds
         state.fp8_fallen = kept.fp8_fallen
-        state.computed_by = kept.computed_by
+        if kept.computed_by:  # whoever computes now computes the steps from the point on, too
+            state.go_on_under(kept.computed_by[-1]["numerics"])
         state.rewinds = [*kept.rewinds, told]
         state.skipped_steps = kept.skipped_steps + skipped
         self.log.metrics.cut(point.metrics_offset)

@@ -15,9 +15,12 @@ from model.training.checkpoint import (
     Checkpoint,
     by_step,
     checkpoint_paths,
+    keep_checkpoint,
     load_newest,
     read_checkpoint,
+    relabel,
     save_checkpoint,
+    write_body,
 )
 
 
@@ -195,3 +198,36 @@ def test_one_that_does_not_fit_is_passed_over_with_its_reason(tmp_path, caplog):
 
     assert_same(found, checkpoint(1))
     assert "unusable (too new)" in caplog.text
+
+
+def test_one_that_is_kept_for_good_is_not_replaced(tmp_path):
+    """Others may be reading it: a trunk's."""
+    keep_checkpoint(tmp_path, checkpoint(2))
+    keep_checkpoint(tmp_path, Checkpoint(2, {}, {"loss": 0.5}))
+    assert_same(load_newest(tmp_path), checkpoint(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_one_of_another_format_is_not_read(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    body = json.loads((path / "state.json").read_text())
+    del body["sha256"]
+    (path / "state.json").unlink()
+    write_body(path, {**body, "format": 2})
+    with pytest.raises(BrokenCheckpoint, match="format 2, this program reads 1"):
+        read_checkpoint(path)
+
+
+def test_another_label_is_put_on_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path, Checkpoint(1, {}, {"identity": "old"}), keep=1)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            relabel(path, "new")
+    assert read_checkpoint(path).state == {"identity": "old"}
+    relabel(path, "new")
+    assert read_checkpoint(path).state == {"identity": "new"}

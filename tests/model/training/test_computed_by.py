@@ -2,18 +2,24 @@
 
 from dataclasses import replace
 
+import pytest
 import toy_runs
-from toy_runs import MODEL, RUNTIME, TRAIN, train_until
+from toy_runs import MODEL, RUNTIME, TRAIN, Enough, enough_at, train_until
 
+from model.training import progress
 from model.training.trainer import train
 
 
-def test_a_run_resumed_on_other_threads_says_so(corpus, tmp_path):
+def test_a_run_resumed_on_other_threads_says_so(corpus, tmp_path, monkeypatch):
     train_until(5, MODEL, TRAIN, corpus, tmp_path)
     train_until(9, MODEL, TRAIN, corpus, tmp_path)  # as before: nothing new to say
-    result = train(MODEL, TRAIN, corpus, replace(RUNTIME, threads=2), tmp_path)
+    on_two = replace(RUNTIME, threads=2)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+    with pytest.raises(Enough):
+        train(MODEL, TRAIN, corpus, on_two, tmp_path, on_progress=enough_at(12))
+    result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
     told = [(entry["from_step"], entry["numerics"]["threads"]) for entry in result.computed_by]
-    assert told == [(0, RUNTIME.threads), (9, 2)]
+    assert told == [(0, RUNTIME.threads), (9, 2), (12, RUNTIME.threads)]
     assert result.numerics == result.computed_by[-1]["numerics"]
 
 

@@ -1,5 +1,6 @@
 """A run begun with weights trained before: those of the published layout to the bit, no others."""
 
+import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -84,10 +85,14 @@ def test_a_run_begins_with_them_and_goes_on_like_any_other(published, corpus, tm
 
 
 def test_weights_with_steps_behind_them_begin_at_that_step(published, corpus, tmp_path):
-    begun(published, tmp_path / "run", corpus, step=12)
+    result = begun(published, tmp_path / "run", corpus, step=12)
     trained = lines(tmp_path / "run", "train")
     assert [line["step"] for line in trained] == list(range(13, STEPS + 1))
     assert trained[0]["lr"] == learning_rate(TRAIN, 12)
+    # One step's loss, and the speed of its own eight steps: the twelve before it count in neither.
+    assert trained[0]["train_loss_nats"] == pytest.approx(math.log(MODEL.vocab_size), rel=0.02)
+    trained_s = result.seconds["step"] + result.seconds["data"]
+    assert result.tokens_per_s * trained_s == pytest.approx(8 * 128)
     with pytest.raises(ConfigError, match=r"initial_weights.step \(21\) must be at most"):
         replace(TRAIN, initial_weights=InitialWeights(sha256="0", step=STEPS + 1))
 

@@ -1,19 +1,26 @@
 """Going back after a loss spike: to before it, past its text, and to the same bits if killed."""
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import toy_runs
-from toy_runs import CORPUS, RUNTIME, assert_same_run, lines
+from toy_runs import CORPUS, RUNTIME, assert_same_run, lines, train_until
 
 from model.errors import ConfigError
+from model.files import step_folder
 from model.training import progress, reader
+from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import BalanceConfig, EvaluationConfig, HealthConfig, ScheduleConfig
 from model.training.data import PreparedCorpus, prepare_corpus
+from model.training.going_back import WayBack
 from model.training.health import HealthState
 from model.training.rewind import LEAD_STEPS, Point, RewindPoints
+from model.training.routing_use import RoutingUse
+from model.training.state import RunState
 from model.training.trainer import train
 from model.training.whole import WholeModel
 
@@ -109,6 +116,33 @@ def test_killed_before_or_after_it_went_back_it_is_the_same_run(
     assert_same_run(tmp_path, whole[1])
 
 
+def test_what_was_saved_of_the_steps_it_left_is_gone(corpus, tmp_path, monkeypatch):
+    """A kill before the next save would go on from there, with the noise in its weights."""
+    train_until(150, MODEL, TRAIN, corpus[0], tmp_path)
+    monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
+    seen = []
+
+    def look(step, *_):
+        if step == 65:
+            seen.append([path.name for path in checkpoint_paths(tmp_path / "checkpoints")])
+
+    train(MODEL, TRAIN, corpus[0], RUNTIME, tmp_path, on_progress=look)
+    assert seen == [["step-00000064"]]
+
+
+def test_what_an_average_is_made_of_is_taken_anew_after_going_back(corpus, tmp_path):
+    merging = ScheduleConfig(kind="wsm", warmup_frac=0.0, decay_frac=0.68, num_merged=3)
+    result = train(MODEL, replace(TRAIN, schedule=merging), corpus[0], RUNTIME, tmp_path)
+
+    assert result.status == "done"
+    assert result.rewinds[0]["step"] == 64
+    rewinds = [
+        read_checkpoint(step_folder(tmp_path / "snapshots", step)).state["run"]["rewinds"]
+        for step in (64, 132, 200)
+    ]
+    assert rewinds == [[], list(result.rewinds), list(result.rewinds)]
+
+
 def test_a_number_that_is_none_is_stepped_over(corpus, tmp_path, monkeypatch, request):
     monkeypatch.setattr(request.module, "BAD", range(0))
     prepared, read = corpus
@@ -158,6 +192,52 @@ def test_the_points_that_are_kept():
     other.restore(tensors, plain)
     found = other.before(192 + LEAD_STEPS)
     assert (found.step, found.tensors["w"].item(), found.metrics_offset) == (192, 192.0, 192)
+
+
+def test_what_is_given_up_and_what_is_kept_when_a_run_goes_back():
+    use, weights = RoutingUse(1, 2, torch.device("cpu")), torch.zeros(2)
+    state = RunState(HealthState(5.0, 5.0), use, step=60, seconds={"step": 1.0})
+    state.go_on_under({"threads": 1})
+    state.step = 64
+    use.count([torch.tensor([3, 1])])
+    written, watched = [], state.seconds
+    learner = SimpleNamespace(
+        state=state,
+        tensors=lambda: {"w": weights, **use.to_tensors()},
+        restore=lambda tensors: weights.copy_(tensors["w"]),
+    )
+    metrics = SimpleNamespace(synced_offset=lambda: 7, cut=written.append)
+    log = SimpleNamespace(metrics=metrics, write=written.append)
+    saver = SimpleNamespace(drop_after=written.append, save=lambda: written.append("saved"))
+    way_back = WayBack(RewindPoints(1000), learner, log, saver, TRAIN)
+    way_back.remember(0.0)
+    given_up = copy.deepcopy((weights, use.load_LE, use.extremes_2L))
+
+    for times in (1, 2):
+        state.step = 100
+        state.go_on_under({"threads": 2})  # resumed elsewhere
+        state.step = 150
+        state.seconds["step"] = 3.0 * times
+        state.fp8_fallen = ["blocks.1"]
+        state.stages.append({"name": "short"})
+        use.count([torch.tensor([0, 4])])
+        weights += 1
+        written.clear()
+
+        assert way_back.go("noise", 151)
+        told = {"step": 64, "from_step": 151, "reason": "noise"}
+        line = {"kind": "rewind", **told, "skipped_tokens": (151 - 64) * 64}
+        assert written == [7, line, 64, "saved"]
+        assert (state.step, state.stages) == (64, [])
+        for now, then in zip((weights, use.load_LE, use.extremes_2L), given_up, strict=True):
+            assert torch.equal(now, then)
+        assert state.seconds is watched, "the stopwatch goes on in it"
+        assert state.seconds == {"step": 3.0 * times}
+        assert state.fp8_fallen == ["blocks.1"], "it computes in bfloat16 by now"
+        computed_by = [(told["from_step"], told["numerics"]) for told in state.computed_by]
+        assert computed_by == [(60, {"threads": 1}), (64, {"threads": 2})]
+        assert state.rewinds == [told] * times
+        assert state.skipped_steps == (151 - 64) * times
 
 
 def test_a_trunk_cannot_go_back():

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toy_runs
@@ -134,6 +135,13 @@ def test_training_equals_a_plain_loop(unbroken, corpus):
                 router.selection_bias += 0.01 * (sign - sign.mean())
 
 
+def test_the_training_loss_of_a_run_is_the_mean_of_its_last_tenth(corpus, tmp_path):
+    result = train(MODEL, replace(TRAIN, tokens=128 * 25), corpus, RUNTIME, tmp_path)
+    losses = [line["train_loss_nats"] for line in lines(tmp_path, "train")]
+    assert len(losses) == 25
+    assert result.train_loss_nats == pytest.approx((losses[-2] + losses[-1]) / 2, rel=1e-12)
+
+
 @pytest.mark.parametrize("stop_at", [1, 13, 30])
 def test_a_run_stopped_by_its_caller_goes_on_bit_for_bit(
     unbroken, corpus, tmp_path, monkeypatch, stop_at
@@ -150,8 +158,12 @@ def test_a_run_stopped_by_its_caller_goes_on_bit_for_bit(
     with pytest.raises(KeyError, match="someone else's reason"):
         train(MODEL, TRAIN, corpus, RUNTIME, tmp_path, on_progress=stop)
     assert seen == [(step, 30) for step in range(1, stop_at + 1)]
-    result = train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
+    left = []
+    result = train(
+        MODEL, TRAIN, corpus, RUNTIME, tmp_path, on_progress=lambda step, *_: left.append(step)
+    )
 
+    assert left == list(range(stop_at + 1, 31)), "what was done is not done again"
     assert_same_run(tmp_path, unbroken[0])
     assert result.loss_nats == unbroken[1].loss_nats
     assert result.train_loss_nats == unbroken[1].train_loss_nats
@@ -169,6 +181,23 @@ def test_a_run_stopped_between_two_lines_goes_on_bit_for_bit(corpus, tmp_path, m
     assert [line["step"] for line in lines(tmp_path / "once")] == [6, 10]
     assert last_tensors(tmp_path / "once")["run.load"].sum(-1).tolist() == [5 * 128 * 2] * 2
     assert_same_run(tmp_path / "once", tmp_path / "twice")
+
+
+def test_a_line_of_several_steps_sums_up_those_of_one(unbroken, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lines, "LINES_PER_RUN", 5)
+    train(MODEL, TRAIN, corpus, RUNTIME, tmp_path)
+    single = lines(unbroken[0], "train")
+    told = lines(tmp_path, "train")
+    assert [line["step"] for line in told] == [6, 12, 18, 24, 30]
+    for line in told:
+        steps = single[line["step"] - 6 : line["step"]]
+        assert line["grad_norm"] == max(step["grad_norm"] for step in steps)
+        for name in ("train_loss_nats", "mtp_loss_nats"):
+            mean = sum(step[name] for step in steps) / 6
+            assert line[name] == pytest.approx(mean, rel=1e-12)
+        for name in ("max_vio", "min_vio"):
+            means = np.mean([step[name] for step in steps], axis=0)
+            assert line[name] == pytest.approx(means.tolist(), abs=1e-12)
 
 
 def test_sigterm_saves_the_run_and_ends_with_75(unbroken, corpus, tmp_path, monkeypatch):
