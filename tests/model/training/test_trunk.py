@@ -11,7 +11,10 @@ from model.errors import ConfigError
 from model.files import step_folder
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
 from model.training.config import CheckpointConfig, ScheduleConfig
+from model.training.health import HealthState
+from model.training.routing_use import RoutingUse
 from model.training.schedules import learning_rate, merged_steps, trunk_schedule, trunk_steps
+from model.training.state import RunState
 from model.training.trainer import train
 
 MODEL = replace(toy_runs.MODEL, num_dense_layers=0, mtp_depth=0)
@@ -74,6 +77,20 @@ def test_shared_or_alone_it_is_the_same_measurement(corpus, trunk, tmp_path, con
     trained = [line["step"] for line in lines(tmp_path / "shared", "train")]
     assert trained == ([] if config is MERGE else list(range(16, 21)))
     assert (shared.tokens_per_s == 0) == (config is MERGE)
+
+
+def test_a_run_takes_over_what_its_trunk_has_been_through():
+    use = RoutingUse(0, 0, torch.device("cpu"))
+    trunk = RunState(HealthState(2.0, 1.5, 3, 7), use, step=19, tails={"20": 4.5, "40": 9.0})
+    trunk.fp8_fallen = ["blocks.1"]
+    trunk.computed_by = [{"from_step": 0, "numerics": {"threads": 2}}]
+    run = RunState(HealthState(5.0, 5.0), use)
+    run.begin_from_trunk(trunk.to_plain(), 20)
+    assert run.health == trunk.health
+    assert run.fp8_fallen == trunk.fp8_fallen
+    assert run.computed_by == trunk.computed_by
+    assert (run.step, run.first_step, run.line_step) == (19, 19, 19)
+    assert (run.tail_steps, run.tail_nats) == (1, 4.5)
 
 
 def test_a_merge_is_not_the_last_checkpoint(corpus, trunk, tmp_path):
