@@ -376,7 +376,7 @@ def test_a_ledger_that_is_no_file_is_one_clear_line(
     assert f"{place}: a link that leads to itself" in complaint(capsys)
     (tmp_path / "file").touch()
     assert cli.main(["ledger", f"root={tmp_path / 'file'}", *close]) == 2
-    assert "lies within a file" in complaint(capsys)
+    assert "is a file, where a folder should be; name the folder" in complaint(capsys)
 
 
 def test_a_ledger_that_may_not_be_read_is_one_clear_line(
