@@ -49,7 +49,7 @@ class TwoDomains:
         return draw.integers(low, high, (WINDOWS[name], sequence_length + 1))
 
     def count_bytes(self, targets):
-        return int(targets.size)
+        return int((1 + targets // 8).sum())
 
 
 @pytest.fixture
@@ -82,7 +82,16 @@ def test_losses_and_loads_are_those_of_a_plain_count(models, evaluator):
     by_domain = {name: routed(models[0], name) for name in WINDOWS}
     code, prose = (by_domain[name][0].double().mean().item() for name in WINDOWS)
     assert measured.loss_nats == pytest.approx(0.75 * code + 0.25 * prose, rel=1e-6)
-    assert measured.by_domain["prose"].bits_per_byte == pytest.approx(prose / math.log(2), rel=1e-6)
+    of_code, of_prose = (  # bytes a token, of the targets
+        (1 + TwoDomains().heldout(name, LENGTH, 0)[:, 1:] // 8).mean() for name in WINDOWS
+    )
+    bits = prose / math.log(2) / of_prose
+    assert measured.by_domain["prose"].bits_per_byte == pytest.approx(bits, rel=1e-6)
+    bits = (0.75 * code + 0.25 * prose) / math.log(2) / (0.75 * of_code + 0.25 * of_prose)
+    assert measured.bits_per_byte == pytest.approx(bits, rel=1e-6)
+    code, prose = (by_domain[name][0][:, 2:4].double().mean().item() for name in WINDOWS)
+    at_two = dict(measured.by_position)[2]
+    assert at_two == pytest.approx(0.75 * code + 0.25 * prose, rel=1e-6)
     assert [use.layer for use in measured.load_by_layer] == [1, 2]
     for row, use in enumerate(measured.load_by_layer):
         counts = Counter()

@@ -66,6 +66,12 @@ def test_types_are_kept_and_one_checkpoint_is_itself():
         assert torch.equal(merged[name], tensor)
 
 
+def test_parts_that_cancel_leave_what_is_between_them():
+    """Summed in float32 the four would be lost beside a hundred million."""
+    weights = [{"a": torch.tensor([value])} for value in (1e8, 4.0, -1e8, 0.0)]
+    assert merge_weights(weights, (0.25,) * 4)["a"].tolist() == [1.0]
+
+
 def test_what_can_not_be_merged():
     one, other = {"a": torch.ones(1)}, {"b": torch.ones(1)}
     with pytest.raises(ConfigError, match="different models: \\['a', 'b'\\]"):

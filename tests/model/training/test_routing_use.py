@@ -33,6 +33,13 @@ def test_violations_are_of_single_batches_and_the_rest_of_all_together():
     assert measured["max_vio"][0] > together.max_vio[0]
 
 
+def test_dead_is_who_was_chosen_in_none_of_the_steps():
+    use = RoutingUse(1, 4, torch.device("cpu"))
+    for load in ([3, 0, 5, 0], [1, 0, 0, 7]):
+        use.count([torch.tensor(load)])
+    assert use.metrics()["dead_frac"] == [0.25]
+
+
 def test_a_line_begins_from_nothing():
     use = counted(steps(3))
     use.begin_line()

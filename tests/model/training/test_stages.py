@@ -1,6 +1,7 @@
 """Stages: text, context, rate and balance change at their step, and each stage is measured."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from model.config import YarnConfig
 from model.errors import ConfigError
 from model.training.config import EvaluationConfig, ScheduleConfig, StageConfig
 from model.training.data import prepare_corpus
+from model.training.data.stages import lay_out
 from model.training.evaluate import Evaluator, plain_forward
+from model.training.heldout import HeldoutMeasures
 from model.training.positions import position_bounds
 from model.training.reader import Reader
 from model.training.sources import DataStage
-from model.training.stages import lay_out_stages, stage_at
+from model.training.stages import lay_out_stages, model_after, stage_at
 from model.training.trainer import train
 from model.transformer import build_model
 
@@ -70,6 +73,32 @@ def test_what_holds_in_each_stage(corpus):
     assert [stage_at(stages, step).name for step in (0, 11, 12, 19)] == ["short"] * 2 + ["long"] * 2
 
 
+def test_of_an_earlier_stage_the_embedding_and_the_longest_sequence_stay():
+    """Its rate and balance end with it; YaRN stretches what was reached before its stage."""
+    lengths = {"short": 32, "long": 64, "short again": 32}
+    text = tuple(
+        DataStage(name=name, frac=1 / 3, weights=ALL, sequence_length=length)
+        for name, length in lengths.items()
+    )
+    entries = (
+        StageConfig(name="long", rope_base=1e5, lr_factor=0.5, balance_rate=0.0),
+        StageConfig(name="short again", yarn_factor=2.0),
+    )
+    config = replace(TRAIN, tokens=128 * 30, stages=entries)
+    spans = lay_out(text, ALL, num_steps=30, batch_tokens=128, sequence_length=32)
+    first, second, third = lay_out_stages(MODEL, config, spans)
+    assert [stage.last_step for stage in (first, second, third)] == [10, 20, 30]
+    assert (second.lr_factor, second.balance.update_rate) == (0.5, 0.0)
+    assert (third.lr_factor, third.balance) == (1.0, TRAIN.balance)
+    based = replace(MODEL.attention, rope_base=1e5)
+    assert second.attention == based
+    yarn = YarnConfig(factor=2.0, original_positions=64)
+    assert third.attention == replace(based, yarn=yarn)
+    assert model_after(10, MODEL, config, text) == (MODEL, 32)
+    assert model_after(11, MODEL, config, text) == (replace(MODEL, attention=based), 64)
+    assert model_after(30, MODEL, config, text) == (replace(MODEL, attention=third.attention), 64)
+
+
 def test_an_entry_without_its_stage_is_refused(corpus):
     wrong = replace(TRAIN, stages=(StageConfig(name="longer"),))
     with pytest.raises(ConfigError, match=r"\'longer\' is no stage of the data \(short, long\)"):
@@ -88,7 +117,20 @@ def test_a_run_changes_at_its_stages_and_measures_each(whole):
     ]
     assert [line["loss_nats"] for line in told] == [s["loss_nats"] for s in result.stages]
     assert result.stages[-1]["loss_nats"] == result.loss_nats
+    assert lines(run_dir, "eval")[0]["step"] == 10
+    saturation = {layer.saturation for layer in result.load_by_layer}
+    assert saturation == {None}, "the evaluation before was of windows of another length"
     assert [first for first, _ in result.stages[-1]["by_position"]] == [0, 1, 2, 4, 8, 16, 32]
+
+
+def test_a_stage_that_a_run_did_not_end_says_where_it_stood(corpus):
+    """A run that has diverged in it."""
+    stages = lay_out_stages(MODEL, TRAIN, spans_of(corpus))
+    learner = SimpleNamespace(state=SimpleNamespace(step=15))
+    heldout = HeldoutMeasures(corpus, TRAIN, stages, learner)
+    evaluation = SimpleNamespace(loss_nats=9.5, by_position=((0, 9.5),))
+    told = heldout.of_stage(stages[1], evaluation)
+    assert (told["name"], told["steps"], told["loss_nats"]) == ("long", 15, 9.5)
 
 
 def test_with_a_rate_of_zero_the_biases_stand_still(corpus, whole, tmp_path):

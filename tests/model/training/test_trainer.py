@@ -200,6 +200,15 @@ def test_a_line_of_several_steps_sums_up_those_of_one(unbroken, corpus, tmp_path
             assert line[name] == pytest.approx(means.tolist(), abs=1e-12)
 
 
+def test_the_routers_are_held_against_the_evaluation_before(corpus, tmp_path):
+    twice = replace(TRAIN.evaluation, num_intermediate=2)
+    result = train(MODEL, replace(TRAIN, evaluation=twice), corpus, RUNTIME, tmp_path)
+    first, second, last = (line["saturation"] for line in lines(tmp_path, "eval"))
+    assert first == [None, None]
+    assert all(0 < share <= 1 for share in [*second, *last])
+    assert last == [layer.saturation for layer in result.load_by_layer]
+
+
 def test_sigterm_saves_the_run_and_ends_with_75(unbroken, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "PROGRESS_EVERY_S", 0.0)
 
