@@ -62,6 +62,30 @@ def test_the_weights_come_through_the_published_layout_to_the_bit(published, tmp
         assert torch.equal(tensor, TRAINED[name.removeprefix("model.")]), name
 
 
+def test_the_hash_is_of_every_number_name_type_and_shape(published, tmp_path):
+    def digest(cut=1, **tensors):
+        headers = {name: TensorHeader(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        parts = [part for tensor in tensors.values() for part in tensor.view(-1).split(cut)]
+        return replace(published, headers=headers, parts=lambda: iter(parts)).digest()
+
+    four = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert digest(a=four) == digest(a=four, cut=3), "wherever it is cut for reading"
+    digests = {
+        digest(a=four),
+        digest(b=four),
+        digest(a=four.T.contiguous()),
+        digest(a=four.view(4)),
+        digest(a=four.view(torch.int32)),
+        digest(a=four[:1], b=four[1:]),
+    }
+    assert len(digests) == 6
+    begins = tmp_path / "begins"
+    place_weights(published, begins)
+    other = replace(published, parts=lambda: (torch.zeros_like(part) for part in published.parts()))
+    place_weights(other, begins)
+    assert given_weights(begins).digest() == published.digest(), "there already: left alone"
+
+
 def test_a_run_begins_with_them_and_goes_on_like_any_other(published, corpus, tmp_path):
     whole = begun(published, tmp_path / "whole", corpus)
     with pytest.raises(ConfigError, match=r"model.vocab_size \(320\) must be that of the corpus"):
@@ -105,5 +129,7 @@ def test_other_weights_than_planned_are_refused(published, corpus, tmp_path):
         train(MODEL, config, corpus, RUNTIME, tmp_path / "run", trunk_dir=begins)
     with pytest.raises(ConfigError, match="give the command that began it again"):
         train(MODEL, config, corpus, RUNTIME, tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="give the command that began it again"):
+        train(MODEL, config, corpus, RUNTIME, tmp_path / "gone", trunk_dir=tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"no published checkpoint .* and no folder of weights"):
         given_weights(tmp_path)
