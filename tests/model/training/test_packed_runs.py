@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -88,7 +89,10 @@ def assert_same(result, expected, curve, expected_curve):
 
 
 def test_every_run_of_a_stack_is_the_run_by_itself(corpus, alone, tmp_path):
+    begun = time.perf_counter()
     results = packed(corpus, tmp_path)
+    took_s = time.perf_counter() - begun
+    assert sum(sum(result.seconds.values()) for result in results.values()) <= took_s
     assert sorted(results) == list(range(len(CONFIGS)))
     for index, result in results.items():
         curve = lines_without_clock(tmp_path / str(index))

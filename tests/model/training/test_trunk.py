@@ -10,8 +10,9 @@ from toy_runs import RUNTIME, TRAIN, assert_same_tensors, last_weights, lines, t
 from model.errors import ConfigError
 from model.files import step_folder
 from model.training.checkpoint import checkpoint_paths, read_checkpoint
-from model.training.config import CheckpointConfig, ScheduleConfig
+from model.training.config import CheckpointConfig, InitialWeights, ScheduleConfig, StageConfig
 from model.training.health import HealthState
+from model.training.identity import run_identity, trunk_identity
 from model.training.routing_use import RoutingUse
 from model.training.schedules import learning_rate, merged_steps, trunk_schedule, trunk_steps
 from model.training.state import RunState
@@ -144,6 +145,38 @@ def test_another_runs_trunk_is_refused(corpus, trunk, tmp_path):
     other = replace(BRANCH, seed=4)
     with pytest.raises(ConfigError, match="belongs to another trunk"):
         train(MODEL, other, corpus, RUNTIME, tmp_path, trunk_dir=trunk)
+
+
+def test_whose_a_checkpoint_is_depends_on_all_that_decides_its_numbers():
+    """And whose a trunk's is on all that decides its first steps: not where they end."""
+
+    def identities(config, model=MODEL, text="its text"):
+        return run_identity(model, config, text), trunk_identity(model, config, text)
+
+    run, trunk = identities(BRANCH)
+    for config in (
+        replace(BRANCH, seed=4),
+        replace(BRANCH, batch_tokens=256),
+        replace(BRANCH, sequence_length=64),
+        replace(BRANCH, optimizer=replace(BRANCH.optimizer, beta2=0.9)),
+        replace(BRANCH, balance=replace(BRANCH.balance, update_rate=0.5)),
+        replace(BRANCH, schedule=replace(SHARED, warmup_tokens=400)),
+        replace(BRANCH, precision="bf16"),
+        replace(BRANCH, mtp_loss_weight=0.2),
+        replace(BRANCH, stages=(StageConfig(name="long", lr_factor=0.5),)),
+        replace(BRANCH, initial_weights=InitialWeights(sha256="0")),
+    ):
+        assert not {run, trunk} & set(identities(config)), config
+    assert not {run, trunk} & set(identities(BRANCH, replace(MODEL, init_std=0.01)))
+    assert not {run, trunk} & set(identities(BRANCH, text="another text"))
+    for config in (
+        replace(BRANCH, tokens=128 * 30),
+        replace(BRANCH, schedule=replace(SHARED, decay_frac=0.5)),
+        replace(BRANCH, evaluation=replace(BRANCH.evaluation, num_intermediate=0)),
+    ):
+        other, same = identities(config)
+        assert (other != run, same == trunk) == (True, True), config
+    assert identities(replace(BRANCH, checkpoint=CheckpointConfig(keep=9))) == (run, trunk)
 
 
 def test_too_many_checkpoints_to_merge_are_refused():
