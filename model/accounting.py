@@ -72,10 +72,11 @@ class FlopCounts:
 
 
 def attention_params(attention: AttentionConfig, hidden_size: int) -> int:
-    """Weights of the query/key/value and the output projection; no biases."""
+    """Weights of the query/key/value, the output and the output gate's projection; no biases."""
     query_width = attention.num_heads * attention.head_dim
     kv_width = attention.num_kv_heads * attention.head_dim
-    return hidden_size * (query_width + 2 * kv_width) + query_width * hidden_size
+    inward = query_width + 2 * kv_width + attention.gate_width
+    return hidden_size * inward + query_width * hidden_size
 
 
 def swiglu_params(hidden_size: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Grouped-query attention with QK-norm before a partial rotary embedding."""
+"""Grouped-query attention with QK-norm before a partial rotary embedding, and an output gate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from model.kernels import on_gpu
 from model.layers import RMSNorm, Rotary, rms_norm, rotate
 
 # Shapes: B sequences, T positions, D model width, N heads (query, then key, then value),
-# H head width.
+# H head width, F all heads' widths side by side, G outputs of the gate: N or F.
 
 
 class Attention(nn.Module):
-    """Causal attention; one matrix makes all queries, then all keys, then all values."""
+    """Causal attention; one matrix makes all queries, then all keys, then all values.
+
+    The output gate has a matrix of its own, so that a gated model begins with the weights of the
+    same model without it.
+    """
 
     def __init__(self, config: AttentionConfig, width: int, norm_eps: float) -> None:
         super().__init__()
@@ -25,11 +29,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.num_heads * config.head_dim, width, bias=False)
         self.q_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else None
+        self.output_gate = (
+            nn.Linear(width, config.gate_width, bias=False) if config.gate_width else None
+        )
 
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         """Mix positions: each attends to itself and those before it."""
         mixed_BNTH = self._mix(*self._prologue(self.qkv(x_BTD), rotary))
-        out: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(2))
+        mixed_BTF = mixed_BNTH.transpose(1, 2).flatten(2)
+        if self.output_gate is not None:
+            mixed_BTF = gated(mixed_BTF, self.output_gate(x_BTD))
+        out: Tensor = self.out(mixed_BTF)
         return out
 
     def _mix(self, q_BNTH: Tensor, k_BNTH: Tensor, v_BNTH: Tensor) -> Tensor:
@@ -66,3 +76,9 @@ class Attention(nn.Module):
         qk = rotate(qk, rotary.tables(length, qk.device, qk.dtype), c.rotary_dim)
         q, k = qk.split([c.num_heads, c.num_kv_heads], dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.to(qk.dtype).transpose(1, 2)
+
+
+def gated(mixed_BTF: Tensor, gate_BTG: Tensor) -> Tensor:
+    """What the heads have mixed, times the sigmoid of the gate of each head or of each element."""
+    share_BTG1 = gate_BTG.sigmoid()[..., None]
+    return (mixed_BTF.unflatten(-1, (gate_BTG.shape[-1], -1)) * share_BTG1).flatten(-2)

@@ -8,10 +8,14 @@ Field meanings follow the published BailingMoeV2 layout; the words are ours (hou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from model.errors import ConfigError
-from model.own.parts import OwnPart, check_own
+from model.own.parts import OwnPart, check_own, part_of
+
+
+OutputGate = Literal["none", "headwise", "elementwise"]
+"""A gate for each head's output, or for each element of it."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -66,6 +70,9 @@ class AttentionConfig:
     """Context extension, absent in pre-training."""
     qk_norm: bool = True
     """RMSNorm over each query and key head before rotation."""
+    output_gate: OutputGate = "none"
+    """Sigmoid of a projection of attention's input, times what each head has mixed: a number a head
+    or one for each of its elements (arXiv:2505.06708; Qwen3-Next: elementwise)."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -83,6 +90,17 @@ class AttentionConfig:
             f"rotary_dim ({self.rotary_dim}) must be even and between 0 and "
             f"head_dim ({self.head_dim})",
         )
+        kinds = get_args(OutputGate)
+        require(
+            self.output_gate in kinds,
+            f"output_gate must be one of {', '.join(kinds)}, got {self.output_gate!r}",
+        )
+
+    @property
+    def gate_width(self) -> int:
+        """Outputs of the output gate's projection; 0 without one."""
+        outputs_a_head = {"none": 0, "headwise": 1, "elementwise": self.head_dim}
+        return self.num_heads * outputs_a_head[self.output_gate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +222,13 @@ class ModelConfig:
             is_mixture=self.moe is not None,
             num_blocks=self.num_layers + self.mtp_depth,
         )
+        if (part := part_of(self.own, "attention")) is not None:
+            require(
+                self.attention.output_gate == "none",
+                f"own.attention: output_gate is {self.attention.output_gate}, but that gate is the "
+                f"built-in attention's, in whose place {part.name} computes; set it to none, or "
+                "gate there",
+            )
 
     @property
     def num_moe_layers(self) -> int:

@@ -24,7 +24,11 @@ from model.router import Router, Routing
 
 def attend(x_BTD: Tensor, norm: nn.Module, attention: nn.Module, rotary: Rotary) -> Tensor:
     """x + attention(norm(x))."""
-    if type(norm) is not RMSNorm or type(attention) is not Attention:
+    if (
+        type(norm) is not RMSNorm
+        or type(attention) is not Attention
+        or attention.output_gate is not None  # which the compiled half does not know
+    ):
         return x_BTD + attention(norm(x_BTD), rotary)
     c = attention.config
     q_norm, k_norm = attention.q_norm, attention.k_norm

@@ -295,7 +295,11 @@ def _refuse_unpublished(config: ModelConfig) -> None:
     """Variants that exist here but that the published modelling code cannot compute."""
     refuse_own(config.own, "the published code")
     cannot = "not a model the published code can compute:"
-    moe = config.moe
+    gate, moe = config.attention.output_gate, config.moe
+    require(
+        gate == "none",
+        f"{cannot} attention.output_gate is {gate}, its attention has no output gate",
+    )
     if moe is None:
         require(
             config.mtp_depth == 0,

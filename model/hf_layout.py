@@ -38,6 +38,7 @@ class OurTensor:
     name: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    """None of a tensor that the published layout has no name for; no such model is exported."""
     always_float32: bool = False
     """The selection bias, whose steps of 1e-3 would vanish in bfloat16."""
 
@@ -102,6 +103,9 @@ def _attention(config: AttentionConfig, width: int, ours: str, published: str) -
             _whole(f"{ours}.q_norm.weight", f"{published}.query_layernorm.weight", head),
             _whole(f"{ours}.k_norm.weight", f"{published}.key_layernorm.weight", head),
         ]
+    if config.gate_width:
+        shape = (config.gate_width, width)
+        tensors.append(OurTensor(name=f"{ours}.output_gate.weight", shape=shape, pieces=()))
     return tensors
 
 

@@ -101,7 +101,8 @@ def activation_memory(
     - attention with H query and K key-value heads of width h: p·h·(H+K) + 4·(H+K) for the QK-norm,
       p·h·(H+K) for rotated queries and keys, p·h·(H+2K) for the joint projection, which the values
       are a part of, p·h·H for its output and 4·H for the softmax sums; no sequence² scores, which
-      fused attention computes again;
+      fused attention computes again; with an output gate p·h·H for the gated output, p·H or p·h·H
+      for the sigmoids, and under autocast another copy of the input, p·d;
     - a SwiGLU of inner width w: 3·p·w, gate, up and their product;
     - E experts, k a token, each of width w: 2·p·w·k for gate and up, 4·E for the scores, and
       indices and gates (8-byte and 4-byte numbers); the product and the experts' answers are
@@ -145,6 +146,7 @@ def _block_bytes(config: ModelConfig, plan: PrecisionPlan, layer: int, fused: bo
     width = config.hidden_size
     kept = 2 * _norm_bytes(width, plan, fused)
     kept += _attention_bytes(config.attention, plan, fused)
+    kept += _gate_bytes(config.attention, width, plan)
     if config.moe is not None and config.is_moe_layer(layer):
         kept += _moe_bytes(config.moe, width, plan)
     else:
@@ -181,6 +183,15 @@ def _attention_bytes(config: AttentionConfig, plan: PrecisionPlan, fused: bool) 
         elements += queries_and_keys
         scales += queries_and_keys
     return elements * config.head_dim * plan.product_bytes + scales * _FLOAT32
+
+
+def _gate_bytes(config: AttentionConfig, width: int, plan: PrecisionPlan) -> int:
+    if not config.gate_width:
+        return 0
+    elements = config.num_heads * config.head_dim + config.gate_width
+    if plan.product_bytes < plan.stream_bytes:
+        elements += width  # each product casts its input by itself
+    return elements * plan.product_bytes
 
 
 def _swiglu_bytes(inner_width: int, plan: PrecisionPlan) -> int:

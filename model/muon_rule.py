@@ -56,6 +56,10 @@ def layer_update_flops(config: ModelConfig, layer: int, *, per_head: bool) -> Up
         heads = [1] * sum(heads)
     others = sum(matrix_flops(count * a.head_dim, width) for count in heads)
     others += matrix_flops(width, a.num_heads * a.head_dim)
+    if a.output_gate == "elementwise" and per_head:
+        others += a.num_heads * matrix_flops(a.head_dim, width)
+    elif a.output_gate != "none":
+        others += matrix_flops(a.gate_width, width)
     if layer >= config.num_layers:
         others += matrix_flops(width, 2 * width)
     moe = config.moe if config.is_moe_layer(layer) else None

@@ -105,7 +105,7 @@ def _update_flops(model: ModelConfig, train: TrainConfig) -> float:
 
 
 def _fp8_products(model: ModelConfig, train: TrainConfig) -> int:
-    """Two of attention and two of every feed-forward and expert, if they are in FP8.
+    """Two of attention, or three, and two of every feed-forward and expert, if they are in FP8.
 
     As if each expert were visited in each step: a batch of a ladder has more choices than experts.
     """
@@ -114,7 +114,8 @@ def _fp8_products(model: ModelConfig, train: TrainConfig) -> int:
     layers = model.num_layers + model.mtp_depth
     mixtures = sum(model.is_moe_layer(layer) for layer in range(layers))
     experts = (model.moe.num_experts + bool(model.moe.num_shared_experts)) if model.moe else 0
-    return 2 * (layers + (layers - mixtures) + mixtures * experts)
+    gates = layers if model.attention.gate_width else 0
+    return 2 * (layers + (layers - mixtures) + mixtures * experts) + gates
 
 
 def cost_of(

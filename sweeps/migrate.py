@@ -35,6 +35,7 @@ ADDED: dict[int, dict[str, Any]] = {
     4: {"model.own": []},
     5: {"train.initial_weights": None},
     6: {"train.optimizer.muon": None},
+    7: {"model.attention.output_gate": "none"},
 }
 """By version, what it added to a spec and the value that stands for runs from before it."""
 

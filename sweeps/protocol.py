@@ -20,6 +20,7 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
     """The protocol of one run, as plain values for its record."""
     moe = spec.model.moe
     initial, muon = spec.train.initial_weights, spec.train.optimizer.muon
+    gate = spec.model.attention.output_gate
     own = {part.kind: f"{part.name} {part.source}" for part in spec.model.own}
     return {
         "numerics": spec.numerics,
@@ -47,6 +48,7 @@ def protocol_of(spec: RunSpec) -> dict[str, Any]:
         },
         "optimizer": spec.train.optimizer.kind,
         **({"per_head": True} if muon is not None and muon.per_head else {}),
+        **({"output_gate": gate} if gate != "none" else {}),
         "balance": to_plain(spec.train.balance),
         "schedule": to_plain(spec.train.schedule),
         "mtp_loss_weight": spec.train.mtp_loss_weight if spec.model.mtp_depth else 0.0,

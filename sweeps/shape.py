@@ -128,6 +128,7 @@ def _shape_of_width(recipe: ShapeRecipe, width: int, vocab_size: int) -> ModelCo
             rotary_dim=2 * math.floor(recipe.head_dim * recipe.rotary_frac / 2),
             rope_base=recipe.rope_base,
             qk_norm=recipe.qk_norm,
+            output_gate=recipe.output_gate,
         ),
         moe=None if recipe.dense else moe,
         num_dense_layers=0 if recipe.dense else nearest(num_layers * recipe.dense_layer_frac),

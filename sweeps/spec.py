@@ -15,7 +15,7 @@ from model.training.corpora import CorpusConfig
 from model.typed import build, to_plain
 from sweeps.files import canonical_text, read_json, text_hash
 
-SPEC_VERSION = 6
+SPEC_VERSION = 7
 """Version of the fields below; adding, removing or renaming one raises it (a test pins them)."""
 
 NUMERICS_VERSION = 5

@@ -64,6 +64,7 @@ def _shape(model: ModelConfig) -> dict[str, str]:
         "dense_width": str(model.dense_width),
         "heads": f"{attention.num_heads} / {attention.num_kv_heads} kv",
         "head_dim": f"{attention.head_dim}, {attention.rotary_dim} rotated",
+        "output_gate": attention.output_gate,
         "vocab_size": str(model.vocab_size),
         "mtp_depth": str(model.mtp_depth),
     }
@@ -91,6 +92,7 @@ def _reasons(recipe: ShapeRecipe) -> dict[str, str]:
         "dense_width": held.format(f"dense_width_ratio {recipe.dense_width_ratio:g}"),
         "heads": f"the recipe's head_dim {recipe.head_dim} at this width",
         "head_dim": held.format(f"head_dim {recipe.head_dim}"),
+        "output_gate": held.format(f"output_gate {recipe.output_gate}"),
         "vocab_size": "the tokenizer of the sweep's corpus",
         "mtp_depth": held.format(f"mtp_depth {recipe.mtp_depth}"),
         "experts": held.format(experts),

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import gated
 from model.config import MoEConfig
 from model.experts import routed_experts
 from model.kernels import block, loss, step
@@ -117,7 +118,7 @@ class PackedTransformer:
         loads: list[Tensor],
     ) -> Tensor:
         compiled = block.serves(x_MND)  # a model at a time: it knows one model's weights
-        if compiled:
+        if compiled and self.config.attention.output_gate == "none":
             x_MND = self._compiled_attention(prefix, x_MND, batch)
         else:
             normed_MND = self._norm(f"{prefix}attention_norm.weight", x_MND)
@@ -159,6 +160,8 @@ class PackedTransformer:
             q, k, v, is_causal=True, enable_gqa=c.num_heads != c.num_kv_heads
         )
         mixed_MNF = mixed.transpose(1, 2).reshape(len(x_MND), batch.numel(), -1)
+        if c.output_gate != "none":
+            mixed_MNF = gated(mixed_MNF, self._linear(f"{prefix}output_gate.weight", x_MND))
         return self._linear(f"{prefix}out.weight", mixed_MNF)
 
     def _compiled_attention(self, prefix: str, x_MND: Tensor, batch: torch.Size) -> Tensor:

@@ -2,6 +2,7 @@
 
 As in Ling 2.0, attention's projections and all feed-forwards and experts are in FP8; embedding,
 output layer, routers, norms, attention itself and the projection of multi-token prediction are not.
+An output gate's projection, which Ling has none of, is one of attention's.
 Every MEASURE_EVERY steps each layer's products are computed in float32 besides. One whose
 safeguards are crossed computes in bfloat16 from then on, and the run says so.
 """
@@ -49,6 +50,8 @@ class Fp8Layers:
             elif isinstance(module, Attention):
                 self._take(f"{path}.qkv", module.qkv)
                 self._take(f"{path}.out", module.out)
+                if module.output_gate is not None:
+                    self._take(f"{path}.output_gate", module.output_gate)
             elif isinstance(module, SwiGLU):
                 self._take(f"{path}.gate_up", module.gate_up)
                 self._take(f"{path}.down", module.down)

@@ -30,7 +30,8 @@ def hidden_matrices(model: nn.Module, *, per_head: bool) -> dict[nn.Parameter, t
         model: a whole one, or a list of stages.
         per_head: every head's rows of the joint projection are a matrix of their own
             (arXiv:2602.15763, arXiv:2607.24653), where all queries are one otherwise, all keys and
-            all values.
+            all values; so are those of an elementwise output gate. Of a headwise one a head has a
+            single row, and it stays whole.
     """
     cuts = _cuts(model, per_head)
     tables = _tables(model)
@@ -61,6 +62,8 @@ def _cuts(model: nn.Module, per_head: bool) -> dict[Tensor, list[int]]:
                 if per_head:
                     heads = [1] * sum(heads)
                 cuts[module.qkv.weight] = [count * c.head_dim for count in heads]
+                if module.output_gate is not None and per_head and c.output_gate == "elementwise":
+                    cuts[module.output_gate.weight] = [c.head_dim] * c.num_heads
             case SwiGLU():
                 cuts[module.gate_up.weight] = [len(module.gate_up.weight) // 2] * 2
             case RoutedExperts():

@@ -86,6 +86,10 @@ def attention(xs, weights, prefix, config):
             raw = [queries[t][head] @ keys[s][kv] / math.sqrt(width) for s in range(t + 1)]
             total = sum(score.exp() for score in raw)
             mixed.append(sum(raw[s].exp() / total * values[s][kv] for s in range(t + 1)))
+        if a.output_gate != "none":
+            gates = 1 / (1 + (-(weights[f"{prefix}.output_gate.weight"] @ xs[t])).exp())
+            rows = gates.numel() // a.num_heads  # one a head, or one for each of its elements
+            mixed = [m * g for m, g in zip(mixed, gates.split(rows), strict=True)]
         outputs.append(weights[f"{prefix}.out.weight"] @ torch.cat(mixed))
     return outputs
 

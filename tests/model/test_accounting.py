@@ -120,6 +120,26 @@ def test_conventions_differ_by_what_their_names_say(config):
     assert flops.others["all_matmuls"] == flops.house + output - 6 * norms
 
 
+@pytest.mark.parametrize(("gate", "outputs"), [("headwise", 16), ("elementwise", 16 * 128)])
+def test_an_output_gate_by_hand(gate, outputs):
+    """Ling-mini's 20 layers of width 2048: 16 more rows of the projections each, or 2048.
+
+    A weight is 6 FLOPs a token in training; a sigmoid and a product of elements are in no count of
+    matrix products.
+    """
+    attention = dataclasses.replace(LING_MINI.attention, output_gate=gate)
+    gated = dataclasses.replace(LING_MINI, attention=attention)
+    weights = 20 * 2048 * outputs
+    plain, counts = count_params(LING_MINI), count_params(gated)
+    assert counts.by_group["attention"] - plain.by_group["attention"] == weights
+    assert counts.total - plain.total == weights
+    assert counts.active - plain.active == weights
+    assert counts.active_non_embedding - plain.active_non_embedding == weights
+    before, flops = flops_per_token(LING_MINI, 4096), flops_per_token(gated, 4096)
+    assert flops.house - before.house == 6 * weights
+    assert flops.others["all_matmuls"] - before.others["all_matmuls"] == 6 * weights
+
+
 def test_layers_sum_to_the_house_convention():
     layers = layer_counts(LING_1T)
     parts = sum(layer_flops_per_token(LING_1T, layer, 4096) for layer in layers)
@@ -149,16 +169,18 @@ SMALL = ModelConfig(
 
 
 def grid():
-    """Dense and mixture, leading dense layers, shared experts, MTP, GQA ratios, QK-norm."""
+    """Dense and mixture, leading dense layers, shared experts, MTP, GQA ratios, QK-norm, gates."""
     ffns = [
         (shared, dense_layers)
         for shared, dense_layers in itertools.product((0, 1, 2), (0, 1, 3))
         if dense_layers or shared != 2
     ]
-    for ffn, mtp, kv_heads, qk_norm in itertools.product(
-        [*ffns, None], (0, 1), (1, 4), (True, False)
+    for ffn, mtp, kv_heads, qk_norm, gate in itertools.product(
+        [*ffns, None], (0, 1), (1, 4), (True, False), ("none", "headwise", "elementwise")
     ):
-        attention = dataclasses.replace(SMALL.attention, num_kv_heads=kv_heads, qk_norm=qk_norm)
+        attention = dataclasses.replace(
+            SMALL.attention, num_kv_heads=kv_heads, qk_norm=qk_norm, output_gate=gate
+        )
         config = dataclasses.replace(SMALL, attention=attention, mtp_depth=mtp)
         if ffn is None:
             yield dataclasses.replace(config, moe=None, num_dense_layers=0)
@@ -185,7 +207,8 @@ def groups_of_the_module(model: nn.Module) -> Counter[str]:
     }
     for module in set(model.modules()) - inside_mtp:
         if isinstance(module, Attention):
-            groups["attention"] += size(module.qkv) + size(module.out)
+            products = [module.qkv, module.out, module.output_gate]
+            groups["attention"] += sum(size(product) for product in products if product)
         for name, owner in owners.items():
             if isinstance(module, owner):
                 groups["shared_experts" if module in shared else name] += size(module)
@@ -199,7 +222,7 @@ def size(module: nn.Module) -> int:
 
 def test_every_group_is_what_the_built_module_has():
     configs = list(grid())
-    assert len(configs) > 60
+    assert len(configs) > 180
     for config in configs:
         model = build_model(config, seed=0, device="meta")
         counts = count_params(config)
@@ -227,9 +250,20 @@ def test_the_published_sizes_are_those_of_the_built_module(config):
         {"num_dense_layers": 0},
         {"moe": None, "num_dense_layers": 0},
         {"attention": dataclasses.replace(SMALL.attention, num_kv_heads=4)},
+        {"attention": dataclasses.replace(SMALL.attention, output_gate="headwise")},
+        {"attention": dataclasses.replace(SMALL.attention, output_gate="elementwise")},
         {"moe": dataclasses.replace(SMALL.moe, num_shared_experts=2)},
     ],
-    ids=["mixture", "mtp", "no dense layer", "dense", "no GQA", "two shared"],
+    ids=[
+        "mixture",
+        "mtp",
+        "no dense layer",
+        "dense",
+        "no GQA",
+        "a gate a head",
+        "a gate an element",
+        "two shared",
+    ],
 )
 def test_all_matmuls_agree_with_the_flop_counter(changes, backward, monkeypatch):
     """To the last FLOP, with kernels that the counter sees into: plain loop, plain attention."""

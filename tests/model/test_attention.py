@@ -32,8 +32,24 @@ def rows(seed=1, batch=2):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"qk_norm": False}, {"rotary_dim": 0}],
-    ids=["grouped", "a key head each", "one key head", "no QK-norm", "no rotation"],
+    [
+        {},
+        {"num_kv_heads": 4},
+        {"num_kv_heads": 1},
+        {"qk_norm": False},
+        {"rotary_dim": 0},
+        {"output_gate": "headwise"},
+        {"output_gate": "elementwise"},
+    ],
+    ids=[
+        "grouped",
+        "a key head each",
+        "one key head",
+        "no QK-norm",
+        "no rotation",
+        "a gate a head",
+        "a gate an element",
+    ],
 )
 def test_attention_is_its_restatement(fields, oracle, tiny):
     module, rotary = make(**fields)

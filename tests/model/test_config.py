@@ -6,6 +6,7 @@ import pytest
 
 from model.config import AttentionConfig, ModelConfig, MoEConfig, YarnConfig
 from model.errors import ConfigError
+from model.own.parts import OwnCounts, OwnPart
 
 LING_MINI_MOE = MoEConfig(
     num_experts=256, experts_per_token=8, expert_width=512, num_groups=8, groups_per_token=4
@@ -73,11 +74,30 @@ def test_moe_refusals(change: dict[str, int], message: str) -> None:
         ({"num_kv_heads": 3}, r"num_kv_heads \(3\) must divide num_heads \(16\)"),
         ({"rotary_dim": 63}, r"rotary_dim \(63\) must be even and between 0 and head_dim \(128\)"),
         ({"rotary_dim": 130}, r"rotary_dim \(130\) must be even"),
+        ({"output_gate": "head"}, "one of none, headwise, elementwise, got 'head'"),
     ],
 )
 def test_attention_refusals(change: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(ATTENTION, **change)
+
+
+def test_a_gate_has_an_output_a_head_or_one_for_each_of_its_elements() -> None:
+    kinds = ("none", "headwise", "elementwise")
+    assert [replace(ATTENTION, output_gate=kind).gate_width for kind in kinds] == [0, 16, 16 * 128]
+
+
+def test_an_attention_of_the_users_own_has_no_gate_of_the_built_in_one() -> None:
+    counts = (OwnCounts(),) * 20
+    own = OwnPart(
+        kind="attention", name="my:Mixer", source="0" * 8, sequence_length=32, counts=counts
+    )
+    assert replace(LING_MINI, own=(own,)).own
+    gated = replace(ATTENTION, output_gate="headwise")
+    with pytest.raises(ConfigError, match=r"own.attention: output_gate is headwise.* my:Mixer"):
+        replace(LING_MINI, own=(own,), attention=gated)
+    norm = replace(own, kind="norm")
+    assert replace(LING_MINI, own=(norm,), attention=gated).attention.gate_width == 16
 
 
 def test_model_refusals() -> None:

@@ -62,6 +62,13 @@ def test_the_weight_of_the_prediction_loss_is_stated_where_there_is_one():
     assert published_config(without)["mtp_loss_scaling_factor"] == 0
 
 
+@pytest.mark.parametrize("gate", ["headwise", "elementwise"])
+def test_an_output_gate_is_nothing_the_published_code_computes(gate):
+    gated = dataclasses.replace(TINY.attention, output_gate=gate)
+    with pytest.raises(ConfigError, match=f"output_gate is {gate}, its attention has no output ga"):
+        published_config(dataclasses.replace(TINY, attention=gated))
+
+
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(98, 2), (100, 58), (6, 4), (128, 0)])
 def test_a_rotary_width_survives_the_published_truncation(head_dim, rotary_dim):
     attention = dataclasses.replace(TINY.attention, head_dim=head_dim, rotary_dim=rotary_dim)

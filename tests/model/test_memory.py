@@ -48,6 +48,12 @@ CONFIGS = {
     "no QK-norm": dataclasses.replace(
         BASE, attention=dataclasses.replace(BASE.attention, qk_norm=False)
     ),
+    "a gate a head": dataclasses.replace(
+        BASE, attention=dataclasses.replace(BASE.attention, output_gate="headwise")
+    ),
+    "a gate an element": dataclasses.replace(
+        BASE, attention=dataclasses.replace(BASE.attention, output_gate="elementwise")
+    ),
     "wide, large vocabulary": dataclasses.replace(
         BASE,
         hidden_size=256,

@@ -28,8 +28,9 @@ def test_a_matrix_by_hand():
 
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("moe", [MODEL.moe, None])
-def test_the_closed_form_counts_the_matrices_there_are(per_head, moe):
-    config = replace(MODEL, moe=moe)
+@pytest.mark.parametrize("gate", ["none", "headwise", "elementwise"])
+def test_the_closed_form_counts_the_matrices_there_are(per_head, moe, gate):
+    config = replace(MODEL, moe=moe, attention=replace(MODEL.attention, output_gate=gate))
     counted = {"routed": 0.0, "others": 0.0}
     model = build_model(config, seed=0)
     names = {parameter: name for name, parameter in model.named_parameters()}

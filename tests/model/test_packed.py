@@ -44,6 +44,16 @@ SHAPES = {
             selection_bias=False,
         )
     ),
+    "a gate a head": config(
+        attention=AttentionConfig(
+            num_heads=4, num_kv_heads=2, head_dim=8, rotary_dim=4, output_gate="headwise"
+        )
+    ),
+    "a gate an element": config(
+        attention=AttentionConfig(
+            num_heads=4, num_kv_heads=2, head_dim=8, rotary_dim=4, output_gate="elementwise"
+        )
+    ),
     "no head norms": config(
         attention=AttentionConfig(
             num_heads=4, num_kv_heads=2, head_dim=8, rotary_dim=4, qk_norm=False

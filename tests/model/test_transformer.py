@@ -28,6 +28,8 @@ VARIANTS = {
     "two shared experts": {"moe": {"num_shared_experts": 2}},
     "no shared expert": {"moe": {"num_shared_experts": 0}},
     "no QK-norm": {"attention": {"qk_norm": False}},
+    "a gate a head": {"attention": {"output_gate": "headwise"}, "mtp_depth": 1},
+    "a gate an element": {"attention": {"output_gate": "elementwise"}},
     "whole head rotated": {"attention": {"rotary_dim": 6}},
     "nothing rotated": {"attention": {"rotary_dim": 0}},
     "one key head each": {"attention": {"num_kv_heads": 4}},

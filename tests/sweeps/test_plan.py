@@ -237,6 +237,12 @@ def test_products_that_are_emulated_are_priced(plan):
     products = (eight[2] - plain[2]) / spec.train.num_steps / EMULATED_PRODUCT
     assert products == pytest.approx(2 * spec.model.num_layers * (1 + 1 + moe.num_experts))
     assert (plain[0], plain[1], plain[3]) == (eight[0], eight[1], eight[3])
+    gated = replace(
+        spec.model, attention=replace(spec.model.attention, output_gate="headwise")
+    )  # a third of attention's
+    more = usage_of(gated, replace(spec.train, precision="fp8"), 1)[2] - eight[2]
+    of_gates = EMULATED_PRODUCT * spec.model.num_layers * spec.train.num_steps
+    assert more == pytest.approx(of_gates)
 
 
 def test_calibration_learns_the_prices_of_another_machine():

@@ -39,7 +39,10 @@ def test_no_other_width_lies_nearer_to_the_target(target):
     assert found.hidden_size % 16 == 0
 
 
-@pytest.mark.parametrize("recipe", [SHAPE, replace(LING_MINI, dense_layer_frac=0.05)])
+@pytest.mark.parametrize(
+    "recipe",
+    [SHAPE, replace(LING_MINI, dense_layer_frac=0.05), replace(SHAPE, output_gate="elementwise")],
+)
 def test_the_width_that_is_found_is_that_of_a_search_through_all(recipe):
     multiple = recipe.width_multiple
     shapes = [_shape_of_width(recipe, step * multiple, 257) for step in range(1, 100)]
@@ -47,6 +50,19 @@ def test_the_width_that_is_found_is_that_of_a_search_through_all(recipe):
     for target in np.geomspace(sizes[0], sizes[80], 60):
         nearest = min(range(99), key=lambda index: abs(math.log(sizes[index] / target)))
         assert shape_for(recipe, float(target), 32, 257) == shapes[nearest]
+
+
+def test_a_gate_is_paid_for_in_width():
+    """One of each element costs about what the queries do; one a head hardly anything."""
+    target = 3e8
+    plain, headwise, elementwise = (
+        shape_for(replace(SHAPE, output_gate=gate), target, 32, 257)
+        for gate in ("none", "headwise", "elementwise")
+    )
+    assert elementwise.attention.output_gate == "elementwise"
+    assert elementwise.hidden_size < headwise.hidden_size <= plain.hidden_size
+    for shape in (headwise, elementwise):
+        assert flops_per_token(shape, 32).house == pytest.approx(target, rel=0.05)
 
 
 @pytest.mark.parametrize("recipe", [SHAPE, replace(LING_MINI, dense_layer_frac=0.05)])

@@ -66,7 +66,7 @@ def leaves(value, path=""):
 def test_the_id_is_pinned():
     # Changes when the scientific fields, their canonical form or NUMERICS_VERSION change. Then the
     # runs on disk are other runs: do it on purpose, raise SPEC_VERSION, say so in the changelog.
-    assert run_id(SPEC) == "w64l3e32k4-d524k-s0-c0165efca391"
+    assert run_id(SPEC) == "w64l3e32k4-d524k-s0-d3342e66a34e"
 
 
 def test_the_scientific_fields_are_pinned():
@@ -180,6 +180,12 @@ def test_each_part_of_the_protocol_is_told_apart_by_name():
             SPEC, train=replace(train, evaluation=EvaluationConfig(heldout_tokens=64))
         ),
         "numerics": replace(SPEC, numerics=0),
+        "output_gate": replace(
+            SPEC,
+            model=replace(
+                SPEC.model, attention=replace(SPEC.model.attention, output_gate="headwise")
+            ),
+        ),
         "precision": replace(SPEC, train=replace(train, precision="bf16")),
         "routing.score": replace(
             SPEC, model=replace(SPEC.model, moe=replace(SPEC.model.moe, score="softmax"))

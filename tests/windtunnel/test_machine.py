@@ -403,6 +403,22 @@ def test_what_an_engine_cannot_be_told_is_written_beside_its_options(tmp_path):
     assert "expert" not in megatron.read_text()
 
 
+def test_a_gate_an_element_is_handed_over_and_a_gate_a_head_refused(tmp_path):
+    def gated(kind):
+        return replace(SMALL, attention=replace(SMALL.attention, output_gate=kind))
+
+    options = megatron_options(gated("elementwise"), TRAIN, ParallelConfig())
+    plain = megatron_options(SMALL, TRAIN, ParallelConfig())
+    assert options == plain | {"--attention-output-gate": ""}
+    written = write_handover(tmp_path / "elementwise", gated("elementwise"), TRAIN, ParallelConfig())
+    megatron, torchtitan = (path.read_text() for path in written)
+    assert "# Note: the published layout has no output gate: weights can't be taken" in megatron
+    assert "output gate: elementwise" in torchtitan
+    with pytest.raises(ConfigError, match=r"output_gate is headwise; Megatron-LM's --attention"):
+        write_handover(tmp_path / "headwise", gated("headwise"), TRAIN, ParallelConfig())
+    assert not (tmp_path / "headwise").exists()
+
+
 def test_a_machine_without_gpus_holds_four_ranks_a_core(monkeypatch):
     monkeypatch.setattr("windtunnel.machine.sizes.usable_cores", lambda: 2)
     _require_room(8, None, "cpu")

@@ -100,6 +100,7 @@ def shape_table(model: ModelConfig) -> Table:
         layers += f", the first {model.num_dense_layers} dense"
     if model.mtp_depth:
         layers += f", and {model.mtp_depth} that predicts one token further"
+    gate = f", {attention.output_gate} output gate" if attention.gate_width else ""
     rows = [
         ("layers", layers),
         ("width", f"{model.hidden_size}, vocabulary {model.vocab_size}"),
@@ -107,7 +108,7 @@ def shape_table(model: ModelConfig) -> Table:
             "attention",
             f"{attention.num_heads} query and {attention.num_kv_heads} key-value heads of "
             f"{attention.head_dim}, {attention.rotary_dim} of it rotated, "
-            f"base {attention.rope_base:g}",
+            f"base {attention.rope_base:g}{gate}",
         ),
     ]
     if any(layer.kind == "dense" for layer in layer_counts(model)):

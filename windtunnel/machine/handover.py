@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from model.config import ModelConfig
+from model.config import ModelConfig, require
 from model.files import make_folder, write_file
 from model.muon_rule import STEPS, UPDATE_RMS
 from model.training.config import MuonConfig, TrainConfig
@@ -33,13 +33,14 @@ def write_handover(
     """Write ``megatron.args`` and ``torchtitan.args``: one option a line, notes as comments.
 
     Raises:
-        ConfigError: ``folder`` is a file, or lies below one.
+        ConfigError: ``folder`` is a file, or lies below one; an engine lacks what the model has.
     """
+    for_megatron = megatron_options(model, train, parallel)
     make_folder(folder)
     files = {
         "megatron.args": _text(
             MEGATRON,
-            megatron_options(model, train, parallel),
+            for_megatron,
             _megatron_notes(model, train, parallel),
         ),
         "torchtitan.args": _text(
@@ -54,8 +55,18 @@ def write_handover(
 
 
 def megatron_options(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> Options:
-    """``pretrain_gpt.py`` options; samples are sequences."""
+    """``pretrain_gpt.py`` options; samples are sequences.
+
+    Raises:
+        ConfigError: attention has a gate a head, which it has not.
+    """
     attention, optimizer = model.attention, train.optimizer
+    require(
+        attention.output_gate != "headwise",
+        "export: attention.output_gate is headwise; Megatron-LM's --attention-output-gate is "
+        "elementwise, and without the gate it would train another model. Promote the elementwise "
+        "variant, or train this one with `windtunnel launch`",
+    )
     options: Options = {
         "--num-layers": f"{model.num_layers}",
         "--hidden-size": f"{model.hidden_size}",
@@ -101,6 +112,8 @@ def megatron_options(model: ModelConfig, train: TrainConfig, parallel: ParallelC
         options["--cp-comm-type"] = "all_gather"
     if attention.qk_norm:
         options["--qk-layernorm"] = ""
+    if attention.output_gate == "elementwise":
+        options["--attention-output-gate"] = ""
     if train.precision == "bf16":
         options["--bf16"] = ""
     if parallel.pipeline > 1:
@@ -264,6 +277,8 @@ def _megatron_notes(model: ModelConfig, train: TrainConfig, parallel: ParallelCo
         notes.append("it has no zero-bubble schedule: interleaved 1F1B takes its place")
     if model.moe is not None and model.moe.num_groups > 1:
         notes.append("a group's score there sums its best topk // group-topk experts, here its two")
+    if model.attention.output_gate != "none":
+        notes.append("the published layout has no output gate: weights can't be taken along")
     if train.optimizer.muon is not None:
         notes += _muon_notes(train.optimizer.muon)
     return notes + _untold(train)
@@ -290,7 +305,8 @@ def _torchtitan_notes(model: ModelConfig, kind: str) -> list[str]:
     return [
         "the model is a Python function there (--module, --config): shape by hand from this line:",
         f"{model.num_layers} layers of {model.hidden_size}, {attention.num_heads} heads and "
-        f"{attention.num_kv_heads} key-value heads of {attention.head_dim}",
+        f"{attention.num_kv_heads} key-value heads of {attention.head_dim}, "
+        f"output gate: {attention.output_gate}",
         f"optimizer ({kind}: rates, betas, decay) and the balance rule belong to that function as "
         "well",
         "it ships no grouped-query mixture with a partial rotary embedding and QK-norm",

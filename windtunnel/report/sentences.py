@@ -229,6 +229,8 @@ def recommended(answer: Answer) -> list[tuple[str, str]]:
         ("Layers", f"{model.num_layers} ({model.num_dense_layers} dense)"),
         ("Heads", f"{model.attention.num_heads} of width {model.attention.head_dim}"),
     ]
+    if model.attention.gate_width:
+        rows.append(("Output gate", model.attention.output_gate))
     if model.moe is not None:
         moe = model.moe
         rows += [

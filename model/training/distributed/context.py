@@ -97,6 +97,8 @@ class ContextAttention(Attention):
             self.add_module(name, module)
         if not attention.config.qk_norm:
             self.q_norm = self.k_norm = None
+        if attention.output_gate is None:
+            self.output_gate = None
 
     def _mix(self, q_BNTH: Tensor, k_BNTH: Tensor, v_BNTH: Tensor) -> Tensor:
         c, piece = self.config, q_BNTH.shape[2] // 2

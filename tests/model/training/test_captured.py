@@ -96,11 +96,15 @@ def test_what_was_changed_in_between_is_seen(played):
     assert len(played) > before
 
 
-@pytest.mark.parametrize("why", ["prediction of a second token", "an operation of the framework"])
+@pytest.mark.parametrize(
+    "why", ["prediction of a second token", "an output gate", "an operation of the framework"]
+)
 def test_a_pass_of_more_than_compiled_calls_is_left_to_autograd(why):
     config = MODEL
     if why == "prediction of a second token":
         config = replace(MODEL, mtp_depth=1)
+    if why == "an output gate":
+        config = replace(MODEL, attention=replace(MODEL.attention, output_gate="headwise"))
     model = build_model(config, seed=0)
     if why == "an operation of the framework":
         model.blocks[1].register_forward_hook(lambda _, __, out: (out[0] * 1.0, out[1]))

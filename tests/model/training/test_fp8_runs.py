@@ -41,8 +41,8 @@ TRAIN = replace(
 )
 
 
-def loss_and_gradients(precision, **fallen):
-    model = build_model(MODEL, seed=0)
+def loss_and_gradients(precision, config=MODEL, **fallen):
+    model = build_model(config, seed=0)
     layers = Fp8Layers(model, **fallen) if precision == "fp8" else None
     if layers is not None:
         layers.watch()
@@ -81,6 +81,18 @@ def test_a_model_in_fp8_is_near_the_one_in_fp32():
     assert all(name.startswith("mtp.block.") for name in set(line["cosine"]) - expected)
     assert not any("projection" in name or "output" in name for name in line["cosine"])
     assert line["fallen"] == {}
+
+
+@pytest.mark.parametrize("gate", ["headwise", "elementwise"])
+def test_the_projection_of_an_output_gate_is_one_of_attentions(gate):
+    config = replace(MODEL, attention=replace(MODEL.attention, output_gate=gate))
+    exact, exact_gradients, _ = loss_and_gradients("fp32", config)
+    loss, gradients, layers = loss_and_gradients("fp8", config)
+    assert loss == pytest.approx(exact, rel=0.01)
+    name = "blocks.0.attention.output_gate"
+    assert name in layers.verdict()["cosine"]
+    found = [grads[f"{name}.weight"].flatten() for grads in (gradients, exact_gradients)]
+    assert 0.9 < torch.cosine_similarity(*found, dim=0) < 0.999999
 
 
 def test_a_layer_beyond_a_limit_falls_back_and_says_so(monkeypatch, caplog):

@@ -86,6 +86,28 @@ def test_the_hash_is_of_every_number_name_type_and_shape(published, tmp_path):
     assert given_weights(begins).digest() == published.digest(), "there already: left alone"
 
 
+@pytest.mark.parametrize("gate", ["headwise", "elementwise"])
+def test_the_gates_weights_come_along_in_a_folder_of_weights(gate, tmp_path):
+    """Which the published layout, whose attention has none, refuses."""
+    gated = replace(MODEL, attention=replace(MODEL.attention, output_gate=gate))
+    trained = build_model(gated, seed=9).state_dict()
+    headers = {name: TensorHeader(tuple(t.shape), t.dtype) for name, t in trained.items()}
+    write_weights(tmp_path / "own", gated, headers, trained.values())
+    own = given_weights(tmp_path / "own")
+    assert own.model == gated
+    assert own.headers.keys() == trained.keys()
+    place_weights(own, tmp_path / "run" / "begins")
+    device = torch.device("cpu")
+    learner = WholeModel(gated, TRAIN, initial_state(gated, TRAIN, device), device)
+    learner.begin_with(trained)
+    name = "blocks.0.attention.output_gate.weight"
+    assert torch.equal(learner.weights()[f"model.{name}"], trained[name])
+    options = ExportOptions(dtype=torch.float32, max_positions=32, eos_token_id=None)
+    with pytest.raises(ConfigError, match=f"attention.output_gate is {gate}"):
+        export_checkpoint(gated, trained, tmp_path / "published", options)
+    assert not (tmp_path / "published").exists()
+
+
 def test_a_run_begins_with_them_and_goes_on_like_any_other(published, corpus, tmp_path):
     whole = begun(published, tmp_path / "whole", corpus)
     with pytest.raises(ConfigError, match=r"model.vocab_size \(320\) must be that of the corpus"):

@@ -34,8 +34,8 @@ LING = ModelConfig(
 )
 
 
-def stacks_by_name(per_head):
-    model = build_model(LING, seed=0)
+def stacks_by_name(per_head, config=LING):
+    model = build_model(config, seed=0)
     found = hidden_matrices(model, per_head=per_head)
     return {name: found.get(p) for name, p in model.named_parameters()}
 
@@ -63,6 +63,19 @@ def test_a_matrix_is_what_a_product_consists_of():
     assert heads.pop("blocks.0.attention.qkv.weight") == (Stack(0, 8, 8, 24),)
     others = [name for name in heads if not name.endswith("qkv.weight")]
     assert all(heads[name] == found[name] for name in others)
+
+
+def test_a_gate_is_a_matrix_and_of_a_gate_an_element_each_head_is_one():
+    """4 heads of 8 in a width of 24; of a gate a head each head has one row, which stays with the
+    others."""
+    name = "blocks.0.attention.output_gate.weight"
+    for gate, whole, heads in (
+        ("headwise", (Stack(0, 1, 4, 24),), (Stack(0, 1, 4, 24),)),
+        ("elementwise", (Stack(0, 1, 32, 24),), (Stack(0, 4, 8, 24),)),
+    ):
+        config = replace(LING, attention=replace(LING.attention, output_gate=gate))
+        assert stacks_by_name(per_head=False, config=config)[name] == whole
+        assert stacks_by_name(per_head=True, config=config)[name] == heads
 
 
 def test_a_module_of_the_users_own_is_matrices_in_its_last_two_dimensions():

@@ -40,6 +40,12 @@ class Variant:
     """From a step on."""
 
 
+def gated(kind):
+    """The small run's model with an output gate, of weights that make it matter."""
+    attention = replace(MODEL.attention, output_gate=kind)
+    return replace(MODEL, attention=attention, init_std=0.05)
+
+
 VARIANTS = {
     "stages-of-other-rotary": Variant(
         parallel=ParallelConfig(pipeline=2, virtual=2, micro_batch=8),
@@ -58,6 +64,19 @@ VARIANTS = {
             mtp_depth=0,
             attention=replace(MODEL.attention, qk_norm=False),
         ),
+    ),
+    "a-gate-an-element": Variant(
+        parallel=ParallelConfig(shard=2, context=2, micro_batch=4),
+        model=gated("elementwise"),
+    ),
+    "a-gate-a-head": Variant(
+        parallel=ParallelConfig(pipeline=2, virtual=2, micro_batch=8),
+        model=gated("headwise"),
+    ),
+    "gates-of-heads-by-muon": Variant(
+        parallel=ParallelConfig(shard=4, expert=2, micro_batch=4),
+        model=gated("elementwise"),
+        train=MUON,
     ),
     "bf16": Variant(
         parallel=ParallelConfig(shard=2, expert=2, micro_batch=8),
