@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.config import OutputGate, require, require_positive
+from model.config import require, require_positive
 from model.training.config import MuonConfig
 from sweeps.own import BUILT_IN, OwnModules
 
@@ -67,8 +67,8 @@ class ShapeRecipe:
     init_width: int
     """Narrower models get init_std · sqrt(init_width / width), which keeps the size of a layer's
     output. At width 48 that is 0.039, and 0.15 nats better than 0.006 (LOG.md, 2026-11-23)."""
-    output_gate: OutputGate = "none"
-    """Of attention; see :class:`~model.config.AttentionConfig`."""
+    output_gate: Literal["none", "headwise", "elementwise"] = "none"
+    """Of attention: a sigmoid times what each head has mixed, or each element of it."""
     dense: bool = False
     """A dense model of equal active width in place of experts (the baseline of leverage)."""
 

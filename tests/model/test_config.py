@@ -74,7 +74,7 @@ def test_moe_refusals(change: dict[str, int], message: str) -> None:
         ({"num_kv_heads": 3}, r"num_kv_heads \(3\) must divide num_heads \(16\)"),
         ({"rotary_dim": 63}, r"rotary_dim \(63\) must be even and between 0 and head_dim \(128\)"),
         ({"rotary_dim": 130}, r"rotary_dim \(130\) must be even"),
-        ({"output_gate": "head"}, "one of none, headwise, elementwise, got 'head'"),
+        ({"output_gate": "head"}, "output_gate must be none, headwise or elementwise, got 'head'"),
     ],
 )
 def test_attention_refusals(change: dict[str, int], message: str) -> None:

@@ -410,7 +410,9 @@ def test_a_gate_an_element_is_handed_over_and_a_gate_a_head_refused(tmp_path):
     options = megatron_options(gated("elementwise"), TRAIN, ParallelConfig())
     plain = megatron_options(SMALL, TRAIN, ParallelConfig())
     assert options == plain | {"--attention-output-gate": ""}
-    written = write_handover(tmp_path / "elementwise", gated("elementwise"), TRAIN, ParallelConfig())
+    written = write_handover(
+        tmp_path / "elementwise", gated("elementwise"), TRAIN, ParallelConfig()
+    )
     megatron, torchtitan = (path.read_text() for path in written)
     assert "# Note: the published layout has no output gate: weights can't be taken" in megatron
     assert "output gate: elementwise" in torchtitan
