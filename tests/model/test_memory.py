@@ -127,6 +127,17 @@ def test_activations_and_copies_of_the_weights_under_autocast(config, plainly):
     assert kept.total == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["a gate a head", "a gate an element"])
+def test_what_a_gate_adds_under_autocast_to_the_byte(kind, plainly):
+    def measured_and_kept(config):
+        with torch.autocast("cpu", torch.bfloat16):
+            measured = saved_bytes(config, 96, 4, torch.float32)
+        return measured, activation_memory(config, AUTOCAST, sequence_length=96, sequences=4).total
+
+    (before, kept_before), (measured, kept) = map(measured_and_kept, (BASE, CONFIGS[kind]))
+    assert measured - before == kept - kept_before > 0
+
+
 def test_the_compiled_kernel_keeps_the_same(plainly):
     """It rounds each expert's visits up to whole vectors, which many tokens make small."""
     try:
