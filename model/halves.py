@@ -24,20 +24,17 @@ from model.router import Router, Routing
 
 def attend(x_BTD: Tensor, norm: nn.Module, attention: nn.Module, rotary: Rotary) -> Tensor:
     """x + attention(norm(x))."""
-    if (
-        type(norm) is not RMSNorm
-        or type(attention) is not Attention
-        or attention.output_gate is not None  # which the compiled half does not know
-    ):
+    if type(norm) is not RMSNorm or type(attention) is not Attention:
         return x_BTD + attention(norm(x_BTD), rotary)
     c = attention.config
-    q_norm, k_norm = attention.q_norm, attention.k_norm
+    q_norm, k_norm, gate = attention.q_norm, attention.k_norm, attention.output_gate
     weights = block.AttentionWeights(
         norm.weight,
         attention.qkv.weight,
         None if q_norm is None else q_norm.weight,
         None if k_norm is None else k_norm.weight,
         attention.out.weight,
+        None if gate is None else gate.weight,
     )
     if not block.serves(x_BTD, *weights):
         return x_BTD + attention(norm(x_BTD), rotary)

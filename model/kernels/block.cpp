@@ -1,10 +1,10 @@
 // The halves of a transformer block, each one call forward and one backward, fp32.
 //
-//   attention      y = x + out(attend(qkv(norm(x))))
+//   attention      y = x + out(attend(qkv(norm(x))) * sigmoid(gate(norm(x)))),  the gate where there is one
 //   feed-forward   y = x + down(silu(gate) * up),  gate and up of gate_up(norm(x))
 //   mixture        normed = norm(x) and the router's selection from it; later y = experts + x + shared(normed)
 //
-// Saved from forward to backward: the inputs, the joint projections and attention's output. Norms, activations and
+// Saved from forward to backward: the inputs, the projections and what the heads mixed. Norms, activations and
 // attention scores are recomputed: each is one pass over what is in cache. Rows are tokens, N = B*T of them.
 // Gradients are overwritten, never accumulated. With bf16 the factors of all products with weights except the
 // router's are rounded to bfloat16; accumulation, attention's own products and everything else are fp32.
@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "choice.h"
 #include "linear.h"
+#include "output_gate.h"
 #include "rows.h"
 
 namespace {
@@ -76,18 +77,22 @@ struct FeedForward {
 extern "C" {
 
 // log_sums [B, Q, T]; q_norm, k_norm: H weights each, or both null; d_head_norms: of q_norm, then of k_norm.
+// gate_outputs: Q, Q * H or 0; then gate_weight and gates are null.
 void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
-                          int64_t table_row, float eps, const float* x,
+                          int64_t table_row, int64_t gate_outputs, float eps, const float* x,
                           const float* norm_weight, const float* qkv_weight, const float* q_norm, const float* k_norm,
-                          const float* out_weight, const float* cos, const float* sin, float* qkv,
-                          float* mixed, float* log_sums, float* y, int32_t bf16, int32_t threads) {
+                          const float* out_weight, const float* gate_weight, const float* cos, const float* sin,
+                          float* qkv, float* mixed, float* log_sums, float* gates, float* y, int32_t bf16,
+                          int32_t threads) {
     const How how{threads, bf16 != 0};
+    const OutputGate gate{Q, H, gate_outputs};
     const Attention a{T, Q, G, H, R, table_row, q_norm, k_norm, cos, sin, eps};
     const int64_t N = B * T;
     {
         Buffer normed(N * D);
         norm_rows(N, D, x, norm_weight, eps, normed.data, threads);
         linear(N, a.row(), D, normed.data, qkv_weight, qkv, false, how);
+        if (gates) linear(N, gate.outputs, D, normed.data, gate_weight, gates, false, how);
     }
     share_rows(B * G, a.ns(), threads, [&](int64_t from, int64_t to) {
         AttentionRoom room(a, false);
@@ -97,22 +102,30 @@ void wt_attention_forward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G,
         }
     });
     std::memcpy(y, x, N * D * sizeof(float));
-    linear(N, D, Q * H, mixed, out_weight, y, true, how);
+    Buffer gated(gates ? N * gate.width() : 0);
+    if (gates) gate.forward(N, mixed, gates, gated.data, threads);
+    linear(N, D, Q * H, gates ? gated.data : mixed, out_weight, y, true, how);
 }
 
 void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G, int64_t H, int64_t R,
-                           int64_t table_row, float eps, const float* x,
+                           int64_t table_row, int64_t gate_outputs, float eps, const float* x,
                            const float* norm_weight, const float* qkv_weight, const float* q_norm, const float* k_norm,
-                           const float* out_weight, const float* cos, const float* sin, const float* qkv,
-                           const float* mixed, const float* log_sums, const float* dy, float* dx,
-                           float* d_norm_weight, float* d_qkv_weight, float* d_head_norms,
-                           float* d_out_weight, int32_t bf16, int32_t threads) {
+                           const float* out_weight, const float* gate_weight, const float* cos, const float* sin,
+                           const float* qkv, const float* mixed, const float* log_sums, const float* gates,
+                           const float* dy, float* dx, float* d_norm_weight, float* d_qkv_weight, float* d_head_norms,
+                           float* d_out_weight, float* d_gate_weight, int32_t bf16, int32_t threads) {
     const How how{threads, bf16 != 0};
+    const OutputGate gate{Q, H, gate_outputs};
     const Attention a{T, Q, G, H, R, table_row, q_norm, k_norm, cos, sin, eps};
     const int64_t N = B * T;
-    linear_weight(N, D, Q * H, dy, mixed, d_out_weight, false, how);
-    Buffer d_qkv(N * a.row()), between(N * std::max(D, Q * H));
+    {
+        Buffer gated(gates ? N * gate.width() : 0);
+        if (gates) gate.forward(N, mixed, gates, gated.data, threads);
+        linear_weight(N, D, Q * H, dy, gates ? gated.data : mixed, d_out_weight, false, how);
+    }
+    Buffer d_qkv(N * a.row()), between(N * std::max(D, Q * H)), d_gates(N * gate.outputs);
     linear_back(N, D, Q * H, dy, out_weight, between.data, false, how);
+    if (gates) gate.backward(N, mixed, gates, between.data, d_gates.data, threads);
     by_rows(B * G, 2 * a.ns(), q_norm ? 2 * H : 0, d_head_norms, threads, [&](int64_t from, int64_t to, float* sums) {
         AttentionRoom room(a, true);
         for (int64_t i = from; i < to; i++) {
@@ -125,7 +138,9 @@ void wt_attention_backward(int64_t B, int64_t T, int64_t D, int64_t Q, int64_t G
     });
     norm_rows(N, D, x, norm_weight, eps, between.data, threads);
     linear_weight(N, a.row(), D, d_qkv.data, between.data, d_qkv_weight, false, how);
+    if (gates) linear_weight(N, gate.outputs, D, d_gates.data, between.data, d_gate_weight, false, how);
     linear_back(N, a.row(), D, d_qkv.data, qkv_weight, between.data, false, how);
+    if (gates) linear_back(N, gate.outputs, D, d_gates.data, gate_weight, between.data, true, how);
     norm_rows_back(N, D, between.data, x, norm_weight, eps, dy, dx, d_norm_weight, threads);
 }
 

@@ -5,7 +5,8 @@ else, and :func:`serves` says which applies.
 """
 
 # Shapes: B sequences, T positions (or tokens), D model width, E experts, F width of the joint
-# projection (queries, keys, values), H head width, W inner width of a feed-forward.
+# projection (queries, keys, values), H head width, G outputs of the gate's projection, W inner
+# width of a feed-forward.
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ from model.kernels import rounding, step
 from model.kernels.blas import hand_over_sgemm
 from model.kernels.compiled import FLAG, NUMBER, POINTER, SIZE, Operations
 
-_HEADS, _SIZES = [*[SIZE] * 8, NUMBER], [SIZE] * 3
+_HEADS, _SIZES = [*[SIZE] * 9, NUMBER], [SIZE] * 3
 operations = Operations(
     "block.cpp",
     "the halves of a block",
     {
-        "wt_attention_forward": [*_HEADS, *[POINTER] * 12, FLAG],
-        "wt_attention_backward": [*_HEADS, *[POINTER] * 17, FLAG],
+        "wt_attention_forward": [*_HEADS, *[POINTER] * 14, FLAG],
+        "wt_attention_backward": [*_HEADS, *[POINTER] * 20, FLAG],
         "wt_feed_forward_forward": [*_SIZES, NUMBER, *[POINTER] * 6, FLAG],
         "wt_feed_forward_backward": [*_SIZES, NUMBER, *[POINTER] * 10, FLAG],
         "wt_router_forward": [*[SIZE] * 6, FLAG, NUMBER, NUMBER, *[POINTER] * 10],
@@ -69,13 +70,16 @@ class Heads(NamedTuple):
 
 
 class AttentionWeights(NamedTuple):
-    """The weights of an attention half; the head norms are both given or both None."""
+    """The weights of an attention half; the head norms are both given or both None, and the output
+    gate's projection is None where there is no gate.
+    """
 
     norm_D: Tensor
     qkv_FD: Tensor
     q_norm_H: Tensor | None
     k_norm_H: Tensor | None
     out_DF: Tensor
+    gate_GD: Tensor | None
 
 
 def attention(
@@ -85,11 +89,12 @@ def attention(
     tables: tuple[Tensor, Tensor],
     heads: Heads,
 ) -> Tensor:
-    """x + out(attention of the normalised x), causal.
+    """x + out(attention of the normalised x), causal; gated before ``out`` where there is a gate.
 
     Args:
         x_BTD: the residual stream.
-        weights: of the norm, the projections and the norms of queries and keys.
+        weights: of the norm, the projections and the norms of queries and keys; a gate has an
+            output for each head, or for each element of it.
         eps: of all norms.
         tables: cosines and sines from ``model.layers.Rotary.tables``.
         heads: how the joint projection is laid out.
@@ -108,6 +113,7 @@ class _Attention(torch.autograd.Function):
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         out_weight: Tensor,
+        gate_weight: Tensor | None,
         eps: float,
         tables: tuple[Tensor, Tensor],
         heads: Heads,
@@ -115,15 +121,18 @@ class _Attention(torch.autograd.Function):
         x = x.contiguous()
         batch, length, width = x.shape
         cos, sin = tables
-        shape = (batch, length, width, *heads, cos.stride(0), eps)
+        outputs = 0 if gate_weight is None else len(gate_weight)
+        shape = (batch, length, width, *heads, cos.stride(0), outputs, eps)
         qkv = x.new_empty(batch, length, len(qkv_weight))
         mixed = x.new_empty(batch, length, out_weight.shape[1])
         log_sums = x.new_empty(batch, heads.num_heads, length)
+        gates = None if gate_weight is None else x.new_empty(batch, length, outputs)
         y = torch.empty_like(x)
-        inputs = (x, norm_weight, qkv_weight, q_norm, k_norm, out_weight, cos, sin)
+        inputs = (x, norm_weight, qkv_weight, q_norm, k_norm, out_weight, gate_weight, cos, sin)
         bf16 = ctx.bf16 = rounding.is_on()
-        operations("wt_attention_forward", *shape, *inputs, qkv, mixed, log_sums, y, bf16)
-        ctx.save_for_backward(*inputs, qkv, mixed, log_sums)
+        kept = (*inputs, qkv, mixed, log_sums, gates)
+        operations("wt_attention_forward", *shape, *kept, y, bf16)
+        ctx.save_for_backward(*kept)
         ctx.shape = shape
         return y
 
@@ -131,15 +140,16 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        x, norm, qkv, q_norm, _, out = saved[:6]
+        x, norm, qkv, q_norm, _, out, gate = saved[:7]
         dx, d_norm, d_qkv, d_out = (torch.empty_like(t) for t in (x, norm, qkv, out))
         d_heads, both = None, (None, None)
         if q_norm is not None:
             d_heads = q_norm.new_empty(2 * len(q_norm))
             both = (d_heads[: len(q_norm)], d_heads[len(q_norm) :])
-        grads = (dx, d_norm, d_qkv, d_heads, d_out)
+        d_gate = None if gate is None else torch.empty_like(gate)
+        grads = (dx, d_norm, d_qkv, d_heads, d_out, d_gate)
         operations("wt_attention_backward", *ctx.shape, *saved, dy.contiguous(), *grads, ctx.bf16)
-        return dx, d_norm, d_qkv, *both, d_out, None, None, None
+        return dx, d_norm, d_qkv, *both, d_out, d_gate, None, None, None
 
 
 def feed_forward(

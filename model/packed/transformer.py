@@ -118,7 +118,7 @@ class PackedTransformer:
         loads: list[Tensor],
     ) -> Tensor:
         compiled = block.serves(x_MND)  # a model at a time: it knows one model's weights
-        if compiled and self.config.attention.output_gate == "none":
+        if compiled:
             x_MND = self._compiled_attention(prefix, x_MND, batch)
         else:
             normed_MND = self._norm(f"{prefix}attention_norm.weight", x_MND)
@@ -169,7 +169,7 @@ class PackedTransformer:
         c = self.config.attention
         names = ["attention_norm", "attention.qkv", "attention.q_norm", "attention.k_norm"]
         rows: list[Sequence[Tensor | None]] = []
-        for name in (*names, "attention.out"):
+        for name in (*names, "attention.out", "attention.output_gate"):
             weight = self.stack.weights.get(f"{prefix}{name}.weight")
             rows.append([None] * len(x_MND) if weight is None else weight.unbind())
         heads = block.Heads(c.num_heads, c.num_kv_heads, c.head_dim, c.rotary_dim)

@@ -7,17 +7,23 @@
 
 using Floats = std::vector<float>;
 
-static void attentions(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, bool norm, bool bf16, int threads) {
+static void attentions(int64_t B, int64_t T, int64_t Q, int64_t G, int64_t H, bool norm, int64_t outputs, bool bf16,
+                       int threads) {
     const int64_t D = 5, R = 2 * (H / 2), F = (Q + 2 * G) * H, N = B * T;
     Floats x(N * D, 0.5f), norm_w(D, 1.0f), qkv_w(F * D, 0.1f), heads(2 * H, 1.0f), out_w(D * Q * H, 0.1f);
     Floats cos(T * H, 0.6f), sin(T * H, 0.8f), qkv(N * F), mixed(N * Q * H), log_sums(B * Q * T), y(N * D);
     Floats dx(N * D), d_norm(D), d_qkv(F * D), d_heads(2 * H), d_out(D * Q * H);
+    Floats gate_w(outputs * D, 0.1f), gates(N * outputs), d_gate(outputs * D);
+    const float *gate = outputs ? gate_w.data() : nullptr;
+    float *logits = outputs ? gates.data() : nullptr, *d_gate_w = outputs ? d_gate.data() : nullptr;
     const float *q = norm ? heads.data() : nullptr, *k = norm ? heads.data() + H : nullptr;
-    wt_attention_forward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k, out_w.data(),
-                         cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), bf16, threads);
-    wt_attention_backward(B, T, D, Q, G, H, R, H, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k, out_w.data(),
-                          cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(), y.data(), dx.data(),
-                          d_norm.data(), d_qkv.data(), norm ? d_heads.data() : nullptr, d_out.data(), bf16, threads);
+    wt_attention_forward(B, T, D, Q, G, H, R, H, outputs, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k,
+                         out_w.data(), gate, cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(),
+                         logits, y.data(), bf16, threads);
+    wt_attention_backward(B, T, D, Q, G, H, R, H, outputs, 1e-6f, x.data(), norm_w.data(), qkv_w.data(), q, k,
+                          out_w.data(), gate, cos.data(), sin.data(), qkv.data(), mixed.data(), log_sums.data(),
+                          logits, y.data(), dx.data(), d_norm.data(), d_qkv.data(), norm ? d_heads.data() : nullptr,
+                          d_out.data(), d_gate_w, bf16, threads);
 }
 
 static void feed_forwards(int64_t N, int64_t D, int64_t W, bool bf16, int threads) {
@@ -53,17 +59,18 @@ int main() {
         const int threads = run % 2 ? 3 : 1;
         const bool bf16 = run / 2 == 2;
         wt_use_tiles(run / 2 == 1 ? ALWAYS : NEVER);
-        attentions(1, 1, 1, 1, 2, true, bf16, threads);
-        attentions(2, 37, 4, 2, 6, true, bf16, threads);
-        attentions(1, 16, 3, 1, 16, false, bf16, threads);
-        attentions(1, 33, 1, 1, 50, true, bf16, threads);
+        attentions(1, 1, 1, 1, 2, true, 0, bf16, threads);
+        attentions(2, 37, 4, 2, 6, true, 4, bf16, threads);
+        attentions(1, 16, 3, 1, 16, false, 0, bf16, threads);
+        attentions(2, 35, 3, 1, 10, false, 3 * 10, bf16, threads);
+        attentions(1, 33, 1, 1, 50, true, 0, bf16, threads);
         for (int64_t n : {1, 7, 33, 130}) {
             feed_forwards(n, 5, 3, bf16, threads);
             routers(n, 20, 9, threads);
             cases++;
         }
         feed_forwards(130, 131, 1024, bf16, threads);
-        cases += 5;
+        cases += 6;
     }
     std::printf("%d cases\n", cases);
 }

@@ -47,7 +47,10 @@ def assert_agree(run) -> None:
         assert apart < FLOAT32_ERROR
 
 
-@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize(
+    ("qk_norm", "gate"),
+    [(True, "none"), (False, "none"), (True, "headwise"), (True, "elementwise")],
+)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "rotary", "length"),
     [
@@ -59,13 +62,14 @@ def assert_agree(run) -> None:
         (1, 1, 128, 64, 100),
     ],
 )
-def test_attention(qk_norm, heads, kv_heads, head_dim, rotary, length, threads, products):
+def test_attention(qk_norm, gate, heads, kv_heads, head_dim, rotary, length, threads, products):
     config = AttentionConfig(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rotary_dim=rotary,
         qk_norm=qk_norm,
+        output_gate=gate,
     )
 
     def run(dtype):
@@ -151,8 +155,11 @@ def test_scores_far_apart_leave_one_key_and_no_nan():
     assert x.grad.isfinite().all()
 
 
-def test_the_same_bits_on_every_repeat(threads):
-    config = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16, rotary_dim=8)
+@pytest.mark.parametrize("gate", ["none", "headwise", "elementwise"])
+def test_the_same_bits_on_every_repeat(threads, gate):
+    config = AttentionConfig(
+        num_heads=4, num_kv_heads=2, head_dim=16, rotary_dim=8, output_gate=gate
+    )
     norm, layer = (
         filled(RMSNorm(32, EPS), torch.float32),
         filled(Attention(config, 32, EPS), torch.float32),

@@ -68,12 +68,18 @@ def worst(run) -> float:
     return max(float((a.double() - b).norm() / b.norm().clamp(min=0.5)) for a, b in pairs)
 
 
-def attention(dtype):
-    config = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=12, rotary_dim=8)
+def attention(dtype, gate="none"):
+    config = AttentionConfig(
+        num_heads=4, num_kv_heads=2, head_dim=12, rotary_dim=8, output_gate=gate
+    )
     norm, layer = filled(RMSNorm(40, EPS), dtype), filled(Attention(config, 40, EPS), dtype)
     x = draw(3, 37, 40, seed=50).to(dtype).requires_grad_()
     y = halves.attend(x, norm, layer, Rotary(config))
     return values_and_gradients(y, [x, *norm.parameters(), *layer.parameters()])
+
+
+def gated_attention(dtype):
+    return attention(dtype, "elementwise")
 
 
 def feed_forward(dtype):
@@ -104,7 +110,7 @@ def mixture(dtype):
     return [stats.load_E.double(), *values_and_gradients(y, leaves)]
 
 
-@pytest.mark.parametrize("run", [attention, feed_forward, output_layer])
+@pytest.mark.parametrize("run", [attention, gated_attention, feed_forward, output_layer])
 def test_factors_are_rounded_and_nothing_else(run, threads, monkeypatch):
     far = worst(run)
     monkeypatch.setattr(F, "linear", lambda x, w, bias=None: RoundedLinear.apply(x, w))

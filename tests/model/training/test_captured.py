@@ -75,6 +75,20 @@ def test_the_same_bits_step_after_step(moe, played):
     assert_same(model, captured, batch(8))
 
 
+@pytest.mark.parametrize("gate", ["headwise", "elementwise"])
+def test_an_output_gate_is_played_back_with_the_rest(gate, played):
+    gated = replace(MODEL, attention=replace(MODEL.attention, output_gate=gate))
+    model = build_model(gated, seed=0)
+    captured, optimizer = Captured(model), build_optimizer(model, OptimizerConfig(peak_lr=1e-2))
+    opened = model.blocks[1].attention.output_gate.weight
+    for seed in range(3):
+        before = opened.clone()
+        assert_same(model, captured, batch(seed))
+        optimizer.step()
+        assert not torch.equal(opened, before)
+    assert played
+
+
 def test_what_was_changed_in_between_is_seen(played):
     model = build_model(MODEL, seed=0)
     captured = Captured(model)
@@ -96,15 +110,11 @@ def test_what_was_changed_in_between_is_seen(played):
     assert len(played) > before
 
 
-@pytest.mark.parametrize(
-    "why", ["prediction of a second token", "an output gate", "an operation of the framework"]
-)
+@pytest.mark.parametrize("why", ["prediction of a second token", "an operation of the framework"])
 def test_a_pass_of_more_than_compiled_calls_is_left_to_autograd(why):
     config = MODEL
     if why == "prediction of a second token":
         config = replace(MODEL, mtp_depth=1)
-    if why == "an output gate":
-        config = replace(MODEL, attention=replace(MODEL.attention, output_gate="headwise"))
     model = build_model(config, seed=0)
     if why == "an operation of the framework":
         model.blocks[1].register_forward_hook(lambda _, __, out: (out[0] * 1.0, out[1]))
