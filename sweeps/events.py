@@ -12,6 +12,7 @@ EventKind = Literal[
     "skipped",  # nothing to do: done, or failed or diverged before and not to be tried again
     "started",
     "waiting",  # it was handed in and has not begun; ``reason`` says what it waits for
+    "unmirrored",  # who mirrors its metrics gets no more of them, for ``reason``; told once
     "progress",
     "finished",  # it has a record now
     "diverged",

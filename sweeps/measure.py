@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from model.training.config import RuntimeConfig, WandbTracker
 from model.training.data import PreparedCorpus, open_corpus, prepare_corpus
 from model.training.distributed.job import Job, free_address, run_job
+from model.training.mirrors import mirror_failure
 from model.training.result import TrainResult
 from model.typed import build, to_plain
 from sweeps.attempt import Progress
@@ -182,6 +183,7 @@ def record_of(
     origin = provenance(
         attempt_dir.parents[1], attempt=int(attempt_dir.name), threads=spec.runtime.threads
     )
+    unmirrored = mirror_failure(attempt_dir)
     seen = described(spec)
     seen |= {
         "tokens": result.tokens,
@@ -216,6 +218,7 @@ def record_of(
             **({"rewinds": list(result.rewinds)} if result.rewinds else {}),
             **({"computed_by": list(result.computed_by)} if len(result.computed_by) > 1 else {}),
             **({"trunk": spec.trunk} if spec.trunk else {}),
+            **({"mirror_failed": unmirrored} if unmirrored else {}),
         },
     )
 

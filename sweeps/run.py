@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import ConfigError, RunFailed
+from model.training.mirrors import mirror_failure
 from sweeps.account import Account
 from sweeps.attempt import Progress, attempt_dir, newest_attempt, read_heartbeat, read_outcome
 from sweeps.budget import Budget, Spending
@@ -133,6 +134,7 @@ class _Driver:
         self._waiting = Waiting(executor)
         self._attempt_over: dict[str, int] = {}
         self._elsewhere: set[str] = set()
+        self._mirror_has_failed = False
 
     def drive(self) -> SweepResult:
         """Until every run is over, or there is a reason to stop."""
@@ -255,6 +257,7 @@ class _Driver:
             if now - active.looked_at >= PROGRESS_S:
                 active.looked_at = now
                 self._follow(active)
+                self._look_at_mirror(active)
                 folder = attempt_dir(self._store.run_dir(run.run_id), active.attempt)
                 heartbeat = read_heartbeat(folder)
                 if heartbeat and self._watch.is_stale(folder, heartbeat.beat):
@@ -265,6 +268,7 @@ class _Driver:
                     self._tell_progress(active)
             return
         self._active.remove(active)
+        self._look_at_mirror(active)
         state = self._store.state(run.run_id, self._watch)
         self._note(run, state)
         has_claimed = state.attempt >= active.attempt
@@ -291,6 +295,15 @@ class _Driver:
                 self._retries.reached(run.run_id, active.progress.step)
             reason = state.reason or f"its worker ended with exit code {exit_code}"
             self._try_again(run, state, reason, exit_code)
+
+    def _look_at_mirror(self, active: _Active) -> None:
+        """The first run whose mirror failed is told; the rest would only say the same."""
+        if self._mirror_has_failed:
+            return
+        run, attempt = active.run, active.attempt
+        if why := mirror_failure(attempt_dir(self._store.run_dir(run.run_id), attempt)):
+            self._mirror_has_failed = True
+            self._tell(Event(kind="unmirrored", run=run, attempt=attempt, reason=why))
 
     def _tell_waiting(self) -> None:
         """What the runs wait for that a cluster has taken in, while it has begun none of them."""

@@ -55,6 +55,8 @@ class SweepProgress(Progress):
             self._running[name] = None
         elif event.kind == "waiting":
             self.line(Folded(f"waiting   {event.reason}").plain)
+        elif event.kind == "unmirrored":
+            self.line(Folded(f"mirror    {run_label(event.run)}: {event.reason}").plain)
         elif event.kind == "progress":
             assert event.progress is not None
             if event.attempt > 1 and self._running.get(name) is None:

@@ -5,9 +5,21 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
+
+FAILURE = "mirror_failed.txt"
+"""In the folder of a run whose mirror failed: what the run's log says of it."""
+
+
+def mirror_failure(run_dir: Path) -> str:
+    """Why the mirror of the run in ``run_dir`` gets no more of it; empty while it does."""
+    with suppress(OSError):
+        return (run_dir / FAILURE).read_text()
+    return ""
 
 
 class Mirror(Protocol):
@@ -46,9 +58,15 @@ class FragileMirror(ABC):
 
     who: str
     """Its name in the warning."""
+    advice = ""
+    """What the warning ends with: what to do about it."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, run_dir: Path) -> None:
+        """``run_dir``: where a failure is noted for whoever follows the run."""
         self.id = run_id
+        self._failure = run_dir / FAILURE
+        with suppress(OSError):
+            self._failure.unlink(missing_ok=True)  # an earlier attempt's
         self._listens = True
         self._try("did not start", self._begin)
 
@@ -71,8 +89,13 @@ class FragileMirror(ABC):
             act()
         except Exception as error:
             self._listens = False
-            told = "%s %s (%s); the run continues, metrics.jsonl has everything"
-            logger.warning(told, self.who, what, error)
+            told = (
+                f"{self.who} {what} ({' '.join(str(error).split())}); the run continues, "
+                f"metrics.jsonl has everything{self.advice}"
+            )
+            logger.warning(told)
+            with suppress(OSError):
+                self._failure.write_text(told)
 
     @abstractmethod
     def _begin(self) -> None: ...

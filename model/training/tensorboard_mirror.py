@@ -35,7 +35,8 @@ class TensorboardMirror(FragileMirror):
         self._told = dict(settings)
         self._tokens = -1
         self._writer: Any = None
-        super().__init__(run_id or "/".join(filter(None, [config.group, name or run_dir.name])))
+        run_id = run_id or "/".join(filter(None, [config.group, name or run_dir.name]))
+        super().__init__(run_id, run_dir)
 
     def _begin(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # fails here where it is not installed

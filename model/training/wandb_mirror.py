@@ -53,7 +53,12 @@ class WandbMirror(FragileMirror):
         self._folder, self._name = config.dir or run_dir, name or run_dir.name
         self._flops_per_token = settings.get("size", {}).get("flops_per_token")
         self._run: Any = None
-        super().__init__(run_id)
+        if config.mode == "online":
+            self.advice = (
+                ". Without tracker.mode=online W&B's lines of the runs to come are kept on disk, "
+                "to be uploaded later"
+            )
+        super().__init__(run_id, run_dir)
 
     def _begin(self) -> None:
         self._run = _begin(self._config, self._folder, self.id, self._name, self._settings)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweeps.attempt import Progress
 from sweeps.events import Event
+from sweeps.plan_file import read_plan
 from sweeps.store import Store
+from windtunnel import cli
 from windtunnel.console import make_console
 from windtunnel.sweep_progress import SweepProgress
 
@@ -49,3 +52,25 @@ def test_a_run_resumed_from_its_checkpoint_counts_from_there(
     clock.now += 3600
     show(705, clock.now)
     assert progress.seconds_left() == pytest.approx(295 * 241 / 140, rel=2e-2)
+
+
+def test_runs_whose_mirror_fails_are_trained_and_it_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real workers, whose event files are to lie below a file."""
+    (tmp_path / "notes").write_text("not a folder")
+    ladder = ["ladder.sizes=1", "ladder.budgets=2", "ladder.noise_seeds=[]"]
+    mirror = ["tracker=tensorboard", f"tracker.dir={tmp_path}/notes"]
+    words = ["sweep", "sweep=smoke", f"root={tmp_path}/tunnel", "executor.workers=1"]
+    assert cli.main([*words, *ladder, *mirror]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 runs done" in screen
+    assert screen.count("mirror r0") == 1
+    assert "TensorBoard did not start ([Errno 20] Not a directory" in screen
+    store = Store(tmp_path / "tunnel")
+    for run in read_plan(store.plan_path("smoke")).runs:
+        record = store.record(run.run_id)
+        assert record is not None
+        failed = record.provenance["mirror_failed"]
+        assert failed.endswith("the run continues, metrics.jsonl has everything")
+        assert failed in (store.run_dir(run.run_id) / "log.txt").read_text()

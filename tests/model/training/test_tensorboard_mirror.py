@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from model.training.config import TensorboardTracker
+from model.training.mirrors import FAILURE
 from model.training.tensorboard_mirror import TensorboardMirror, fields_of
 from model.training.trackers import open_mirror
 
@@ -102,4 +103,4 @@ def test_a_machine_without_tensorboard_trains_all_the_same(
     mirror.summary({})
     mirror.close()
     assert caplog.text.count("TensorBoard did not start") == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [FAILURE]

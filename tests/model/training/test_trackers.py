@@ -9,7 +9,7 @@ import types
 import pytest
 
 from model.training.config import JsonlTracker, WandbTracker
-from model.training.mirrors import NoMirror, flat
+from model.training.mirrors import NoMirror, flat, mirror_failure
 from model.training.trackers import MetricsFile, open_mirror
 from model.training.wandb_mirror import WandbMirror
 
@@ -143,6 +143,7 @@ def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, monkeypatch, caplog)
     mirror.summary({})
     mirror.close()
     assert "W&B did not start (no network); the run continues" in caplog.text
+    assert mirror_failure(tmp_path) in caplog.text
 
     run = FakeRun(fails_at=("log",))
     install(monkeypatch, lambda **_: run)
@@ -157,6 +158,22 @@ def test_no_failure_of_the_mirror_reaches_the_run(tmp_path, monkeypatch, caplog)
     install(monkeypatch, lambda **_: run)
     WandbMirror(WandbTracker(), tmp_path, "id", {}).close()
     assert "does not finish (gone)" in caplog.text
+
+
+def test_a_failure_is_noted_with_what_to_do_until_an_attempt_is_mirrored(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise ConnectionError("while retrying:\nconnection refused")
+
+    install(monkeypatch, refuse)
+    WandbMirror(WandbTracker(mode="online"), tmp_path, "id", {})
+    assert mirror_failure(tmp_path) == (
+        "W&B did not start (while retrying: connection refused); the run continues, metrics.jsonl "
+        "has everything. Without tracker.mode=online W&B's lines of the runs to come are kept on "
+        "disk, to be uploaded later"
+    )
+    install(monkeypatch, lambda **_: FakeRun())
+    WandbMirror(WandbTracker(mode="online"), tmp_path, "id", {}).close()
+    assert mirror_failure(tmp_path) == ""
 
 
 def test_a_machine_without_wandb_trains_all_the_same(tmp_path, monkeypatch, caplog):
