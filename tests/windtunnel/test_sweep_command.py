@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from model.errors import ConfigError
 from sweeps.attempt import Attempt, Heartbeat, Outcome, Progress, attempt_dir
 from sweeps.events import SweepResult
 from sweeps.plan import Plan
@@ -19,6 +20,7 @@ from sweeps.store import Store
 from windtunnel import cli
 from windtunnel.commands import sweep as command
 from windtunnel.console import sci
+from windtunnel.root import usable_root
 from windtunnel.yaml_folders import CONF_DIR
 
 Capture = pytest.CaptureFixture[str]
@@ -210,7 +212,9 @@ def test_a_corpus_that_is_empty_or_no_text(
 def test_a_root_that_can_not_be_written(root: Path, capsys: Capture) -> None:
     (root / "file").write_text("in the way")
     assert sweep(root / "file" / "tunnel") == 2
-    assert "can't be written" in capsys.readouterr().err
+    assert f"{root}/file is a file, where a folder should be" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"can't be written \(Not a directory\)"):
+        usable_root(root / "file" / "tunnel")
 
 
 def test_a_full_disk_is_one_line(
