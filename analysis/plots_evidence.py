@@ -18,7 +18,7 @@ from analysis.expert_use import ExpertUse
 from analysis.feature_trial import Trial
 from analysis.holdout import Holdout
 from analysis.laws import LossSurface
-from analysis.plots_style import EXCLUDED, MUTED, PAPER, si, size_colors
+from analysis.plots_style import EXCLUDED, MUTED, PAPER, size_colors, told_apart
 from analysis.records import RunRecord
 from analysis.results import Prediction
 from analysis.study import Study
@@ -293,10 +293,11 @@ def size_legend(
     items = list(evidence.colors.items())
     if len(items) > most:
         items = [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    labels = told_apart([sizes[rung] for rung, _ in items])
     figure.legend(
         handles=[
-            Line2D([], [], linestyle="", marker="o", color=color, label=si(sizes[rung]))
-            for rung, color in items
+            Line2D([], [], linestyle="", marker="o", color=color, label=label)
+            for (_, color), label in zip(items, labels, strict=True)
         ],
         title=evidence.legend_title if title is None else title,
         title_fontsize=6.5,

@@ -183,6 +183,15 @@ def si(value: float, digits: int = 2) -> str:
     return _significant(value, digits)
 
 
+def told_apart(values: Sequence[float], most: int = 6) -> list[str]:
+    """Each as :func:`si` has it, with as many digits as it takes for no two to look alike."""
+    for digits in range(2, most + 1):
+        labels = [si(value, digits) for value in values]
+        if len({*labels}) == len({*values}):
+            break
+    return labels
+
+
 def _significant(value: float, digits: int) -> str:
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:.{decimals}f}"

@@ -65,3 +65,9 @@ def test_the_forecast_asked_for_is_marked_with_its_interval():
         assert "forecast, 90%" in labels
         low, high = drawings[name].figure.axes[0].get_xlim()
         assert low < mark["train_flops" if name == "loss_compute" else "tokens"] < high
+
+
+def test_no_two_sizes_of_a_legend_look_alike():
+    drawings = drawn([1.01e9, 1.04e9, 2e9], [1e10, 4e10, 16e10])
+    (legend, *_) = drawings["loss_tokens"].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["1.01B", "1.04B", "2B"]

@@ -342,7 +342,7 @@ def test_a_run_without_a_loss_is_named(root: Path, table: Path, cell: str, capsy
         (("records=tunnel",), "is for the law of a table"),
         (("records=nowhere.csv",), "no such file"),
         (("at={flops: 1e20}",), "at.size: missing"),
-        (("root=runs.csv/tunnel",), "can't be written"),
+        (("root=runs.csv/tunnel",), "runs.csv is a file, where a folder should be"),
     ],
 )
 def test_what_cannot_be_registered_gives_one_line(
