@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,23 @@ def said_by(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return None if asked.stderr.strip() and not asked.stdout else asked.stdout.strip()
+
+
+def compiler_names() -> tuple[str, ...]:
+    """C++ compilers in the order they are looked for: $CXX alone where it is set."""
+    own = os.environ.get("CXX")
+    return (own,) if own else ("g++", "c++", "clang++")
+
+
+def compiler_on_path() -> str | None:
+    """The first of them that is there."""
+    return next(filter(None, map(shutil.which, compiler_names())), None)
+
+
+def kernel_cache() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/windtunnel/kernels."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "windtunnel" / "kernels"
 
 
 @cache

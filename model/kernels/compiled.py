@@ -12,9 +12,9 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, cached_property
@@ -27,7 +27,13 @@ from torch import Tensor
 from model.kernels.recording import call
 from model.kernels.threads import hand_over_threads
 from model.locks import alone
-from model.system import cpu_features, cpu_name
+from model.system import (
+    compiler_names,
+    compiler_on_path,
+    cpu_features,
+    cpu_name,
+    kernel_cache,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +91,8 @@ def _sources() -> str:
 
 _SOURCES = _sources()
 """As they were when the calling Python was imported."""
+_stretches_s: list[float] = []
+"""That :func:`built_s` adds up."""
 
 
 class Operations:
@@ -156,11 +164,15 @@ def load_library(source: Path = SOURCE) -> ctypes.CDLL:
             "start it again"
         )
     compiler = find_compiler()
-    path = cache_dir() / f"{source.stem}-{_key(compiler, source)}.so"
+    path = kernel_cache() / f"{source.stem}-{_key(compiler, source)}.so"
     if not path.exists():
-        with _one_at_a_time(path):
-            if not path.exists():  # a process beside this one may have built it meanwhile
-                _compile(compiler, source, path)
+        began = time.perf_counter()
+        try:
+            with _one_at_a_time(path):
+                if not path.exists():  # a process beside this one may have built it meanwhile
+                    _compile(compiler, source, path)
+        finally:
+            _stretches_s.append(time.perf_counter() - began)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -182,19 +194,17 @@ def compiled_by() -> str:
 
 def find_compiler() -> str:
     """$CXX, else the first of g++, c++ and clang++ on the path."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
-    for name in wanted:
-        found = shutil.which(name)
-        if found:
-            return found
+    if found := compiler_on_path():
+        return found
     how = "xcode-select --install" if platform.system() == "Darwin" else "install g++"
-    raise NoCompiledKernel(f"no C++ compiler found (looked for {', '.join(wanted)}); {how}")
+    looked_for = ", ".join(compiler_names())
+    raise NoCompiledKernel(f"no C++ compiler found (looked for {looked_for}); {how}")
 
 
-def cache_dir() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/windtunnel/kernels."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "windtunnel" / "kernels"
+def built_s() -> float:
+    """Seconds that this process has built libraries, or waited for another that did: once a
+    machine, and no part of the work that needs them."""
+    return sum(_stretches_s)
 
 
 def _key(compiler: str, source: Path) -> str:

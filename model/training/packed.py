@@ -35,6 +35,7 @@ from model.training.runtime import set_up
 from model.training.schedules import learning_rate
 from model.training.step import update
 from model.training.stopping import Interrupted, sigterm_noticed
+from model.training.stopwatch import Stopwatch
 from model.training.whole import WholeModel
 from model.transformer import Transformer
 
@@ -146,25 +147,8 @@ class _Packed:
     def end(self) -> TrainResult:
         if self.reason:
             self.run.log.write({"kind": "diverged", "reason": self.reason})
-        result = self.run.end(self.reason, _SharedClock([self]).lap)
+        result = self.run.end(self.reason, Stopwatch(self.state.seconds).lap)
         return replace(result, numerics={**result.numerics, "packed": self.most_packed})
-
-
-class _SharedClock:
-    """Charges each run its share of the time that a stack of them takes."""
-
-    def __init__(self, group: Sequence[_Packed]) -> None:
-        self._seconds = [packed.state.seconds for packed in group]
-        self.last = time.perf_counter()
-
-    def lap(self, activity: str) -> float:
-        """The time since the last lap goes to ``activity``; the time now."""
-        now = time.perf_counter()
-        share = (now - self.last) / len(self._seconds)
-        for seconds in self._seconds:
-            seconds[activity] = seconds.get(activity, 0.0) + share
-        self.last = now
-        return now
 
 
 def _next_round(left: Sequence[_Packed]) -> tuple[list[_Packed], int]:
@@ -186,7 +170,7 @@ def _train(
     """Take the runs of ``group``, all at one step, to step ``until`` or until one goes wrong."""
     stacked = PackedTransformer([packed.model for packed in group])
     save_every_s = min(packed.config.checkpoint.every_s for packed in group)
-    clock = _SharedClock(group)
+    clock = Stopwatch(*(packed.state.seconds for packed in group))
     saved_at = clock.last
     for packed in group:
         packed.most_packed = max(packed.most_packed, len(group))

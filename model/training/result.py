@@ -25,7 +25,8 @@ class TrainResult:
     by_domain: Mapping[str, DomainLoss]
     load_by_layer: tuple[LayerLoad, ...]
     wall_s: float
-    """Of all attempts, without steps that were lost and done again."""
+    """Of all attempts, without steps that were lost and done again, and without the compiling of
+    kernels that a machine's first run waits for."""
     tokens_per_s: float
     """Of the training steps; evaluation and checkpoints left out."""
     seconds: Mapping[str, float]

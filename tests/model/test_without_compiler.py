@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.kernels import block, compiled
+from model.system import kernel_cache
 
 PROGRAM = """
 import json, logging, torch
@@ -84,11 +85,66 @@ def test_sources_replaced_under_a_running_process_are_refused(tmp_path, monkeypa
             shutil.copy(path, tmp_path)
     monkeypatch.setattr(compiled, "SOURCE", tmp_path / compiled.SOURCE.name)
     load = compiled.load_library.__wrapped__
-    assert load(compiled.SOURCE)._name.startswith(str(compiled.cache_dir()))
+    assert load(compiled.SOURCE)._name.startswith(str(kernel_cache()))
     header = tmp_path / "rows.h"
     header.write_text(header.read_text() + "// another version\n")
     with pytest.raises(compiled.SourcesChanged, match="have changed since this process began"):
         load(compiled.SOURCE)
+
+
+SLOW_COMPILER = """#!/bin/sh
+[ "$1" = --version ] && exec echo 'fake 1.0'
+sleep 2
+while [ "$1" != -o ]; do shift; done
+cp {real}/$(basename "$3" .cpp).so "$2"
+"""
+TIMED = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from model.kernels.compiled import built_s
+from model.training.data import prepare_corpus
+from model.training.trainer import train
+from toy_runs import CORPUS, MODEL, RUNTIME, TRAIN
+
+corpus = prepare_corpus(CORPUS, Path(sys.argv[1]))
+began = time.perf_counter()
+result = train(MODEL, TRAIN, corpus, RUNTIME, Path(sys.argv[1]) / "run")
+elapsed = time.perf_counter() - began
+print(elapsed, result.wall_s, sum(result.seconds.values()), built_s())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(block.operations.library is None, reason="no compiled operations here")
+def test_a_runs_time_leaves_out_what_it_waited_for_the_compiler(tmp_path: Path) -> None:
+    """Four libraries or more of two seconds each, all but the experts' inside the first step."""
+    real = tmp_path / "real"
+    real.mkdir()
+    for source in compiled.SOURCE.parent.glob("*.cpp"):
+        shutil.copy(compiled.load_library(source)._name, real / f"{source.stem}.so")
+    compiler = tmp_path / "slow-g++"
+    compiler.write_text(SLOW_COMPILER.format(real=real))
+    compiler.chmod(0o755)
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", TIMED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ
+        | {
+            "CXX": str(compiler),
+            "XDG_CACHE_HOME": str(tmp_path),
+            "PYTHONPATH": f"{root}:{root}/tests/model/training",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    elapsed_s, wall_s, by_activity_s, built_s = map(float, done.stdout.split())
+    assert built_s >= 8
+    assert 0 < wall_s <= elapsed_s - built_s
+    assert wall_s == by_activity_s
 
 
 FAKE_COMPILER = """#!/bin/sh

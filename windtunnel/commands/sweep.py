@@ -46,6 +46,7 @@ from windtunnel.console import duration, prose, say, sci
 from windtunnel.corpora import prepared
 from windtunnel.designed import DesignRules, next_batch
 from windtunnel.fallen import fallen_lines
+from windtunnel.first_compile import compiles_first
 from windtunnel.next_step import after_training
 from windtunnel.own_gpu import refuse_absent_gpu
 from windtunnel.own_memory import refuse_too_large
@@ -137,6 +138,8 @@ def run(config: Config, console: Console) -> int:
             f"already done; the rest takes about {duration(expected_s)} on "
             f"{counted(slots, 'worker', 'workers')}",
         )
+    if left and (note := compiles_first(device, config.executor)):
+        say(console, note)
     if config.design == "next":
         return _run_design(config, plan, store, console)
     if config.dry_run:

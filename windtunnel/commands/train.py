@@ -44,6 +44,7 @@ from sweeps.training import TrainingSettings, train_for
 from windtunnel.console import duration, prose, say
 from windtunnel.corpora import prepared
 from windtunnel.fallen import fallen_lines
+from windtunnel.first_compile import compiles_first
 from windtunnel.machine.sizes import FixedSizes, OneProcess, PlannedSizes, spread_of
 from windtunnel.own_gpu import refuse_absent_gpu
 from windtunnel.own_memory import refuse_too_large
@@ -115,6 +116,8 @@ def run(config: Config, console: Console) -> int:
         refuse_absent_gpu(config.device, config.executor)
         require_login(runtime.tracker)
     refuse_too_large(left, config.executor, config.device, console, dry_run=config.dry_run)
+    if left and (note := compiles_first(config.device, config.executor)):
+        say(console, note)
     if config.dry_run:
         say(console, "A dry run: nothing was started.")
         return 0
