@@ -1,6 +1,7 @@
 """One expert layer on a CUDA device, forward and backward: the ways there are, side by side.
 
-    python benchmarks/kernels_gpu.py [shapes=all] [dtype=bf16] [rounds=10] [seconds=300] [json=FILE]
+    python benchmarks/kernels_gpu.py [shapes=all] [dtype=bf16] [rounds=10] [seconds=300]
+                                     [autograd=caller|thread] [json=FILE]
 
 `triton` is the project's own kernel, `triton recompute` the same keeping only its inputs, `triton
 fp8` with FP8 products (its share is still that of the bfloat16 peak); `grouped_mm`, `grouped` and
@@ -12,7 +13,9 @@ warm-up.
 same step replayed as a CUDA graph, without them, where it can be captured. `of peak` is the share
 of a dense 8192³ product's speed measured in the same run, of the faster of the two. `error` is the
 largest relative error of the output and all gradients against float64 (computed on the device).
-`kept` is what autograd keeps besides the inputs.
+autograd=caller has the backward pass of all ways made by the calling thread, as a run has it;
+autograd=thread leaves it to the framework's thread for the device. `kept` is what autograd keeps
+besides the inputs.
 """
 
 from __future__ import annotations
@@ -137,7 +140,8 @@ def as_graph(compute: Compute, inputs: Inputs, aim: Tensor) -> Callable[[], obje
                 step(compute, inputs, aim)
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=aside):
-            step(compute, inputs, aim)
+            # Not backward(), which adds up on the stream that a leaf was first used on.
+            torch.autograd.grad(compute(*inputs), inputs.leaves, aim)
     except RuntimeError:
         torch.cuda.synchronize()
         return None
@@ -210,7 +214,14 @@ def show(row: dict) -> None:
 
 def main() -> int:
     chosen = options(
-        {"shapes": "all", "dtype": "bf16", "rounds": "10", "seconds": "300", "json": ""}
+        {
+            "shapes": "all",
+            "dtype": "bf16",
+            "rounds": "10",
+            "seconds": "300",
+            "autograd": "caller",
+            "json": "",
+        }
     )
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing was measured")
@@ -222,6 +233,7 @@ def main() -> int:
     )
     rows = []
     shapes = {"small": SMALL, "mini": MINI, "all": SMALL + MINI}[chosen["shapes"]]
+    torch.autograd.set_multithreading_enabled(chosen["autograd"] == "thread")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[chosen["dtype"]]
     for shape in shapes:
         if time.monotonic() - begun > float(chosen["seconds"]):

@@ -84,7 +84,7 @@ class PublishedMoE(nn.Module):
         visits, chosen = x_TD.repeat_interleave(c.experts_per_token, dim=0), expert_TK.flatten()
         y = torch.empty_like(visits)
         for i, expert in enumerate(self.experts):
-            y[chosen == i] = expert(visits[chosen == i])
+            y[chosen == i] = expert(visits[chosen == i]).to(y.dtype)
         y_TD = (y.view(*expert_TK.shape, -1) * gate_TK[..., None]).sum(1)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
@@ -148,7 +148,8 @@ class PublishedModel(nn.Module):
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         frequency, factor = rotary_frequencies(self.config.attention, torch.float32)
         angle = torch.outer(torch.arange(tokens_BT.shape[1]).float(), frequency).repeat(1, 2)
-        cos, sin = angle.cos() * factor, angle.sin() * factor
+        device = tokens_BT.device
+        cos, sin = (angle.cos() * factor).to(device), (angle.sin() * factor).to(device)
         x = self.embedding(tokens_BT)
         for attention_norm, attention, feed_forward_norm, feed_forward in self.layers:
             x = x + attention(attention_norm(x), cos, sin)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.kernels import on_gpu
 from model.router import Router, Routing
 from model.training.config import BalanceConfig
 
@@ -57,14 +58,21 @@ def routing_stats(
 ) -> RoutingStats:
     """The load, counted where it is not given, and whatever else was asked for."""
     if load_E is None:
-        num_experts = routing.scores_TE.shape[1]
-        load_E = torch.bincount(routing.expert_TK.flatten(), minlength=num_experts)
+        load_E = count_choices(routing.expert_TK, routing.scores_TE.shape[1])
     return RoutingStats(
         load_E=load_E,
         aux_loss=aux_loss(routing, load_E, request.group) if request.losses else None,
         z_loss=routing.logits_TE.logsumexp(-1).square().mean() if request.losses else None,
         detail=routing if request.detail else None,
     )
+
+
+def count_choices(expert_TK: Tensor, num_experts: int) -> Tensor:
+    """How many of the choices fell on each expert, int64 [E]."""
+    if on_cuda := on_gpu.module_for("sort", expert_TK):
+        load_E: Tensor = on_cuda.count_visits(expert_TK.contiguous(), num_experts)
+        return load_E
+    return torch.bincount(expert_TK.flatten(), minlength=num_experts)
 
 
 def aux_loss(routing: Routing, load_E: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

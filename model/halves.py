@@ -57,12 +57,14 @@ def mix(
     x_BTD: Tensor, norm: nn.Module, moe: MoE, request: RoutingRequest
 ) -> tuple[Tensor, RoutingStats]:
     """x + mixture(norm(x)), and what the router did."""
-    router, rule = moe.router, moe.router.rule if type(moe.router) is Router else None
-    if type(norm) is RMSNorm and rule is not None:
+    router = moe.router
+    if type(norm) is RMSNorm and type(router) is Router and moe.config.score == "sigmoid":
         weights = _mixture_weights(norm, moe)
         if weights is not None and block.serves(x_BTD, *weights):
             x_TD = x_BTD.flatten(0, 1)
-            y_TD, *routing, load_E = mixture(x_TD, weights, router.selection_bias, rule, norm.eps)
+            y_TD, *routing, load_E = mixture(
+                x_TD, weights, router.selection_bias, router.rule, norm.eps
+            )
             return y_TD.view_as(x_BTD), routing_stats(Routing(*routing), request, load_E)
     y_BTD, stats = moe(norm(x_BTD), request)
     return x_BTD + y_BTD, stats

@@ -69,7 +69,9 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             # d nats / d scores = softmax(scores) - 1 at the target.
             scores_BV = at_least_float32(hidden_BD @ weight_VD.T)
             d_scores = scores_BV.sub_(normalizer_B[:, None]).exp_().mul_(grad_B[:, None])
-            d_scores.scatter_add_(1, target_B[:, None], -grad_B[:, None])
+            # Not scatter_add_, which on a GPU waits for the device where nothing is left to chance.
+            position_B = torch.arange(len(target_B), device=target_B.device)
+            d_scores.index_put_((position_B, target_B), -grad_B, accumulate=True)
             d_scores = d_scores.to(hidden_BD.dtype)
             d_hidden.append(d_scores @ weight_VD)
             if d_weight.dtype == hidden_BD.dtype:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoEConfig
-from model.kernels import step
+from model.kernels import on_gpu, step
+from model.kernels.step import Rule
 from model.layers import at_least_float32
 
 # Shapes: T tokens, D model width, E experts, K experts per token, G groups.
@@ -37,7 +38,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, width))
-        self.rule = compiled_rule(config)
+        self.rule = rule_of(config)
         bias = torch.zeros(config.num_experts) if config.selection_bias else None
         self.register_buffer("selection_bias", bias)
 
@@ -50,13 +51,16 @@ class Router(nn.Module):
     def decide(self, logits_TE: Tensor) -> Routing:
         """Choose and weigh by the logits of all experts."""
         c = self.config
-        if self.rule is not None and step.serves(logits_TE):
+        if c.score == "sigmoid" and step.serves(logits_TE):
             expert_TK, gate_TK, scores_TE = step.route(logits_TE, self.selection_bias, self.rule)
             return Routing(expert_TK, gate_TK, logits_TE, scores_TE)
         if c.score == "sigmoid":
             scores_TE = logits_TE.sigmoid()
         else:
             scores_TE = logits_TE.softmax(-1)
+        if on_cuda := on_gpu.module_for("router", scores_TE):
+            expert_TK, gate_TK = on_cuda.choose(scores_TE, self.selection_bias, self.rule)
+            return Routing(expert_TK, gate_TK, logits_TE, scores_TE)
         expert_TK = choose(scores_TE.detach(), self.selection_bias, c)
         gate_TK = scores_TE.gather(1, expert_TK)
         if c.normalize_gates and c.experts_per_token > 1:
@@ -74,11 +78,9 @@ class Router(nn.Module):
         return self
 
 
-def compiled_rule(config: MoEConfig) -> step.Rule | None:
-    """How the compiled operations are told to choose; None where they can't."""
-    if config.score != "sigmoid":
-        return None
-    return step.Rule(
+def rule_of(config: MoEConfig) -> Rule:
+    """How the fused operations are told to choose."""
+    return Rule(
         config.experts_per_token,
         config.num_groups,
         config.groups_per_token,

@@ -13,7 +13,7 @@ NO_MATTER = ("packed",)
 """Numerics that leave the bits as they are: a stack of runs computes each as by itself."""
 MOST_RUNS = 3
 """Named one by one."""
-LATER_TOLD = ("bf16_products", "loss")
+LATER_TOLD = ("bf16_products", "loss", "repeatable")
 """What records of an earlier version do not tell although it decided their bits."""
 
 

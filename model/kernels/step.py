@@ -109,7 +109,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class Rule(NamedTuple):
-    """How a router with sigmoid scores chooses and weighs."""
+    """How a router chooses and weighs."""
 
     experts_per_token: int
     num_groups: int

@@ -34,19 +34,25 @@ def launch(
         stages: of its software pipeline.
         constants: compiled into it.
     """
+    # Addresses, not tensors: of each tensor Triton's launcher would ask the driver whether it is on
+    # the device.
+    given = [arg if type(arg) is int else arg.data_ptr() for arg in args]  # type: ignore[union-attr]
     # What of an argument a program is compiled for: a number, or a type and an alignment.
-    kinds = [arg if type(arg) is int else (arg.dtype, arg.data_ptr() & 15) for arg in args]  # type: ignore[union-attr]
-    key = (id(kernel), warps, stages, _device(), *kinds, *constants.values())
-    program = _compiled.get(key)
-    if program is not None:
-        program[(*grid, 1, 1)[:3]](*args, *constants.values())
+    kinds = [
+        arg if type(arg) is int else (arg.dtype, address & 15)  # type: ignore[union-attr]
+        for arg, address in zip(args, given, strict=True)
+    ]
+    key = (id(kernel), warps, stages, _device(), grid, *kinds, *constants.values())
+    start = _compiled.get(key)
+    if start is not None:
+        start(*given, *constants.values())
         return
     names = kernel.arg_names[len(args) :]
     if names != list(constants):
         raise TypeError(f"{kernel.__name__} takes {names} behind its arguments, got {[*constants]}")
     program = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
     if program is not None:  # the interpreter compiles nothing
-        _compiled[key] = program
+        _compiled[key] = program[(*grid, 1, 1)[:3]]
 
 
 def _device() -> int:

@@ -79,6 +79,16 @@ def sort_visits(expert_TK: Tensor, num_experts: int, tile_rows: int) -> Visits:
     return found
 
 
+def count_visits(expert_TK: Tensor, num_experts: int) -> Tensor:
+    """Choices of each expert, int64 [E]; unlike ``bincount`` without waiting for the device."""
+    visits = expert_TK.numel()
+    chunks, lanes = quotient_up(visits, CHUNK), 1 << (num_experts - 1).bit_length()
+    count_CE = torch.empty(chunks, lanes, dtype=torch.int32, device=expert_TK.device)
+    steps = {"LANES": lanes, "CHUNK": CHUNK, "STEP": STEP}
+    launch(_count, (chunks,), expert_TK, count_CE, visits, **steps)
+    return count_CE[:, :num_experts].sum(0)
+
+
 def _sizes(shape_TK: tuple[int, ...], num_experts: int, tile_rows: int) -> list[int]:
     """Numbers of each table, as many as keep the next one's beginning aligned."""
     visits = shape_TK[0] * shape_TK[1]

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import gated
+from model.balance import count_choices
 from model.config import MoEConfig
 from model.experts import routed_experts
 from model.kernels import block, loss, step
 from model.layers import at_least_float32, rms_norm, rotate, swiglu
 from model.loss import BLOCK_SCORES, token_nats
 from model.packed.stack import Stack
-from model.router import choose, compiled_rule
+from model.router import choose, rule_of
 from model.transformer import Transformer
 
 # Shapes: M models, B sequences, T positions, N = B·T, D model width, E experts, K experts a token,
@@ -205,8 +206,8 @@ class PackedTransformer:
     ) -> tuple[Tensor, Tensor]:
         """Chosen experts, each model's from 0, and their gates [M·N, K]."""
         normalize = moe.normalize_gates and moe.experts_per_token > 1
-        rule = compiled_rule(moe)
-        if rule is not None and step.serves(logits_MNE):
+        rule = rule_of(moe)
+        if moe.score == "sigmoid" and step.serves(logits_MNE):
             biases = [None] * len(logits_MNE) if bias_ME is None else bias_ME.unbind()
             rows = zip(logits_MNE.unbind(), biases, strict=True)
             parts = [step.route(logits_NE, bias_E, rule)[:2] for logits_NE, bias_E in rows]
@@ -234,7 +235,7 @@ class PackedTransformer:
         expert_TK, gate_TK = self._route(logits_MNE, bias_ME, moe)
         first_M11 = torch.arange(num_models, device=x_MND.device)[:, None, None] * moe.num_experts
         expert_TK = (expert_TK.unflatten(0, (num_models, num_tokens)) + first_M11).flatten(0, 1)
-        load = torch.bincount(expert_TK.flatten(), minlength=num_models * moe.num_experts)
+        load = count_choices(expert_TK, num_models * moe.num_experts)
         loads.append(load.view(num_models, moe.num_experts))
         autocast = torch.is_autocast_enabled(device)
         y_TD = routed_experts(

@@ -32,6 +32,8 @@ class Gradients:
     """Of the multi-token-prediction block; 0 without one."""
     loads: Sequence[Tensor]
     """Choices of each mixture layer's experts [E]."""
+    norm: float | None = None
+    """Of all gradients together, where it came with them."""
 
 
 class Learner(Protocol):

@@ -76,10 +76,17 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(parameters: Iterable[Tensor], clip_norm: float) -> float:
+def clip_gradients(
+    parameters: Iterable[Tensor], clip_norm: float, norm: float | None = None
+) -> float:
     """Scale all gradients so that their joint norm is at most ``clip_norm``; the norm before.
 
     What ``torch.nn.utils.clip_grad_norm_`` does, at 0.6 of its cost for small models (2026-11-23).
+
+    Args:
+        parameters: whose gradients they are.
+        clip_norm: most of the norm.
+        norm: of them all, where it is known.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     if adamw.serves(grads):
@@ -87,11 +94,17 @@ def clip_gradients(parameters: Iterable[Tensor], clip_norm: float) -> float:
         if norm > clip_norm:
             adamw.scale(grads, clip_norm / norm)
         return norm
-    norms = torch._foreach_norm(grads, 2, torch.promote_types(grads[0].dtype, torch.float32))
-    norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+    if norm is None:
+        norm = global_norm(grads).item()
     if norm > clip_norm:
         torch._foreach_mul_(grads, clip_norm / norm)
     return norm
+
+
+def global_norm(grads: list[Tensor]) -> Tensor:
+    """The joint norm of all of them, a float32 number on their device."""
+    norms = torch._foreach_norm(grads, 2, torch.promote_types(grads[0].dtype, torch.float32))
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def state_names(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[str, ...]:

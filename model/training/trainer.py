@@ -60,7 +60,7 @@ def train(
         Interrupted: stopped by SIGTERM; call again to go on.
     """
     load_own(model_config.own, runtime.data_dir)
-    device = set_up(runtime)
+    device = set_up(runtime, has_own_parts=bool(model_config.own))
     state = initial_state(model_config, config, device)
     run = open_run(
         WholeModel(model_config, config, state, device, micro_batches),

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.balance import RoutingRequest, update_biases
+from model.balance import update_biases
 from model.config import ModelConfig, require
 from model.layers import Rotary
 from model.own.parts import refuse_own
 from model.tensor_files import Readable
 from model.training.adamw import AdamW
+from model.training.batch import forward_backward, weighs_routing
 from model.training.captured import Captured
 from model.training.checkpoint import (
     Checkpoint,
@@ -27,6 +28,7 @@ from model.training.checkpoint import (
 from model.training.config import BalanceConfig, TrainConfig
 from model.training.evaluate import Forward, plain_forward
 from model.training.fp8 import Fp8Layers
+from model.training.graphed import Graphed
 from model.training.learner import Gradients, below, model_weights
 from model.training.optim import (
     build_optimizer,
@@ -35,12 +37,12 @@ from model.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from model.training.precision import computing_here, rounds_by_itself, weights_dtype
+from model.training.precision import rounds_by_itself, weights_dtype
 from model.training.products import products_told
 from model.training.runtime import describe_numerics
 from model.training.stages import Stage
 from model.training.state import RunState
-from model.transformer import Transformer, build_model
+from model.transformer import build_model
 
 
 class WholeModel:
@@ -71,11 +73,14 @@ class WholeModel:
         dtype = weights_dtype(train.precision)
         self.model = build_model(config, seed=train.seed, device=device, dtype=dtype)
         self.optimizer = build_optimizer(self.model, train.optimizer)
-        self._captured = None
+        self._captured: Captured | Graphed | None = None
         is_compiled = train.precision == "fp32" or rounds_by_itself(train.precision, device)
         is_plain = is_compiled and not weighs_routing(train.balance)
         if is_plain and micro_batches == 1 and device.type == "cpu":
             self._captured = Captured(self.model, train.precision)
+        elif micro_batches == 1 and Graphed.serves(self.model, train, device):
+            self._captured = Graphed(self.model, train)
+        self._norm: float | None = None
         # Kept: to look for them takes longer than to clip them.
         self._parameters = list(self.model.parameters())
         self.forward: Forward = plain_forward(self.model, train.precision, device)
@@ -87,9 +92,11 @@ class WholeModel:
 
     def forward_backward(self, windows: Tensor) -> Gradients:
         """Leave the gradients of a batch [windows, T + 1] on the weights."""
+        self._norm = None
         if self._captured is not None:
             found = self._captured.forward_backward(windows)  # in the place of earlier gradients
             if found is not None:
+                self._norm = found.norm
                 return found
         self.optimizer.zero_grad()
         loss_nats = mtp_nats = 0.0
@@ -109,7 +116,9 @@ class WholeModel:
         Where the optimizer can, it does so on their way into the update.
         """
         norm = self.optimizer.clip(clip_norm) if isinstance(self.optimizer, AdamW) else None
-        return clip_gradients(self._parameters, clip_norm) if norm is None else norm
+        if norm is not None:
+            return norm
+        return clip_gradients(self._parameters, clip_norm, self._norm)
 
     def update(self, lr: float) -> None:
         """Move the weights along their gradients."""
@@ -182,34 +191,6 @@ class WholeModel:
         if self._micro_batches > 1:
             numerics["micro_batches"] = self._micro_batches
         return numerics
-
-
-def weighs_routing(balance: BalanceConfig) -> bool:
-    """Whether the loss has terms of the routers."""
-    return balance.aux_loss_weight > 0 or balance.z_loss_weight > 0
-
-
-def forward_backward(
-    model: Transformer, windows: Tensor, train: TrainConfig, share: float = 1.0
-) -> Gradients:
-    """Add the gradients of the training loss of a batch [windows, T + 1] to the model's.
-
-    ``share``: of the whole batch that these windows are; the gradients count for so much.
-    """
-    balance = train.balance
-    weigh_routing = weighs_routing(balance)
-    request = RoutingRequest(losses=weigh_routing)
-    with computing_here(train.precision, windows.device):
-        result = model(windows[:, :-1], windows[:, 1:], request=request)
-    loss, mtp_loss = result.loss_nats, result.mtp_loss_nats
-    total = loss if mtp_loss is None else loss + train.mtp_loss_weight * mtp_loss
-    if weigh_routing:
-        for stats in result.routing:
-            total = total + balance.aux_loss_weight * stats.aux_loss
-            total = total + balance.z_loss_weight * stats.z_loss
-    (total if share == 1 else share * total).backward()
-    mtp_nats = 0.0 if mtp_loss is None else mtp_loss.item()
-    return Gradients(loss.item(), mtp_nats, [stats.load_E for stats in result.routing])
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
