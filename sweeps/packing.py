@@ -65,7 +65,7 @@ def measured_to_pay(spec: RunSpec, device: Literal["cpu", "cuda"]) -> int:
     On a CPU a stack saves the starting of operations, no arithmetic. Of eight runs of 256 tokens a
     step each took 1.4 times less at width 16, 1.2 at 48, and at 80 a little more, where their
     weights leave the cache (LOG.md, 2026-11-26): worth it only where a step is little else. On a
-    GPU nothing was measured yet, so none goes by itself.
+    GPU a run by itself is played back as a CUDA graph, a stack is not and was not measured: none.
     """
     if device == "cpu":
         is_small = spec.model.hidden_size <= 16 and spec.train.batch_tokens <= 512

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from model.experts import routed_experts
 from model.kernels import triton_fp8_experts, triton_layer
 from model.kernels.reference import reference
-from model.kernels.triton_sort import CHUNK, sort_visits
+from model.kernels.triton_sort import CHUNK, count_visits, sort_visits
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 # Norm of the difference over norm of the truth; products round what they read.
@@ -132,6 +132,9 @@ def test_visits_are_sorted_stably_and_cut_into_tiles(tokens: int, experts: int, 
     assert visits.slot_P.tolist() == order.tolist()
     assert visits.row_TK.flatten()[visits.slot_P.long()].tolist() == list(range(len(order)))
     assert visits.start_E.tolist() == start.tolist()
+    counted = count_visits(expert_TK.to(DEVICE), experts)
+    assert counted.dtype == load.dtype
+    assert counted.tolist() == load.tolist()
     expected = [
         (expert, row)
         for expert in range(experts)

@@ -41,6 +41,13 @@ def test_runs_from_before_bfloat16_was_told_are_set_apart(finished: Any) -> None
     assert f"bf16_products (not told in {total - 1}, vector registers in 1)" in line
 
 
+def test_runs_whose_bits_a_gpu_could_not_repeat_are_set_apart(finished: Any) -> None:
+    records = [record for record in finished.records if record.status == "done"]
+    total = len(records)
+    (line,) = condition_lines(computed(records, {**HERE, "repeatable": True}))
+    assert f"repeatable (not told in {total - 1}, True in 1)" in line
+
+
 def test_a_kernel_is_compared_among_runs_of_one_shape(finished: Any) -> None:
     records = [record for record in finished.records if record.status == "done"]
     shape = (records[0].hidden_size, records[0].expert_width)

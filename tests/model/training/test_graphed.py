@@ -1,6 +1,10 @@
-"""Passes played back as a CUDA graph against the same passes through autograd: the same bits."""
+"""Passes played back as a CUDA graph against the same passes through autograd: the same bits.
+
+Which passes are captured is tested everywhere, that the bits are the same on a GPU alone.
+"""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +14,13 @@ from model.config import YarnConfig
 from model.layers import Rotary
 from model.training.batch import forward_backward
 from model.training.config import RuntimeConfig
-from model.training.graphed import Graphed
+from model.training.graphed import Graphed, _first_of
 from model.training.optim import build_optimizer, global_norm
 from model.training.runtime import set_up
 from model.training.trainer import train
 from model.transformer import build_model
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 MODEL = replace(
     toy_runs.MODEL,
@@ -74,6 +78,7 @@ def assert_same(model, graphed, train_config, windows) -> None:
     model.zero_grad()
 
 
+@on_a_gpu
 @pytest.mark.parametrize("train_config", TRAINS.values(), ids=TRAINS.keys())
 @pytest.mark.parametrize("kind", ["mixture", "without prediction", "dense"])
 def test_the_same_bits_step_after_step(train_config, kind):
@@ -93,6 +98,7 @@ def test_the_same_bits_step_after_step(train_config, kind):
     assert_same(model, graphed, train_config, batch(8))
 
 
+@on_a_gpu
 def test_another_rotary_embedding_is_seen():
     model = on_gpu(MODEL, toy_runs.TRAIN)
     graphed = Graphed(model, toy_runs.TRAIN)
@@ -104,6 +110,7 @@ def test_another_rotary_embedding_is_seen():
     assert_same(model, graphed, toy_runs.TRAIN, batch(0))
 
 
+@on_a_gpu
 def test_what_waits_for_the_device_goes_through_autograd(monkeypatch, caplog):
     model = on_gpu(MODEL, toy_runs.TRAIN)
     monkeypatch.setattr(
@@ -118,6 +125,7 @@ def test_what_waits_for_the_device_goes_through_autograd(monkeypatch, caplog):
     assert caplog.text.count("no CUDA graph") == 1
 
 
+@on_a_gpu
 def test_a_run_is_that_of_autograd_also_when_it_was_interrupted(corpus, tmp_path, monkeypatch):
     runtime = RuntimeConfig(device="cuda")
 
@@ -138,3 +146,73 @@ def test_a_run_is_that_of_autograd_also_when_it_was_interrupted(corpus, tmp_path
     assert graphed.loss_nats == interrupted.loss_nats == plain.loss_nats
     for name in ("interrupted", "plain"):
         toy_runs.assert_same_run(tmp_path / "graphed", tmp_path / name)
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Shapes of the passes that are captured, without a GPU to capture them."""
+    shapes = []
+    monkeypatch.setattr(
+        Graphed, "_capture", lambda self, windows: shapes.append(windows.shape) or 1
+    )
+    monkeypatch.setattr(Graphed, "_replay", lambda self, graph, windows: graph)
+    return shapes
+
+
+def test_a_shape_is_captured_once_autograd_has_gone_through_it(captures):
+    model = build_model(MODEL, seed=0)
+    graphed = Graphed(model, toy_runs.TRAIN)
+    few = batch(0, sequences=2)
+    found = [graphed.forward_backward(windows) for windows in (batch(0), few, batch(1), few)]
+    assert found == [None, None, 1, 1]
+    assert captures == [batch(0).shape, few.shape]
+    assert graphed.forward_backward(batch(2)) == 1
+    assert len(captures) == 2
+
+
+def test_what_was_put_in_the_place_of_something_else_is_captured_anew(captures):
+    model = build_model(MODEL, seed=0)
+    graphed = Graphed(model, toy_runs.TRAIN)
+
+    def again():
+        return graphed.forward_backward(batch(0)), graphed.forward_backward(batch(0))
+
+    assert again() == (None, 1)
+    assert again() == (1, 1)
+    model.rotary = Rotary(MODEL.attention)
+    assert again() == (None, 1)
+    model.norm.weight.data = model.norm.weight.data.clone()
+    assert again() == (None, 1)
+    next(model.routers()).selection_bias.data = torch.zeros(8)
+    assert again() == (None, 1)
+    assert len(captures) == 4
+
+
+def test_a_large_pass_is_left_to_autograd(captures, monkeypatch):
+    graphed = Graphed(build_model(MODEL, seed=0), toy_runs.TRAIN)
+    monkeypatch.setattr("model.training.graphed.MOST_NUMBERS", batch(0).numel() * 32 - 1)
+    assert [graphed.forward_backward(batch(0)) for _ in range(3)] == [None] * 3
+    monkeypatch.setattr("model.training.graphed.MOST_NUMBERS", batch(0).numel() * 32)
+    assert [graphed.forward_backward(batch(0)) for _ in range(2)] == [None, 1]
+
+
+def test_what_cannot_be_captured_is_tried_once(captures, monkeypatch):
+    monkeypatch.setattr(Graphed, "_capture", lambda self, windows: captures.append(1))
+    graphed = Graphed(build_model(MODEL, seed=0), toy_runs.TRAIN)
+    assert [graphed.forward_backward(batch(0)) for _ in range(4)] == [None] * 4
+    assert captures == [1]
+
+
+def test_which_runs_may_be_captured():
+    model, gpu, cpu = build_model(MODEL, seed=0), torch.device("cuda"), torch.device("cpu")
+    assert Graphed.serves(model, toy_runs.TRAIN, gpu)
+    assert not Graphed.serves(model, toy_runs.TRAIN, cpu)
+    assert not Graphed.serves(model, replace(toy_runs.TRAIN, precision="fp8"), gpu)
+    model.config = SimpleNamespace(own=("a part",))
+    assert not Graphed.serves(model, toy_runs.TRAIN, gpu)
+
+
+def test_the_refusal_that_is_told_is_the_first():
+    first, last = RuntimeError("not permitted while capturing"), RuntimeError("an earlier error")
+    last.__context__ = first
+    assert _first_of(last) is first

@@ -93,6 +93,25 @@ def test_the_compiled_and_the_frameworks_step_share_their_state(monkeypatch):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_the_frameworks_step_without_its_search_changes_no_bit(factor, monkeypatch):
+    """Also where the groups' rates differ, by ``factor``, so that nothing is lined up for both."""
+    monkeypatch.setattr(adamw, "serves", lambda tensors: False)
+    mine, framework = Some(), Some()
+    optimizer = build_optimizer(mine, CONFIG)
+    searching = torch.optim.AdamW(
+        build_optimizer(framework, CONFIG).param_groups, lr=CONFIG.peak_lr, fused=True
+    )
+    for seed in range(4):
+        for model, each in ((mine, optimizer), (framework, searching)):
+            with_gradients(model, seed)
+            set_learning_rate(each, 3e-3 / (1 + seed))
+            each.param_groups[1]["lr"] *= factor
+            each.step()
+        for p, q in zip(mine.parameters(), framework.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize("largest", [1e-2, 1e6])
 def test_clipping(largest):
     model = Some()
