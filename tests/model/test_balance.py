@@ -140,6 +140,24 @@ def test_auxiliary_loss_is_one_when_even_and_pushes_the_overloaded_down():
     assert (logit_change[2:] > 0).all()
 
 
+def test_in_the_auxiliary_loss_every_token_counts_alike():
+    """Whatever its scores sum to; a router that is sure of nothing scores all experts low."""
+    router = Router(CONFIG, 4)
+    with torch.no_grad():
+        router.weight.copy_(torch.eye(4))
+    logits = [[4.0, 3, 1, 2], [-4, -6, -5, -3]]
+    stats = routing_stats(router(torch.tensor(logits)), RoutingRequest(losses=True))
+    assert stats.load_E.tolist() == [2, 1, 0, 1]
+    shares = []
+    for token in logits:
+        scores = [1 / (1 + math.exp(-logit)) for logit in token]
+        shares.append([score / sum(scores) for score in scores])
+    mean = [(one + other) / 2 for one, other in zip(*shares, strict=True)]
+    # f is each load times 4 experts over the 4 choices.
+    expected = 2 * mean[0] + 1 * mean[1] + 1 * mean[3]
+    assert stats.aux_loss.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_z_loss_by_hand():
     router = Router(CONFIG, 4)
     with torch.no_grad():

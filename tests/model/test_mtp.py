@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.accounting import count_params
 from model.transformer import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -17,6 +18,34 @@ def windows(rows=3, length=6):
     draw = torch.Generator().manual_seed(1)
     drawn = torch.randint(23, (rows, length + 1), generator=draw)
     return drawn[:, :-1], drawn[:, 1:]
+
+
+def test_it_joins_what_follows_with_the_state_both_normed_and_norms_what_it_hands_on(model):
+    """DeepSeek-V3 (arXiv:2412.19437), equations 21 and 22, the embedding first as in Ling."""
+    tokens, targets = windows()
+    seen = []
+    model.mtp.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output[0])))
+    model(tokens, targets)
+    ((state_BTD, next_BTD, *rest), handed_on_BTD) = seen[0]
+
+    def unit(x_BTD):
+        return x_BTD / (x_BTD.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+
+    mean_square_BT = state_BTD.square().mean(-1)
+    torch.testing.assert_close(mean_square_BT, torch.ones_like(mean_square_BT), rtol=1e-5, atol=0)
+    torch.testing.assert_close(next_BTD, model.embedding.weight[targets])
+    joined_BTD = torch.cat([unit(next_BTD), unit(state_BTD)], dim=-1)
+    x_BTD, _ = model.mtp.block(joined_BTD @ model.mtp.projection.weight.T, *rest)
+    torch.testing.assert_close(handed_on_BTD, unit(x_BTD))
+
+
+def test_it_has_experts_even_where_no_block_before_it_has(tiny):
+    config = tiny(num_dense_layers=tiny().num_layers, mtp_depth=1)
+    model = build_model(config, seed=0)
+    assert [name for name, _ in model.named_parameters() if "router" in name] == [
+        "mtp.block.feed_forward.router.weight"
+    ]
+    assert sum(p.numel() for p in model.parameters()) == count_params(config).total
 
 
 def test_the_last_position_has_no_loss_and_hands_back_no_gradient(model):

@@ -14,7 +14,9 @@ from model.utilisation import (
     domain_specialisation,
     gate_entropy,
     layer_counts,
+    most_paired,
     router_saturation,
+    strongest_partner,
     top_k_mass,
 )
 
@@ -45,6 +47,17 @@ def test_coactivation():
         [1, 0, 1, 0],
         [0, 0, 0, 0],
     ]
+    # The best partners of 0, 1 and 2, and nothing of 3, which no token chose.
+    assert strongest_partner(coactivation(together)) == pytest.approx((0.5 + 1 + 1) / 3)
+    assert most_paired(coactivation(together), 2).tolist() == [1, 2]
+    alone = chosen_together(torch.tensor([[0], [1]]), 4)
+    assert strongest_partner(coactivation(alone)) == 0
+
+
+def test_those_with_the_strongest_partners_are_shown_in_the_order_of_their_numbers():
+    share = torch.tensor([[1.0, 0.3, 0, 0], [0.2, 1, 0, 0], [0, 0.9, 1, 0], [0.6, 0, 0, 1]])
+    assert most_paired(share, 3).tolist() == [0, 2, 3]
+    assert most_paired(share, 9).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
