@@ -191,6 +191,8 @@ def test_budgets_are_groups_or_octaves() -> None:
     assert budget_ranks(rough) == budget_ranks(ladder)
     iso = np.repeat([1e18, 3e18, 1e19], 4)
     assert budget_ranks(iso) == (0,) * 4 + (1,) * 4 + (2,) * 4
+    near = np.array([1.0, 1.1, 1.3 * 1.1, 1.3**2 * 1.1, 1.0])  # just over 1.2 times the one before
+    assert budget_ranks(near) == (0, 0, 1, 2, 0)
     continuum = np.geomspace(1.0, 1000.0, 300)
     assert 9 <= max(budget_ranks(continuum)) <= 10
     assert budget_ranks(continuum)[-1] == max(budget_ranks(continuum))

@@ -20,6 +20,7 @@ from analysis.table_files import read_table
 from analysis.table_options import Columns, TableRules
 from analysis.tables import load_table, points_from_table
 from analysis.units import check_falls
+from analysis.without_embedding import column_without_embedding
 from model.errors import ConfigError
 
 LAW = LossSurface(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37, flops_per_size_token=6.0)
@@ -588,3 +589,26 @@ def test_checkpoints_of_the_same_runs_are_asked_about(tmp_path: Path) -> None:
     points, _ = points_from_table(path, own)
     fit = fit_points(LossSurface, points, FitSettings(starts=200, replicates=100))
     assert "CHECKPOINTS" not in {w.status for w in fit.warnings}
+
+
+@pytest.mark.parametrize(
+    ("size_variable", "columns", "found"),
+    [
+        ("N", {"params_wo_embedding": (1e6, 8e6)}, "params_wo_embedding"),
+        ("N", {"N_no_emb": (1e6, 3e7)}, None),  # larger than N in a row: it counts something else
+        ("N", {"no_emb": (0.0, 8e6)}, None),
+        ("N", {"embedding": (1e6, 2e6)}, None),
+        ("non_emb_params", {"params_wo_embedding": (1e6, 8e6)}, None),
+    ],
+)
+def test_a_count_without_the_embedding_is_known_by_its_name_and_is_smaller(
+    size_variable, columns, found
+):
+    points = make_points(
+        size_variable=size_variable,
+        label=["a", "b"],
+        size=np.array([2e6, 1e7]),
+        loss=np.array([3.0, 2.5]),
+        extra=columns,
+    )
+    assert column_without_embedding(points) == found
