@@ -91,6 +91,42 @@ def test_bent_residuals_are_as_rare_as_the_textbook_says(num_points: int, bend: 
     assert bend_chance(solved, (x,)) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("what", ["an outlier", "a parameter at its bound"])
+def test_bent_residuals_with_an_outlier_or_a_parameter_that_cannot_move(what: str) -> None:
+    """The one counts as three robust deviations, the other straightens nothing."""
+    x = np.geomspace(1.0, 30.0, 12)
+    log_x = np.log(x)
+    noise = 0.01 * np.random.default_rng(5).uniform(-1.7, 1.7, 12)
+    solved = solve(
+        PowerLaw, (x,), np.exp(1.0 - 0.3 * log_x + noise), replace(QUICK, loss="squares")
+    )
+    own, residual = np.stack([np.ones(12), log_x], axis=1), solved.residual_N.copy()
+    if what == "an outlier":
+        residual[0] = 0.3
+        solved = replace(solved, residual_N=residual)
+        # A fit brings about as many residuals to nearly zero as it has parameters: one is left out.
+        deviation = np.median(np.sort(np.abs(residual))[1:]) / stats.norm.ppf(0.75)
+        assert residual[0] > 4 * deviation
+        residual = np.clip(residual, -3 * deviation, 3 * deviation)
+    else:
+        logsum = solved.form.logsum
+        lower_P = np.array([solved.theta_P[0], logsum.lower_P[1]])
+        form = replace(solved.form, logsum=replace(logsum, lower_P=lower_P))
+        solved = replace(solved, form=form)
+        own = (log_x - log_x.mean())[:, None]  # the law's height is that at the middle of x
+
+    def left(rows: np.ndarray) -> float:
+        gone = residual - rows @ np.linalg.lstsq(rows, residual, rcond=None)[0]
+        return float(gone @ gone)
+
+    square = (log_x - log_x.mean()) ** 2
+    straight, curved = left(own), left(np.column_stack([own, square]))
+    degrees = 12 - own.shape[1] - 1
+    expected = stats.f.sf((straight - curved) / (curved / degrees), 1, degrees)
+    assert 1e-6 < expected < 0.9
+    assert bend_chance(solved, (x,)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_surface_bends_in_size_and_tokens_together(ladder_points: Callable[..., Points]) -> None:
     """The F test of two squares beside the law's five directions, found by finite differences."""
     points = ladder_points(noise_sd=0.003)

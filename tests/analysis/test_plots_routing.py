@@ -48,6 +48,16 @@ def test_the_use_of_experts_is_read_from_the_last_line_that_has_it(tmp_path: Pat
     assert use.pairs[0].tolist() == PAIRS[0]["share"]
 
 
+def test_of_a_long_log_the_end_is_read_and_half_a_line_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "metrics.jsonl", [{"kind": "train"}, final_line()])
+    length = len(json.dumps(final_line())) + 1
+    for tail, is_whole in ((length, True), (length - 5, False)):
+        monkeypatch.setattr("analysis.expert_use.TAIL_BYTES", tail)
+        assert (read_expert_use(path) is not None) == is_whole
+
+
 def test_a_run_that_has_not_ended_has_no_use_yet(tmp_path: Path) -> None:
     path = written(tmp_path / "metrics.jsonl", [{"kind": "eval", "layers": [4]}])
     assert read_expert_use(path) is None

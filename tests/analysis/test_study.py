@@ -216,6 +216,21 @@ def test_optimum_has_intervals_around_the_truth(study: Study, truth: LossSurface
         optimum(study.compute_law, flops)
 
 
+@pytest.mark.parametrize("per_size_token", [1.0, 6.0])
+def test_at_an_optimum_the_tokens_are_as_uncertain_as_the_size(
+    study: Study, per_size_token: float
+) -> None:
+    """The compute is given, so each replicate that has a larger model has as many tokens fewer."""
+    law = replace(study.surface.law, flops_per_size_token=per_size_token)
+    best = optimum(replace(study.surface, law=law), 10 * max(study.points.flops))
+    assert best.size.value * best.tokens.value * per_size_token == pytest.approx(best.flops)
+    assert best.size.low < best.size.value < best.size.high
+    assert best.size.low * best.tokens.high * per_size_token == pytest.approx(best.flops)
+    assert best.size.high * best.tokens.low * per_size_token == pytest.approx(best.flops)
+    size, tokens = exponents(study.surface)
+    assert (tokens.low, tokens.high) == (1 - size.high, 1 - size.low)
+
+
 def test_an_optimum_that_does_not_exist_is_no_number(study: Study) -> None:
     law = replace(study.surface.law, B=0.0)
     with pytest.raises(ConfigError, match="no optimum"):
