@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -161,6 +162,7 @@ def test_inline_runs_in_this_very_process(plan, toy, monkeypatch):
     result = run_sweep(plan, toy.store, InlineExecutor())
     assert result.is_complete
     assert len(result.finished) == len(plan.runs)
+    assert "pulse" not in {thread.name for thread in threading.enumerate()}, "none beats for ever"
 
 
 def test_slots_follow_the_machine_unless_told(tmp_path):
