@@ -14,6 +14,7 @@ import pytest
 import toy_worker
 
 from model.files import write_atomic
+from model.training.distributed.job import RankLost
 from sweeps import liveness
 from sweeps.attempt import (
     Attempt,
@@ -28,7 +29,7 @@ from sweeps.attempt import (
 from sweeps.files import content_hash, read_json, write_json
 from sweeps.liveness import Owner, Watch, known_dead, this_process
 from sweeps.store import Store
-from sweeps.trouble import EXIT_HELD, EXIT_OVER
+from sweeps.trouble import EXIT_HELD, EXIT_OVER, EXIT_STOPPED
 from sweeps.worker import run_worker
 
 TOY = (sys.executable, toy_worker.__file__)
@@ -325,6 +326,15 @@ def test_an_error_after_the_run_was_taken_over_is_not_the_runs(run_dir):
 
     assert run_worker(run_dir, after=0, measure=measure) == EXIT_HELD
     assert read_outcome(attempt_dir(run_dir, 1)) is None
+
+
+def test_a_run_that_lost_one_of_its_processes_is_gone_on_with(run_dir, toy):
+    def measure(spec, folder, report):
+        raise RankLost("rank 1 was killed by signal 9")
+
+    assert run_worker(run_dir, after=0, measure=measure) == EXIT_STOPPED
+    state = toy.store.state(run_dir.name)
+    assert (state.status, state.reason) == ("interrupted", "rank 1 was killed by signal 9")
 
 
 def test_a_worker_started_by_hand_leaves_a_live_run_alone(run_dir, toy, plan, start_toy):
