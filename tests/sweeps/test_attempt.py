@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sweeps.attempt import (
     ClaimLost,
     Heartbeat,
     Outcome,
+    Progress,
     attempt_dir,
     newest_attempt,
     read_claim,
@@ -335,6 +337,19 @@ def test_a_run_that_lost_one_of_its_processes_is_gone_on_with(run_dir, toy):
     assert run_worker(run_dir, after=0, measure=measure) == EXIT_STOPPED
     state = toy.store.state(run_dir.name)
     assert (state.status, state.reason) == ("interrupted", "rank 1 was killed by signal 9")
+
+
+def test_a_worker_that_is_told_to_stop_says_that_its_run_can_go_on(run_dir, toy):
+    stop = threading.Event()
+
+    def measure(spec, folder, report):
+        for step in (1, 2, 3):
+            report(Progress(step=step, num_steps=10, tokens_per_s=1.0, loss=None))
+            stop.set()
+
+    assert run_worker(run_dir, after=0, measure=measure, stop=stop) == EXIT_STOPPED
+    state = toy.store.state(run_dir.name)
+    assert (state.status, state.reason) == ("interrupted", "stopped on request")
 
 
 def test_a_worker_started_by_hand_leaves_a_live_run_alone(run_dir, toy, plan, start_toy):
