@@ -30,9 +30,10 @@ from sweeps.attempt import (
 )
 from sweeps.files import content_hash, read_json, write_json
 from sweeps.liveness import Owner, Watch, known_dead, this_process
+from sweeps.provenance import git_state, provenance
 from sweeps.store import Store
-from sweeps.trouble import EXIT_HELD, EXIT_OVER, EXIT_STOPPED
-from sweeps.worker import run_worker
+from sweeps.trouble import EXIT_DISK_FULL, EXIT_HELD, EXIT_OVER, EXIT_STOPPED
+from sweeps.worker import run_worker, work
 
 TOY = (sys.executable, toy_worker.__file__)
 
@@ -406,6 +407,59 @@ def test_claims_tell_who_and_when(run_dir):
     claim = read_claim(attempt_dir(run_dir, 1))
     assert claim.started == 12.5
     assert claim.owner == this_process()
+
+
+def test_a_record_tells_every_attempt_by_whom_and_when(run_dir):
+    first = Attempt.claim(run_dir, after=0, now=100.0)
+    first.end(Outcome(status="interrupted", reason="killed", ended=150.0))
+    claim = read_json(first.dir / "claim.json")
+    claim["owner"]["host"] = "elsewhere"
+    write_json(first.dir / "claim.json", claim)
+    Attempt.claim(run_dir, after=1, now=200.0)
+    told = provenance(run_dir, attempt=2, threads=3)
+    assert told["started"] == 100.0
+    assert told["attempts"] == [
+        {
+            "number": 1,
+            "host": "elsewhere",
+            "started": 100.0,
+            "ended": 150.0,
+            "outcome": "interrupted: killed",
+        },
+        {
+            "number": 2,
+            "host": this_process().host,
+            "started": 200.0,
+            "ended": None,
+            "outcome": None,
+        },
+    ]
+    assert told["hardware"]["threads"] == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("git"),
+        subprocess.CalledProcessError(128, "git"),
+        subprocess.TimeoutExpired("git", 10),
+    ],
+)
+def test_without_a_checkout_or_git_a_record_has_no_commit(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("sweeps.provenance._git", fail)
+    assert git_state.__wrapped__() is None
+
+
+def test_a_worker_that_finds_the_disk_full_says_so_by_its_code(run_dir, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Attempt, "claim", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+    assert work(run_dir, 0) == EXIT_DISK_FULL
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
