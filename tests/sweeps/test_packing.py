@@ -1,24 +1,28 @@
 """Runs that one worker trains together: which, by whom, and that nothing else changes."""
 
+import errno
 import json
 import os
+import threading
 from dataclasses import replace
 
 import pytest
 import toy_plans
+import toy_worker
 
 from model.own.parts import OwnCounts, OwnPart
 from model.training.config import RuntimeConfig
-from sweeps.attempt import attempt_dir, read_claim, read_outcome
+from sweeps.attempt import Attempt, Outcome, attempt_dir, read_claim, read_outcome
 from sweeps.budget import Budget
 from sweeps.executors import InlineConfig, LocalConfig, RayConfig, SlurmConfig, packing_for
 from sweeps.executors.inline import InlineExecutor
 from sweeps.grid import replaced
-from sweeps.pack_worker import claim_company
+from sweeps.pack_worker import claim_company, run_pack
 from sweeps.packing import ALONE, Packing, measured_to_pay, read_company, write_company
 from sweeps.plan import make_plan
 from sweeps.run import run_sweep
 from sweeps.store import Store
+from sweeps.trouble import EXIT_DISK_FULL, EXIT_STOPPED
 
 PACKED_TOLERANCE_NATS = 1e-4
 """Most by which the loss of a packed run may differ from that of the run by itself; on a CPU it has
@@ -90,6 +94,7 @@ def test_what_differs_in_numbers_alone_goes_together(corpus_dir, corpus):
 def test_how_many_follows_the_device_unless_told(plan):
     small = next(run.spec for run in plan.runs if run.spec.model.hidden_size == 16)
     assert measured_to_pay(small, "cpu") > 1
+    assert measured_to_pay(small, "cuda") == 1, "not measured"
     wide = replace(small, model=replace(small.model, hidden_size=512))
     assert measured_to_pay(wide, "cpu") == 1
     assert Packing(most=None).key(wide) is None
@@ -243,6 +248,43 @@ def test_a_damaged_list_is_no_company(tmp_path):
     assert read_company(tmp_path).runs == {}
     write_company(tmp_path, [])
     assert not (tmp_path / "pack.json").exists()
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_one_that_ended_by_itself_is_not_taken_along(seeds_and_rates, toy, status):
+    first, ended = (toy.store.create(run.spec) for run in seeds_and_rates.runs[:2])
+    Attempt.claim(ended, after=0, now=0.0).end(Outcome(status=status, ended=1.0))
+    write_company(first, [(ended.name, 1)])
+    assert claim_company(toy.store, first) == []
+    assert toy.store.state(ended.name).status == status
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), EXIT_DISK_FULL, "the disk is full"),
+        (None, EXIT_STOPPED, "while trained with 1 others: record.tokens: a run that is said"),
+    ],
+    ids=["disk full", "bad record"],
+)
+def test_each_run_of_a_pack_that_goes_wrong_says_why(seeds_and_rates, toy, error, exit_code, said):
+    first, other = (toy.store.create(run.spec) for run in seeds_and_rates.runs[:2])
+    write_company(first, [(first.name, 0), (other.name, 0)])
+    parts = claim_company(toy.store, first)
+
+    def measure(specs, folders, reports, on_record):
+        if error is not None:
+            raise error
+        record = toy_worker.toy_record(specs[0], 1.0)
+        object.__setattr__(record, "tokens", 5)
+        on_record(0, record)
+
+    assert run_pack(parts, measure, threading.Event()) == exit_code
+    for part in parts:
+        state = toy.store.state(part.attempt.run_dir.name)
+        assert state.status == "interrupted"
+        assert state.reason.startswith(said)
+        assert not part.pulse.is_alive()
 
 
 def test_an_error_in_a_pack_blames_nobody(seeds_and_rates, toy, monkeypatch):
