@@ -18,11 +18,18 @@ from model.training import whole
 from model.training.captured import Captured
 from model.training.config import CheckpointConfig, RuntimeConfig
 from model.training.distributed.config import ParallelConfig
+from model.training.result import TrainResult
 from model.typed import to_plain
 from sweeps.attempt import Attempt, attempt_dir
 from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor
-from sweeps.measure import _reporting, check_record, measure_run, planned_corpus
+from sweeps.measure import (
+    _reporting,
+    check_record,
+    measure_run,
+    planned_corpus,
+    record_of,
+)
 from sweeps.plan import make_plan
 from sweeps.run import run_sweep
 from sweeps.spec import run_id
@@ -85,6 +92,31 @@ def test_a_record_says_what_was_asked_and_what_came_out(undisturbed, real_plan, 
             assert hardware["memory_bytes"] == 1024 * int(told.read_text().split()[1])
     seeds = {measured(undisturbed, run.run_id)["loss_nats"] for run in real_plan.runs}
     assert len(seeds) == len(real_plan.runs)
+
+
+def test_a_run_that_diverged_has_spent_what_it_was_trained_for(real_plan, tmp_path):
+    run = real_plan.runs[0]
+    attempt = Attempt.claim(Store(tmp_path).create(run.spec), after=0, now=0.0)
+    tokens = 2 * run.spec.train.batch_tokens
+    result = TrainResult(
+        status="diverged",
+        reason="loss spike",
+        steps=2,
+        tokens=tokens,
+        loss_nats=None,
+        bits_per_byte=None,
+        train_loss_nats=9.0,
+        by_domain={},
+        load_by_layer=(),
+        wall_s=1.0,
+        tokens_per_s=1.0,
+        seconds={},
+        epochs={},
+        numerics={},
+    )
+    record = record_of(run.spec, result, attempt.dir)
+    assert (record.tokens, record.steps) == (tokens, 2)
+    assert record.train_flops == run.cost.flops_per_token * tokens < run.cost.train_flops
 
 
 @pytest.mark.slow

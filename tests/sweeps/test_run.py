@@ -258,6 +258,24 @@ def test_what_a_first_try_got_wrong_is_corrected_until_a_run_has_begun(plan, toy
     toy.store.create(spec)
     right = (folder / "spec.json").read_text()
     assert '"cuda"' not in right
+    attempt = Attempt.claim(folder, after=0, now=0.0)
+    toy.store.create(wrong)
+    assert (folder / "spec.json").read_text() == right, "a worker is on it"
+    attempt.end(Outcome(status="failed", ended=1.0))
+    toy.store.create(wrong)
+    assert (folder / "spec.json").read_text() == text, "it left nothing to go on from"
+    toy.store.create(spec)
+    toy.store.redo(plan.runs[0].run_id)
     run_sweep(replace(plan, runs=plan.runs[:1]), toy.store, toy.executor())
     toy.store.create(wrong)
     assert (folder / "spec.json").read_text() == right
+
+
+def test_what_is_set_aside_twice_is_kept_twice(plan, toy):
+    run = plan.runs[0]
+    for _ in range(2):
+        attempt = Attempt.claim(toy.store.create(run.spec), after=0, now=0.0)
+        attempt.end(Outcome(status="failed", ended=1.0))
+        toy.store.redo(run.run_id)
+    kept = sorted(path.name for path in (toy.store.root / "redone").iterdir())
+    assert kept == [f"{run.run_id}.1", f"{run.run_id}.2"]

@@ -40,6 +40,8 @@ def test_every_run_is_counted_once_in_its_state(plan, toy, tmp_path):
         assert report.left_s == pytest.approx(10)  # a quarter of 40 s at its own speed
         to_come = 10 + interrupted.cost.wall_s / 2 + planned.cost.wall_s
         assert status.left_s(slots=1) == pytest.approx(to_come)
+        longest = max(report.left_s for report in status.runs)
+        assert status.left_s(slots=1000) == longest, "no run is shared out"
         half = sum(run.cost.train_flops for run in (diverged, failed, interrupted)) / 2
         expected = done.cost.train_flops + half + 0.75 * running.cost.train_flops
         assert status.train_flops_done == pytest.approx(expected)

@@ -12,6 +12,7 @@ import pytest
 import toy_plans
 
 from model.errors import ConfigError
+from model.files import step_folder
 from model.training.config import ScheduleConfig
 from model.training.trainer import train
 from sweeps.attempt import Attempt, attempt_dir, read_claim
@@ -98,6 +99,16 @@ def test_readouts_follow_their_trunk(trunk_plan):
     assert all(
         place[run.spec.trunk] < place[run.run_id] for run in trunk_plan.runs if run.spec.trunk
     )
+
+
+def test_a_readout_has_its_snapshots_once_the_last_is_there(trunk_plan, tmp_path):
+    shared = (run.spec for run in trunk_plan.runs if run.spec.trunk)
+    spec = next(spec for spec in shared if len(needed_steps(spec.train)) > 1)
+    store = Store(tmp_path)
+    for step in needed_steps(spec.train):
+        assert not has_snapshots(store, spec)
+        step_folder(store.run_dir(spec.trunk) / "snapshots", step).mkdir(parents=True)
+    assert has_snapshots(store, spec)
 
 
 def test_other_schedules_have_no_trunks(config, corpus):
