@@ -20,7 +20,7 @@ from model.training.config import CheckpointConfig, RuntimeConfig
 from model.training.distributed.config import ParallelConfig
 from model.training.result import TrainResult
 from model.typed import to_plain
-from sweeps.attempt import Attempt, attempt_dir
+from sweeps.attempt import Attempt, Outcome, attempt_dir
 from sweeps.executors.inline import InlineExecutor
 from sweeps.executors.local import LocalExecutor
 from sweeps.measure import (
@@ -30,6 +30,7 @@ from sweeps.measure import (
     planned_corpus,
     record_of,
 )
+from sweeps.memory import can_be_halved, micro_batches
 from sweeps.plan import make_plan
 from sweeps.run import run_sweep
 from sweeps.spec import run_id
@@ -187,6 +188,18 @@ def test_out_of_memory_halves_the_parts_of_the_same_batch(
     assert ["out of memory" in end for end in ends] == [True, False]
 
 
+def test_parts_are_at_most_the_sequences(real_plan, tmp_path):
+    spec = real_plan.runs[0].spec
+    folder = Store(tmp_path).create(spec)
+    length = spec.train.sequence_length
+    three = replace(spec.train, tokens=6 * length, batch_tokens=3 * length)
+    for number, parts in ((1, 1), (2, 2), (3, 3)):
+        attempt = Attempt.claim(folder, after=number - 1, now=0.0)
+        assert micro_batches(folder, three, number) == parts
+        assert can_be_halved(folder, three, number) == (parts < 3)
+        attempt.end(Outcome(status="interrupted", ended=1.0, out_of_memory=True))
+
+
 def test_a_sequence_that_does_not_fit_by_itself_fails(real_plan, tmp_path, monkeypatch):
     monkeypatch.setattr("sweeps.retries.BACKOFF_S", (0.01,) * 9)
     without_memory_for(monkeypatch, 0)
@@ -238,6 +251,12 @@ def test_progress_tells_the_newest_training_loss(tmp_path):
     tell(4, 9, 20.0)
     assert [each.loss for each in told] == [None, 5.5, 5.5, 4.5, None]
     assert (told[3].step, told[3].num_steps, told[3].tokens_per_s) == (3, 9, 20.0)
+
+
+def test_processes_are_shared_out_evenly_among_the_nodes():
+    assert Spread(parallel=ParallelConfig(shard=6), nodes=3).ranks_per_node == 2
+    with pytest.raises(ConfigError, match=r"nodes \(4\) must divide the 6 processes"):
+        Spread(parallel=ParallelConfig(shard=6), nodes=4)
 
 
 def test_a_run_that_is_spread_is_trained_by_its_ranks(plan, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from sweeps.events import Event
 from sweeps.executors.forkserver import ForkServer
 from sweeps.executors.local import LocalExecutor, Spawner
 from sweeps.plan import Plan, make_plan
+from sweeps.retries import BACKOFF_S, Retries
 from sweeps.run import DiskFull, run_sweep
 
 
@@ -279,3 +280,14 @@ def test_what_is_set_aside_twice_is_kept_twice(plan, toy):
         toy.store.redo(run.run_id)
     kept = sorted(path.name for path in (toy.store.root / "redone").iterdir())
     assert kept == [f"{run.run_id}.1", f"{run.run_id}.2"]
+
+
+def test_a_run_that_ends_at_the_same_step_each_time_is_given_up():
+    retries = Retries()
+    for pause_s in BACKOFF_S:
+        retries.reached("r", 5)
+        assert retries.next_pause_s("r") == pause_s
+    retries.reached("r", 5)
+    assert retries.next_pause_s("r") is None
+    retries.reached("r", 6)
+    assert retries.next_pause_s("r") == BACKOFF_S[0], "it gets on"
