@@ -75,28 +75,30 @@ def test_what_holds_in_each_stage(corpus):
 
 def test_of_an_earlier_stage_the_embedding_and_the_longest_sequence_stay():
     """Its rate and balance end with it; YaRN stretches what was reached before its stage."""
-    lengths = {"short": 32, "long": 64, "short again": 32}
+    lengths = {"first": 32, "long": 64, "short": 32, "stretched": 32, "last": 32}
     text = tuple(
-        DataStage(name=name, frac=1 / 3, weights=ALL, sequence_length=length)
+        DataStage(name=name, frac=0.2, weights=ALL, sequence_length=length)
         for name, length in lengths.items()
     )
     entries = (
         StageConfig(name="long", rope_base=1e5, lr_factor=0.5, balance_rate=0.0),
-        StageConfig(name="short again", yarn_factor=2.0),
+        StageConfig(name="stretched", yarn_factor=2.0),
+        StageConfig(name="last", rope_base=2e5),
     )
     config = replace(TRAIN, tokens=128 * 30, stages=entries)
     spans = lay_out(text, ALL, num_steps=30, batch_tokens=128, sequence_length=32)
-    first, second, third = lay_out_stages(MODEL, config, spans)
-    assert [stage.last_step for stage in (first, second, third)] == [10, 20, 30]
-    assert (second.lr_factor, second.balance.update_rate) == (0.5, 0.0)
-    assert (third.lr_factor, third.balance) == (1.0, TRAIN.balance)
+    stages = lay_out_stages(MODEL, config, spans)
+    assert [stage.last_step for stage in stages] == [6, 12, 18, 24, 30]
+    assert [stage.lr_factor for stage in stages] == [1.0, 0.5, 1.0, 1.0, 1.0]
+    assert [stage.balance.update_rate for stage in stages] == [0.01, 0.0, 0.01, 0.01, 0.01]
     based = replace(MODEL.attention, rope_base=1e5)
-    assert second.attention == based
     yarn = YarnConfig(factor=2.0, original_positions=64)
-    assert third.attention == replace(based, yarn=yarn)
-    assert model_after(10, MODEL, config, text) == (MODEL, 32)
-    assert model_after(11, MODEL, config, text) == (replace(MODEL, attention=based), 64)
-    assert model_after(30, MODEL, config, text) == (replace(MODEL, attention=third.attention), 64)
+    stretched, last = replace(based, yarn=yarn), replace(based, rope_base=2e5, yarn=yarn)
+    attention = [stage.attention for stage in stages]
+    assert attention == [MODEL.attention, based, based, stretched, last]
+    for num_steps, used, longest in ((6, MODEL.attention, 32), (7, based, 64), (30, last, 64)):
+        expected = (replace(MODEL, attention=used), longest)
+        assert model_after(num_steps, MODEL, config, text) == expected
 
 
 def test_an_entry_without_its_stage_is_refused(corpus):
