@@ -142,6 +142,8 @@ def test_mixed_protocols_are_named_by_field() -> None:
         check_one_protocol([RECORD, RECORD, other])
     message = str(caught.value)
     assert "2 protocols (2 and 1 runs; m1-1 is of the second)" in message
+    with pytest.raises(ConfigError, match=r"\(2 and 1 runs; m1-1 is of the second\)"):
+        check_one_protocol([other, RECORD, RECORD])
     assert "data.fingerprint ('abc' / 'xyz')" in message
     assert "mtp (absent / 0.1)" in message
     assert "schedule" not in message
@@ -152,6 +154,9 @@ def test_mixed_protocols_are_named_by_field() -> None:
     check_one_protocol([RECORD, other], allow=["data", "mtp"])
     with pytest.raises(ConfigError, match=r"data\.fingerprint"):
         check_one_protocol([RECORD, other], allow=["dat", "mtp"])
+    mixed = replace(other, protocol={**other.protocol, "data": {"fingerprint": "z", "mixture": 1}})
+    with pytest.raises(ConfigError, match=r"allow=\[data\.fingerprint,data\.mixture,mtp\]"):
+        check_one_protocol([RECORD, mixed])  # of a text that neither names
     twin = replace(RECORD, protocol_fingerprint="p2")
     with pytest.raises(ConfigError, match=r"their fingerprints only.*allow=\[fingerprint\]"):
         check_one_protocol([RECORD, twin])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.allocation import exponents, optimum
+from analysis.allocation import exponents, log_optimal_size, optimum
 from analysis.budgets import budget_ranks
 from analysis.exclusion import Exclusion
 from analysis.health import holdout_warnings
@@ -229,6 +229,22 @@ def test_at_an_optimum_the_tokens_are_as_uncertain_as_the_size(
     assert best.size.high * best.tokens.low * per_size_token == pytest.approx(best.flops)
     size, tokens = exponents(study.surface)
     assert (tokens.low, tokens.high) == (1 - size.high, 1 - size.low)
+
+
+def test_replicates_have_the_optima_of_their_laws(study: Study) -> None:
+    laws = [
+        LossSurface(E=1.5, A=300.0, B=900.0, alpha=alpha, beta=beta, flops_per_size_token=6.0)
+        for alpha, beta in ((0.3, 0.4), (0.5, 0.2))
+    ]
+    log_size_R, exponent_R = log_optimal_size(np.array([law.parameters for law in laws]))
+    for law, log_size, exponent in zip(laws, log_size_R, exponent_R, strict=True):
+        size = np.exp(log_size + exponent * np.log(1e20 / 6))
+        assert size == pytest.approx(law.optimum(1e20).size)
+    rows = np.array(study.surface.replicates)
+    rows[: len(rows) // 4, 2] = 0.0  # B: more tokens would gain nothing
+    fit = replace(study.surface, replicates=tuple(map(tuple, rows.tolist())))
+    best = optimum(fit, 10 * max(study.points.flops))
+    assert best.open_frac == pytest.approx(len(rows) // 4 / len(rows))
 
 
 def test_an_optimum_that_does_not_exist_is_no_number(study: Study) -> None:

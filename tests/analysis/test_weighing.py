@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis.fitting import fit_law, fit_surface
+from analysis.lack_of_fit import UNLIKELY, lack_of_fit
 from analysis.laws import Array, LossSurface, SaturatingPowerLaw
 from analysis.noise import unnamed_settings
 from analysis.points import Points, celled_by, make_points
@@ -37,6 +39,26 @@ def ladder(misfit_sd: float, draw: int) -> tuple[Array, Array, tuple[str, ...]]:
 
 def fitted(flops: Array, losses: Array, cells: Sequence[str] | None) -> Fit:
     return fit_law(SaturatingPowerLaw, (flops,), losses, QUICK, name="loss", cells=cells)
+
+
+@pytest.mark.parametrize("wild", [1.0, 40.0])
+def test_what_cells_have_of_their_own_is_told_by_fishers_ratio(wild: float) -> None:
+    """Six cells of two seeds about a law of two parameters; a wild cell is no misfit of all."""
+    mean_C = np.array([0.03, -0.02, 0.025, -0.035 * wild, 0.015, -0.01])
+    residual_N = np.concatenate([mean_C + 0.01, mean_C - 0.01])
+    found = lack_of_fit(residual_N, np.tile(np.arange(6), 2), num_parameters=2)
+    assert found is not None
+    seeds_square = 6 * 2 * 0.01**2 / 6  # squares about the means, over 12 runs less 6 cells
+    scaled_C = np.sqrt(2) * np.abs(mean_C)
+    most = 3 * np.median(np.sort(scaled_C)[1:]) / stats.norm.ppf(0.75)
+    assert (scaled_C.max() > most) == (wild > 1)
+    lack = float((np.minimum(scaled_C, most) ** 2).sum())
+    assert found.seeds_sd == pytest.approx(seeds_square**0.5)
+    assert found.chance == pytest.approx(stats.f.sf(lack / 4 / seeds_square, 4, 6))
+    assert found.chance < UNLIKELY
+    # A mean square of lack is the seeds' and two runs' worth of the cells' own; 6 - 2 degrees.
+    own_square = (lack / 4 - seeds_square) / 2
+    assert found.misfit_sd == pytest.approx(own_square**0.5)
 
 
 @pytest.mark.parametrize(("misfit_sd", "weight"), [(0.0, 4.0), (0.006, 4 / 3.7), (1e3, 1.0)])
