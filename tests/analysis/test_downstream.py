@@ -22,6 +22,8 @@ def test_a_known_law_comes_back_and_its_inverse_with_it() -> None:
     assert found.inverse(float(TRUTH(3.1))) == pytest.approx(3.1)
     with pytest.raises(ConfigError, match="lies above every loss's"):
         found.inverse(0.851)
+    with pytest.raises(ConfigError, match="lies above every loss's"):
+        found.inverse(found.epsilon)  # no loss is that high
 
 
 def test_weights_count_as_in_least_squares() -> None:

@@ -16,6 +16,7 @@ from analysis.fitting import fit_points
 from analysis.laws import LossSurface, SaturatingPowerLaw
 from analysis.points import make_points
 from analysis.settings import FitSettings
+from analysis.table_cells import as_numbers
 from analysis.table_files import read_table
 from analysis.table_options import Columns, TableRules
 from analysis.tables import load_table, points_from_table
@@ -612,3 +613,9 @@ def test_a_count_without_the_embedding_is_known_by_its_name_and_is_smaller(
         extra=columns,
     )
     assert column_without_embedding(points) == found
+
+
+def test_counts_with_a_letter_and_a_printed_minus_are_numbers():
+    cells = pd.Series(["2k", "1.5M", "7b", "1.5G", "4 T", "\u22123"])
+    found = as_numbers(cells, ".", "")
+    assert found.tolist() == [2e3, 1.5e6, 7e9, 1.5e9, 4e12, -3.0]
