@@ -95,7 +95,7 @@ def test_the_compiled_and_the_frameworks_step_share_their_state(monkeypatch):
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_the_frameworks_step_without_its_search_changes_no_bit(factor, monkeypatch):
-    """Also where the groups' rates differ, by ``factor``, so that nothing is lined up for both."""
+    """Also where the groups' rates come to differ, by ``factor``, and another gradient is there."""
     monkeypatch.setattr(adamw, "serves", lambda tensors: False)
     mine, framework = Some(), Some()
     optimizer = build_optimizer(mine, CONFIG)
@@ -106,7 +106,10 @@ def test_the_frameworks_step_without_its_search_changes_no_bit(factor, monkeypat
         for model, each in ((mine, optimizer), (framework, searching)):
             with_gradients(model, seed)
             set_learning_rate(each, 3e-3 / (1 + seed))
-            each.param_groups[1]["lr"] *= factor
+            if seed:
+                each.param_groups[1]["lr"] *= factor
+            if seed > 1:
+                model.idle.grad = torch.ones(2, 2)
             each.step()
         for p, q in zip(mine.parameters(), framework.parameters(), strict=True):
             assert torch.equal(p, q)
