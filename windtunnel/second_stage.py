@@ -259,7 +259,7 @@ def _extended(
     require(
         train.batch_tokens % target.sequence_length == 0,
         f"target.sequence_length: sequences of {target.sequence_length} tokens do not fill a batch "
-        f"of {train.batch_tokens}; choose a divisor of it",
+        f"of {train.batch_tokens}; choose a divisor of {train.batch_tokens}",
     )
     weights, frac = dict(corpus.weights), at / train.num_steps
     stages = (

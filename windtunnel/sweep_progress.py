@@ -9,6 +9,7 @@ from rich.console import Console
 
 from analysis.wording import brief, counted
 from sweeps.attempt import Progress as RunProgress
+from sweeps.attempt import attempt_dir
 from sweeps.events import Event
 from sweeps.plan import Plan
 from sweeps.store import Store
@@ -93,8 +94,10 @@ class SweepProgress(Progress):
         elif event.kind == "diverged":
             self.line(Folded(f"DIVERGED  {label}: {reason}").plain)
         elif event.kind == "interrupted":
-            again = f"again     {label}: {reason}; it is tried again from its checkpoint"
-            self.line(Folded(again).plain)
+            saved = attempt_dir(self._store.run_dir(event.run.run_id), event.attempt)
+            there = any((saved / "checkpoints").glob("*"))
+            where = "its last checkpoint" if there else "its beginning: it had saved none yet"
+            self.line(Folded(f"again     {label}: {reason}; it is tried again from {where}").plain)
         elif event.kind == "stopped":
             begun = event.progress is not None or event.attempt > 1
             then = "it resumes from its checkpoint" if begun else "it begins"

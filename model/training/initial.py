@@ -68,9 +68,14 @@ def given_weights(folder: Path) -> GivenWeights:
             is_published=True,
         )
     if not (folder / CONFIG_NAME).exists():
+        found = (
+            f"no published checkpoint (config.json) and no folder of weights ({CONFIG_NAME})"
+            if folder.is_dir()
+            else "no such folder of weights"
+        )
         raise ConfigError(
-            f"weights={folder}: no published checkpoint (config.json) and no folder of weights "
-            f"({CONFIG_NAME}); `windtunnel convert` makes the latter of either, and of a run"
+            f"{folder.absolute()}: {found}; `windtunnel convert source=RUN_ID target=FOLDER` makes "
+            "one of a run"
         )
     model, tensors = open_weights(folder)
     names = {tensor.name: tensor.shape for tensor in layout(model)}

@@ -308,7 +308,11 @@ def test_a_promotion_of_another_sweep_is_no_first_stage(first: Promotion, root: 
         ("continue", ("target.tokens=1000",), "to end it early use target=decay"),
         ("merge", ("target.num_merged=9",), "launch with keep_weights=N"),
         ("decay", ("target.tokens=1000",), "must be more than are done"),
-        ("extend", ("target.tokens=1e6", "target.sequence_length=250"), "do not fill a batch"),
+        (
+            "extend",
+            ("target.tokens=1e6", "target.sequence_length=250"),
+            "of 1152; choose a divisor of 1152",
+        ),
     ],
 )
 def test_what_cannot_be_begun_is_refused_in_one_line(

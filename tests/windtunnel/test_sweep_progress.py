@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.attempt import Progress
+from sweeps.attempt import Progress, attempt_dir
 from sweeps.events import Event
 from sweeps.plan_file import read_plan
 from sweeps.store import Store
@@ -74,3 +74,19 @@ def test_runs_whose_mirror_fails_are_trained_and_it_is_said_once(
         failed = record.provenance["mirror_failed"]
         assert failed.endswith("the run continues, metrics.jsonl has everything")
         assert failed in (store.run_dir(run.run_id) / "log.txt").read_text()
+
+
+def test_a_run_that_had_saved_nothing_is_not_said_to_go_on_from_a_checkpoint(
+    finished: Any, tmp_path: Path
+) -> None:
+    screen, run = io.StringIO(), finished.plan.runs[0]
+    progress = SweepProgress(make_console(screen), finished.plan, Store(tmp_path))
+    folder = attempt_dir(tmp_path / "runs" / run.run_id, 1)
+    for saved, said in (("", "from its beginning"), ("step-00000010", "from its last checkpoint")):
+        (folder / "checkpoints" / saved).mkdir(parents=True)
+        progress.show(Event(kind="interrupted", run=run, attempt=1, reason="rank 1 was killed"))
+        assert screen.getvalue().split("rank 1 was killed")[-1].split() == (
+            f"; it is tried again {said}".split()
+            if saved
+            else f"; it is tried again {said}: it had saved none yet".split()
+        )

@@ -84,9 +84,13 @@ def test_weights_that_come_back_are_measured_as_the_run_would_have_been(
     """To the bit, with nothing trained; a second time nothing is measured either."""
     trained, published = other
     assert fly(root, "trained=elsewhere") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "not measured yet" in said
-    assert f"promotion={promotion.id} root={root} trained=elsewhere trained.weights=FOLDER" in said
+    *said, command = capsys.readouterr().out.splitlines()
+    assert "not measured yet" in " ".join(" ".join(said).split())
+    command = " ".join(command.split())
+    assert command == (
+        f"windtunnel launch promotion={promotion.id} root={root} trained=elsewhere "
+        "trained.weights=FOLDER"
+    ), "whole, to be copied"
     entry = entry_of(root, promotion)
     assert (entry.verdict, entry.forecast.after_the_fact) == ("open", False)
     assert not (root / "runs" / promotion.run_id).exists()
@@ -157,7 +161,7 @@ def test_a_stated_loss_is_on_record_and_no_evidence_until_weights_are_measured(
         (("trained.loss_nats=1.2",), "needs trained.source='...'"),
         (("trained.source=x",), "belongs to trained.loss_nats"),
         (("trained.loss_nats=1.2", "trained.source=x", "trained.weights=w"), "give one"),
-        (("trained.weights=nowhere",), "no published checkpoint"),
+        (("trained.weights=nowhere",), "/nowhere: no such folder of weights; `windtunnel convert"),
         (("trained.loss_nats=-1", "trained.source=x"), "loss_nats must be positive, got -1.0"),
     ],
 )

@@ -46,7 +46,7 @@ from sweeps.spec import read_spec
 from sweeps.store import Store
 from windtunnel.alarm import AlarmConfig, alarm_sentence, looks_of
 from windtunnel.along import evaluations_in, in_flight
-from windtunnel.console import duration, prose
+from windtunnel.console import duration, prose, say
 from windtunnel.elsewhere import Elsewhere, Here
 from windtunnel.launch import (
     Launched,
@@ -230,8 +230,8 @@ def _handed_over(entry: Entry, config: Config, console: Console) -> int:
             prose(console, line)
         return 0
     again = launch_elsewhere(config.root, name)
-    prose(console, "The forecast is registered; the other engine can begin. To hold it against")
-    prose(console, f"what came of it: {again} trained.weights=FOLDER")
+    prose(console, "The forecast is registered; the other engine can begin. Then, to measure it:")
+    say(console, f"  {again} trained.weights=FOLDER")
     return 0
 
 
