@@ -15,9 +15,12 @@ from model.layers import Rotary
 from model.training.batch import forward_backward
 from model.training.config import RuntimeConfig
 from model.training.graphed import Graphed, _first_of
+from model.training.learner import Gradients
 from model.training.optim import build_optimizer, global_norm
+from model.training.run import initial_state
 from model.training.runtime import set_up
 from model.training.trainer import train
+from model.training.whole import WholeModel
 from model.transformer import build_model
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -216,3 +219,26 @@ def test_the_refusal_that_is_told_is_the_first():
     first, last = RuntimeError("not permitted while capturing"), RuntimeError("an earlier error")
     last.__context__ = first
     assert _first_of(last) is first
+
+
+def test_the_norm_that_came_with_a_pass_is_that_passs_alone(monkeypatch):
+    monkeypatch.setattr("model.kernels.adamw.serves", lambda tensors: False)
+    cpu = torch.device("cpu")
+    whole = WholeModel(MODEL, toy_runs.TRAIN, initial_state(MODEL, toy_runs.TRAIN, cpu), cpu)
+
+    class Once:
+        found = Gradients(5.0, 0.0, [], norm=2.0)
+
+        def forward_backward(self, windows):
+            for p in whole.model.parameters():
+                p.grad = torch.ones_like(p)
+            found, self.found = self.found, None
+            return found
+
+    whole._captured = Once()
+    assert whole.forward_backward(batch(0)).loss_nats == 5.0
+    assert whole.clip(0.5) == 2.0
+    assert all((p.grad == 0.25).all() for p in whole.model.parameters())
+    whole.forward_backward(batch(0))  # through autograd
+    norm = global_norm([p.grad for p in whole.model.parameters() if p.grad is not None]).item()
+    assert whole.clip(1e9) == norm != 2.0
