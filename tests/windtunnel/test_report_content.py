@@ -207,6 +207,11 @@ def test_wandb_gets_the_page_the_law_with_its_curves_and_the_promotion(
         "train_flops": promotion.train_flops,
         "forecast_nats": promotion.forecast.value,
     }
+    assert content.answer is not None
+    asked = replace(promotion, id="quickstart-compute-5e+05-0123abcd")
+    renamed = replace(content, answer=replace(content.answer, promotion=asked))
+    *_, promoted = artifacts_of(renamed, drawn, tmp_path, finished.root)
+    assert promoted.name == "quickstart-compute-5e05-0123abcd", "W&B refuses a plus"
     bare = replace(content, answer=None, evidence=replace(content.evidence, study=None))
     assert [one.type for one in artifacts_of(bare, drawn, tmp_path, finished.root)] == ["report"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def artifacts_of(
     sweep = content.sweep
     made = [
         Artifact(
-            name=f"{sweep}-report",
+            name=_allowed(f"{sweep}-report"),
             type="report",
             files=(folder / "index.html",),
             metadata={"sweep": sweep, "made_at": content.made_at},
@@ -70,7 +71,7 @@ def artifacts_of(
         curves = [folder / f"{drawing.name}.csv" for drawing in drawn if drawing.name in CURVES]
         made.append(
             Artifact(
-                name=f"{sweep}-law",
+                name=_allowed(f"{sweep}-law"),
                 type="scaling-law",
                 files=(content.fit_path, *curves),
                 metadata={
@@ -84,7 +85,7 @@ def artifacts_of(
         promotion = content.answer.promotion
         made.append(
             Artifact(
-                name=promotion.id,
+                name=_allowed(promotion.id),
                 type="promotion",
                 files=(Promotions(root).path(promotion.id),),
                 metadata={
@@ -96,3 +97,8 @@ def artifacts_of(
             )
         )
     return made
+
+
+def _allowed(name: str) -> str:
+    """``name`` as W&B takes an artifact's: without the plus of ``5e+05``, and the like."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "", name)
