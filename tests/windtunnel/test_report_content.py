@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from analysis.points import points_from_records
 from analysis.records import RecordSet
 from model.accounting import count_params
 from windtunnel.along import Waypoint
-from windtunnel.ledger import ledger_of
+from windtunnel.ledger import ledger_of, utc_now
 from windtunnel.promotion import Promotions
 from windtunnel.report.content import Answer, Content, RunRow, gather, held_forecasts
 from windtunnel.report.conventions import CONVENTIONS, views_of
@@ -113,6 +114,8 @@ def test_of_two_promotions_the_newer_is_the_answer(
 ) -> None:
     root = tmp_path / "tunnel"
     shutil.copytree(finished.root, root, symlinks=True)
+    while utc_now() <= finished.promotion.created_at:  # whole seconds
+        time.sleep(0.05)
     newer = known_sweep.promote(root, "target=compute", "target.train_flops=3e13")
     assert newer.created_at > finished.promotion.created_at
     found = gather("quickstart", root, made_at="", version="")
