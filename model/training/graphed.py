@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 # Shapes: B sequences, T positions.
 
 MOST_NUMBERS = 1 << 24
-"""Tokens times width from which a pass is left to autograd: the device's work takes longer than the
-host's there, and a graph keeps the memory of every intermediate."""
+"""Tokens times width from which a pass is left to autograd. A layer's Python and launches took 5 to
+7 ms on an H200's host (2026-11-27), which is about what its products take at this size; a graph
+keeps the memory of every intermediate. Reckoned, not measured: the largest measured is 2^18."""
 
 
 @dataclass(frozen=True)
