@@ -8,11 +8,11 @@ clipping, update, balance of the experts, counts of their use. Small models' pas
 `by autograd` is the same without them, `grouped` with `grouped_mm` for the experts. `published` is
 the published modelling code's way of computing (benchmarks/published.py) with the same weights,
 under bfloat16 autocast in `published, bf16`, clipped and stepped by the framework (fused AdamW),
-free to leave other bits every time, which ours is not;
-compile=yes adds it under `torch.compile`. `dense` is our own model without experts, with the
-feed-forward width that makes its FLOPs per token equal. All take turns in one run; the first losses
-of ours and the published way are compared. `device busy` is how long its kernels
-took, by the profiler. profile=yes lists what a step of ours launches.
+free to leave other bits every time, which ours is not; compile=yes adds it under `torch.compile`.
+`dense` is our own model without experts, with the feed-forward width that makes its FLOPs per token
+equal. All take turns in one run; the first losses of ours and the published way are compared.
+`device busy` is how long its kernels took, by the profiler. profile=yes lists what a step of ours
+launches.
 """
 
 from __future__ import annotations

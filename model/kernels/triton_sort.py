@@ -65,13 +65,11 @@ class Visits(NamedTuple):
 def sort_visits(expert_TK: Tensor, num_experts: int, tile_rows: int) -> Visits:
     """Sort and tile the visits of ``expert_TK`` (int64, a token's K distinct, each below E)."""
     shape_TK, visits = expert_TK.shape, expert_TK.numel()
-    chunks, lanes = quotient_up(visits, CHUNK), 1 << (num_experts - 1).bit_length()
     sizes = _sizes(shape_TK, num_experts, tile_rows)
     workspace = torch.empty(sum(sizes), dtype=torch.int32, device=expert_TK.device)
     found = Visits.of(workspace, shape_TK, num_experts, tile_rows)
-    before_CE = torch.empty(chunks * lanes, dtype=torch.int32, device=expert_TK.device)
-    steps = {"LANES": lanes, "CHUNK": CHUNK, "STEP": STEP}
-    launch(_count, (chunks,), expert_TK, before_CE, visits, **steps)
+    before_CE, steps = _count_chunks(expert_TK, num_experts)
+    chunks, lanes = before_CE.shape
     numbers = (chunks, num_experts, tile_rows)
     launch(_cut, (1,), before_CE, *found.tables, *numbers, LANES=lanes, ROWS=16, warps=8)
     found_at = (found.start_E, found.slot_P, found.row_TK, visits, num_experts)
@@ -81,12 +79,18 @@ def sort_visits(expert_TK: Tensor, num_experts: int, tile_rows: int) -> Visits:
 
 def count_visits(expert_TK: Tensor, num_experts: int) -> Tensor:
     """Choices of each expert, int64 [E]; unlike ``bincount`` without waiting for the device."""
+    count_CE, _ = _count_chunks(expert_TK, num_experts)
+    return count_CE[:, :num_experts].sum(0)
+
+
+def _count_chunks(expert_TK: Tensor, num_experts: int) -> tuple[Tensor, dict[str, int]]:
+    """Choices of each expert by chunk, int32 [chunks, lanes], and how a chunk is gone through."""
     visits = expert_TK.numel()
     chunks, lanes = quotient_up(visits, CHUNK), 1 << (num_experts - 1).bit_length()
     count_CE = torch.empty(chunks, lanes, dtype=torch.int32, device=expert_TK.device)
     steps = {"LANES": lanes, "CHUNK": CHUNK, "STEP": STEP}
     launch(_count, (chunks,), expert_TK, count_CE, visits, **steps)
-    return count_CE[:, :num_experts].sum(0)
+    return count_CE, steps
 
 
 def _sizes(shape_TK: tuple[int, ...], num_experts: int, tile_rows: int) -> list[int]:
