@@ -63,7 +63,7 @@ class Router(nn.Module):
             return Routing(expert_TK, gate_TK, logits_TE, scores_TE)
         expert_TK = choose(scores_TE.detach(), self.selection_bias, c)
         gate_TK = scores_TE.gather(1, expert_TK)
-        if c.normalize_gates and c.experts_per_token > 1:
+        if self.rule.normalize_gates:
             gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + 1e-20)
         return Routing(expert_TK, gate_TK * c.routed_scale, logits_TE, scores_TE)
 

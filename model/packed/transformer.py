@@ -205,7 +205,6 @@ class PackedTransformer:
         self, logits_MNE: Tensor, bias_ME: Tensor | None, moe: MoEConfig
     ) -> tuple[Tensor, Tensor]:
         """Chosen experts, each model's from 0, and their gates [M·N, K]."""
-        normalize = moe.normalize_gates and moe.experts_per_token > 1
         rule = rule_of(moe)
         if moe.score == "sigmoid" and step.serves(logits_MNE):
             biases = [None] * len(logits_MNE) if bias_ME is None else bias_ME.unbind()
@@ -220,7 +219,7 @@ class PackedTransformer:
             biased_MNE = biased_MNE + bias_ME[:, None]
         expert_TK = choose(biased_MNE.flatten(0, 1), None, moe)
         gate_TK = scores_MNE.flatten(0, 1).gather(1, expert_TK)
-        if normalize:
+        if rule.normalize_gates:
             gate_TK = gate_TK / (gate_TK.sum(-1, keepdim=True) + 1e-20)
         return expert_TK, gate_TK * moe.routed_scale
 

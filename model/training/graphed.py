@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.training.batch import batch_loss, gone_back_by_the_caller
 from model.training.config import TrainConfig
-from model.training.learner import Gradients
+from model.training.learner import Gradients, hand_out
 from model.training.optim import global_norm
 from model.transformer import Transformer
 
@@ -107,9 +107,7 @@ class Graphed:
         known.given.copy_(windows)
         known.windows.copy_(known.given, non_blocking=True)
         known.graph.replay()
-        for weight, grad in zip(self._weights, known.grads, strict=True):
-            if weight.grad is not grad:  # which is seen faster than set
-                weight.grad = grad
+        hand_out(self._weights, known.grads)
         loss_nats, mtp_nats, norm = known.numbers.tolist()
         return Gradients(loss_nats, mtp_nats, known.loads, norm)
 

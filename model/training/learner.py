@@ -36,6 +36,13 @@ class Gradients:
     """Of all gradients together, where it came with them."""
 
 
+def hand_out(weights: Iterable[Tensor], grads: Iterable[Tensor | None]) -> None:
+    """Leave each of ``grads`` on its weight."""
+    for weight, grad in zip(weights, grads, strict=True):
+        if weight.grad is not grad:  # which is seen faster than set
+            weight.grad = grad
+
+
 class Learner(Protocol):
     """Weights, optimizer and state of one run."""
 
